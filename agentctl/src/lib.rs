@@ -1,0 +1,1 @@
+//! The admin command: everything that agentd offers, for people and scripts.

@@ -1,0 +1,1 @@
+//! The daemon: start-up, wiring and interfaces.

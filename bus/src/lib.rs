@@ -1,0 +1,1 @@
+//! Frames, lanes, router and client of the agent bus.

@@ -1,0 +1,1 @@
+//! The wire plan, the floor and the static agentd-launch program that applies a plan.

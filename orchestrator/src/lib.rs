@@ -1,0 +1,1 @@
+//! Agent life cycles and driver protocols, as pure state machines.

@@ -1,0 +1,1 @@
+//! Policy language to plan, egress and model-gateway rules: pure.

@@ -1,0 +1,1 @@
+//! The record: launches, messages, tokens, denials and exits, in SQLite.

@@ -1,0 +1,1 @@
+//! Parts for tests and the demo: stand-in model server, small agent, sandbox probes.

@@ -1,2 +1,9 @@
 //! The host as agentd sees it: raw system calls, probes, `/proc` and `/sys` readers.
 #![cfg_attr(not(feature = "std"), no_std)]
+
+#[cfg(feature = "std")]
+pub mod fdpass;
+#[cfg(feature = "std")]
+pub mod grant;
+#[cfg(feature = "std")]
+pub mod pidfd;

@@ -1,0 +1,355 @@
+//! Grants: the right to use one file object in one sandbox, given by whoever opened it.
+//!
+//! agentctl opens the workspace *as the caller* and makes a grant for it ([`send`]); agentd only forwards the grant; the
+//! broker alone consumes it ([`receive`]). A grant is one end of a SOCK_SEQPACKET pair in whose queue sits one message:
+//! the opened object (`SCM_RIGHTS`), the wanted access, the path inside the sandbox, and the giver's ids as the kernel
+//! attests them (`SCM_CREDENTIALS`). The other end is already closed, so nobody can add to it or alter it. Whoever forwards
+//! it may drop it or look at it, but can't make one in somebody else's name, nor use one twice: the message is consumed.
+//!
+//! Never opens a path, never trusts an id from the bytes. Callable from any thread; needs no privilege. Every way in which
+//! a grant can be wrong is a [`GrantError`]; the socket is closed in any case.
+
+use crate::fdpass::{self, ReceiveError, Wait};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Longest path inside the sandbox, in bytes (`PATH_MAX` less the terminator).
+pub const MAX_DST: usize = 4095;
+
+const MAGIC: [u8; 4] = *b"AGGR";
+const VERSION: u16 = 1;
+/// magic, version u16, access u8, zero u8.
+const HEADER: usize = 8;
+/// What the kernel shows for ids that it was not told or that have no name in our namespace.
+const OVERFLOW_ID: u32 = 65534;
+
+/// What the agent may do with the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// A consumed grant.
+#[derive(Debug)]
+pub struct Grant {
+    /// The directory or file, opened by the giver.
+    pub object: OwnedFd,
+    pub access: Access,
+    /// Absolute, without `.` or `..` components.
+    pub dst: PathBuf,
+    /// The giver's effective ids when the grant was made, attested by the kernel.
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: i32,
+}
+
+/// Why a grant could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    #[error(
+        "the grant's path {path:?} must be absolute, without . or .. components, and at most {MAX_DST} bytes long"
+    )]
+    Path { path: PathBuf },
+    #[error("only a directory or a regular file can be granted")]
+    Kind,
+    #[error("{call}: {source}")]
+    Os {
+        call: &'static str,
+        source: io::Error,
+    },
+    #[error("the descriptor is not an AF_UNIX SOCK_SEQPACKET socket")]
+    NotAGrant,
+    #[error("the grant is empty: a grant can be used once")]
+    Spent,
+    #[error("the grant's message is malformed ({what})")]
+    Malformed { what: &'static str },
+    #[error(
+        "the kernel attests no sender for the grant (sent without credentials, or from a namespace out of sight)"
+    )]
+    Unattested,
+}
+
+/// Makes a grant of `object` in the name of this process's effective ids. Hand the returned socket to agentd.
+///
+/// # Errors
+/// [`GrantError::Path`] and [`GrantError::Kind`] before anything is sent, [`GrantError::Os`] if a call fails.
+pub fn send(object: BorrowedFd<'_>, access: Access, dst: &Path) -> Result<OwnedFd, GrantError> {
+    check_dst(dst)?;
+    check_kind(object)?;
+    let mut message = Vec::with_capacity(HEADER + dst.as_os_str().len());
+    message.extend_from_slice(&MAGIC);
+    message.extend_from_slice(&VERSION.to_le_bytes());
+    message.push(match access {
+        Access::ReadOnly => 0,
+        Access::ReadWrite => 1,
+    });
+    message.push(0);
+    message.extend_from_slice(dst.as_os_str().as_bytes());
+    let (ours, theirs) = fdpass::seqpacket_pair().map_err(|source| GrantError::Os {
+        call: "socketpair",
+        source,
+    })?;
+    fdpass::send_with_credentials(ours.as_fd(), &message, &[object]).map_err(|source| {
+        GrantError::Os {
+            call: "sendmsg",
+            source,
+        }
+    })?;
+    Ok(theirs)
+}
+
+/// Consumes a grant. Never blocks.
+///
+/// # Errors
+/// Anything that is not exactly one well-formed grant message with one object and an attested sender.
+pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    let is_grant = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&socket) == Ok(SocketType::SEQPACKET);
+    if !is_grant {
+        return Err(GrantError::NotAGrant);
+    }
+    fdpass::pass_credentials(socket.as_fd()).map_err(|source| GrantError::Os {
+        call: "SO_PASSCRED",
+        source,
+    })?;
+    let mut buffer = [0u8; HEADER + MAX_DST + 1];
+    let received = fdpass::receive(socket.as_fd(), &mut buffer, 1, Wait::Never).map_err(
+        |error| match error {
+            error if error.is_would_block() => GrantError::Spent,
+            ReceiveError::Io(source) => GrantError::Os {
+                call: "recvmsg",
+                source,
+            },
+            ReceiveError::TooLong { .. } => GrantError::Malformed { what: "too long" },
+            ReceiveError::ControlTruncated => GrantError::Malformed {
+                what: "more than one descriptor",
+            },
+        },
+    )?;
+    if received.len == 0 && received.fds.is_empty() {
+        return Err(GrantError::Spent);
+    }
+    let (access, dst) = parse_message(&buffer[..received.len])?;
+    let credentials = received.credentials.ok_or(GrantError::Unattested)?;
+    if credentials.pid == 0 || is_nobody(credentials.uid) || is_nobody(credentials.gid) {
+        return Err(GrantError::Unattested);
+    }
+    let object = received
+        .fds
+        .into_iter()
+        .next()
+        .ok_or(GrantError::Malformed {
+            what: "no descriptor",
+        })?;
+    check_kind(object.as_fd())?;
+    Ok(Grant {
+        object,
+        access,
+        dst,
+        uid: credentials.uid,
+        gid: credentials.gid,
+        pid: credentials.pid,
+    })
+}
+
+fn is_nobody(id: u32) -> bool {
+    id == OVERFLOW_ID || id == u32::MAX
+}
+
+fn parse_message(bytes: &[u8]) -> Result<(Access, PathBuf), GrantError> {
+    let Some((header, dst)) = bytes.split_at_checked(HEADER) else {
+        return Err(GrantError::Malformed { what: "too short" });
+    };
+    if header[..4] != MAGIC {
+        return Err(GrantError::Malformed { what: "magic" });
+    }
+    if header[4..6] != VERSION.to_le_bytes() || header[7] != 0 {
+        return Err(GrantError::Malformed { what: "version" });
+    }
+    let access = match header[6] {
+        0 => Access::ReadOnly,
+        1 => Access::ReadWrite,
+        _ => return Err(GrantError::Malformed { what: "access" }),
+    };
+    let dst = Path::new(OsStr::from_bytes(dst));
+    check_dst(dst)?;
+    Ok((access, dst.to_path_buf()))
+}
+
+/// Absolute, no NUL, no empty, `.` or `..` component, not the root itself.
+fn check_dst(dst: &Path) -> Result<(), GrantError> {
+    let bytes = dst.as_os_str().as_bytes();
+    let clean = bytes.strip_prefix(b"/").is_some_and(|rest| {
+        !rest.contains(&0)
+            && rest
+                .split(|&byte| byte == b'/')
+                .all(|name| !matches!(name, b"" | b"." | b".."))
+    });
+    if clean && bytes.len() <= MAX_DST {
+        Ok(())
+    } else {
+        Err(GrantError::Path {
+            path: dst.to_path_buf(),
+        })
+    }
+}
+
+fn check_kind(object: BorrowedFd<'_>) -> Result<(), GrantError> {
+    use rustix::fs::FileType;
+    let stat = rustix::fs::fstat(object).map_err(|errno| GrantError::Os {
+        call: "fstat",
+        source: errno.into(),
+    })?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory | FileType::RegularFile => Ok(()),
+        _ => Err(GrantError::Kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags, open};
+
+    fn open_dir(path: &Path) -> OwnedFd {
+        open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .expect("open directory")
+    }
+
+    /// A socket in whose queue sits `bytes`, sent with credentials.
+    fn forged(bytes: &[u8], fds: &[BorrowedFd<'_>]) -> OwnedFd {
+        let (ours, theirs) = fdpass::seqpacket_pair().expect("socketpair");
+        fdpass::send_with_credentials(ours.as_fd(), bytes, fds).expect("send");
+        theirs
+    }
+
+    #[test]
+    fn a_grant_carries_the_object_the_access_and_the_giver() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let socket = send(
+            open_dir(folder.path()).as_fd(),
+            Access::ReadWrite,
+            Path::new("/workspace"),
+        )
+        .expect("grant");
+        let grant = receive(socket).expect("receive");
+        assert_eq!(grant.access, Access::ReadWrite);
+        assert_eq!(grant.dst, Path::new("/workspace"));
+        assert_eq!(grant.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(grant.gid, rustix::process::getegid().as_raw());
+        assert_eq!(grant.pid, std::process::id() as i32);
+        let (stat, expected) = (
+            rustix::fs::fstat(&grant.object).expect("fstat"),
+            rustix::fs::stat(folder.path()).expect("stat"),
+        );
+        assert_eq!(
+            (stat.st_dev, stat.st_ino),
+            (expected.st_dev, expected.st_ino)
+        );
+    }
+
+    #[test]
+    fn a_grant_can_be_used_once() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let socket = send(
+            open_dir(folder.path()).as_fd(),
+            Access::ReadOnly,
+            Path::new("/w"),
+        )
+        .expect("grant");
+        let copy = socket.try_clone().expect("dup");
+        receive(socket).expect("first use");
+        assert!(matches!(receive(copy), Err(GrantError::Spent)));
+    }
+
+    #[test]
+    fn paths_that_could_escape_are_refused_on_both_sides() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let dir = open_dir(folder.path());
+        for path in [
+            "", "/", "relative", "/a/../b", "/a/./b", "/a//b", "/a/", "/a\0b",
+        ] {
+            let error = send(dir.as_fd(), Access::ReadOnly, Path::new(path)).expect_err(path);
+            assert!(
+                matches!(error, GrantError::Path { .. }),
+                "{path:?}: {error}"
+            );
+            let mut bytes = b"AGGR\x01\x00\x00\x00".to_vec();
+            bytes.extend_from_slice(path.as_bytes());
+            assert!(receive(forged(&bytes, &[dir.as_fd()])).is_err(), "{path:?}");
+        }
+        let long = format!("/{}", "a".repeat(MAX_DST));
+        assert!(matches!(
+            send(dir.as_fd(), Access::ReadOnly, Path::new(&long)),
+            Err(GrantError::Path { .. })
+        ));
+    }
+
+    #[test]
+    fn only_directories_and_regular_files_can_be_granted() {
+        let null = open("/dev/null", OFlags::RDWR, Mode::empty()).expect("open /dev/null");
+        assert!(matches!(
+            send(null.as_fd(), Access::ReadOnly, Path::new("/x")),
+            Err(GrantError::Kind)
+        ));
+        let socket = forged(b"AGGR\x01\x00\x00\x00/x", &[null.as_fd()]);
+        assert!(matches!(receive(socket), Err(GrantError::Kind)));
+    }
+
+    #[test]
+    fn malformed_messages_are_refused() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let dir = open_dir(folder.path());
+        let one: &[BorrowedFd<'_>] = &[dir.as_fd()];
+        for (bytes, fds) in [
+            (&b"AGG"[..], one),
+            (b"XXXX\x01\x00\x00\x00/x", one),
+            (b"AGGR\x02\x00\x00\x00/x", one),
+            (b"AGGR\x01\x00\x02\x00/x", one),
+            (b"AGGR\x01\x00\x00\x01/x", one),
+            (b"AGGR\x01\x00\x00\x00/x", &[]),
+            (b"AGGR\x01\x00\x00\x00/x", &[dir.as_fd(), dir.as_fd()]),
+        ] {
+            let error = receive(forged(bytes, fds)).expect_err("malformed");
+            assert!(
+                matches!(error, GrantError::Malformed { .. }),
+                "{bytes:?}: {error}"
+            );
+        }
+        let long = [&b"AGGR\x01\x00\x00\x00/"[..], &[b'a'; 2 * MAX_DST]].concat();
+        assert!(matches!(
+            receive(forged(&long, one)),
+            Err(GrantError::Malformed { what: "too long" })
+        ));
+    }
+
+    #[test]
+    fn a_grant_without_attested_sender_is_refused() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let dir = open_dir(folder.path());
+        let (ours, theirs) = fdpass::seqpacket_pair().expect("socketpair");
+        fdpass::send(ours.as_fd(), b"AGGR\x01\x00\x00\x00/x", &[dir.as_fd()]).expect("send");
+        drop(ours);
+        assert!(matches!(receive(theirs), Err(GrantError::Unattested)));
+    }
+
+    #[test]
+    fn other_descriptors_are_not_grants() {
+        let file: OwnedFd = tempfile::tempfile().expect("file").into();
+        assert!(matches!(receive(file), Err(GrantError::NotAGrant)));
+        let (stream, _peer) = std::os::unix::net::UnixStream::pair().expect("pair");
+        assert!(matches!(receive(stream.into()), Err(GrantError::NotAGrant)));
+        let (silent, _open) = fdpass::seqpacket_pair().expect("pair");
+        assert!(matches!(receive(silent), Err(GrantError::Spent)));
+    }
+}

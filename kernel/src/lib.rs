@@ -7,3 +7,5 @@ pub mod fdpass;
 pub mod grant;
 #[cfg(feature = "std")]
 pub mod pidfd;
+#[cfg(feature = "std")]
+pub mod probe;

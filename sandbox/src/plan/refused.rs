@@ -1,0 +1,26 @@
+//! Why there is no plan.
+
+/// A launch that cannot be made as the policy demands. One line each, with the remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanRefused {
+    #[error("this build confines x86_64 programs only and the host is {machine}")]
+    Machine { machine: String },
+    #[error(
+        "property {property}: {missing}; to launch without it, add {property:?} to allow under [degrade] in the policy"
+    )]
+    Property { property: String, missing: String },
+    #[error("property {property}: {missing}; {fix}")]
+    Required {
+        property: String,
+        missing: String,
+        fix: String,
+    },
+    #[error("{what}: {problem}; {allowed}")]
+    Input {
+        what: String,
+        problem: String,
+        allowed: String,
+    },
+    #[error("the plan does not fit the launcher's format: {0}")]
+    Wire(String),
+}

@@ -1,0 +1,14 @@
+//! The rules that hold outside the kernel: at the egress proxy, the model gateway, the bus and the drivers.
+//!
+//! Pure questions with pure answers, each naming the policy line it rests on. They are asked on daemon tasks
+//! with no privilege; they never resolve names, connect or keep state. One file per kind of rule.
+
+pub mod egress;
+pub mod ipc;
+pub mod model;
+pub mod tools;
+
+pub use egress::{Decision, EgressRule, EgressRules};
+pub use ipc::IpcRules;
+pub use model::ModelRules;
+pub use tools::{ToolDecision, ToolRule, ToolRules};

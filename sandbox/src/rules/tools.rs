@@ -1,0 +1,281 @@
+//! What an LLM agent's own tools may do, asked by the drivers for each permission request.
+//!
+//! A rule is `Tool` or `Tool(pattern)`, as in `Bash(git *)`, `Read(.env*)`, `Write(src/**)`. A deny rule wins over
+//! an allow rule; with no allow rule at all every tool that is not denied is allowed, for the kernel holds the
+//! boundary and these rules only make an agent's manners explicit. They are not a security boundary: a shell can do
+//! what a tool is denied, within the sandbox.
+
+use super::model::glob;
+use crate::policy::Origin;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// One rule, checked when it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolRule {
+    /// As written in the policy.
+    pub text: String,
+    /// The tool's name, in which `*` stands for any run of characters.
+    pub tool: String,
+    /// What the tool's subject must match; `None` covers every use.
+    pub pattern: Option<String>,
+    pub origin: Origin,
+}
+
+impl ToolRule {
+    /// `Err` says what is wrong with it and what is allowed.
+    pub fn parse(text: &str, origin: Origin) -> Result<Self, String> {
+        let (tool, pattern) = match text.split_once('(') {
+            None => (text, None),
+            Some((tool, rest)) => match rest.strip_suffix(')') {
+                Some(p) if !p.is_empty() => (tool, Some(p.to_owned())),
+                _ => return Err("a tool rule is Tool or Tool(pattern), such as Bash(git *)".into()),
+            },
+        };
+        let ok = !tool.is_empty()
+            && tool
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_-*:.".contains(&b));
+        if !ok {
+            return Err(
+                "a tool's name has letters, digits and _ - : . with * for any run of them".into(),
+            );
+        }
+        Ok(Self {
+            text: text.into(),
+            tool: tool.into(),
+            pattern,
+            origin,
+        })
+    }
+
+    fn covers(&self, tool: &str, subjects: &[String]) -> bool {
+        glob(&self.tool, tool)
+            && match &self.pattern {
+                None => true,
+                Some(pattern) => subjects.iter().any(|s| subject_matches(pattern, s)),
+            }
+    }
+}
+
+/// A pattern that names no folder (`.env*`) matches the last component of a path as well.
+fn subject_matches(pattern: &str, subject: &str) -> bool {
+    glob(pattern, subject)
+        || (!pattern.contains('/')
+            && subject
+                .rsplit_once('/')
+                .is_some_and(|(_, name)| glob(pattern, name)))
+}
+
+/// `[tools]` of a policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolRules {
+    pub allow: Vec<ToolRule>,
+    pub deny: Vec<ToolRule>,
+}
+
+/// The answer to one tool use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolDecision {
+    Allow,
+    /// `why` is a sentence for the model and for the record; `origin` the line of the rule, if one rule decided.
+    Deny {
+        why: String,
+        origin: Option<Origin>,
+    },
+}
+
+impl ToolRules {
+    /// Decides one use of `tool` with `input`, the tool's arguments as the agent's protocol gives them.
+    ///
+    /// `workspace`, an absolute path, lets patterns be written relative to it.
+    pub fn decide(&self, tool: &str, input: &Value, workspace: Option<&str>) -> ToolDecision {
+        let subjects = subjects(input, workspace);
+        if let Some(rule) = self.deny.iter().find(|r| r.covers(tool, &subjects)) {
+            return ToolDecision::Deny {
+                why: format!(
+                    "denied by the agent's policy: {} ({})",
+                    rule.text, rule.origin
+                ),
+                origin: Some(rule.origin.clone()),
+            };
+        }
+        // A shell command is allowed by a pattern only if each of its simple commands is.
+        let allowed = |r: &ToolRule| {
+            r.covers(tool, &subjects)
+                && r.pattern.as_ref().is_none_or(|p| {
+                    command(input)
+                        .is_none_or(|c| simple_commands(c).iter().all(|part| glob(p, part)))
+                })
+        };
+        if self.allow.is_empty() || self.allow.iter().any(allowed) {
+            return ToolDecision::Allow;
+        }
+        ToolDecision::Deny {
+            why: format!(
+                "{tool} with these arguments is not in [tools] allow of the agent's policy"
+            ),
+            origin: None,
+        }
+    }
+}
+
+fn command(input: &Value) -> Option<&str> {
+    input.get("command").and_then(Value::as_str)
+}
+
+/// What a rule's pattern is held against: each simple command of a shell line, or each path or URL argument.
+fn subjects(input: &Value, workspace: Option<&str>) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Some(line) = command(input) {
+        out.push(line.to_owned());
+        out.extend(simple_commands(line));
+    }
+    for key in [
+        "file_path",
+        "notebook_path",
+        "path",
+        "url",
+        "query",
+        "pattern",
+    ] {
+        let Some(value) = input.get(key).and_then(Value::as_str) else {
+            continue;
+        };
+        out.push(value.to_owned());
+        if let Some(relative) = workspace
+            .and_then(|w| value.strip_prefix(w))
+            .and_then(|v| v.strip_prefix('/'))
+        {
+            out.push(relative.to_owned());
+        }
+    }
+    out
+}
+
+/// Splits a shell line at the operators that start another command. Quotes are honoured for the split; what is
+/// inside `$( )` and backquotes becomes commands of its own.
+fn simple_commands(line: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut quote: Option<char> = None;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let current = parts.last_mut().expect("never empty");
+        match (quote, c) {
+            (Some('\''), '\'') => {
+                quote = None;
+                current.push(c);
+            }
+            (Some('\''), _) => current.push(c),
+            (_, '\\') => {
+                current.push(c);
+                if let Some(next) = chars.next() {
+                    current.push(next);
+                }
+            }
+            (_, '`') => parts.push(String::new()),
+            (_, '$') if chars.peek() == Some(&'(') => {
+                chars.next();
+                parts.push(String::new());
+            }
+            (Some('"'), '"') => {
+                quote = None;
+                current.push(c);
+            }
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                current.push(c);
+            }
+            (None, ';' | '|' | '&' | '\n' | '(' | ')') => parts.push(String::new()),
+            _ => current.push(c),
+        }
+    }
+    parts
+        .into_iter()
+        .map(|p| p.trim().to_owned())
+        .filter(|p| !p.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rules(allow: &[&str], deny: &[&str]) -> ToolRules {
+        let make = |list: &[&str]| {
+            list.iter()
+                .map(|t| ToolRule::parse(t, Origin::built_in("test")).unwrap())
+                .collect::<Vec<_>>()
+        };
+        ToolRules {
+            allow: make(allow),
+            deny: make(deny),
+        }
+    }
+
+    fn allowed(r: &ToolRules, tool: &str, input: Value) -> bool {
+        r.decide(tool, &input, Some("/w")) == ToolDecision::Allow
+    }
+
+    #[test]
+    fn without_allow_rules_everything_that_is_not_denied_is_allowed() {
+        let r = rules(&[], &["Read(.env*)"]);
+        assert!(allowed(&r, "Bash", json!({"command": "ls"})));
+        assert!(allowed(&r, "Read", json!({"file_path": "/w/main.rs"})));
+        assert!(!allowed(
+            &r,
+            "Read",
+            json!({"file_path": "/w/sub/.env.local"})
+        ));
+    }
+
+    #[test]
+    fn an_allowed_command_does_not_carry_another() {
+        let r = rules(&["Bash(git *)"], &[]);
+        assert!(allowed(&r, "Bash", json!({"command": "git status"})));
+        assert!(allowed(
+            &r,
+            "Bash",
+            json!({"command": "git add . && git commit -m 'a; b'"})
+        ));
+        for line in [
+            "git status; curl x",
+            "git status && curl x",
+            "git log | sh",
+            "git log $(sh x)",
+            "git log `sh`",
+            "git \"$(sh)\"",
+        ] {
+            assert!(!allowed(&r, "Bash", json!({"command": line})), "{line}");
+        }
+        assert!(!allowed(&r, "Write", json!({"file_path": "/w/a"})));
+    }
+
+    #[test]
+    fn a_denied_command_is_found_inside_a_longer_line() {
+        let r = rules(&[], &["Bash(git push*)"]);
+        assert!(!allowed(
+            &r,
+            "Bash",
+            json!({"command": "cargo test && git push origin"})
+        ));
+    }
+
+    #[test]
+    fn patterns_are_relative_to_the_workspace() {
+        let r = rules(&["Write(src/*)"], &[]);
+        assert!(allowed(&r, "Write", json!({"file_path": "/w/src/a/b.rs"})));
+        assert!(!allowed(&r, "Write", json!({"file_path": "/w/tests/a.rs"})));
+    }
+
+    #[test]
+    fn malformed_rules_say_what_a_rule_is() {
+        for bad in ["", "Bash(", "Bash()", "Ba sh", "(x)"] {
+            assert!(
+                ToolRule::parse(bad, Origin::built_in("test")).is_err(),
+                "{bad}"
+            );
+        }
+    }
+}

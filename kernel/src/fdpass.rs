@@ -85,6 +85,12 @@ pub fn send_with_credentials(
     transmit(socket, bytes, fds, Some(credentials))
 }
 
+/// Bytes that a control block with `payload` bytes takes.
+fn control_space(payload: usize) -> usize {
+    // SAFETY: CMSG_SPACE touches no memory; callers pass at most MAX_FDS descriptors, far from overflow.
+    unsafe { libc::CMSG_SPACE(payload as u32) as usize }
+}
+
 fn transmit(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -104,18 +110,12 @@ fn transmit(
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
 
-    // SAFETY: CMSG_SPACE only computes; the argument is far from overflow.
     let rights_space = if fds.is_empty() {
         0
     } else {
-        unsafe { libc::CMSG_SPACE(size_of_val(fds) as u32) as usize }
+        control_space(size_of_val(fds))
     };
-    // SAFETY: as above.
-    let credentials_space = if credentials.is_none() {
-        0
-    } else {
-        unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize }
-    };
+    let credentials_space = credentials.map_or(0, |_| control_space(size_of::<libc::ucred>()));
     if rights_space + credentials_space > 0 {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = (rights_space + credentials_space) as _;

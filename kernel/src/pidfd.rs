@@ -75,8 +75,8 @@ impl PidFd {
         )?;
         Ok(status.map(
             |status| match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Ending::Exited(code as i32),
-                (None, Some(signal)) => Ending::Signalled(signal as i32),
+                (Some(code), _) => Ending::Exited(code),
+                (None, Some(signal)) => Ending::Signalled(signal),
                 (None, None) => Ending::Signalled(0),
             },
         ))
@@ -107,6 +107,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "the pidfd under test reaps it")]
     fn a_killed_child_is_seen_and_reaped() {
         let child = Command::new("sleep")
             .arg("1000")

@@ -1,0 +1,394 @@
+//! agentd's side of the broker protocol: one message in, one message out, with descriptors.
+//!
+//! [`try_send`] and [`try_receive`] work on any borrowed descriptor and block only if the socket does, so the daemon can set
+//! O_NONBLOCK, wrap the socket in an event loop's readiness, and call them when it is ready. [`BrokerClient`] is the plain
+//! blocking form of the same thing. [`start`] runs the broker as a child process with the socket on descriptor 3.
+//!
+//! Never interprets plans, never retries. Needs no privilege of its own; fails with [`ClientError`].
+
+use crate::protocol::{
+    self, DecodeError, Failure, Gone, Launch, Launched, Reply, Request, Slot, Stats, Welcome,
+};
+use agentd_kernel::fdpass::{self, ReceiveError, Wait};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Why talking to the broker failed. A [`Failure`] is the broker's own answer; all others are faults of the connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("sending to agentd-broker: {0}")]
+    Send(#[source] io::Error),
+    #[error("receiving from agentd-broker: {0}")]
+    Receive(#[from] ReceiveError),
+    #[error("agentd-broker has gone")]
+    Gone,
+    #[error("agentd-broker sent bytes that are not a message: {0}")]
+    Decode(#[from] DecodeError),
+    #[error("agentd-broker answered with {got} where {expected} was due")]
+    Unexpected {
+        expected: &'static str,
+        got: &'static str,
+    },
+    #[error(transparent)]
+    Refused(#[from] Failure),
+}
+
+impl ClientError {
+    /// Whether a non-blocking socket merely was not ready.
+    pub fn is_would_block(&self) -> bool {
+        match self {
+            Self::Send(error) => error.kind() == io::ErrorKind::WouldBlock,
+            Self::Receive(error) => error.is_would_block(),
+            _ => false,
+        }
+    }
+}
+
+/// One message from the broker.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The request that this answers; 0 for events.
+    pub request: u64,
+    pub reply: Reply,
+    /// For [`Reply::Launched`]: the pidfd, then the status socket. Empty otherwise.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Sends one request with its descriptors. Blocks only if the socket does.
+pub fn try_send(
+    socket: BorrowedFd<'_>,
+    id: u64,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ClientError> {
+    let bytes = protocol::encode_request(id, request);
+    match fdpass::send(socket, &bytes, fds) {
+        Ok(_) => Ok(()),
+        Err(error) if is_hang_up(&error) => Err(ClientError::Gone),
+        Err(error) => Err(ClientError::Send(error)),
+    }
+}
+
+/// The kernel says "reset" rather than end of file when the broker dies with requests unread.
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// Receives one reply or event. Blocks only if the socket does.
+///
+/// # Errors
+/// [`ClientError::Gone`] at end of file; a [`Reply::Failed`] is returned as a message, not as an error.
+pub fn try_receive(socket: BorrowedFd<'_>) -> Result<Incoming, ClientError> {
+    let mut buffer = [0u8; protocol::MAX_MESSAGE];
+    let received = match fdpass::receive(socket, &mut buffer, 2, Wait::AsSocket) {
+        Err(ReceiveError::Io(error)) if is_hang_up(&error) => return Err(ClientError::Gone),
+        other => other?,
+    };
+    if received.len == 0 {
+        return Err(ClientError::Gone);
+    }
+    let (request, reply) = protocol::decode_reply(&buffer[..received.len])?;
+    Ok(Incoming {
+        request,
+        reply,
+        fds: received.fds,
+    })
+}
+
+/// The plan in a sealed memfd, as [`Request::Launch`] wants it.
+pub fn seal_plan(plan: &[u8]) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // MFD_NOEXEC_SEAL is Linux 6.3; before it the plan is merely not executable by convention.
+    let memfd = memfd_create(c"agentd-plan", flags | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| memfd_create(c"agentd-plan", flags))?;
+    let mut file = File::from(memfd);
+    file.write_all(plan)?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(file.into())
+}
+
+/// A started agent with its descriptors.
+#[derive(Debug)]
+pub struct LaunchedAgent {
+    pub info: Launched,
+    /// The init's pidfd: readable when the whole tree is dead.
+    pub pidfd: OwnedFd,
+    /// The launcher's status socket (`agentd_launch::status`).
+    pub status: OwnedFd,
+}
+
+impl TryFrom<Incoming> for LaunchedAgent {
+    type Error = ClientError;
+
+    fn try_from(incoming: Incoming) -> Result<Self, ClientError> {
+        let expected = "launched with two descriptors";
+        match incoming.reply {
+            Reply::Launched(info) => {
+                let [pidfd, status] = <[OwnedFd; 2]>::try_from(incoming.fds).map_err(|_| {
+                    ClientError::Unexpected {
+                        expected,
+                        got: "launched without",
+                    }
+                })?;
+                Ok(Self {
+                    info,
+                    pidfd,
+                    status,
+                })
+            }
+            Reply::Failed(failure) => Err(failure.into()),
+            other => Err(ClientError::Unexpected {
+                expected,
+                got: name(&other),
+            }),
+        }
+    }
+}
+
+/// A blocking client: each call sends one request and waits for its reply; events that arrive meanwhile are kept.
+#[derive(Debug)]
+pub struct BrokerClient {
+    socket: OwnedFd,
+    last_id: u64,
+    events: VecDeque<Gone>,
+}
+
+impl BrokerClient {
+    /// Wraps a connected, blocking socket. Say [`BrokerClient::hello`] first.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            last_id: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The socket, for the daemon's event loop. Request ids up to [`BrokerClient::last_id`] are used.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    pub fn last_id(&self) -> u64 {
+        self.last_id
+    }
+
+    /// Introduces agentd. The lifeline is the read end of a pipe whose only write end agentd keeps.
+    pub fn hello(&mut self, lifeline: BorrowedFd<'_>) -> Result<Welcome, ClientError> {
+        let version = protocol::VERSION;
+        match self.call(&Request::Hello { version }, &[lifeline])?.reply {
+            Reply::Welcome(welcome) => Ok(welcome),
+            other => Err(unexpected("welcome", other)),
+        }
+    }
+
+    /// Launches `plan`; `caller` is only recorded, see [`Launch::caller_uid`].
+    pub fn launch(
+        &mut self,
+        plan: &[u8],
+        grants: &[BorrowedFd<'_>],
+        caller: (u32, u32),
+    ) -> Result<LaunchedAgent, ClientError> {
+        let memfd = seal_plan(plan).map_err(ClientError::Send)?;
+        let launch = Launch {
+            plan_len: u32::try_from(plan.len()).unwrap_or(u32::MAX),
+            grants: grants.len() as u32,
+            caller_uid: caller.0,
+            caller_gid: caller.1,
+        };
+        let fds: Vec<_> = std::iter::once(memfd.as_fd())
+            .chain(grants.iter().copied())
+            .collect();
+        self.call(&Request::Launch(launch), &fds)?.try_into()
+    }
+
+    pub fn kill(&mut self, slot: Slot) -> Result<(), ClientError> {
+        self.done(&Request::Kill(slot))
+    }
+
+    pub fn freeze(&mut self, slot: Slot) -> Result<(), ClientError> {
+        self.done(&Request::Freeze(slot))
+    }
+
+    pub fn thaw(&mut self, slot: Slot) -> Result<(), ClientError> {
+        self.done(&Request::Thaw(slot))
+    }
+
+    pub fn release(&mut self, slot: Slot) -> Result<(), ClientError> {
+        self.done(&Request::Release(slot))
+    }
+
+    pub fn stat(&mut self, slot: Slot) -> Result<Stats, ClientError> {
+        match self.call(&Request::Stat(slot), &[])?.reply {
+            Reply::Stats(stats) => Ok(stats),
+            other => Err(unexpected("stats", other)),
+        }
+    }
+
+    /// Waits for the next [`Gone`] event.
+    pub fn next_gone(&mut self) -> Result<Gone, ClientError> {
+        if let Some(gone) = self.events.pop_front() {
+            return Ok(gone);
+        }
+        match try_receive(self.socket.as_fd())?.reply {
+            Reply::Gone(gone) => Ok(gone),
+            other => Err(unexpected("gone", other)),
+        }
+    }
+
+    /// Tells the broker to kill everything and exit, and waits until it has.
+    pub fn shutdown(mut self) -> Result<(), ClientError> {
+        match self.call(&Request::Shutdown, &[]) {
+            Err(ClientError::Gone) => Ok(()),
+            Err(error) => Err(error),
+            Ok(incoming) => Err(unexpected("end of file", incoming.reply)),
+        }
+    }
+
+    /// Sends any request and waits for whatever answers it.
+    pub fn call(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Incoming, ClientError> {
+        self.last_id += 1;
+        try_send(self.socket.as_fd(), self.last_id, request, fds)?;
+        loop {
+            let incoming = try_receive(self.socket.as_fd())?;
+            match incoming.reply {
+                Reply::Gone(gone) => self.events.push_back(gone),
+                _ if incoming.request == self.last_id => return Ok(incoming),
+                other => return Err(unexpected("a reply to the last request", other)),
+            }
+        }
+    }
+
+    fn done(&mut self, request: &Request) -> Result<(), ClientError> {
+        match self.call(request, &[])?.reply {
+            Reply::Done => Ok(()),
+            other => Err(unexpected("done", other)),
+        }
+    }
+}
+
+fn unexpected(expected: &'static str, got: Reply) -> ClientError {
+    match got {
+        Reply::Failed(failure) => failure.into(),
+        other => ClientError::Unexpected {
+            expected,
+            got: name(&other),
+        },
+    }
+}
+
+fn name(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Welcome(_) => "welcome",
+        Reply::Launched(_) => "launched",
+        Reply::Done => "done",
+        Reply::Stats(_) => "stats",
+        Reply::Failed(_) => "failed",
+        Reply::Gone(_) => "gone",
+    }
+}
+
+/// The descriptor on which the broker finds its socket.
+pub const SOCKET_FD: i32 = 3;
+
+/// Starts `program` as a child with the other end of the returned socket on descriptor [`SOCKET_FD`] and an empty
+/// environment. Its standard error is inherited. The child outlives a dropped handle: it exits when the socket closes.
+///
+/// # Errors
+/// What `socketpair` or the exec of `program` says.
+#[expect(unsafe_code, reason = "placing a descriptor between fork and exec")]
+pub fn start(program: &Path) -> io::Result<(OwnedFd, std::process::Child)> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    let (ours, theirs) = fdpass::seqpacket_pair()?;
+    // Descriptor 3 must be taken while the standard library forks, or its own error pipe could sit there and be overwritten.
+    // F_DUPFD finds the lowest free one from 3 on: either it is 3, or 3 is taken already.
+    let theirs_high = rustix::io::fcntl_dupfd_cloexec(&theirs, SOCKET_FD)?;
+    let raw = theirs.as_raw_fd();
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    // SAFETY: dup2 and fcntl are async-signal-safe, and `raw` stays open in this process until the spawn returns.
+    unsafe {
+        command.pre_exec(move || {
+            let placed = if raw == SOCKET_FD {
+                libc::fcntl(SOCKET_FD, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(raw, SOCKET_FD)
+            };
+            if placed < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
+        });
+    }
+    let child = command.spawn()?;
+    drop(theirs_high);
+    Ok((ours, child))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_file_is_sealed_against_everything() {
+        use std::os::unix::fs::FileExt;
+        let memfd = seal_plan(b"plan").expect("seal");
+        let file = File::from(memfd);
+        assert!(file.write_at(b"x", 0).is_err());
+        assert!(file.set_len(1).is_err());
+        let mut bytes = [0u8; 4];
+        file.read_exact_at(&mut bytes, 0).expect("read");
+        assert_eq!(&bytes, b"plan");
+    }
+
+    #[test]
+    fn events_between_request_and_reply_are_kept() {
+        let (ours, theirs) = fdpass::seqpacket_pair().expect("pair");
+        let gone = Gone {
+            slot: Slot(3),
+            pid: 9,
+            wait_status: 0,
+            stats: Stats::default(),
+        };
+        for (id, reply) in [(0, Reply::Gone(gone)), (1, Reply::Done)] {
+            fdpass::send(theirs.as_fd(), &protocol::encode_reply(id, &reply), &[]).expect("send");
+        }
+        let mut client = BrokerClient::new(ours);
+        client.kill(Slot(1)).expect("done");
+        assert_eq!(client.next_gone().expect("event"), gone);
+        drop(theirs);
+        assert!(matches!(client.next_gone(), Err(ClientError::Gone)));
+    }
+
+    #[test]
+    fn a_launch_reply_without_descriptors_is_a_fault() {
+        let incoming = Incoming {
+            request: 1,
+            reply: Reply::Done,
+            fds: Vec::new(),
+        };
+        assert!(matches!(
+            LaunchedAgent::try_from(incoming),
+            Err(ClientError::Unexpected { .. })
+        ));
+    }
+}

@@ -1,1 +1,30 @@
 //! The record: launches, messages, tokens, denials and exits, in SQLite.
+//!
+//! One [`Store`] is one database file (`record.db` in the state directory; WAL, `synchronous=FULL`). All writes go
+//! through one task that takes whatever is queued into one transaction (group commit) and acknowledges after
+//! COMMIT, so an acknowledged fact survives a crash and a power cut. Reads use a small pool of read-only
+//! connections and never wait for the writer. Every query takes a [`Viewer`].
+//!
+//! It runs in the daemon, under the daemon's unprivileged user, on tokio; SQLite itself works on threads of its
+//! own. It never interprets what it stores, never prints, and never drops a fact silently: what could not be
+//! written is reported to whoever waits for it, and counted in [`Health`] if nobody does.
+//!
+//! Start reading at [`Event`] (what goes in) and [`Record`] (what comes out), then `writer.rs`.
+#![forbid(unsafe_code)]
+
+mod error;
+mod event;
+mod open;
+mod query;
+mod record;
+mod row;
+mod store;
+mod writer;
+
+pub use error::StoreError;
+pub use event::{
+    Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
+    LaunchId, Message, MessageKind, Ready, Resources, Usage, UsageSource, unix_ms,
+};
+pub use record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Viewer};
+pub use store::{Health, Store};

@@ -1,0 +1,181 @@
+//! Opening the database file: the lock, the file mode, the migrations, and the checks that refuse a file this
+//! agentd must not write to. Called once at start-up, before anything is put on record.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions, SqlSafeStr, SqliteConnection, SqlitePool,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::error::{StoreError, classify};
+
+/// Numbered, embedded, never edited once merged.
+fn migrations() -> Vec<Migration> {
+    vec![Migration::new(
+        1,
+        "record".into(),
+        MigrationType::Simple,
+        include_str!("../../migrations/sqlite/0001_record.sql").into_sql_str(),
+        false,
+    )]
+}
+
+/// "agnd": marks the file as ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = 0x6167_6e64;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const READERS: u32 = 4;
+const READER_IDLE: Duration = Duration::from_secs(30);
+
+/// An opened database: the writing connection, the readers, and the lock that makes the writer the only one.
+pub(crate) struct Opened {
+    pub(crate) writer: SqliteConnection,
+    pub(crate) readers: SqlitePool,
+    pub(crate) lock: File,
+}
+
+pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
+    let lock = lock(path)?;
+    // SQLite gives -wal and -shm the mode of the database file, so making it first settles all three.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| io_error(path, &error))?;
+
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .optimize_on_close(false, None);
+    let mut writer = options
+        .clone()
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .connect()
+        .await
+        .map_err(|error| classify(path, &error))?;
+    check_owner(path, &mut writer).await?;
+    migrate(path, &mut writer).await?;
+
+    let readers = SqlitePoolOptions::new()
+        .min_connections(0)
+        .max_connections(READERS)
+        .idle_timeout(READER_IDLE)
+        .test_before_acquire(false)
+        .connect_lazy_with(options.read_only(true));
+    Ok(Opened {
+        writer,
+        readers,
+        lock,
+    })
+}
+
+/// Takes the advisory lock that keeps a second writer out for as long as the returned file is open.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(|error| io_error(path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(io_error(path, &error)),
+    }
+}
+
+fn io_error(path: &Path, error: &std::io::Error) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full {
+            path: path.to_owned(),
+        },
+        std::io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly {
+            path: path.to_owned(),
+            why: error.to_string(),
+        },
+        _ => StoreError::Open {
+            path: path.to_owned(),
+            why: error.to_string(),
+        },
+    }
+}
+
+/// Refuses a database of some other program before anything is changed in it.
+async fn check_owner(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let fault = |error: sqlx::Error| classify(path, &error);
+    let id: i32 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(fault)?;
+    if id == APPLICATION_ID {
+        return Ok(());
+    }
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(fault)?;
+    if id != 0 || tables != 0 {
+        return Err(StoreError::Corrupt {
+            path: path.to_owned(),
+            why: "it belongs to another program".to_owned(),
+        });
+    }
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "PRAGMA application_id = {APPLICATION_ID}"
+    )))
+    .execute(connection)
+    .await
+    .map_err(fault)?;
+    Ok(())
+}
+
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let migrations = migrations();
+    let known = migrations
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0);
+    let path_owned = path.to_owned();
+    match Migrator::with_migrations(migrations)
+        .run_direct(None, connection, false)
+        .await
+    {
+        Ok(()) => Ok(()),
+        Err(MigrateError::VersionMissing(found)) => Err(StoreError::NewerSchema {
+            path: path_owned,
+            found,
+            known,
+        }),
+        Err(MigrateError::VersionMismatch(version) | MigrateError::Dirty(version)) => {
+            Err(StoreError::ForeignSchema {
+                path: path_owned,
+                version,
+            })
+        }
+        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+            Err(classify(path, &error))
+        }
+        Err(other) => Err(StoreError::Database {
+            path: path_owned,
+            why: other.to_string(),
+        }),
+    }
+}

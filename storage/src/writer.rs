@@ -1,0 +1,186 @@
+//! The one task that writes. It takes what is queued, up to a bound, into one transaction, commits, and only then
+//! acknowledges (group commit): while one commit waits for the disk, the next batch gathers.
+//!
+//! One bad fact (a repeated launch id, an unknown launch) must not spoil its neighbours: when a batch breaks a
+//! constraint it is rolled back and repeated job by job, and only the guilty job is refused. Every other failure
+//! (disk full, read-only, I/O) is answered to all who wait, and counted for those who don't.
+
+use std::{fs::File, path::PathBuf};
+
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use crate::{
+    error::{StoreError, classify, is_constraint},
+    event::Event,
+    row::{self, kind_of},
+    store::Health,
+};
+
+/// Jobs in one transaction.
+const BATCH: usize = 512;
+
+/// What the writer is asked.
+pub(crate) enum Command {
+    Write(Job),
+    Close(oneshot::Sender<()>),
+}
+
+/// Facts that stand or fall together.
+pub(crate) struct Job {
+    pub(crate) events: Vec<Event>,
+    pub(crate) done: Option<oneshot::Sender<Result<(), StoreError>>>,
+    /// Held until the job is written: the queue's byte limit.
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+impl Job {
+    fn answer(self, result: Result<(), StoreError>, health: &watch::Sender<Health>) {
+        match (self.done, result) {
+            // A waiter that has gone away needs no answer.
+            (Some(done), result) => drop(done.send(result)),
+            (None, Ok(())) => {}
+            (None, Err(error)) => health.send_modify(|health| {
+                health.lost += self.events.len() as u64;
+                health.trouble = Some(error.to_string());
+            }),
+        }
+    }
+}
+
+pub(crate) struct Writer {
+    path: PathBuf,
+    connection: SqliteConnection,
+    /// Keeps other writers out until the connection is closed.
+    _lock: File,
+    health: watch::Sender<Health>,
+    next_seq: i64,
+}
+
+impl Writer {
+    pub(crate) async fn new(
+        path: PathBuf,
+        mut connection: SqliteConnection,
+        lock: File,
+        health: watch::Sender<Health>,
+    ) -> Result<Self, StoreError> {
+        let last = row::last_seq(&mut connection)
+            .await
+            .map_err(|error| classify(&path, &error))?;
+        Ok(Self {
+            path,
+            connection,
+            _lock: lock,
+            health,
+            next_seq: last + 1,
+        })
+    }
+
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut taken = Vec::with_capacity(BATCH);
+        let mut closer = None;
+        while closer.is_none() && commands.recv_many(&mut taken, BATCH).await > 0 {
+            let mut jobs = Vec::with_capacity(taken.len());
+            for command in taken.drain(..) {
+                match command {
+                    Command::Write(job) => jobs.push(job),
+                    Command::Close(done) => closer = Some(done),
+                }
+            }
+            self.write(jobs).await;
+        }
+        commands.close();
+        // Closing checkpoints the log. If that fails the log stays and is replayed at the next opening, so there is
+        // nothing to tell anybody.
+        drop(self.connection.close().await);
+        if let Some(done) = closer {
+            done.send(()).unwrap_or_default();
+        }
+    }
+
+    async fn write(&mut self, mut jobs: Vec<Job>) {
+        if jobs.iter().all(|job| job.events.is_empty()) {
+            // Only flushes: everything before them is committed already.
+            for job in jobs {
+                job.answer(Ok(()), &self.health);
+            }
+            return;
+        }
+        match self.transaction(&jobs).await {
+            Ok(()) => {
+                self.clear_trouble();
+                for job in jobs {
+                    job.answer(Ok(()), &self.health);
+                }
+            }
+            Err(Failure { error, .. }) if is_constraint(&error) && jobs.len() > 1 => {
+                for job in jobs {
+                    Box::pin(self.write(vec![job])).await;
+                }
+            }
+            Err(Failure { error, culprit }) => {
+                for job in jobs.drain(..) {
+                    let public = match culprit {
+                        Some((kind, ref launch)) if is_constraint(&error) => StoreError::Refused {
+                            kind,
+                            launch: launch.clone(),
+                            why: explain(&error),
+                        },
+                        _ => classify(&self.path, &error),
+                    };
+                    job.answer(Err(public), &self.health);
+                }
+            }
+        }
+    }
+
+    async fn transaction(&mut self, jobs: &[Job]) -> Result<(), Failure> {
+        let mut seq = self.next_seq;
+        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        for event in jobs.iter().flat_map(|job| &job.events) {
+            if let Err(error) = row::insert(&mut transaction, seq, event).await {
+                let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
+                // A failed rollback leaves the connection in a state that the next BEGIN reports.
+                drop(transaction.rollback().await);
+                return Err(Failure { error, culprit });
+            }
+            seq += 1;
+        }
+        transaction.commit().await?;
+        self.next_seq = seq;
+        Ok(())
+    }
+
+    fn clear_trouble(&self) {
+        self.health
+            .send_if_modified(|health| std::mem::take(&mut health.trouble).is_some());
+    }
+}
+
+struct Failure {
+    error: sqlx::Error,
+    culprit: Option<(&'static str, String)>,
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self {
+            error,
+            culprit: None,
+        }
+    }
+}
+
+fn explain(error: &sqlx::Error) -> String {
+    let text = error.as_database_error().map_or_else(
+        || error.to_string(),
+        |database| database.message().to_owned(),
+    );
+    if text.starts_with("FOREIGN KEY") {
+        "no such launch is on record".to_owned()
+    } else if text.starts_with("UNIQUE") {
+        format!("it is there already ({text})")
+    } else {
+        text
+    }
+}

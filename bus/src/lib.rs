@@ -1,1 +1,11 @@
 //! Frames, lanes, router and client of the agent bus.
+//!
+//! Start with [`frame`] (what is on a socket) and [`router`] (what happens to it). [`client`] is what
+//! an agent links; [`lane`] is the shared-memory path between two agents that the bus introduced to
+//! each other. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
+
+pub mod frame;
+pub mod listing;
+pub mod message;
+pub mod topic;
+mod wire;

@@ -1,1 +1,4 @@
 //! The daemon: start-up, wiring and interfaces.
+
+pub mod bus;
+pub mod mcp;

@@ -45,8 +45,10 @@ pub mod kind {
 
     /// True for the combinations that mean something.
     pub fn is_valid(bits: u16) -> bool {
-        matches!(bits, REQUEST | RESPONSE | EVENT | COMMAND | HEARTBEAT | ERROR)
-            || bits == RESPONSE | ERROR
+        matches!(
+            bits,
+            REQUEST | RESPONSE | EVENT | COMMAND | HEARTBEAT | ERROR
+        ) || bits == RESPONSE | ERROR
             || bits == EVENT | BROADCAST
     }
 }
@@ -71,8 +73,21 @@ pub mod flags {
 }
 
 /// Sixteen bytes naming an agent (its launch id). All zero is the bus itself.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
 #[repr(transparent)]
 pub struct PeerId(pub [u8; 16]);
 
@@ -106,8 +121,9 @@ impl std::fmt::Debug for PeerId {
 }
 
 /// The header as it is on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Header {
     pub magic: U32,
@@ -154,9 +170,17 @@ impl Frame {
     /// # Panics
     /// If the payload is longer than [`PAYLOAD_CEILING`]; the encoders of [`crate::message`] and the
     /// client check the smaller limit of the connection first.
-    pub fn new(kind: u16, destination: PeerId, correlation: u32, payload: impl Into<Arc<[u8]>>) -> Self {
+    pub fn new(
+        kind: u16,
+        destination: PeerId,
+        correlation: u32,
+        payload: impl Into<Arc<[u8]>>,
+    ) -> Self {
         let payload = payload.into();
-        assert!(payload.len() <= PAYLOAD_CEILING as usize, "payload over the format's ceiling");
+        assert!(
+            payload.len() <= PAYLOAD_CEILING as usize,
+            "payload over the format's ceiling"
+        );
         let header = Header {
             magic: MAGIC.into(),
             version: VERSION.into(),
@@ -220,9 +244,14 @@ pub enum FrameError {
     Magic { found: u32 },
     #[error("frame version {found} is not spoken here; version {VERSION} is")]
     Version { found: u16 },
-    #[error("frame type {found:#06x} is not one of request 0x01, response 0x02, event 0x04, command 0x08, heartbeat 0x10, error 0x20 (or 0x22 failed response, 0x44 broadcast)")]
+    #[error(
+        "frame type {found:#06x} is not one of request 0x01, response 0x02, event 0x04, command 0x08, heartbeat 0x10, error 0x20 (or 0x22 failed response, 0x44 broadcast)"
+    )]
     Kind { found: u16 },
-    #[error("frame flags {found:#010x} ask for something not agreed on this connection; allowed bits are {:#010x}", flags::SUPPORTED)]
+    #[error(
+        "frame flags {found:#010x} ask for something not agreed on this connection; allowed bits are {:#010x}",
+        flags::SUPPORTED
+    )]
     Flags { found: u32 },
     #[error("payload of {len} bytes is over this connection's limit of {limit}")]
     TooLarge { len: u32, limit: u32 },
@@ -235,24 +264,35 @@ pub enum FrameError {
 /// Checks everything of a header that can be checked before its payload is there.
 pub fn check_header(header: &Header, max_payload: u32) -> Result<(), FrameError> {
     if header.magic.get() != MAGIC {
-        return Err(FrameError::Magic { found: header.magic.get() });
+        return Err(FrameError::Magic {
+            found: header.magic.get(),
+        });
     }
     if header.version.get() != VERSION {
-        return Err(FrameError::Version { found: header.version.get() });
+        return Err(FrameError::Version {
+            found: header.version.get(),
+        });
     }
     if !kind::is_valid(header.kind.get()) {
-        return Err(FrameError::Kind { found: header.kind.get() });
+        return Err(FrameError::Kind {
+            found: header.kind.get(),
+        });
     }
     let bits = header.flags.get();
     if bits & !flags::SUPPORTED != 0 {
         return Err(FrameError::Flags { found: bits });
     }
     if bits & flags::CRC == 0 && header.crc.get() != 0 {
-        return Err(FrameError::StrayCrc { found: header.crc.get() });
+        return Err(FrameError::StrayCrc {
+            found: header.crc.get(),
+        });
     }
     let limit = max_payload.min(PAYLOAD_CEILING);
     if header.payload_len.get() > limit {
-        return Err(FrameError::TooLarge { len: header.payload_len.get(), limit });
+        return Err(FrameError::TooLarge {
+            len: header.payload_len.get(),
+            limit,
+        });
     }
     Ok(())
 }
@@ -268,7 +308,11 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder that refuses payloads over `max_payload` bytes as soon as it has seen the header.
     pub fn new(max_payload: u32) -> Self {
-        Self { max_payload, buffer: Vec::new(), consumed: 0 }
+        Self {
+            max_payload,
+            buffer: Vec::new(),
+            consumed: 0,
+        }
     }
 
     /// Adds bytes from the stream.
@@ -297,7 +341,10 @@ impl Decoder {
         if header.flags.get() & flags::CRC != 0 {
             let computed = checksum(&header, payload);
             if computed != header.crc.get() {
-                return Err(FrameError::Crc { found: header.crc.get(), computed });
+                return Err(FrameError::Crc {
+                    found: header.crc.get(),
+                    computed,
+                });
             }
         }
         let payload = Arc::from(payload);
@@ -355,7 +402,9 @@ mod tests {
         // Bit-by-bit reference, independent of the crate: reflected polynomial 0x82F63B78.
         fn reference(bytes: &[u8]) -> u32 {
             !bytes.iter().fold(!0u32, |crc, byte| {
-                (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0x82F6_3B78 * (c & 1)))
+                (0..8).fold(crc ^ u32::from(*byte), |c, _| {
+                    (c >> 1) ^ (0x82F6_3B78 * (c & 1))
+                })
             })
         }
         assert_eq!(reference(b"123456789"), 0xE306_9283);
@@ -393,7 +442,13 @@ mod tests {
         header.payload_len = 1025.into();
         let mut decoder = Decoder::new(1024);
         decoder.feed(header.as_bytes());
-        assert_eq!(decoder.next_frame(), Err(FrameError::TooLarge { len: 1025, limit: 1024 }));
+        assert_eq!(
+            decoder.next_frame(),
+            Err(FrameError::TooLarge {
+                len: 1025,
+                limit: 1024
+            })
+        );
     }
 
     #[test]
@@ -402,7 +457,9 @@ mod tests {
         frame.header.flags = flags::ENCRYPTED.into();
         assert_eq!(
             check_header(&frame.header, 1024),
-            Err(FrameError::Flags { found: flags::ENCRYPTED })
+            Err(FrameError::Flags {
+                found: flags::ENCRYPTED
+            })
         );
     }
 
@@ -410,7 +467,10 @@ mod tests {
     fn a_crc_without_its_flag_is_refused() {
         let mut frame = sample();
         frame.header.crc = 7.into();
-        assert_eq!(check_header(&frame.header, 1024), Err(FrameError::StrayCrc { found: 7 }));
+        assert_eq!(
+            check_header(&frame.header, 1024),
+            Err(FrameError::StrayCrc { found: 7 })
+        );
     }
 
     proptest! {

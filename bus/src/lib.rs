@@ -4,8 +4,10 @@
 //! an agent links; [`lane`] is the shared-memory path between two agents that the bus introduced to
 //! each other. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
 
+pub mod access;
 pub mod frame;
 pub mod listing;
 pub mod message;
+pub mod router;
 pub mod topic;
 mod wire;

@@ -40,8 +40,18 @@ impl Welcome {
         let heartbeat_ms = reader.u32("heartbeat interval")?;
         let id = PeerId(reader.id("agent id")?);
         let name = reader.rest();
-        let name = Reader::new(name).text(name.len(), NAME_MAX, "agent name")?.to_owned();
-        Ok(Self { version, short, max_payload, max_inflight, heartbeat_ms, id, name })
+        let name = Reader::new(name)
+            .text(name.len(), NAME_MAX, "agent name")?
+            .to_owned();
+        Ok(Self {
+            version,
+            short,
+            max_payload,
+            max_inflight,
+            heartbeat_ms,
+            id,
+            name,
+        })
     }
 
     /// The result's bytes.
@@ -50,7 +60,12 @@ impl Welcome {
         let mut out = Vec::with_capacity(36 + self.name.len());
         out.extend_from_slice(&self.version.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
-        for value in [self.short, self.max_payload, self.max_inflight, self.heartbeat_ms] {
+        for value in [
+            self.short,
+            self.max_payload,
+            self.max_inflight,
+            self.heartbeat_ms,
+        ] {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.id.0);
@@ -112,15 +127,29 @@ impl PeerEntry {
             let queued = reader.u32("queued")?;
             let bits = reader.u16("agent flags")?;
             let name_len = reader.u16("name length")?;
-            let name = reader.text(usize::from(name_len), NAME_MAX, "agent name")?.to_owned();
+            let name = reader
+                .text(usize::from(name_len), NAME_MAX, "agent name")?
+                .to_owned();
             let liveness = match bits >> 2 {
                 0 => Liveness::Quiet,
                 1 => Liveness::Alive,
                 2 => Liveness::Late,
-                _ => return Err(MessageError::Reserved { what: "agent flags above bit 3" }),
+                _ => {
+                    return Err(MessageError::Reserved {
+                        what: "agent flags above bit 3",
+                    });
+                }
             };
             let (serving, may_send) = (bits & SERVING != 0, bits & MAY_SEND != 0);
-            list.push(Self { id, short, queued, liveness, serving, may_send, name });
+            list.push(Self {
+                id,
+                short,
+                queued,
+                liveness,
+                serving,
+                may_send,
+                name,
+            });
         }
         Ok(list)
     }
@@ -133,7 +162,9 @@ impl PeerEntry {
             Liveness::Alive => 1,
             Liveness::Late => 2,
         };
-        let bits = liveness << 2 | if self.serving { SERVING } else { 0 } | if self.may_send { MAY_SEND } else { 0 };
+        let bits = liveness << 2
+            | if self.serving { SERVING } else { 0 }
+            | if self.may_send { MAY_SEND } else { 0 };
         out.extend_from_slice(&self.id.0);
         out.extend_from_slice(&self.short.to_le_bytes());
         out.extend_from_slice(&self.queued.to_le_bytes());
@@ -167,12 +198,21 @@ impl InboxBatch {
         let mut messages = Vec::new();
         while !reader.is_empty() {
             let name_len = reader.u8("name length")?;
-            let name = reader.text(usize::from(name_len), NAME_MAX, "agent name")?.to_owned();
+            let name = reader
+                .text(usize::from(name_len), NAME_MAX, "agent name")?
+                .to_owned();
             let header = reader.bytes(HEADER_LEN, "message header")?;
-            let header = Header::read_from_bytes(header)
-                .map_err(|_| MessageError::Short { what: "message header", need: HEADER_LEN, have: header.len() })?;
-            check_header(&header, PAYLOAD_CEILING).map_err(|_| MessageError::Missing { what: "valid message header" })?;
-            let payload = reader.bytes(header.payload_len.get() as usize, "message payload")?.into();
+            let header = Header::read_from_bytes(header).map_err(|_| MessageError::Short {
+                what: "message header",
+                need: HEADER_LEN,
+                have: header.len(),
+            })?;
+            check_header(&header, PAYLOAD_CEILING).map_err(|_| MessageError::Missing {
+                what: "valid message header",
+            })?;
+            let payload = reader
+                .bytes(header.payload_len.get() as usize, "message payload")?
+                .into();
             messages.push((name, Frame { header, payload }));
         }
         Ok(Self { lost, messages })
@@ -230,7 +270,10 @@ mod tests {
         assert!(PeerEntry::parse_list(&bytes[..bytes.len() - 1]).is_err());
 
         let frame = Frame::new(kind::EVENT, PeerId([1; 16]), 4, *b"payload");
-        let batch = InboxBatch { lost: 2, messages: vec![("fixer".into(), frame.clone()), ("b".into(), frame)] };
+        let batch = InboxBatch {
+            lost: 2,
+            messages: vec![("fixer".into(), frame.clone()), ("b".into(), frame)],
+        };
         let bytes = batch.encode().unwrap();
         assert_eq!(InboxBatch::parse(&bytes), Ok(batch));
         assert!(InboxBatch::parse(&bytes[..bytes.len() - 1]).is_err());

@@ -26,11 +26,19 @@ pub const NAME_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     #[error("{what} of {len} bytes is over its limit of {limit}")]
-    TooLong { what: &'static str, len: usize, limit: usize },
+    TooLong {
+        what: &'static str,
+        len: usize,
+        limit: usize,
+    },
     #[error("{what} is missing")]
     Missing { what: &'static str },
     #[error("{what} needs {need} bytes but {have} are left")]
-    Short { what: &'static str, need: usize, have: usize },
+    Short {
+        what: &'static str,
+        need: usize,
+        have: usize,
+    },
     #[error("{extra} bytes follow the end of {what}")]
     Trailing { what: &'static str, extra: usize },
     #[error("{what} is not UTF-8")]
@@ -38,7 +46,11 @@ pub enum MessageError {
     #[error("{what} is reserved and must be 0")]
     Reserved { what: &'static str },
     #[error("{what} {found} is unknown; known are {known}")]
-    Unknown { what: &'static str, found: u32, known: &'static str },
+    Unknown {
+        what: &'static str,
+        found: u32,
+        known: &'static str,
+    },
 }
 
 /// What became of a request, a send or a control message.
@@ -119,7 +131,11 @@ impl<'a> Request<'a> {
         let method_len = reader.u16("method length")?;
         reader.zero(2, "request field at 6")?;
         let method = reader.text(usize::from(method_len), METHOD_MAX, "method")?;
-        let request = Self { method, params: reader.rest(), timeout_ms };
+        let request = Self {
+            method,
+            params: reader.rest(),
+            timeout_ms,
+        };
         request.check()?;
         Ok(request)
     }
@@ -138,7 +154,11 @@ impl<'a> Request<'a> {
 
     fn check(&self) -> Result<(), MessageError> {
         check_len(self.method.len(), METHOD_MAX, "method")?;
-        if self.method.is_empty() { Err(MessageError::Missing { what: "method" }) } else { Ok(()) }
+        if self.method.is_empty() {
+            Err(MessageError::Missing { what: "method" })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -154,7 +174,11 @@ pub struct Response<'a> {
 impl<'a> Response<'a> {
     /// A success.
     pub fn ok(result: &'a [u8]) -> Self {
-        Self { status: Status::OK, error: "", result }
+        Self {
+            status: Status::OK,
+            error: "",
+            result,
+        }
     }
 
     /// Reads untrusted bytes.
@@ -164,7 +188,11 @@ impl<'a> Response<'a> {
         let error_len = reader.u16("error length")?;
         reader.zero(2, "response field at 6")?;
         let error = reader.text(usize::from(error_len), ERROR_MAX, "error text")?;
-        Ok(Self { status, error, result: reader.rest() })
+        Ok(Self {
+            status,
+            error,
+            result: reader.rest(),
+        })
     }
 
     /// The payload's bytes.
@@ -203,7 +231,12 @@ impl<'a> Event<'a> {
         reader.zero(2, "event field at 6")?;
         let event_type = reader.text(usize::from(type_len), EVENT_TYPE_MAX, "event type")?;
         let topic = reader.text(usize::from(topic_len), TOPIC_MAX, "topic")?;
-        let event = Self { priority, event_type, topic, data: reader.rest() };
+        let event = Self {
+            priority,
+            event_type,
+            topic,
+            data: reader.rest(),
+        };
         event.check()?;
         Ok(event)
     }
@@ -211,7 +244,8 @@ impl<'a> Event<'a> {
     /// The payload's bytes.
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
         self.check()?;
-        let mut out = Vec::with_capacity(8 + self.event_type.len() + self.topic.len() + self.data.len());
+        let mut out =
+            Vec::with_capacity(8 + self.event_type.len() + self.topic.len() + self.data.len());
         out.extend_from_slice(&[self.priority, 0]);
         out.extend_from_slice(&(self.event_type.len() as u16).to_le_bytes());
         out.extend_from_slice(&(self.topic.len() as u16).to_le_bytes());
@@ -226,7 +260,11 @@ impl<'a> Event<'a> {
         check_len(self.event_type.len(), EVENT_TYPE_MAX, "event type")?;
         check_len(self.topic.len(), TOPIC_MAX, "topic")?;
         if self.priority > 3 {
-            return Err(MessageError::Unknown { what: "priority", found: u32::from(self.priority), known: "0 to 3" });
+            return Err(MessageError::Unknown {
+                what: "priority",
+                found: u32::from(self.priority),
+                known: "0 to 3",
+            });
         }
         Ok(())
     }
@@ -254,9 +292,15 @@ pub enum Control<'a> {
     /// This connection answers requests, at most `window` open ones at a time (`window u32`, 0 stops).
     Serve { window: u32 },
     /// `delivery u8 · 0 u8 · pattern`
-    Subscribe { delivery: Delivery, pattern: &'a str },
+    Subscribe {
+        delivery: Delivery,
+        pattern: &'a str,
+    },
     /// `delivery u8 · 0 u8 · pattern`
-    Unsubscribe { delivery: Delivery, pattern: &'a str },
+    Unsubscribe {
+        delivery: Delivery,
+        pattern: &'a str,
+    },
     /// Takes up to `max` messages, waits up to `wait_ms` for the first. Answered with [`InboxBatch`].
     Inbox { max: u32, wait_ms: u32 },
     /// Client to bus: withdraw my request `request`. Bus to server: that request is no longer wanted.
@@ -311,13 +355,20 @@ impl<'a> Control<'a> {
         let verb = reader.u16("control verb")?;
         reader.zero(2, "control field at 2")?;
         let control = match verb {
-            1 => Self::Hello { version: reader.u16("version")?, options: reader.u16("options")? },
+            1 => Self::Hello {
+                version: reader.u16("version")?,
+                options: reader.u16("options")?,
+            },
             2 => Self::Agents,
             3 => {
                 let name = reader.rest();
-                Self::Lookup { name: Reader::new(name).text(name.len(), NAME_MAX, "agent name")? }
+                Self::Lookup {
+                    name: Reader::new(name).text(name.len(), NAME_MAX, "agent name")?,
+                }
             }
-            4 => Self::Serve { window: reader.u32("window")? },
+            4 => Self::Serve {
+                window: reader.u32("window")?,
+            },
             5 | 6 => {
                 let delivery = match reader.u8("delivery")? {
                     1 => Delivery::Push,
@@ -332,22 +383,42 @@ impl<'a> Control<'a> {
                 };
                 reader.zero(1, "subscribe field at 1")?;
                 let pattern = reader.rest();
-                let pattern = Reader::new(pattern).text(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                let pattern =
+                    Reader::new(pattern).text(pattern.len(), TOPIC_MAX, "topic pattern")?;
                 if verb == 5 {
                     Self::Subscribe { delivery, pattern }
                 } else {
                     Self::Unsubscribe { delivery, pattern }
                 }
             }
-            7 => Self::Inbox { max: reader.u32("max")?, wait_ms: reader.u32("wait")? },
-            8 => Self::Cancel { request: reader.u32("request")? },
-            9 => Self::Lost { count: reader.u64("count")? },
-            10 => Self::LaneOffer { to: PeerId(reader.id("receiver")?) },
-            11 => Self::LaneOffered { from: PeerId(reader.id("sender")?), lane: reader.u32("lane")? },
-            12 => Self::LaneClosed { lane: reader.u32("lane")?, status: Status(reader.u32("status")?) },
+            7 => Self::Inbox {
+                max: reader.u32("max")?,
+                wait_ms: reader.u32("wait")?,
+            },
+            8 => Self::Cancel {
+                request: reader.u32("request")?,
+            },
+            9 => Self::Lost {
+                count: reader.u64("count")?,
+            },
+            10 => Self::LaneOffer {
+                to: PeerId(reader.id("receiver")?),
+            },
+            11 => Self::LaneOffered {
+                from: PeerId(reader.id("sender")?),
+                lane: reader.u32("lane")?,
+            },
+            12 => Self::LaneClosed {
+                lane: reader.u32("lane")?,
+                status: Status(reader.u32("status")?),
+            },
             13 => Self::AcceptLanes,
             found => {
-                return Err(MessageError::Unknown { what: "control verb", found: u32::from(found), known: VERBS });
+                return Err(MessageError::Unknown {
+                    what: "control verb",
+                    found: u32::from(found),
+                    known: VERBS,
+                });
             }
         };
         reader.finish("control message")?;
@@ -406,10 +477,24 @@ mod tests {
     #[test]
     fn a_method_of_65_bytes_is_an_error_not_a_truncation() {
         let method = "m".repeat(65);
-        let request = Request { method: &method, params: b"", timeout_ms: 1 };
-        let expected = MessageError::TooLong { what: "method", len: 65, limit: 64 };
+        let request = Request {
+            method: &method,
+            params: b"",
+            timeout_ms: 1,
+        };
+        let expected = MessageError::TooLong {
+            what: "method",
+            len: 65,
+            limit: 64,
+        };
         assert_eq!(request.encode(), Err(expected));
-        let mut bytes = Request { method: &method[..64], params: b"m", timeout_ms: 1 }.encode().unwrap();
+        let mut bytes = Request {
+            method: &method[..64],
+            params: b"m",
+            timeout_ms: 1,
+        }
+        .encode()
+        .unwrap();
         bytes[4] = 65;
         assert_eq!(Request::parse(&bytes), Err(expected));
     }
@@ -417,41 +502,83 @@ mod tests {
     #[test]
     fn limits_of_events_and_responses_hold() {
         let long = "x".repeat(300);
-        let event = |event_type, topic| Event { priority: 1, event_type, topic, data: b"" };
+        let event = |event_type, topic| Event {
+            priority: 1,
+            event_type,
+            topic,
+            data: b"",
+        };
         assert!(event(&long[..64], &long[..128]).encode().is_ok());
         assert!(event(&long[..65], "").encode().is_err());
         assert!(event("", &long[..129]).encode().is_err());
-        let response = |error| Response { status: Status::FAILED, error, result: b"" };
+        let response = |error| Response {
+            status: Status::FAILED,
+            error,
+            result: b"",
+        };
         assert!(response(&long[..256]).encode().is_ok());
         assert!(response(&long[..257]).encode().is_err());
     }
 
     #[test]
     fn request_bytes_are_the_documented_ones() {
-        let bytes = Request { method: "fix", params: b"{}", timeout_ms: 0x0102 }.encode().unwrap();
-        assert_eq!(bytes, [2, 1, 0, 0, 3, 0, 0, 0, b'f', b'i', b'x', b'{', b'}']);
+        let bytes = Request {
+            method: "fix",
+            params: b"{}",
+            timeout_ms: 0x0102,
+        }
+        .encode()
+        .unwrap();
+        assert_eq!(
+            bytes,
+            [2, 1, 0, 0, 3, 0, 0, 0, b'f', b'i', b'x', b'{', b'}']
+        );
     }
 
     #[test]
     fn an_unknown_verb_names_the_known_ones() {
         let error = Control::parse(&[99, 0, 0, 0]).unwrap_err();
-        assert!(error.to_string().starts_with("control verb 99 is unknown; known are 1 hello"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("control verb 99 is unknown; known are 1 hello")
+        );
     }
 
     fn controls() -> Vec<Control<'static>> {
         vec![
-            Control::Hello { version: 1, options: HELLO_WANT_CRC },
+            Control::Hello {
+                version: 1,
+                options: HELLO_WANT_CRC,
+            },
             Control::Agents,
             Control::Lookup { name: "fixer" },
             Control::Serve { window: 4 },
-            Control::Subscribe { delivery: Delivery::Push, pattern: "build.*" },
-            Control::Unsubscribe { delivery: Delivery::Inbox, pattern: "#" },
-            Control::Inbox { max: 7, wait_ms: 1000 },
+            Control::Subscribe {
+                delivery: Delivery::Push,
+                pattern: "build.*",
+            },
+            Control::Unsubscribe {
+                delivery: Delivery::Inbox,
+                pattern: "#",
+            },
+            Control::Inbox {
+                max: 7,
+                wait_ms: 1000,
+            },
             Control::Cancel { request: 9 },
             Control::Lost { count: 1 << 40 },
-            Control::LaneOffer { to: PeerId([3; 16]) },
-            Control::LaneOffered { from: PeerId([4; 16]), lane: 5 },
-            Control::LaneClosed { lane: 5, status: Status::PEER_GONE },
+            Control::LaneOffer {
+                to: PeerId([3; 16]),
+            },
+            Control::LaneOffered {
+                from: PeerId([4; 16]),
+                lane: 5,
+            },
+            Control::LaneClosed {
+                lane: 5,
+                status: Status::PEER_GONE,
+            },
             Control::AcceptLanes,
         ]
     }
@@ -461,8 +588,14 @@ mod tests {
         for control in controls() {
             let bytes = control.encode().unwrap();
             assert_eq!(Control::parse(&bytes), Ok(control));
-            if !matches!(control, Control::Lookup { .. } | Control::Subscribe { .. } | Control::Unsubscribe { .. }) {
-                assert!(Control::parse(&bytes[..bytes.len() - 1]).is_err(), "{control:?}");
+            if !matches!(
+                control,
+                Control::Lookup { .. } | Control::Subscribe { .. } | Control::Unsubscribe { .. }
+            ) {
+                assert!(
+                    Control::parse(&bytes[..bytes.len() - 1]).is_err(),
+                    "{control:?}"
+                );
             }
         }
     }

@@ -26,9 +26,13 @@ pub enum TopicError {
     EmptyWord { topic: String },
     #[error("topic {topic:?} has {found:?}: words are printable characters without blanks")]
     Character { topic: String, found: char },
-    #[error("topic {topic:?} has a wildcard: messages go to one exact topic, patterns are for subscribing")]
+    #[error(
+        "topic {topic:?} has a wildcard: messages go to one exact topic, patterns are for subscribing"
+    )]
     Wildcard { topic: String },
-    #[error("pattern {topic:?} mixes a wildcard with other characters: `*` and `#` are whole words")]
+    #[error(
+        "pattern {topic:?} mixes a wildcard with other characters: `*` and `#` are whole words"
+    )]
     PartialWildcard { topic: String },
 }
 
@@ -36,7 +40,9 @@ pub enum TopicError {
 pub fn check_topic(topic: &str) -> Result<(), TopicError> {
     check_pattern(topic)?;
     if topic.contains(['*', '#']) {
-        return Err(TopicError::Wildcard { topic: topic.to_owned() });
+        return Err(TopicError::Wildcard {
+            topic: topic.to_owned(),
+        });
     }
     Ok(())
 }
@@ -49,15 +55,25 @@ pub fn check_pattern(pattern: &str) -> Result<(), TopicError> {
     if pattern.len() > TOPIC_MAX {
         return Err(TopicError::TooLong { len: pattern.len() });
     }
-    if let Some(found) = pattern.chars().find(|c| c.is_control() || c.is_whitespace()) {
-        return Err(TopicError::Character { topic: pattern.to_owned(), found });
+    if let Some(found) = pattern
+        .chars()
+        .find(|c| c.is_control() || c.is_whitespace())
+    {
+        return Err(TopicError::Character {
+            topic: pattern.to_owned(),
+            found,
+        });
     }
     for word in pattern.split('.') {
         if word.is_empty() {
-            return Err(TopicError::EmptyWord { topic: pattern.to_owned() });
+            return Err(TopicError::EmptyWord {
+                topic: pattern.to_owned(),
+            });
         }
         if word.len() > 1 && word.contains(['*', '#']) {
-            return Err(TopicError::PartialWildcard { topic: pattern.to_owned() });
+            return Err(TopicError::PartialWildcard {
+                topic: pattern.to_owned(),
+            });
         }
     }
     Ok(())
@@ -84,7 +100,9 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
             }
             _ => {}
         }
-        let Some((after_hash, from)) = retry else { return false };
+        let Some((after_hash, from)) = retry else {
+            return false;
+        };
         let Some(from) = from else { return false };
         let (_, shorter) = cut(from);
         retry = Some((after_hash, shorter));
@@ -123,18 +141,37 @@ mod tests {
             ("#.a.b", "a.a.a.c.a.b", true),
             ("*", "build.linux", false),
         ] {
-            assert_eq!(matches(pattern, topic), expected, "{pattern} against {topic}");
+            assert_eq!(
+                matches(pattern, topic),
+                expected,
+                "{pattern} against {topic}"
+            );
         }
     }
 
     #[test]
     fn malformed_topics_are_named() {
         assert_eq!(check_topic(""), Err(TopicError::Empty));
-        assert!(matches!(check_topic("a..b"), Err(TopicError::EmptyWord { .. })));
-        assert!(matches!(check_topic("a b"), Err(TopicError::Character { found: ' ', .. })));
-        assert!(matches!(check_topic("a.*"), Err(TopicError::Wildcard { .. })));
-        assert!(matches!(check_pattern("a.b*"), Err(TopicError::PartialWildcard { .. })));
-        assert!(matches!(check_pattern(&"a".repeat(129)), Err(TopicError::TooLong { len: 129 })));
+        assert!(matches!(
+            check_topic("a..b"),
+            Err(TopicError::EmptyWord { .. })
+        ));
+        assert!(matches!(
+            check_topic("a b"),
+            Err(TopicError::Character { found: ' ', .. })
+        ));
+        assert!(matches!(
+            check_topic("a.*"),
+            Err(TopicError::Wildcard { .. })
+        ));
+        assert!(matches!(
+            check_pattern("a.b*"),
+            Err(TopicError::PartialWildcard { .. })
+        ));
+        assert!(matches!(
+            check_pattern(&"a".repeat(129)),
+            Err(TopicError::TooLong { len: 129 })
+        ));
         assert_eq!(check_pattern("a.*.#"), Ok(()));
     }
 

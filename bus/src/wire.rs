@@ -17,13 +17,21 @@ impl<'a> Reader<'a> {
         Self { rest: bytes }
     }
 
-    pub(crate) fn bytes(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], MessageError> {
+    pub(crate) fn bytes(
+        &mut self,
+        len: usize,
+        what: &'static str,
+    ) -> Result<&'a [u8], MessageError> {
         match self.rest.split_at_checked(len) {
             Some((head, tail)) => {
                 self.rest = tail;
                 Ok(head)
             }
-            None => Err(MessageError::Short { what, need: len, have: self.rest.len() }),
+            None => Err(MessageError::Short {
+                what,
+                need: len,
+                have: self.rest.len(),
+            }),
         }
     }
 
@@ -54,7 +62,12 @@ impl<'a> Reader<'a> {
     }
 
     /// UTF-8 text of `len` bytes, at most `limit`.
-    pub(crate) fn text(&mut self, len: usize, limit: usize, what: &'static str) -> Result<&'a str, MessageError> {
+    pub(crate) fn text(
+        &mut self,
+        len: usize,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<&'a str, MessageError> {
         check_len(len, limit, what)?;
         std::str::from_utf8(self.bytes(len, what)?).map_err(|_| MessageError::NotUtf8 { what })
     }
@@ -78,10 +91,21 @@ impl<'a> Reader<'a> {
 
     /// Refuses bytes after the last field.
     pub(crate) fn finish(self, what: &'static str) -> Result<(), MessageError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(MessageError::Trailing { what, extra: self.rest.len() }) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(MessageError::Trailing {
+                what,
+                extra: self.rest.len(),
+            })
+        }
     }
 }
 
 pub(crate) fn check_len(len: usize, limit: usize, what: &'static str) -> Result<(), MessageError> {
-    if len > limit { Err(MessageError::TooLong { what, len, limit }) } else { Ok(()) }
+    if len > limit {
+        Err(MessageError::TooLong { what, len, limit })
+    } else {
+        Ok(())
+    }
 }

@@ -1,0 +1,15 @@
+//! The daemon's side of the bus: sockets around the router, and ports for the daemon's own parts.
+//!
+//! [`BusServer`] owns the router. Each agent is attached with the listener that sits in its own mount
+//! view, so that who speaks is known from where it connected; [`AgentPort`] is the same agent's rights
+//! for the MCP server and the drivers.
+
+mod port;
+mod record;
+mod server;
+mod types;
+
+pub use port::{AgentPort, IncomingRequest, Requests};
+pub use record::{MessageSink, Unrecorded};
+pub use server::{AttachError, BusServer};
+pub use types::{BusError, Inbox, Message, MessageKind, PeerInfo, Reply};

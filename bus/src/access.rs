@@ -1,0 +1,115 @@
+//! Who may talk to whom: the one place that the router asks.
+//!
+//! Two rules. Agents of different users never see each other: no policy can lift that. Within one
+//! user, each agent's policy says whom it may address and which topics it may use.
+//!
+//! Pure; answers are decided from the daemon's own data, never from a frame.
+
+#![forbid(unsafe_code)]
+
+use crate::topic::{PEERS_TOPIC, RESERVED_PREFIX};
+
+/// One agent's policy as the bus needs it.
+pub trait Access: Send + Sync + std::fmt::Debug {
+    /// May it send one-way messages to the agent called `to`?
+    fn may_send(&self, to: &str) -> bool;
+    /// May it ask the agent called `to` and await the answer?
+    fn may_request(&self, to: &str) -> bool;
+    /// May it publish to this exact topic?
+    fn may_publish(&self, topic: &str) -> bool;
+    /// May it follow all that this pattern covers?
+    fn may_subscribe(&self, pattern: &str) -> bool;
+}
+
+/// Everything, to everyone of the same user: what a trusted part of the daemon has, and tests.
+#[derive(Clone, Copy, Debug)]
+pub struct SameUser;
+
+impl Access for SameUser {
+    fn may_send(&self, _to: &str) -> bool {
+        true
+    }
+    fn may_request(&self, _to: &str) -> bool {
+        true
+    }
+    fn may_publish(&self, _topic: &str) -> bool {
+        true
+    }
+    fn may_subscribe(&self, _pattern: &str) -> bool {
+        true
+    }
+}
+
+/// What one agent wants of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Send,
+    Request,
+}
+
+/// The asking side, as the daemon knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Party<'a> {
+    pub uid: u32,
+    pub name: &'a str,
+}
+
+/// May `from` address `to`? The error is the text that the asking agent sees.
+pub(crate) fn check_address(
+    from: Party<'_>,
+    rules: &dyn Access,
+    to: Party<'_>,
+    wish: Wish,
+) -> Result<(), String> {
+    debug_assert_eq!(from.uid, to.uid, "look-ups are made within one uid");
+    let (allowed, key) = match wish {
+        Wish::Send => (from.uid == to.uid && rules.may_send(to.name), "send"),
+        Wish::Request => (from.uid == to.uid && rules.may_request(to.name), "request"),
+    };
+    if allowed {
+        Ok(())
+    } else {
+        Err(format!(
+            "the policy of {} does not allow it to {key} to {}; its [ipc] {key} list names who it may address",
+            from.name, to.name
+        ))
+    }
+}
+
+/// May `from` publish to `topic`?
+pub(crate) fn check_publish(
+    from: Party<'_>,
+    rules: &dyn Access,
+    topic: &str,
+) -> Result<(), String> {
+    if topic.starts_with(RESERVED_PREFIX) {
+        return Err(format!(
+            "topics under {RESERVED_PREFIX} are published by the bus alone"
+        ));
+    }
+    if rules.may_publish(topic) {
+        Ok(())
+    } else {
+        Err(format!(
+            "the policy of {} does not allow it to publish to {topic}; its [ipc] publish list names the topics",
+            from.name
+        ))
+    }
+}
+
+/// May `from` follow `pattern`?
+pub(crate) fn check_subscribe(
+    from: Party<'_>,
+    rules: &dyn Access,
+    pattern: &str,
+) -> Result<(), String> {
+    // The comings and goings of one's own user's agents are what `agents` lists anyway.
+    if pattern == PEERS_TOPIC || rules.may_subscribe(pattern) {
+        Ok(())
+    } else {
+        Err(format!(
+            "the policy of {} does not allow it to follow all of {pattern}; its [ipc] subscribe list names what it may",
+            from.name
+        ))
+    }
+}

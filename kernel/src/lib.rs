@@ -9,3 +9,4 @@ pub mod grant;
 pub mod pidfd;
 #[cfg(feature = "std")]
 pub mod probe;
+pub mod sys;

@@ -1,0 +1,445 @@
+//! The base seccomp filter: compiled in, loaded under whatever filter a plan brings. A deny list, since the plan's own
+//! filter is the allow list; it refuses what would undo the sandbox, reach past it, or leave set-id files on the host.
+//!
+//! Wrong architecture first, the x32 ABI second, then a binary search over the system call number, built at compile time:
+//! the kernel runs every loaded filter once for each system call number when it is loaded, so a linear list of this
+//! length would cost a tenth of a launch. Arguments are compared on 32 bits where the kernel reads 32 bits of them.
+
+use agentd_kernel::sys::{SockFilter, nr};
+
+const EPERM: u16 = 1;
+const ENOSYS: u16 = 38;
+const EAFNOSUPPORT: u16 = 97;
+
+const RET_ALLOW: u32 = 0x7fff_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+
+const LD_ABS: u16 = 0x20;
+const JEQ: u16 = 0x15;
+const JGT: u16 = 0x25;
+const JGE: u16 = 0x35;
+const JSET: u16 = 0x45;
+const RET: u16 = 0x06;
+
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const X32_BIT: u32 = 0x4000_0000;
+
+/// `struct seccomp_data`
+const DATA_NR: u32 = 0;
+const DATA_ARCH: u32 = 4;
+const fn data_arg(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+const SET_ID_BITS: u32 = 0o6000;
+/// `O_CREAT` and the bit of `O_TMPFILE` that no other flag has: only with one of them is there a mode.
+const CREATES: u32 = 0o100 | 0o20_000_000;
+/// All of `CLONE_NEW*` that fit beside an exit signal.
+const CLONE_NEW: u32 = 0x7e02_0000;
+/// `CLONE_NEWTIME` shares its bit with the exit signal in `clone`, so it counts for `unshare` only.
+const CLONE_NEWTIME: u32 = 0x80;
+const TIOCSTI: u32 = 0x5412;
+const TIOCLINUX: u32 = 0x541c;
+/// unix, inet, inet6, netlink: the families that the network namespace confines.
+const FAMILIES: [u32; 4] = [1, 2, 10, 16];
+
+#[derive(Clone, Copy)]
+enum Rule {
+    /// Refuse.
+    Errno(u16),
+    /// Refuse with EPERM when any of these bits of an argument is set.
+    Bits { arg: u32, bits: u32 },
+    /// Refuse a mode with set-id bits, if the flags say that there is a mode.
+    OpenMode { flags: u32, mode: u32 },
+    /// Refuse these two values of an argument.
+    Values { arg: u32, values: [u32; 2] },
+    /// Refuse all but these values of an argument.
+    Only { arg: u32, values: [u32; 4] },
+}
+
+struct Entry {
+    first: u32,
+    last: u32,
+    rule: Rule,
+}
+
+const fn refuse(first: u32, last: u32) -> Entry {
+    Entry {
+        first,
+        last,
+        rule: Rule::Errno(EPERM),
+    }
+}
+
+const fn absent(number: u32) -> Entry {
+    Entry {
+        first: number,
+        last: number,
+        rule: Rule::Errno(ENOSYS),
+    }
+}
+
+const fn when(number: u32, rule: Rule) -> Entry {
+    Entry {
+        first: number,
+        last: number,
+        rule,
+    }
+}
+
+/// Sorted by number; checked when compiled.
+const TABLE: &[Entry] = &[
+    when(nr::OPEN, Rule::OpenMode { flags: 1, mode: 2 }),
+    when(
+        nr::IOCTL,
+        Rule::Values {
+            arg: 1,
+            values: [TIOCSTI, TIOCLINUX],
+        },
+    ),
+    when(
+        nr::SOCKET,
+        Rule::Only {
+            arg: 0,
+            values: FAMILIES,
+        },
+    ),
+    when(
+        nr::CLONE,
+        Rule::Bits {
+            arg: 0,
+            bits: CLONE_NEW,
+        },
+    ),
+    when(
+        nr::CREAT,
+        Rule::Bits {
+            arg: 1,
+            bits: SET_ID_BITS,
+        },
+    ),
+    when(
+        nr::CHMOD,
+        Rule::Bits {
+            arg: 1,
+            bits: SET_ID_BITS,
+        },
+    ),
+    when(
+        nr::FCHMOD,
+        Rule::Bits {
+            arg: 1,
+            bits: SET_ID_BITS,
+        },
+    ),
+    refuse(nr::PTRACE, nr::PTRACE),
+    refuse(nr::SYSLOG, nr::SYSLOG),
+    when(
+        nr::MKNOD,
+        Rule::Bits {
+            arg: 1,
+            bits: SET_ID_BITS,
+        },
+    ),
+    refuse(nr::USELIB, nr::USELIB),
+    refuse(nr::VHANGUP, nr::SYSCTL), // vhangup modify_ldt pivot_root _sysctl
+    refuse(nr::CHROOT, nr::CHROOT),
+    refuse(nr::ACCT, nr::DELETE_MODULE), // acct settimeofday mount umount2 swapon swapoff reboot set*name iopl ioperm *_module
+    refuse(nr::QUOTACTL, nr::NFSSERVCTL),
+    refuse(nr::LOOKUP_DCOOKIE, nr::LOOKUP_DCOOKIE),
+    refuse(nr::CLOCK_SETTIME, nr::CLOCK_SETTIME),
+    refuse(nr::KEXEC_LOAD, nr::KEXEC_LOAD),
+    refuse(nr::ADD_KEY, nr::KEYCTL), // add_key request_key keyctl
+    when(nr::OPENAT, Rule::OpenMode { flags: 2, mode: 3 }),
+    when(
+        nr::MKNODAT,
+        Rule::Bits {
+            arg: 2,
+            bits: SET_ID_BITS,
+        },
+    ),
+    when(
+        nr::FCHMODAT,
+        Rule::Bits {
+            arg: 2,
+            bits: SET_ID_BITS,
+        },
+    ),
+    when(
+        nr::UNSHARE,
+        Rule::Bits {
+            arg: 0,
+            bits: CLONE_NEW | CLONE_NEWTIME,
+        },
+    ),
+    refuse(nr::PERF_EVENT_OPEN, nr::PERF_EVENT_OPEN),
+    refuse(nr::FANOTIFY_INIT, nr::FANOTIFY_INIT),
+    refuse(nr::OPEN_BY_HANDLE_AT, nr::OPEN_BY_HANDLE_AT),
+    refuse(nr::SETNS, nr::SETNS),
+    refuse(nr::PROCESS_VM_READV, nr::FINIT_MODULE), // process_vm_* kcmp finit_module
+    refuse(nr::KEXEC_FILE_LOAD, nr::BPF),
+    refuse(nr::USERFAULTFD, nr::USERFAULTFD),
+    refuse(nr::IO_URING_SETUP, nr::FSPICK), // io_uring_* open_tree move_mount fsopen fsconfig fsmount fspick
+    absent(nr::CLONE3),
+    absent(nr::OPENAT2),
+    refuse(nr::PIDFD_GETFD, nr::PIDFD_GETFD),
+    refuse(nr::MOUNT_SETATTR, nr::QUOTACTL_FD),
+    absent(nr::FCHMODAT2),
+    refuse(nr::OPEN_TREE_ATTR, nr::OPEN_TREE_ATTR),
+];
+
+const CAPACITY: usize = 256;
+
+struct Program {
+    code: [SockFilter; CAPACITY],
+    len: usize,
+}
+
+impl Program {
+    const fn push(mut self, code: u16, k: u32, jt: u8, jf: u8) -> Program {
+        self.code[self.len] = SockFilter { code, jt, jf, k };
+        self.len += 1;
+        self
+    }
+
+    const fn ret(self, k: u32) -> Program {
+        self.push(RET, k, 0, 0)
+    }
+
+    /// `EPERM`, then the way out for what is allowed.
+    const fn refuse_or_allow(self) -> Program {
+        self.ret(RET_ERRNO | EPERM as u32).ret(RET_ALLOW)
+    }
+
+    const fn rule(self, rule: Rule) -> Program {
+        match rule {
+            Rule::Errno(errno) => self.ret(RET_ERRNO | errno as u32),
+            Rule::Bits { arg, bits } => self
+                .push(LD_ABS, data_arg(arg), 0, 0)
+                .push(JSET, bits, 0, 1)
+                .refuse_or_allow(),
+            Rule::OpenMode { flags, mode } => self
+                .push(LD_ABS, data_arg(flags), 0, 0)
+                .push(JSET, CREATES, 0, 3)
+                .push(LD_ABS, data_arg(mode), 0, 0)
+                .push(JSET, SET_ID_BITS, 0, 1)
+                .refuse_or_allow(),
+            Rule::Values { arg, values } => self
+                .push(LD_ABS, data_arg(arg), 0, 0)
+                .push(JEQ, values[0], 1, 0)
+                .push(JEQ, values[1], 0, 1)
+                .refuse_or_allow(),
+            Rule::Only { arg, values } => self
+                .push(LD_ABS, data_arg(arg), 0, 0)
+                .push(JEQ, values[0], 4, 0)
+                .push(JEQ, values[1], 3, 0)
+                .push(JEQ, values[2], 2, 0)
+                .push(JEQ, values[3], 1, 0)
+                .ret(RET_ERRNO | EAFNOSUPPORT as u32)
+                .ret(RET_ALLOW),
+        }
+    }
+
+    /// The search through `TABLE[from..to]`, with the number in the accumulator.
+    const fn search(self, from: usize, to: usize) -> Program {
+        if to - from == 1 {
+            let Entry { first, last, rule } = &TABLE[from];
+            let program = if *first == *last {
+                self.push(JEQ, *first, 1, 0)
+            } else {
+                self.push(JGE, *first, 0, 1).push(JGT, *last, 0, 1)
+            };
+            return program.ret(RET_ALLOW).rule(*rule);
+        }
+        let middle = usize::midpoint(from, to);
+        let branch = self.len;
+        let mut program = self
+            .push(JGE, TABLE[middle].first, 0, 0)
+            .search(from, middle);
+        let skipped = program.len - branch - 1;
+        assert!(
+            skipped <= u8::MAX as usize,
+            "the left half is longer than a jump"
+        );
+        program.code[branch].jt = skipped as u8;
+        program.search(middle, to)
+    }
+}
+
+const PROGRAM: Program = {
+    let mut at = 1;
+    while at < TABLE.len() {
+        assert!(
+            TABLE[at - 1].last < TABLE[at].first,
+            "the table is not sorted"
+        );
+        at += 1;
+    }
+    const EMPTY: SockFilter = SockFilter {
+        code: 0,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    Program {
+        code: [EMPTY; CAPACITY],
+        len: 0,
+    }
+    .push(LD_ABS, DATA_ARCH, 0, 0)
+    .push(JEQ, AUDIT_ARCH_X86_64, 1, 0)
+    .ret(RET_KILL_PROCESS)
+    .push(LD_ABS, DATA_NR, 0, 0)
+    .push(JSET, X32_BIT, 0, 1)
+    .ret(RET_ERRNO | ENOSYS as u32)
+    .search(0, TABLE.len())
+};
+
+static BASE: [SockFilter; PROGRAM.len] = {
+    let mut code = [PROGRAM.code[0]; PROGRAM.len];
+    let mut at = 0;
+    while at < PROGRAM.len {
+        code[at] = PROGRAM.code[at];
+        at += 1;
+    }
+    code
+};
+
+/// The built-in filter.
+pub fn base_filter() -> &'static [SockFilter] {
+    &BASE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would, on the few instructions it uses.
+    fn run(arch: u32, number: u32, args: [u64; 6]) -> u32 {
+        let mut data = [0u8; 64];
+        data[0..4].copy_from_slice(&number.to_le_bytes());
+        data[4..8].copy_from_slice(&arch.to_le_bytes());
+        for (slot, arg) in data[16..].chunks_exact_mut(8).zip(args) {
+            slot.copy_from_slice(&arg.to_le_bytes());
+        }
+        let (mut accumulator, mut at) = (0u32, 0usize);
+        loop {
+            let SockFilter { code, jt, jf, k } = base_filter()[at];
+            let taken = match code {
+                LD_ABS => {
+                    let word = &data[k as usize..k as usize + 4];
+                    accumulator = u32::from_le_bytes(word.try_into().unwrap());
+                    at += 1;
+                    continue;
+                }
+                JEQ => accumulator == k,
+                JGT => accumulator > k,
+                JGE => accumulator >= k,
+                JSET => accumulator & k != 0,
+                RET => return k,
+                code => panic!("instruction {code:#x}"),
+            };
+            at += 1 + usize::from(if taken { jt } else { jf });
+        }
+    }
+
+    fn native(number: u32, args: [u64; 6]) -> u32 {
+        run(AUDIT_ARCH_X86_64, number, args)
+    }
+
+    const REFUSED: u32 = RET_ERRNO | EPERM as u32;
+
+    #[test]
+    fn the_search_agrees_with_the_table_for_every_number() {
+        for number in 0..1024 {
+            let entry = TABLE
+                .iter()
+                .find(|entry| (entry.first..=entry.last).contains(&number));
+            // All arguments 0: nothing that depends on one is refused, but for the socket family.
+            let expected = match entry.map(|entry| entry.rule) {
+                Some(Rule::Errno(errno)) => RET_ERRNO | u32::from(errno),
+                Some(Rule::Only { .. }) => RET_ERRNO | u32::from(EAFNOSUPPORT),
+                _ => RET_ALLOW,
+            };
+            assert_eq!(native(number, [0; 6]), expected, "system call {number}");
+        }
+    }
+
+    #[test]
+    fn other_architectures_die_and_x32_is_absent() {
+        const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+        assert_eq!(run(AUDIT_ARCH_I386, 4, [0; 6]), RET_KILL_PROCESS);
+        assert_eq!(
+            native(nr::CHMOD | X32_BIT, [0; 6]),
+            RET_ERRNO | u32::from(ENOSYS)
+        );
+    }
+
+    #[test]
+    fn set_id_bits_are_refused_wherever_a_mode_is_given() {
+        let create = 0o100;
+        let tmpfile = 0o20_200_000;
+        for bits in [0o4755, 0o2755, 0o6000] {
+            for number in [nr::CHMOD, nr::FCHMOD, nr::CREAT, nr::MKNOD] {
+                assert_eq!(native(number, [0, bits, 0, 0, 0, 0]), REFUSED, "{number}");
+            }
+            for number in [nr::FCHMODAT, nr::MKNODAT] {
+                assert_eq!(native(number, [0, 0, bits, 0, 0, 0]), REFUSED, "{number}");
+            }
+            for flags in [create, tmpfile] {
+                assert_eq!(native(nr::OPEN, [0, flags, bits, 0, 0, 0]), REFUSED);
+                assert_eq!(native(nr::OPENAT, [0, 0, flags, bits, 0, 0]), REFUSED);
+            }
+            // Without O_CREAT the mode is whatever the register held.
+            assert_eq!(native(nr::OPENAT, [0, 0, 0o200_000, bits, 0, 0]), RET_ALLOW);
+        }
+        assert_eq!(native(nr::CHMOD, [0, 0o1777, 0, 0, 0, 0]), RET_ALLOW);
+        assert_eq!(native(nr::OPENAT, [0, 0, create, 0o644, 0, 0]), RET_ALLOW);
+    }
+
+    #[test]
+    fn high_halves_of_arguments_change_nothing() {
+        let high = 1 << 40;
+        assert_eq!(
+            native(nr::IOCTL, [0, high | u64::from(TIOCSTI), 0, 0, 0, 0]),
+            REFUSED
+        );
+        assert_eq!(native(nr::FCHMOD, [0, high | 0o4755, 0, 0, 0, 0]), REFUSED);
+        assert_eq!(native(nr::IOCTL, [0, 0x5413, 0, 0, 0, 0]), RET_ALLOW);
+    }
+
+    #[test]
+    fn namespaces_are_refused_and_threads_are_not() {
+        let thread = 0x003d_0f00;
+        assert_eq!(native(nr::CLONE, [thread, 0, 0, 0, 0, 0]), RET_ALLOW);
+        for bit in [
+            0x2_0000,
+            0x200_0000,
+            0x400_0000,
+            0x800_0000,
+            0x1000_0000,
+            0x2000_0000,
+            0x4000_0000,
+        ] {
+            assert_eq!(native(nr::CLONE, [bit | 17, 0, 0, 0, 0, 0]), REFUSED);
+            assert_eq!(native(nr::UNSHARE, [bit, 0, 0, 0, 0, 0]), REFUSED);
+        }
+        assert_eq!(native(nr::UNSHARE, [0x80, 0, 0, 0, 0, 0]), REFUSED);
+        assert_eq!(native(nr::UNSHARE, [0x400, 0, 0, 0, 0, 0]), RET_ALLOW);
+    }
+
+    #[test]
+    fn only_confined_socket_families_exist() {
+        const AF_VSOCK: u64 = 40;
+        for family in FAMILIES {
+            assert_eq!(
+                native(nr::SOCKET, [family.into(), 0, 0, 0, 0, 0]),
+                RET_ALLOW
+            );
+        }
+        assert_eq!(
+            native(nr::SOCKET, [AF_VSOCK, 0, 0, 0, 0, 0]),
+            RET_ERRNO | u32::from(EAFNOSUPPORT)
+        );
+    }
+}

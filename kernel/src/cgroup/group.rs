@@ -1,0 +1,423 @@
+//! One agent's cgroup: its directory in each hierarchy.
+
+use super::{CgroupError, Controller, Hierarchy, make_dir, read_file, write_file};
+use rustix::fs::{Mode, OFlags, open};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What a group may use. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory and, where swap is accounted, memory and swap together.
+    pub memory_max_bytes: Option<u64>,
+    pub pids_max: Option<u64>,
+    pub cpu: Option<CpuQuota>,
+}
+
+/// `quota_us` of processor time in each `period_us`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuQuota {
+    pub quota_us: u64,
+    pub period_us: u64,
+}
+
+/// Observed use; a figure that this host can't give is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_usage_us: Option<u64>,
+    pub memory_current: Option<u64>,
+    pub memory_peak: Option<u64>,
+    pub pids_current: Option<u64>,
+    pub oom_kills: Option<u64>,
+}
+
+/// What came of removing a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Done,
+    /// A process of the group is still on its way out; try again when [`Group::events`] changes, or soon.
+    Busy,
+}
+
+/// An agent's cgroup. Dropping it leaves the directories: [`Group::try_remove`] says when they are gone.
+#[derive(Debug)]
+pub struct Group {
+    unified: Option<Unified>,
+    v1: Vec<Hierarchy>,
+}
+
+#[derive(Debug)]
+struct Unified {
+    path: PathBuf,
+    directory: OwnedFd,
+    controllers: Vec<Controller>,
+}
+
+impl Group {
+    pub(super) fn create(
+        unified: Option<PathBuf>,
+        controllers: Vec<Controller>,
+        v1: Vec<Hierarchy>,
+    ) -> Result<Self, CgroupError> {
+        let mut group = Self {
+            unified: None,
+            v1: Vec::new(),
+        };
+        let made = group.make(unified, controllers, v1);
+        if made.is_err() {
+            // Empty directories that were made a moment ago; a failure to remove them adds nothing to the first error.
+            group.try_remove().ok();
+        }
+        made.map(|()| group)
+    }
+
+    fn make(
+        &mut self,
+        unified: Option<PathBuf>,
+        controllers: Vec<Controller>,
+        v1: Vec<Hierarchy>,
+    ) -> Result<(), CgroupError> {
+        for hierarchy in v1 {
+            make_dir(&hierarchy.own)?;
+            self.v1.push(hierarchy);
+        }
+        if let Some(path) = unified {
+            make_dir(&path)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match open(&path, flags, Mode::empty()) {
+                Ok(directory) => {
+                    self.unified = Some(Unified {
+                        path,
+                        directory,
+                        controllers,
+                    })
+                }
+                Err(errno) => {
+                    // As in `create`: the first error is the one that counts.
+                    fs::remove_dir(&path).ok();
+                    return Err(CgroupError::new("open", &path, errno.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The cgroup2 directory, for `CLONE_INTO_CGROUP`.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.unified
+            .as_ref()
+            .map(|unified| unified.directory.as_fd())
+    }
+
+    pub fn unified_path(&self) -> Option<&Path> {
+        self.unified.as_ref().map(|unified| unified.path.as_path())
+    }
+
+    /// The cgroup2 id that eBPF programs see (the directory's inode number); 0 without cgroup2.
+    pub fn id(&self) -> u64 {
+        self.unified()
+            .and_then(|fd| rustix::fs::fstat(fd).ok())
+            .map_or(0, |stat| stat.st_ino)
+    }
+
+    /// Sets every limit that this host can hold and returns the controllers that were missing for the others.
+    ///
+    /// # Errors
+    /// The kernel refused a value; limits set before it stay.
+    pub fn apply(&self, limits: &Limits) -> Result<Vec<Controller>, CgroupError> {
+        let mut missing = Vec::new();
+        if let Some(bytes) = limits.memory_max_bytes {
+            match self.home(Controller::Memory) {
+                Some(Home::V1(path)) => {
+                    write_file(&path.join("memory.limit_in_bytes"), &bytes.to_string())?;
+                    write_if_there(
+                        &path.join("memory.memsw.limit_in_bytes"),
+                        &bytes.to_string(),
+                    )?;
+                }
+                Some(Home::V2(path)) => {
+                    write_file(&path.join("memory.max"), &bytes.to_string())?;
+                    write_if_there(&path.join("memory.swap.max"), "0")?;
+                }
+                None => missing.push(Controller::Memory),
+            }
+        }
+        if let Some(count) = limits.pids_max {
+            match self.home(Controller::Pids) {
+                Some(Home::V1(path) | Home::V2(path)) => {
+                    write_file(&path.join("pids.max"), &count.to_string())?
+                }
+                None => missing.push(Controller::Pids),
+            }
+        }
+        if let Some(CpuQuota {
+            quota_us,
+            period_us,
+        }) = limits.cpu
+        {
+            match self.home(Controller::Cpu) {
+                Some(Home::V1(path)) => {
+                    write_file(&path.join("cpu.cfs_period_us"), &period_us.to_string())?;
+                    write_file(&path.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+                }
+                Some(Home::V2(path)) => {
+                    write_file(&path.join("cpu.max"), &format!("{quota_us} {period_us}"))?
+                }
+                None => missing.push(Controller::Cpu),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Moves `pid` into the group's version 1 directories. It enters the cgroup2 directory by `CLONE_INTO_CGROUP`.
+    pub fn attach_v1(&self, pid: i32) -> Result<(), CgroupError> {
+        self.v1.iter().try_for_each(|hierarchy| {
+            write_file(&hierarchy.own.join("cgroup.procs"), &pid.to_string())
+        })
+    }
+
+    /// SIGKILLs every process in the group at once; `false` where the host can't (no cgroup2, or Linux before 5.14).
+    #[doc(alias = "cgroup.kill")]
+    pub fn kill(&self) -> Result<bool, CgroupError> {
+        self.control("cgroup.kill", "1")
+    }
+
+    /// Freezes or thaws every process in the group; `false` where the host can't.
+    #[doc(alias = "cgroup.freeze")]
+    pub fn freeze(&self, state: Freeze) -> Result<bool, CgroupError> {
+        self.control(
+            "cgroup.freeze",
+            if state == Freeze::Frozen { "1" } else { "0" },
+        )
+    }
+
+    fn control(&self, file: &str, value: &str) -> Result<bool, CgroupError> {
+        let Some(unified) = &self.unified else {
+            return Ok(false);
+        };
+        match write_file(&unified.path.join(file), value) {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the group uses now.
+    pub fn usage(&self) -> Usage {
+        let number = |controller, v1: &str, v2: &str| match self.home(controller)? {
+            Home::V1(path) => read_number(&path.join(v1)),
+            Home::V2(path) => read_number(&path.join(v2)),
+        };
+        // cgroup2 accounts for processor time in every group; cpuacct counts in nanoseconds.
+        let unified = self
+            .unified
+            .as_ref()
+            .and_then(|unified| keyed(&unified.path.join("cpu.stat"), "usage_usec"));
+        let cpuacct = || {
+            number(Controller::Cpuacct, "cpuacct.usage", "").map(|nanoseconds| nanoseconds / 1000)
+        };
+        Usage {
+            cpu_usage_us: unified.or_else(cpuacct),
+            memory_current: number(
+                Controller::Memory,
+                "memory.usage_in_bytes",
+                "memory.current",
+            ),
+            memory_peak: number(
+                Controller::Memory,
+                "memory.max_usage_in_bytes",
+                "memory.peak",
+            ),
+            pids_current: number(Controller::Pids, "pids.current", "pids.current"),
+            oom_kills: self.home(Controller::Memory).and_then(|home| match home {
+                Home::V1(path) => keyed(&path.join("memory.oom_control"), "oom_kill"),
+                Home::V2(path) => keyed(&path.join("memory.events"), "oom_kill"),
+            }),
+        }
+    }
+
+    /// `cgroup.events`, which polls as `POLLPRI` when the last process of the group has gone; `None` without cgroup2.
+    pub fn events(&self) -> Option<OwnedFd> {
+        let unified = self.unified.as_ref()?;
+        open(
+            unified.path.join("cgroup.events"),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()
+    }
+
+    /// Removes the group's directories. Repeat it while it says [`Removal::Busy`].
+    pub fn try_remove(&self) -> Result<Removal, CgroupError> {
+        let paths = self
+            .v1
+            .iter()
+            .map(|hierarchy| hierarchy.own.as_path())
+            .chain(self.unified_path());
+        let mut removal = Removal::Done;
+        for path in paths {
+            match fs::remove_dir(path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    removal = Removal::Busy
+                }
+                Err(source) => return Err(CgroupError::new("remove", path, source)),
+            }
+        }
+        Ok(removal)
+    }
+
+    fn home(&self, controller: Controller) -> Option<Home<'_>> {
+        if let Some(unified) = self
+            .unified
+            .as_ref()
+            .filter(|unified| unified.controllers.contains(&controller))
+        {
+            return Some(Home::V2(&unified.path));
+        }
+        let v1 = self
+            .v1
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.contains(&controller))?;
+        Some(Home::V1(&v1.own))
+    }
+}
+
+/// What [`Group::freeze`] makes of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    Frozen,
+    Thawed,
+}
+
+/// Where a controller of the group lives.
+enum Home<'a> {
+    V1(&'a Path),
+    V2(&'a Path),
+}
+
+fn write_if_there(path: &Path, value: &str) -> Result<(), CgroupError> {
+    match write_file(path, value) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    read_file(path)?.trim().parse().ok()
+}
+
+/// The value of `key` in a file of "key value" lines.
+fn keyed(path: &Path, key: &str) -> Option<u64> {
+    let text = read_file(path)?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group in plain folders, with these control files.
+    fn group(
+        v1: &[Controller],
+        v2: &[Controller],
+        files: &[(&str, &str)],
+    ) -> (tempfile::TempDir, Group) {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (one, two) = (folder.path().join("v1"), folder.path().join("v2"));
+        let hierarchy = Hierarchy {
+            own: one,
+            controllers: v1.to_vec(),
+        };
+        let group = Group::create(Some(two), v2.to_vec(), vec![hierarchy]).expect("group");
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).expect("write");
+        }
+        (folder, group)
+    }
+
+    const LIMITS: Limits = Limits {
+        memory_max_bytes: Some(1 << 20),
+        pids_max: Some(64),
+        cpu: Some(CpuQuota {
+            quota_us: 50_000,
+            period_us: 100_000,
+        }),
+    };
+
+    #[test]
+    fn limits_go_where_their_controller_lives() {
+        let (folder, group) = group(
+            &[Controller::Memory],
+            &[Controller::Pids],
+            &[
+                ("v1/memory.limit_in_bytes", ""),
+                ("v1/memory.memsw.limit_in_bytes", ""),
+                ("v2/pids.max", ""),
+            ],
+        );
+        assert_eq!(
+            group.apply(&LIMITS).expect("apply"),
+            [Controller::Cpu],
+            "what is missing is said"
+        );
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).expect("read");
+        assert_eq!(read("v1/memory.limit_in_bytes"), "1048576");
+        assert_eq!(read("v1/memory.memsw.limit_in_bytes"), "1048576");
+        assert_eq!(read("v2/pids.max"), "64");
+    }
+
+    #[test]
+    fn a_refused_limit_names_file_and_value() {
+        let (_folder, group) = group(&[], &[Controller::Pids], &[]);
+        let error = group.apply(&LIMITS).expect_err("no pids.max");
+        assert!(error.to_string().starts_with("write 64 to /"), "{error}");
+    }
+
+    #[test]
+    fn usage_comes_from_both_versions() {
+        let (_folder, group) = group(
+            &[Controller::Cpuacct],
+            &[Controller::Memory],
+            &[
+                ("v1/cpuacct.usage", "5000000\n"),
+                ("v2/memory.current", "4096\n"),
+                ("v2/memory.events", "low 0\noom 3\noom_kill 2\n"),
+            ],
+        );
+        let usage = group.usage();
+        assert_eq!(usage.cpu_usage_us, Some(5000));
+        assert_eq!(
+            (usage.memory_current, usage.memory_peak),
+            (Some(4096), None)
+        );
+        assert_eq!((usage.pids_current, usage.oom_kills), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_host_without_cgroup_kill_says_so() {
+        let (_folder, group) = group(&[], &[], &[]);
+        assert!(!group.kill().expect("kill"));
+        assert!(!group.freeze(Freeze::Frozen).expect("freeze"));
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_made_whole_is_not_left_in_part() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let one = folder.path().join("v1");
+        let hierarchy = Hierarchy {
+            own: one.clone(),
+            controllers: vec![Controller::Pids],
+        };
+        let taken = folder.path().join("taken");
+        fs::create_dir(&taken).expect("mkdir");
+        let error =
+            Group::create(Some(taken.clone()), Vec::new(), vec![hierarchy]).expect_err("exists");
+        assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists);
+        assert!(!one.exists() && taken.exists());
+    }
+}

@@ -1,0 +1,265 @@
+//! This process's own directory in each hierarchy, in which agents' groups are made.
+
+use super::layout::DAEMON_LEAF;
+use super::{CgroupError, Controller, Group, Hierarchy, Layout, make_dir, read_file, write_file};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+const PREFIX: &str = "agentd-";
+
+/// The subtree `agentd-<pid>` in every usable hierarchy. Each directory is locked while its owner lives, so that the next
+/// agentd can tell a leftover from a neighbour. Call [`Subtree::remove`] at the end; dropping removes nothing.
+#[derive(Debug)]
+pub struct Subtree {
+    unified: Option<PathBuf>,
+    /// What `unified` enables for its children.
+    unified_controllers: Vec<Controller>,
+    v1: Vec<Hierarchy>,
+    /// Held for their locks.
+    _locks: Vec<OwnedFd>,
+}
+
+impl Subtree {
+    /// Makes the subtree wherever `layout` allows, after removing leftovers of dead owners. On cgroup2 the processes in
+    /// `movable` step aside into a leaf if the own cgroup can't have controllers otherwise.
+    ///
+    /// Where nothing can be made the result has no controllers: a host without usable cgroups is not an error.
+    pub fn create(layout: &Layout, name: u32, movable: &[i32]) -> Self {
+        let mut locks = Vec::new();
+        let mut place = |own: &Path| {
+            sweep(own);
+            let (path, lock) = make_locked(own, name).ok()?;
+            locks.push(lock);
+            Some(path)
+        };
+        let v1 = layout
+            .v1
+            .iter()
+            .filter_map(|hierarchy| {
+                let own = place(&hierarchy.own)?;
+                Some(Hierarchy {
+                    own,
+                    controllers: hierarchy.controllers.clone(),
+                })
+            })
+            .collect();
+        let mut unified = None;
+        let mut unified_controllers = Vec::new();
+        if let Some(hierarchy) = &layout.unified {
+            let enabled = enable(&hierarchy.own, &hierarchy.controllers, movable);
+            if let Some(path) = place(&hierarchy.own) {
+                unified_controllers = enable(&path, &enabled, &[]);
+                unified = Some(path);
+            }
+        }
+        Self {
+            unified,
+            unified_controllers,
+            v1,
+            _locks: locks,
+        }
+    }
+
+    /// The controllers that limit or account for agents here.
+    pub fn controllers(&self) -> impl Iterator<Item = Controller> {
+        let v1 = self
+            .v1
+            .iter()
+            .flat_map(|hierarchy| hierarchy.controllers.iter());
+        v1.chain(&self.unified_controllers).copied()
+    }
+
+    /// Whether groups have a cgroup2 directory, and with it kill, freeze and an id.
+    pub fn has_unified(&self) -> bool {
+        self.unified.is_some()
+    }
+
+    /// Makes the group `agent-<number>`.
+    pub fn group(&self, number: u32) -> Result<Group, CgroupError> {
+        let name = format!("agent-{number}");
+        let v1 = self.v1.iter().map(|hierarchy| {
+            let own = hierarchy.own.join(&name);
+            Hierarchy {
+                own,
+                controllers: hierarchy.controllers.clone(),
+            }
+        });
+        let unified = self.unified.as_ref().map(|base| base.join(&name));
+        Group::create(unified, self.unified_controllers.clone(), v1.collect())
+    }
+
+    /// Removes the subtree's directories. Groups still in use keep theirs: the first such failure is returned, after all
+    /// others were removed.
+    pub fn remove(self) -> Result<(), CgroupError> {
+        let paths = self
+            .v1
+            .iter()
+            .map(|hierarchy| &hierarchy.own)
+            .chain(&self.unified);
+        paths.fold(Ok(()), |result, path| match fs::remove_dir(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                result.and(Err(CgroupError::new("remove", path, source)))
+            }
+            _ => result,
+        })
+    }
+}
+
+fn make_locked(own: &Path, name: u32) -> Result<(PathBuf, OwnedFd), CgroupError> {
+    let path = own.join(format!("{PREFIX}{name}"));
+    make_dir(&path)?;
+    let lock = lock(&path).map_err(|source| CgroupError::new("lock", &path, source))?;
+    Ok((path, lock))
+}
+
+fn lock(path: &Path) -> io::Result<OwnedFd> {
+    let fd = open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(fd)
+}
+
+/// Removes what a killed broker left in `own`: empty `agentd-*` subtrees that nobody has locked. Best effort: whatever is
+/// in use, or not ours to remove, stays.
+fn sweep(own: &Path) {
+    for subtree in directories(own) {
+        let named = subtree
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix(PREFIX));
+        if named.is_none_or(|number| number.parse::<u32>().is_err()) || lock(&subtree).is_err() {
+            continue;
+        }
+        for group in directories(&subtree) {
+            if fs::remove_dir(&group).is_err() {
+                break;
+            }
+        }
+        fs::remove_dir(&subtree).ok();
+    }
+}
+
+fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+/// Enables what can be enabled of `wanted` for the children of `path`; returns what is enabled.
+fn enable(path: &Path, wanted: &[Controller], movable: &[i32]) -> Vec<Controller> {
+    let file = path.join("cgroup.subtree_control");
+    let try_each = || {
+        for controller in wanted {
+            if write_file(&file, &format!("+{}", controller.name())).is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    if !try_each() && step_aside(path, movable) {
+        try_each();
+    }
+    let enabled = read_file(&file).unwrap_or_default();
+    let is_enabled = |controller: &&Controller| {
+        enabled
+            .split_whitespace()
+            .any(|name| name == controller.name())
+    };
+    wanted.iter().filter(is_enabled).copied().collect()
+}
+
+/// Moves those of `movable` that are directly in `path` into its daemon leaf.
+fn step_aside(path: &Path, movable: &[i32]) -> bool {
+    let Some(members) = read_file(&path.join("cgroup.procs")) else {
+        return false;
+    };
+    let members: Vec<i32> = members
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    if members.is_empty() || !members.iter().all(|pid| movable.contains(pid)) {
+        return false;
+    }
+    let leaf = path.join(DAEMON_LEAF);
+    if !leaf.is_dir() && make_dir(&leaf).is_err() {
+        return false;
+    }
+    members
+        .iter()
+        .all(|pid| write_file(&leaf.join("cgroup.procs"), &pid.to_string()).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v1_layout(own: &Path) -> Layout {
+        Layout {
+            unified: None,
+            v1: vec![Hierarchy {
+                own: own.to_path_buf(),
+                controllers: vec![Controller::Pids],
+            }],
+        }
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_are_swept_and_neighbours_kept() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let own = folder.path();
+        for path in ["agentd-1/agent-1", "agentd-1/agent-2", "agentd-x", "other"] {
+            fs::create_dir_all(own.join(path)).expect("mkdir");
+        }
+        let neighbour = Subtree::create(&v1_layout(own), 2, &[]);
+        assert!(!own.join("agentd-1").exists(), "leftover swept");
+        let subtree = Subtree::create(&v1_layout(own), 3, &[]);
+        assert!(own.join("agentd-2").exists(), "locked by its owner");
+        assert!(
+            own.join("agentd-x").exists() && own.join("other").exists(),
+            "not ours"
+        );
+        assert_eq!(
+            subtree.controllers().collect::<Vec<_>>(),
+            [Controller::Pids]
+        );
+        subtree.remove().expect("remove");
+        neighbour.remove().expect("remove");
+        assert!(!own.join("agentd-2").exists() && !own.join("agentd-3").exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_writable_gives_no_controllers() {
+        let subtree = Subtree::create(&v1_layout(Path::new("/proc/self/no-such")), 1, &[]);
+        assert_eq!(subtree.controllers().count(), 0);
+        assert!(!subtree.has_unified());
+    }
+
+    #[test]
+    fn controllers_count_only_once_the_kernel_lists_them() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        // A plain file shows what was written last, as a kernel would that took only one of them.
+        fs::write(folder.path().join("cgroup.subtree_control"), "").expect("write");
+        let wanted = [Controller::Memory, Controller::Pids];
+        assert_eq!(enable(folder.path(), &wanted, &[]), []);
+        fs::write(folder.path().join("cgroup.subtree_control"), "memory pids").expect("write");
+        let read_only = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o444));
+        fs::set_permissions(folder.path().join("cgroup.subtree_control"), read_only)
+            .expect("chmod");
+        assert_eq!(enable(folder.path(), &[Controller::Cpu], &[]), []);
+    }
+
+    #[test]
+    fn only_known_processes_step_aside() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        fs::write(folder.path().join("cgroup.procs"), "10\n11\n").expect("write");
+        assert!(!step_aside(folder.path(), &[10]), "11 is a stranger");
+        assert!(!folder.path().join(DAEMON_LEAF).exists());
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type};
 
 use crate::AgentId;
@@ -34,6 +35,23 @@ words! {
     }
 }
 
+words! {
+    /// What an agent may do with a granted object.
+    pub enum GrantAccess: "access" {
+        ReadOnly = "ro",
+        ReadWrite = "rw",
+    }
+}
+
+/// What one of the grants next to a spec says of itself, for the plan. The grant's own message is
+/// what counts: the broker compares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct GrantNote {
+    /// Absolute path inside the sandbox.
+    pub dst: String,
+    pub access: GrantAccess,
+}
+
 /// One launch. A key that the daemon does not know refuses the call: it may have been a limit.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}", deny_unknown_fields)]
@@ -46,7 +64,9 @@ pub struct LaunchSpec {
     pub policy_text: Option<String>,
     /// Where the text came from; used in messages only.
     pub policy_origin: Option<String>,
-    /// Where the workspace appears inside; the first grant is the one behind it.
+    /// One note per grant, in the same order.
+    pub grants: Option<Vec<GrantNote>>,
+    /// Where the workspace appears inside; one of `grants`.
     pub workspace: Option<String>,
     /// Working directory inside; the workspace when absent.
     pub cwd: Option<String>,
@@ -82,6 +102,7 @@ impl LaunchSpec {
             policy: None,
             policy_text: None,
             policy_origin: None,
+            grants: None,
             workspace: None,
             cwd: None,
             name: None,

@@ -1,0 +1,254 @@
+//! What a client says to the bus itself.
+
+use crate::access::check_subscribe;
+use crate::frame::{Frame, VERSION};
+use crate::listing::Welcome;
+use crate::message::{Control, Delivery, HELLO_WANT_CRC, Status};
+use crate::topic::check_pattern;
+
+use super::dispatch::Refusal;
+use super::peer::InboxWaiter;
+use super::{CloseReason, ConnId, Effects, Now, Router, Timer};
+
+/// Most messages in one read of the inbox.
+const INBOX_MAX: u32 = 256;
+/// Longest wait of one read of the inbox, milliseconds.
+const INBOX_WAIT_MAX_MS: u32 = 600_000;
+
+impl<F> Router<F> {
+    pub(super) fn control(
+        &mut self,
+        id: ConnId,
+        frame: &Frame,
+        fd: Option<F>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let correlation = frame.correlation();
+        if !frame.header.destination.is_bus() {
+            let text = "commands go to the bus itself: leave the destination nil, and send an event to an agent";
+            self.answer(id, correlation, Status::MALFORMED, text, &[], fx);
+            return;
+        }
+        let control = match Control::parse(&frame.payload) {
+            Ok(control) => control,
+            Err(error) => {
+                if self.conns[&id].greeted {
+                    self.answer(
+                        id,
+                        correlation,
+                        Status::MALFORMED,
+                        &error.to_string(),
+                        &[],
+                        fx,
+                    );
+                } else {
+                    fx.close
+                        .push((id, CloseReason::NotGreeted { kind: frame.kind() }));
+                }
+                return;
+            }
+        };
+        if fd.is_some() && !control.carries_fd() {
+            fx.close.push((id, CloseReason::StrayDescriptor));
+            return;
+        }
+        let greeted = self.conns[&id].greeted;
+        match (greeted, control) {
+            (false, Control::Hello { version, options }) => {
+                self.hello(id, correlation, version, options, fx)
+            }
+            (false, _) => fx
+                .close
+                .push((id, CloseReason::NotGreeted { kind: frame.kind() })),
+            (true, Control::LaneOffer { to }) => self.offer_lane(id, correlation, to, fd, now, fx),
+            (true, Control::LaneClosed { lane, status }) => {
+                self.lane_closed_by(id, lane, status, fx)
+            }
+            (true, Control::Inbox { max, wait_ms }) => {
+                self.read_inbox(id, correlation, max, wait_ms, now, fx)
+            }
+            (true, Control::Cancel { request }) => {
+                if let Some(wire) = self.conns[&id].inflight.get(&request).copied() {
+                    self.withdraw_request(wire, Status::CANCELLED, fx);
+                }
+            }
+            (true, control) => match self.simple_control(id, control, now, fx) {
+                Ok(result) => self.answer(id, correlation, Status::OK, "", &result, fx),
+                Err(refusal) => {
+                    self.answer(id, correlation, refusal.status, &refusal.text, &[], fx)
+                }
+            },
+        }
+    }
+
+    fn hello(
+        &mut self,
+        id: ConnId,
+        correlation: u32,
+        version: u16,
+        options: u16,
+        fx: &mut Effects,
+    ) {
+        if version < VERSION {
+            fx.close.push((id, CloseReason::Version { asked: version }));
+            return;
+        }
+        let conn = self.conns.get_mut(&id).expect("dispatch has it");
+        conn.greeted = true;
+        conn.want_crc = options & HELLO_WANT_CRC != 0;
+        let (peer_id, peer) = (conn.peer, &self.peers[&conn.peer]);
+        let welcome = Welcome {
+            version: VERSION,
+            short: peer.short,
+            max_payload: self.limits.max_payload,
+            max_inflight: self.limits.max_inflight as u32,
+            heartbeat_ms: self.limits.heartbeat_ms,
+            id: peer_id,
+            name: peer.name.clone(),
+        };
+        let result = welcome
+            .encode()
+            .expect("the name was checked when the agent was attached");
+        self.answer(id, correlation, Status::OK, "", &result, fx);
+    }
+
+    /// Control messages with one immediate answer.
+    fn simple_control(
+        &mut self,
+        id: ConnId,
+        control: Control<'_>,
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<Vec<u8>, Refusal> {
+        let owner = self.conns[&id].peer;
+        match control {
+            Control::Agents => {
+                let mut out = Vec::new();
+                for entry in self.agents(owner, now) {
+                    entry.encode_into(&mut out)?;
+                }
+                Ok(out)
+            }
+            Control::Lookup { name } => {
+                let uid = self.peers[&owner].uid;
+                match self.names.get(&(uid, name.to_owned())) {
+                    Some(found) => Ok(found.0.to_vec()),
+                    None => {
+                        let text = format!(
+                            "no agent called {name} is on the bus; list the agents to see who is"
+                        );
+                        Err(Refusal::new(Status::NO_SUCH_AGENT, text))
+                    }
+                }
+            }
+            Control::Serve { window } => {
+                let most = self.limits.max_inflight as u32;
+                self.conns.get_mut(&id).expect("dispatch has it").window = window.min(most);
+                self.pump(owner, fx);
+                self.serve_waiters(owner, now, fx);
+                Ok(Vec::new())
+            }
+            Control::Subscribe { delivery, pattern } => {
+                self.subscribe(id, delivery, pattern).map(|()| Vec::new())
+            }
+            Control::Unsubscribe { delivery, pattern } => {
+                self.subscriptions(id, delivery)
+                    .retain(|held| held != pattern);
+                Ok(Vec::new())
+            }
+            Control::AcceptLanes => {
+                self.conns
+                    .get_mut(&id)
+                    .expect("dispatch has it")
+                    .takes_lanes = true;
+                Ok(Vec::new())
+            }
+            Control::Hello { .. } => Err(Refusal::new(Status::MALFORMED, "hello was already said")),
+            Control::Lost { .. } | Control::LaneOffered { .. } => Err(Refusal::new(
+                Status::MALFORMED,
+                "that is said by the bus to a client, not to it",
+            )),
+            Control::Inbox { .. }
+            | Control::Cancel { .. }
+            | Control::LaneOffer { .. }
+            | Control::LaneClosed { .. } => unreachable!("handled before"),
+        }
+    }
+
+    fn subscriptions(&mut self, id: ConnId, delivery: Delivery) -> &mut Vec<String> {
+        let conn = self.conns.get_mut(&id).expect("dispatch has it");
+        match delivery {
+            Delivery::Push => &mut conn.subscriptions,
+            Delivery::Inbox => {
+                &mut self
+                    .peers
+                    .get_mut(&conn.peer)
+                    .expect("its connection is there")
+                    .subscriptions
+            }
+        }
+    }
+
+    fn subscribe(&mut self, id: ConnId, delivery: Delivery, pattern: &str) -> Result<(), Refusal> {
+        check_pattern(pattern)
+            .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
+        let peer = &self.peers[&self.conns[&id].peer];
+        check_subscribe(Self::party(peer), &*peer.access, pattern)
+            .map_err(|text| Refusal::new(Status::DENIED, text))?;
+        let limit = self.limits.max_subscriptions;
+        let held = self.subscriptions(id, delivery);
+        if held.iter().any(|other| other == pattern) {
+            return Ok(());
+        }
+        if held.len() >= limit {
+            let text = format!("{limit} subscriptions are held already, the most allowed");
+            return Err(Refusal::new(Status::QUEUE_FULL, text));
+        }
+        held.push(pattern.to_owned());
+        Ok(())
+    }
+
+    fn read_inbox(
+        &mut self,
+        id: ConnId,
+        correlation: u32,
+        max: u32,
+        wait_ms: u32,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let max = max.clamp(1, INBOX_MAX);
+        let limit = self.limits.max_inflight;
+        let owner = self.conns[&id].peer;
+        let peer = self.peers.get_mut(&owner).expect("its connection is there");
+        let empty = peer.inbox.is_empty() && peer.lost == 0;
+        let waiting = !peer.waiting.is_empty();
+        if wait_ms == 0 || !empty || (waiting && !self.is_serving(&self.peers[&owner])) {
+            self.answer_inbox(id, correlation, max, now, fx);
+            return;
+        }
+        let peer = self.peers.get_mut(&owner).expect("looked up above");
+        if peer.waiters.len() >= limit
+            || peer
+                .waiters
+                .iter()
+                .any(|w| (w.conn, w.correlation) == (id, correlation))
+        {
+            let text = "too many reads of this inbox wait already";
+            self.answer(id, correlation, Status::QUEUE_FULL, text, &[], fx);
+            return;
+        }
+        let deadline_ns = now
+            .mono_ns
+            .saturating_add(u64::from(wait_ms.min(INBOX_WAIT_MAX_MS)) * 1_000_000);
+        peer.waiters.push_back(InboxWaiter {
+            conn: id,
+            correlation,
+            max,
+            deadline_ns,
+        });
+        self.timers
+            .insert((deadline_ns, Timer::InboxWait(owner, id, correlation)));
+    }
+}

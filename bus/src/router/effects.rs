@@ -1,0 +1,74 @@
+//! What the router asks of the daemon around it.
+
+use crate::frame::{FrameError, PeerId};
+use crate::message::Status;
+
+use super::ConnId;
+
+/// What has to be done after a call of the router. Reuse one value and drain it.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// These connections have something to [`pull`](super::Router::pull).
+    pub wake: Vec<ConnId>,
+    /// These connections are to be closed; what still waits for them may be written first.
+    pub close: Vec<(ConnId, CloseReason)>,
+    /// For the record.
+    pub record: Vec<MessageMeta>,
+}
+
+/// Why the bus ends a connection. The text is sent as an ERROR notice before it closes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    #[error("the agent has ended or was detached from the bus")]
+    Detached,
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("the first frame must be hello; got type {kind:#06x}")]
+    NotGreeted { kind: u16 },
+    #[error(
+        "bus protocol version {asked} is not spoken here; version {} is",
+        crate::frame::VERSION
+    )]
+    Version { asked: u16 },
+    #[error("frame claims to come from {claimed}, but this connection belongs to {owner}")]
+    ForgedSource { claimed: PeerId, owner: PeerId },
+    #[error("correlation id {correlation} is already open on this connection, or is 0")]
+    CorrelationInUse { correlation: u32 },
+    #[error("too many answers wait unread on this connection")]
+    SlowReader,
+    #[error("file descriptors came with a frame that takes none")]
+    StrayDescriptor,
+    #[error("the stream ended inside a frame, {bytes} bytes into it")]
+    CutOff { bytes: usize },
+    #[error("no hello within {seconds} s")]
+    GreetingTimeout { seconds: u32 },
+    #[error("a frame was begun but not finished within {seconds} s")]
+    StalledFrame { seconds: u32 },
+}
+
+/// What the record keeps of one message: never its contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageMeta {
+    /// Counts up from 1 over the life of the router.
+    pub seq: u64,
+    pub from: PeerId,
+    pub from_name: String,
+    /// The addressed agent; `None` for a topic. The name is empty if there is no such agent.
+    pub to: Option<(PeerId, String)>,
+    /// The topic; `None` for an agent.
+    pub topic: Option<String>,
+    /// `send`, `publish`, `broadcast`, `request`, `response`, `lane`.
+    pub kind: &'static str,
+    /// The method of a request or response, the type of an event.
+    pub what: String,
+    /// Bytes of payload.
+    pub bytes: u32,
+    /// Ties a response to its request; 0 for the others.
+    pub correlation: u32,
+    /// Nanoseconds since the Unix epoch.
+    pub at_ns: u64,
+    /// What became of it.
+    pub outcome: Status,
+    /// How many queues it was put in.
+    pub receivers: u32,
+}

@@ -1,0 +1,540 @@
+//! The router: what each frame means and who gets it. Frames and time in; queues and effects out.
+//!
+//! It owns every queue of the bus and their bounds, so that what a slow or hostile peer can cost is
+//! decided here and can be tested without a socket. It does no I/O, reads no clock and spawns nothing:
+//! the daemon feeds it from its connections ([`Router::frame`]), empties their queues
+//! ([`Router::pull`]), calls [`Router::tick`] when [`Router::next_deadline_ns`] has come, and acts on
+//! [`Effects`]. One thread at a time, no privilege. It can't fail: what is wrong with a frame is
+//! answered to its sender or ends that sender's connection.
+//!
+//! `F` is what stands for a file descriptor: `OwnedFd` in the daemon, a number in tests.
+//!
+//! Read on: `dispatch` (requests, responses, events), `control` (messages to the bus itself), `conn`
+//! and `peer` (the queues), `lanes`.
+
+#![forbid(unsafe_code)]
+
+mod conn;
+mod control;
+mod dispatch;
+mod effects;
+mod lanes;
+mod peer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::access::{Access, Party};
+use crate::frame::{Frame, PeerId, kind};
+use crate::listing::{Liveness, PeerEntry};
+use crate::message::{ERROR_MAX, Event, NAME_MAX, Response, Status};
+use crate::topic::PEERS_TOPIC;
+
+pub use conn::{ConnId, Outgoing};
+pub use effects::{CloseReason, Effects, MessageMeta};
+
+use conn::Conn;
+use lanes::Lane;
+use peer::Peer;
+
+/// Bounds of everything a peer can make the bus hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest payload of one frame, bytes.
+    pub max_payload: u32,
+    /// Frames and bytes that wait for one connection to read them.
+    pub out_frames: usize,
+    pub out_bytes: usize,
+    /// Messages and bytes in one agent's inbox.
+    pub inbox_messages: usize,
+    pub inbox_bytes: usize,
+    /// Requests that one connection may have open.
+    pub max_inflight: usize,
+    /// Requests that wait for an agent that is not taking any.
+    pub max_waiting_requests: usize,
+    /// Subscriptions of one connection, and of one inbox.
+    pub max_subscriptions: usize,
+    /// Connections of one agent, the daemon's own ports left out.
+    pub max_connections: usize,
+    /// Lanes in which one connection takes part.
+    pub max_lanes: usize,
+    /// A connection should say something this often.
+    pub heartbeat_ms: u32,
+    /// For a request that names no time-out, and the most that one may name.
+    pub default_timeout_ms: u32,
+    pub max_timeout_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_payload: 1 << 20,
+            out_frames: 1024,
+            out_bytes: 4 << 20,
+            inbox_messages: 1024,
+            inbox_bytes: 4 << 20,
+            max_inflight: 256,
+            max_waiting_requests: 64,
+            max_subscriptions: 128,
+            max_connections: 32,
+            max_lanes: 64,
+            heartbeat_ms: 5_000,
+            default_timeout_ms: 60_000,
+            max_timeout_ms: 24 * 3_600_000,
+        }
+    }
+}
+
+/// The two clocks, read by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic: for deadlines.
+    pub mono_ns: u64,
+    /// Since the Unix epoch: for time stamps.
+    pub wall_ns: u64,
+}
+
+/// An agent as it is attached.
+#[derive(Clone, Debug)]
+pub struct PeerSpec {
+    pub id: PeerId,
+    pub uid: u32,
+    pub name: String,
+    pub short: u32,
+    pub access: Arc<dyn Access>,
+}
+
+/// Why an agent can't be attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachRefused {
+    #[error("another live agent of uid {uid} is called {name}")]
+    NameTaken { uid: u32, name: String },
+    #[error("agent name {name:?}: 1 to {NAME_MAX} bytes without blanks or control characters")]
+    BadName { name: String },
+    #[error("agent id {id} is nil or already on the bus")]
+    BadId { id: PeerId },
+}
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectRefused {
+    #[error("this agent has left the bus")]
+    NoSuchPeer,
+    #[error("this agent has {limit} connections, the most allowed")]
+    TooMany { limit: usize },
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnKind {
+    /// A process in the sandbox: greets first, is counted, shows life by heartbeats.
+    Socket,
+    /// A part of the daemon that acts for the agent.
+    Port,
+}
+
+/// A request (or lane offer) that awaits its answer.
+#[derive(Debug)]
+struct Pending {
+    /// Who asked, on which connection, under which of its correlation ids.
+    asker: PeerId,
+    asker_conn: ConnId,
+    asker_correlation: u32,
+    /// Who is to answer.
+    server: PeerId,
+    state: PendingState,
+    deadline_ns: u64,
+    /// The method; "lane" for an offer.
+    what: String,
+    is_lane: bool,
+}
+
+#[derive(Debug)]
+enum PendingState {
+    /// In the server's queue of requests, not yet handed out.
+    Waiting(Frame),
+    /// Handed to a connection that serves.
+    With(ConnId),
+    /// Read out of the inbox: any connection of the server may answer.
+    Taken,
+}
+
+/// What has to happen at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Request(u32),
+    InboxWait(PeerId, ConnId, u32),
+}
+
+/// The state of the whole bus. See the module's documentation.
+#[derive(Debug)]
+pub struct Router<F> {
+    limits: Limits,
+    peers: HashMap<PeerId, Peer>,
+    names: HashMap<(u32, String), PeerId>,
+    conns: HashMap<ConnId, Conn<F>>,
+    /// Open requests by the correlation id that the *server* sees: chosen here, so nobody can guess
+    /// or reuse another's.
+    pending: HashMap<u32, Pending>,
+    lanes: HashMap<u32, Lane>,
+    timers: BTreeSet<(u64, Timer)>,
+    next_conn: u64,
+    next_wire: u32,
+    next_seq: u64,
+}
+
+impl<F> Router<F> {
+    /// An empty bus.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            peers: HashMap::new(),
+            names: HashMap::new(),
+            conns: HashMap::new(),
+            pending: HashMap::new(),
+            lanes: HashMap::new(),
+            timers: BTreeSet::new(),
+            next_conn: 1,
+            next_wire: 1,
+            next_seq: 1,
+        }
+    }
+
+    /// The bounds in force.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Adds an agent; others of its user who follow [`PEERS_TOPIC`] are told.
+    pub fn attach(
+        &mut self,
+        spec: PeerSpec,
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<(), AttachRefused> {
+        let name = spec.name.clone();
+        if name.is_empty()
+            || name.len() > NAME_MAX
+            || name.contains(|c: char| c.is_control() || c.is_whitespace())
+        {
+            return Err(AttachRefused::BadName { name });
+        }
+        if spec.id.is_bus() || self.peers.contains_key(&spec.id) {
+            return Err(AttachRefused::BadId { id: spec.id });
+        }
+        let key = (spec.uid, name.clone());
+        if self.names.contains_key(&key) {
+            return Err(AttachRefused::NameTaken {
+                uid: spec.uid,
+                name,
+            });
+        }
+        self.names.insert(key, spec.id);
+        let (id, uid) = (spec.id, spec.uid);
+        self.peers.insert(id, Peer::new(spec));
+        self.announce(id, uid, "joined", &name, now, fx);
+        Ok(())
+    }
+
+    /// Removes an agent because its process has ended. Whoever waits for it gets `PEER_GONE` now.
+    pub fn detach(&mut self, id: PeerId, now: Now, fx: &mut Effects) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let (uid, name) = (peer.uid, peer.name.clone());
+        for conn in peer.conns.clone() {
+            self.disconnect(conn, now, fx);
+            fx.close.push((conn, CloseReason::Detached));
+        }
+        let orphans: Vec<u32> = self
+            .pending
+            .iter()
+            .filter(|(_, open)| open.server == id)
+            .map(|(wire, _)| *wire)
+            .collect();
+        for wire in orphans {
+            self.fail_request(
+                wire,
+                Status::PEER_GONE,
+                &format!("{name} has ended"),
+                now,
+                fx,
+            );
+        }
+        self.peers.remove(&id);
+        self.names.remove(&(uid, name.clone()));
+        self.announce(id, uid, "gone", &name, now, fx);
+    }
+
+    /// Adds a connection of an attached agent.
+    pub fn connect(
+        &mut self,
+        peer: PeerId,
+        kind: ConnKind,
+        now: Now,
+    ) -> Result<ConnId, ConnectRefused> {
+        let limit = self.limits.max_connections;
+        let Some(entry) = self.peers.get_mut(&peer) else {
+            return Err(ConnectRefused::NoSuchPeer);
+        };
+        let conns = &self.conns;
+        let sockets = entry
+            .conns
+            .iter()
+            .filter(|id| conns[id].kind == ConnKind::Socket)
+            .count();
+        if kind == ConnKind::Socket && sockets >= limit {
+            return Err(ConnectRefused::TooMany { limit });
+        }
+        let id = ConnId(self.next_conn);
+        self.next_conn += 1;
+        entry.conns.push(id);
+        self.conns.insert(id, Conn::new(peer, kind, now.mono_ns));
+        Ok(id)
+    }
+
+    /// Removes a connection. What it was asked is answered for it, what it asked is withdrawn.
+    pub fn disconnect(&mut self, id: ConnId, now: Now, fx: &mut Effects) {
+        let Some(conn) = self.conns.remove(&id) else {
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(&conn.peer) {
+            peer.conns.retain(|other| *other != id);
+            peer.waiters.retain(|waiter| waiter.conn != id);
+        }
+        self.timers
+            .retain(|(_, timer)| !matches!(timer, Timer::InboxWait(_, conn, _) if *conn == id));
+        for wire in conn.inflight.values() {
+            self.withdraw_request(*wire, Status::PEER_GONE, fx);
+        }
+        let unanswered: Vec<u32> = self
+            .pending
+            .iter()
+            .filter(|(_, open)| matches!(open.state, PendingState::With(with) if with == id))
+            .map(|(wire, _)| *wire)
+            .collect();
+        for wire in unanswered {
+            self.fail_request(
+                wire,
+                Status::PEER_GONE,
+                "the connection that had taken the request closed",
+                now,
+                fx,
+            );
+        }
+        self.close_lanes_of(id, fx);
+        // Requests that waited for this server may now be read from the inbox.
+        self.serve_waiters(conn.peer, now, fx);
+    }
+
+    /// Handles one frame that came on `conn`; `fd` came with it.
+    pub fn frame(&mut self, conn: ConnId, frame: Frame, fd: Option<F>, now: Now, fx: &mut Effects) {
+        self.dispatch(conn, frame, fd, now, fx);
+    }
+
+    /// The next frame for `conn`. Frames that must arrive come before topic messages.
+    pub fn pull(&mut self, conn: ConnId, fx: &mut Effects) -> Option<Outgoing<F>> {
+        let entry = self.conns.get_mut(&conn)?;
+        let out = entry.pull();
+        let (serves, peer) = (entry.window > 0, entry.peer);
+        if serves
+            && self
+                .peers
+                .get(&peer)
+                .is_some_and(|peer| !peer.waiting.is_empty())
+        {
+            // A large request may have waited for the room that this made.
+            self.pump(peer, fx);
+        }
+        out
+    }
+
+    /// True while so much waits for `conn` that nothing more should be read from it.
+    pub fn is_congested(&self, conn: ConnId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|conn| conn.is_congested(&self.limits))
+    }
+
+    /// When [`Self::tick`] has work next, on the monotonic clock.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Expires what is due.
+    pub fn tick(&mut self, now: Now, fx: &mut Effects) {
+        while let Some((at, timer)) = self.timers.first().copied() {
+            if at > now.mono_ns {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Request(wire) => {
+                    self.withdraw_from_server(wire, fx);
+                    self.fail_request(
+                        wire,
+                        Status::DEADLINE,
+                        "no answer before the deadline",
+                        now,
+                        fx,
+                    );
+                }
+                Timer::InboxWait(peer, conn, correlation) => {
+                    if let Some(peer) = self.peers.get_mut(&peer) {
+                        peer.waiters
+                            .retain(|w| (w.conn, w.correlation) != (conn, correlation));
+                    }
+                    self.answer_inbox(conn, correlation, 0, now, fx);
+                }
+            }
+        }
+    }
+
+    /// The other agents of the same user, by name.
+    pub fn agents(&self, asking: PeerId, now: Now) -> Vec<PeerEntry> {
+        let Some(me) = self.peers.get(&asking) else {
+            return Vec::new();
+        };
+        let mut list: Vec<PeerEntry> = self
+            .peers
+            .iter()
+            .filter(|(id, peer)| peer.uid == me.uid && **id != asking)
+            .map(|(id, peer)| PeerEntry {
+                id: *id,
+                short: peer.short,
+                queued: (peer.inbox.len() + peer.waiting.len()) as u32,
+                liveness: self.liveness(peer, now),
+                serving: self.is_serving(peer),
+                may_send: me.access.may_send(&peer.name),
+                name: peer.name.clone(),
+            })
+            .collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    /// Open requests, for tests and counters: nothing may stay behind.
+    pub fn open_requests(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn liveness(&self, peer: &Peer, now: Now) -> Liveness {
+        let heard = peer
+            .conns
+            .iter()
+            .map(|id| &self.conns[id])
+            .filter(|conn| conn.kind == ConnKind::Socket)
+            .map(|conn| conn.heard_ns)
+            .max();
+        let patience_ns = 3 * u64::from(self.limits.heartbeat_ms) * 1_000_000;
+        match heard {
+            None => Liveness::Quiet,
+            Some(at) if now.mono_ns.saturating_sub(at) <= patience_ns => Liveness::Alive,
+            Some(_) => Liveness::Late,
+        }
+    }
+
+    fn is_serving(&self, peer: &Peer) -> bool {
+        peer.conns.iter().any(|id| self.conns[id].window > 0)
+    }
+
+    fn party(peer: &Peer) -> Party<'_> {
+        Party {
+            uid: peer.uid,
+            name: &peer.name,
+        }
+    }
+
+    /// Queues the answer to a control message or an acknowledged event.
+    fn answer(
+        &mut self,
+        conn: ConnId,
+        correlation: u32,
+        status: Status,
+        text: &str,
+        result: &[u8],
+        fx: &mut Effects,
+    ) {
+        self.answer_with(conn, correlation, PeerId::BUS, status, text, result, fx);
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the fields of one response frame"
+    )]
+    fn answer_with(
+        &mut self,
+        conn: ConnId,
+        correlation: u32,
+        source: PeerId,
+        status: Status,
+        text: &str,
+        result: &[u8],
+        fx: &mut Effects,
+    ) {
+        let error = clip(text);
+        let payload = Response {
+            status,
+            error,
+            result,
+        }
+        .encode()
+        .expect("the text was clipped to the limit");
+        let bits = if status == Status::OK {
+            kind::RESPONSE
+        } else {
+            kind::RESPONSE | kind::ERROR
+        };
+        let mut frame = Frame::new(bits, PeerId::BUS, correlation, payload);
+        frame.header.source = source;
+        self.push_must(conn, frame, None, fx);
+    }
+
+    /// Queues a frame that may not be dropped. `false`: there was no room, and the frame is lost.
+    fn push_must(&mut self, id: ConnId, frame: Frame, fd: Option<F>, fx: &mut Effects) -> bool {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return false;
+        };
+        if conn.push_must(Outgoing { frame, fd }, &self.limits) {
+            fx.wake.push(id);
+            return true;
+        }
+        fx.close.push((id, CloseReason::SlowReader));
+        false
+    }
+
+    fn announce(
+        &mut self,
+        id: PeerId,
+        uid: u32,
+        event_type: &str,
+        name: &str,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let event = Event {
+            priority: 1,
+            event_type,
+            topic: PEERS_TOPIC,
+            data: name.as_bytes(),
+        };
+        let payload = event
+            .encode()
+            .expect("names and the topic are within the limits");
+        let mut frame = Frame::new(kind::EVENT, PeerId::BUS, 0, payload);
+        frame.header.timestamp_ns = now.wall_ns.into();
+        self.spread(id, uid, PEERS_TOPIC, &frame, "agentd", fx);
+        self.serve_all_waiters(uid, now, fx);
+    }
+}
+
+/// Cuts the bus's own error text to the format's limit, at a character.
+fn clip(text: &str) -> &str {
+    let mut end = text.len().min(ERROR_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

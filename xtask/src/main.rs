@@ -1,1 +1,79 @@
-fn main() {}
+//! Every repeatable action of the project: `cargo xtask VERB`.
+//!
+//! CI calls `cargo xtask test` and nothing else, so what is green here is green there. Verbs run with the caller's
+//! own rights, print data on stdout and everything else on stderr, and leave nothing behind: what a verb started or
+//! mounted is gone when it ends, also on Ctrl-C or failure. Where to start reading: `demo` for the main job, `test`
+//! for the tiers, `checks` for what needs no test program, `bench` for figures.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod checks;
+mod child;
+mod demo;
+mod lab;
+mod stop;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Every repeatable action of the project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show the main job: two confined agents repair a failing test together, on record
+    Demo(demo::Args),
+    /// Run every tier of tests that this machine can run
+    Test(test::Args),
+    /// Measure a promised figure beside its peer
+    Bench(bench::Args),
+    /// Check which crate uses which against the table of arrows
+    CheckDeps,
+    /// Renew the generated files (man pages, completions)
+    Gen {
+        /// Change nothing; fail where a committed file differs from what would be generated
+        #[arg(long)]
+        check: bool,
+    },
+    /// What CI runs: the same as `test` without arguments, with CI's expectations
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match stop::catch_signals().and_then(|()| run(cli.verb)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Demo(args) => demo::demo(&args),
+        Verb::Test(args) => test::test(&args, test::Expect::FromEnvironment),
+        Verb::Bench(args) => bench::bench(&args),
+        Verb::CheckDeps => checks::deps::check().map(|()| ExitCode::SUCCESS),
+        Verb::Gen { check } => {
+            let mode = if check {
+                checks::generated::Mode::Check
+            } else {
+                checks::generated::Mode::Write
+            };
+            checks::generated::generate(mode).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Ci => test::test(&test::Args::default(), test::Expect::AsInCi),
+    }
+}

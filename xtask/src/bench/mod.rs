@@ -1,0 +1,92 @@
+//! `cargo xtask bench NAME`: promised figures, measured beside their peers where there are any.
+//!
+//! Release build, alternating runs, warm-up dropped. With `--json` the report is one object on stdout. Exit code 0
+//! means that every promised figure was measured and met; a benchmark is never a test, and `cargo xtask test` runs none.
+
+mod idle;
+mod launch;
+mod report;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use self::report::Report;
+use crate::lab::{Profile, Programs};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to measure
+    #[arg(value_enum)]
+    name: Name,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Fewer rounds: for a first look, not for publishing
+    #[arg(long)]
+    quick: bool,
+    /// Use the programs in this directory instead of building them
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// Start a program in a sandbox: the bare launcher and `agentctl run`, beside bubblewrap
+    Launch,
+    /// What the daemon costs while nothing happens
+    Idle,
+    /// How long a process tree outlives its stop, its time-out, or the daemon
+    Tree,
+}
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    Quick,
+    Full,
+}
+
+impl Effort {
+    /// `full` rounds, or a fifth of them.
+    fn rounds(self, full: usize) -> usize {
+        match self {
+            Self::Quick => full.div_ceil(5),
+            Self::Full => full,
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the report is this verb's data")]
+pub fn bench(args: &Args) -> Result<ExitCode> {
+    let programs = match &args.bin_dir {
+        Some(directory) => Programs::in_directory(directory)?,
+        None => Programs::build(Profile::Release)?,
+    };
+    let effort = if args.quick {
+        Effort::Quick
+    } else {
+        Effort::Full
+    };
+    let mut report = Report::new();
+    match args.name {
+        Name::Launch => launch::measure(&mut report, programs, effort)?,
+        Name::Idle => idle::measure(&mut report, programs, effort)?,
+        Name::Tree => tree::measure(&mut report, &programs, effort)?,
+    }
+    if args.json {
+        println!(
+            "{}",
+            serde_json::to_string(&report).context("write the report")?
+        );
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(if report.all_met() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

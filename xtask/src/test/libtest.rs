@@ -1,0 +1,77 @@
+//! Reads what libtest prints: how many tests passed, failed and were ignored, and which ones failed.
+//!
+//! Pure: lines in, [`Counts`] out. It knows `test NAME ... FAILED` and the `test result:` line that closes each test
+//! program; everything else on a test program's standard output is none of its business.
+
+/// What the test programs seen so far have reported.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Counts {
+    pub passed: u32,
+    pub failed: u32,
+    pub ignored: u32,
+    pub failed_names: Vec<String>,
+}
+
+impl Counts {
+    /// Takes in one line of a test program's standard output.
+    pub fn read_line(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failed_names.push(name.to_owned());
+        }
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        // "ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s"
+        let Some((_, figures)) = result.split_once(". ") else {
+            return;
+        };
+        for figure in figures.split("; ") {
+            let Some((number, what)) = figure.split_once(' ') else {
+                continue;
+            };
+            let Ok(number) = number.parse::<u32>() else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    fn read(text: &str) -> Counts {
+        let mut counts = Counts::default();
+        text.lines().for_each(|line| counts.read_line(line));
+        counts
+    }
+
+    #[test]
+    fn the_results_of_several_test_programs_add_up() {
+        let counts = read(
+            "running 2 tests\ntest a ... ok\ntest b ... ok\n\n\
+             test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+             running 3 tests\ntest c::d ... FAILED\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 4 filtered out; finished in 1.25s\n",
+        );
+        assert_eq!((counts.passed, counts.failed, counts.ignored), (3, 2, 1));
+        assert_eq!(counts.failed_names, ["c::d"]);
+    }
+
+    #[test]
+    fn a_tests_own_output_is_not_mistaken_for_a_result() {
+        let counts =
+            read("test result of the probe: 3 passed\n9 passed; 9 failed\ntest x ... ok\n");
+        assert_eq!(counts, Counts::default());
+    }
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask test [TIER…]`: every tier that this machine can run, one line each, and one line for all.
+//!
+//! Tier lines and the closing line go to stdout, everything that the tests print to stderr. A skip is counted with
+//! its reason and never as a pass; skipping a feature that is expected here fails the run (see [`skips`]). Exit code
+//! 0 means that nothing failed and nothing expected was skipped.
+
+mod demos;
+mod libtest;
+pub mod needs;
+mod skips;
+mod suites;
+mod tier;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use self::skips::Expected;
+pub use self::skips::Skip;
+pub use self::tier::{Outcome, Tier};
+use crate::workspace::root;
+
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Run only these tiers [default: all]
+    #[arg(value_enum)]
+    tiers: Vec<Tier>,
+}
+
+/// Which skips fail the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// What `AGENTD_TEST_EXPECT` or `CI` say.
+    FromEnvironment,
+    /// What `.ci/expect` says.
+    AsInCi,
+}
+
+pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
+    let expected = match expect {
+        Expect::FromEnvironment => Expected::from_env(root())?,
+        Expect::AsInCi => Expected::committed(root())?,
+    };
+    let scratch = tempfile::Builder::new()
+        .prefix("agentd-test-")
+        .tempdir()
+        .context("make a scratch directory")?;
+    needs::install_missing()?;
+
+    let mut total = Outcome::default();
+    let mut lines = Vec::new();
+    for tier in Tier::ALL {
+        if !args.tiers.is_empty() && !args.tiers.contains(&tier) {
+            continue;
+        }
+        eprintln!("== tier {}", tier.name());
+        let outcome = run(tier, scratch.path())?;
+        let line = outcome.line(tier);
+        eprintln!("== {line}");
+        lines.push(line);
+        total.passed += outcome.passed;
+        total.failed += outcome.failed;
+        total.skips.extend(outcome.skips);
+        total.failures.extend(
+            outcome
+                .failures
+                .into_iter()
+                .map(|what| format!("{}: {what}", tier.name())),
+        );
+    }
+    Ok(report(&lines, &total, &expected))
+}
+
+fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
+    let ran = match tier {
+        Tier::Checks => crate::checks::all(),
+        Tier::Unit => suites::unit(scratch),
+        Tier::Integration => suites::integration(scratch),
+        Tier::E2e => suites::e2e(scratch),
+        Tier::Demo => demos::stand_in(),
+        Tier::Claude => demos::claude(),
+    };
+    // Ctrl-C ends the run; anything else that kept a tier from running is that tier's failure.
+    crate::stop::check()?;
+    Ok(ran.unwrap_or_else(|error| {
+        let mut outcome = Outcome::default();
+        outcome.fail(format!("{error:#}"));
+        outcome
+    }))
+}
+
+#[expect(clippy::print_stdout, reason = "the report is this verb's data")]
+fn report(lines: &[String], total: &Outcome, expected: &Expected) -> ExitCode {
+    for failure in &total.failures {
+        println!("failed: {failure}");
+    }
+    let forbidden: Vec<&Skip> = total
+        .skips
+        .iter()
+        .filter(|skip| expected.forbids(&skip.feature))
+        .collect();
+    for skip in &forbidden {
+        println!(
+            "skipped although expected here: {}: {}",
+            skip.feature, skip.why
+        );
+    }
+    for line in lines {
+        println!("{line}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed,
+        total.failed,
+        total.skips.len()
+    );
+    if total.failed == 0 && forbidden.is_empty() && total.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,108 @@
+//! Programs from the distribution that tests use, installed where we may, named where we may not.
+//!
+//! As root on Debian and Ubuntu, what is missing is installed by apt; anyone else is told the command, and the tests
+//! that need it skip with a reason. Nothing is ever downloaded except through the distribution's own packages.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::child;
+
+/// A program, the Debian package that has it, and what it is used for.
+#[derive(Debug)]
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+const NEEDS: [Need; 6] = [
+    Need {
+        program: "git",
+        package: "git",
+        why: "the demo's repository",
+    },
+    Need {
+        program: "bwrap",
+        package: "bubblewrap",
+        why: "the peer of the launch benchmark",
+    },
+    Need {
+        program: "tmux",
+        package: "tmux",
+        why: "the terminal test of agentctl run",
+    },
+    Need {
+        program: "python3",
+        package: "python3",
+        why: "the demo's failing test",
+    },
+    Need {
+        program: "setpriv",
+        package: "util-linux",
+        why: "running as an ordinary user",
+    },
+    Need {
+        program: "npm",
+        package: "npm",
+        why: "installing Claude Code for the claude tier",
+    },
+];
+
+/// Installs what is missing, or says how.
+pub fn install_missing() -> Result<()> {
+    let missing: Vec<&Need> = NEEDS
+        .iter()
+        .filter(|need| which(need.program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        eprintln!("missing: {} ({}): {}", need.program, need.package, need.why);
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let install = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !rustix::process::geteuid().is_root() || which("apt-get").is_none() {
+        eprintln!("install them with: sudo {install}");
+        return Ok(());
+    }
+    let apt = |arguments: &[&str]| {
+        child::run(
+            Command::new("apt-get")
+                .args(["-o", "DPkg::Lock::Timeout=120"])
+                .args(arguments)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    let installed = apt(&["update"]).and_then(|()| {
+        apt(&[
+            &["install", "-y", "--no-install-recommends"],
+            packages.as_slice(),
+        ]
+        .concat())
+    });
+    if let Err(error) = installed {
+        // Not the end: each test that needs one of them skips by itself, and CI's expectations catch that.
+        eprintln!("{error:#}");
+    }
+    Ok(())
+}
+
+/// Where `program` is on the PATH.
+pub fn which(program: &str) -> Option<std::path::PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}

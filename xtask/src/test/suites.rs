@@ -1,0 +1,141 @@
+//! The tiers that are `cargo test`: which packages and targets each one takes, run under a watchdog, with the
+//! output passed on as it comes and the results read from it.
+//!
+//! Runs with the caller's own rights. A compile error, a test program that dies without a result and a tier that
+//! doesn't end in time each count as one failure.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::libtest::Counts;
+use super::skips::{Skip, read_log};
+use super::tier::Outcome;
+use crate::child::{Child, line, outcome};
+use crate::workspace::{Metadata, cargo};
+
+/// A tier that takes longer hangs: a cold build of everything on two cores stays well below.
+const WATCHDOG: Duration = Duration::from_secs(40 * 60);
+
+/// Packages whose `tests/` need the whole daemon; the `tests/` of all others are the integration tier.
+const E2E_PACKAGES: [&str; 2] = ["agentd", "agentctl"];
+
+/// Inline tests, then documentation examples.
+pub fn unit(scratch: &Path) -> Result<Outcome> {
+    let mut outcome = run(
+        cargo().args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]),
+        scratch,
+    )?;
+    let docs = run(
+        cargo().args(["test", "--workspace", "--no-fail-fast", "--doc"]),
+        scratch,
+    )?;
+    outcome.passed += docs.passed;
+    outcome.failed += docs.failed;
+    outcome.skips.extend(docs.skips);
+    outcome.failures.extend(docs.failures);
+    Ok(outcome)
+}
+
+/// `tests/` of the library crates.
+pub fn integration(scratch: &Path) -> Result<Outcome> {
+    of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))
+}
+
+/// `tests/` of the daemon and its command, with every program built beforehand.
+pub fn e2e(scratch: &Path) -> Result<Outcome> {
+    crate::child::run(cargo().args(["build", "--workspace", "--bins"]))?;
+    of_packages(scratch, |name| E2E_PACKAGES.contains(&name))
+}
+
+fn of_packages(scratch: &Path, wanted: impl Fn(&str) -> bool) -> Result<Outcome> {
+    let metadata = Metadata::of_members()?;
+    let packages: Vec<&str> = metadata
+        .members()
+        .filter(|package| package.has_integration_tests() && wanted(&package.name))
+        .map(|package| package.name.as_str())
+        .collect();
+    if packages.is_empty() {
+        return Ok(Outcome::default());
+    }
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast", "--test", "*"]);
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    run(&mut command, scratch)
+}
+
+fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
+    let log = scratch.join("skips");
+    remove_if_there(&log)?;
+    command
+        .env("AGENTD_SKIP_LOG", &log)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = Child::start("cargo test", command)?;
+    let stdout = child
+        .take_stdout()
+        .context("cargo's standard output is not piped")?;
+    let lines = forward(BufReader::new(stdout));
+    let ended = child.wait(WATCHDOG)?;
+    // Whatever a test left behind in the group would hold the pipe open: then the reader never comes to its end.
+    child.signal_group(rustix::process::Signal::KILL)?;
+    drop(child);
+    let counts = lines
+        .recv_timeout(Duration::from_secs(10))
+        .unwrap_or_default();
+
+    let skips = read_log(&log)?;
+    let ignored = (0..counts.ignored).map(|_| Skip::new("ignored", "marked #[ignore]"));
+    let mut result = Outcome {
+        passed: counts.passed.saturating_sub(u32::try_from(skips.len())?),
+        failed: counts.failed,
+        failures: counts.failed_names,
+        skips: skips.into_iter().chain(ignored).collect(),
+    };
+    match ended {
+        None => result.fail(format!("{} did not end within {WATCHDOG:?}", line(command))),
+        Some(status) if !status.success() && result.failed == 0 => {
+            result.fail(format!(
+                "{}: {} without a failed test: see above",
+                line(command),
+                outcome(status)
+            ));
+        }
+        Some(_) => {}
+    }
+    Ok(result)
+}
+
+/// Passes each line on to stderr (stdout is for the tier lines) and counts what it says.
+fn forward(mut lines: impl BufRead + Send + 'static) -> Receiver<Counts> {
+    let (done, counts) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut seen = Counts::default();
+        let mut line = Vec::new();
+        // Bytes, not UTF-8: a test may print anything. A read error is the end of the pipe to us.
+        while matches!(lines.read_until(b'\n', &mut line), Ok(read) if read > 0) {
+            let text = String::from_utf8_lossy(&line);
+            eprint!("{text}");
+            seen.read_line(&text);
+            line.clear();
+        }
+        // The receiver is gone only when the wait for it was given up.
+        drop(done.send(seen));
+    });
+    counts
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

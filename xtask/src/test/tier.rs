@@ -1,0 +1,105 @@
+//! The tiers of `cargo xtask test` and what one of them reports.
+
+use super::skips::{Skip, summary};
+
+/// A group of tests with the same needs. The order is the order in which they run: cheapest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Tier {
+    /// Format, lints, crate arrows, generated files, promises and verbs named in the documents.
+    Checks,
+    /// Inline tests of every crate, and the examples in its documentation.
+    Unit,
+    /// `tests/` of the library crates: real kernel objects, many of them as root.
+    Integration,
+    /// The daemon as a whole: agentd, broker, launcher, agentctl.
+    E2e,
+    /// `cargo xtask demo`, as root and as an ordinary user.
+    Demo,
+    /// `cargo xtask demo --claude`: the real Claude Code.
+    Claude,
+}
+
+impl Tier {
+    pub const ALL: [Self; 6] = [
+        Self::Checks,
+        Self::Unit,
+        Self::Integration,
+        Self::E2e,
+        Self::Demo,
+        Self::Claude,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checks => "checks",
+            Self::Unit => "unit",
+            Self::Integration => "integration",
+            Self::E2e => "e2e",
+            Self::Demo => "demo",
+            Self::Claude => "claude",
+        }
+    }
+}
+
+/// What a tier reports.
+#[derive(Debug, Default, Clone)]
+pub struct Outcome {
+    pub passed: u32,
+    pub failed: u32,
+    pub skips: Vec<Skip>,
+    /// What failed, one line each, told again at the end of the run.
+    pub failures: Vec<String>,
+}
+
+impl Outcome {
+    pub fn pass(&mut self) {
+        self.passed += 1;
+    }
+
+    pub fn fail(&mut self, what: impl Into<String>) {
+        self.failed += 1;
+        self.failures.push(what.into());
+    }
+
+    pub fn skip(&mut self, skip: Skip) {
+        self.skips.push(skip);
+    }
+
+    /// `tier NAME: N passed, N failed, N skipped (reasons)`
+    pub fn line(&self, tier: Tier) -> String {
+        let mut line = format!(
+            "tier {}: {} passed, {} failed, {} skipped",
+            tier.name(),
+            self.passed,
+            self.failed,
+            self.skips.len()
+        );
+        if !self.skips.is_empty() {
+            line += &format!(" ({})", summary(&self.skips));
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tier_line_gives_the_reasons_of_its_skips() {
+        let mut outcome = Outcome {
+            passed: 3,
+            ..Outcome::default()
+        };
+        assert_eq!(
+            outcome.line(Tier::Unit),
+            "tier unit: 3 passed, 0 failed, 0 skipped"
+        );
+        outcome.skip(Skip::new("root", "run it as root"));
+        outcome.fail("a::b");
+        assert_eq!(
+            outcome.line(Tier::E2e),
+            "tier e2e: 3 passed, 1 failed, 1 skipped (root: run it as root)"
+        );
+    }
+}

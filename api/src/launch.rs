@@ -88,7 +88,8 @@ pub struct LaunchSpec {
     pub home: Option<String>,
     /// The caller's login name, for the synthetic passwd.
     pub user: Option<String>,
-    /// Nobody will attach at once: keep output for the log only.
+    /// Nobody will attach at once: with pipes, stdin is at its end from the start. Output goes to
+    /// the log, and to whoever attaches later.
     pub detach: Option<bool>,
     /// Put the attach socket into the reply, so that no output is lost and no round trip spent.
     pub attach: Option<bool>,

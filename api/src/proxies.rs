@@ -78,6 +78,9 @@ pub trait Agent {
     fn uid(&self) -> zbus::Result<u32>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn policy(&self) -> zbus::Result<String>;
+    /// `pty`, `pipes` or `null`: what a client should make of its own terminal when it attaches.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn stdio(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn layers(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property(emits_changed_signal = "false"))]

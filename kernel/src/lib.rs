@@ -11,4 +11,8 @@ pub mod grant;
 pub mod pidfd;
 #[cfg(feature = "std")]
 pub mod probe;
+#[cfg(feature = "std")]
+pub mod session;
+#[cfg(feature = "std")]
+pub mod signals;
 pub mod sys;

@@ -207,11 +207,10 @@ fn kill(pid: u32) -> Result<()> {
 
 /// The part of the daemon's configuration that says where the models are.
 fn model_config(url: &str, key: &Path) -> String {
-    let key = key.display();
-    format!(
-        "[model.anthropic]\nbase_url = \"{url}\"\napi_key_file = \"{key}\"\n\n\
-         [model.openai]\nbase_url = \"{url}\"\napi_key_file = \"{key}\"\n"
-    )
+    let provider = |name: &str| {
+        format!("[model.{name}]\nbase_url = \"{url}\"\nkey = {{ file = \"{}\" }}\n\n", key.display())
+    };
+    provider("anthropic") + &provider("openai")
 }
 
 fn start_model(

@@ -1,17 +1,51 @@
 //! The model gateway: what an agent's model requests go through, and the only place where providers' keys are.
 //!
 //! An agent speaks plain HTTP to a port of its own network namespace; the daemon accepts there. Each request is
-//! checked against the policy, stripped of whatever credentials the agent put in, given the daemon's key, metered,
-//! and held to the agent's token ceiling, streams included. Start reading at [`budget`] for what is counted and at
-//! [`upstream`] for where keys come from. Runs in the daemon's runtime, without privilege.
+//! checked against the policy ([`request`]), stripped of whatever credentials the agent put in ([`headers`]), given
+//! the daemon's key ([`upstream`]), metered ([`meter`]), and held to the agent's token ceiling ([`budget`]), streams
+//! included ([`exchange`]). Start reading at [`server`].
+//!
+//! It never stores or logs what is asked or answered, only what it cost. Runs in the daemon's runtime, without
+//! privilege; one [`serve`] per agent, one [`Upstreams`] for all. Trouble with a provider reaches the agent as an
+//! error of that provider's shape.
 
-pub mod api;
-pub mod budget;
-pub mod config;
+mod api;
+mod body;
+mod budget;
+mod config;
+mod exchange;
+mod headers;
+mod meter;
+mod request;
 mod secret;
-pub mod upstream;
+mod server;
+mod sse;
+mod upstream;
+mod weigh;
+
+use std::sync::Arc;
+
+use agentd_api::AgentIdentity;
+use agentd_sandbox::ModelRules;
+use agentd_storage::Store;
 
 pub use api::Provider;
-pub use budget::{BudgetSnapshot, TokenBudget, TokenCounts};
-pub use config::ModelConfig;
-pub use upstream::{Upstreams, UpstreamsError};
+pub use budget::{BudgetSnapshot, Exhausted, Reservation, TokenBudget, TokenCounts};
+pub use config::{Auth, KeySource, ModelConfig, ProviderConfig};
+pub use server::serve;
+pub use upstream::{Upstream, Upstreams, UpstreamsError};
+
+/// What the gateway needs to know about the agent it serves.
+#[derive(Debug)]
+pub struct GatewayContext {
+    /// Whose requests these are.
+    pub identity: AgentIdentity,
+    /// What its policy says about models.
+    pub rules: ModelRules,
+    /// Its tokens.
+    pub budget: Arc<TokenBudget>,
+    /// The providers.
+    pub upstreams: Arc<Upstreams>,
+    /// Where usage and refusals are recorded.
+    pub store: Store,
+}

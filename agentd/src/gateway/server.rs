@@ -1,0 +1,297 @@
+//! The agent's side of the gateway: accepts its connections, turns each request away or into an [`Exchange`].
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::GatewayContext;
+use super::api::{Call, Provider};
+use super::body::{self, AnswerBody};
+use super::exchange::Exchange;
+use super::headers;
+use super::meter::Meter;
+use super::request::{ModelRequest, RequestRefused};
+
+/// The most bytes of a request.
+const MAX_REQUEST_BYTES: usize = 32 << 20;
+/// Connections of one agent at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a client may take over a request's head, and over each piece of its body.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves one agent until `cancel`led. Returns once every running request is settled and on record.
+pub async fn serve(listener: TcpListener, context: Arc<GatewayContext>, cancel: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = async {
+                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+                listener.accept().await.map(|(stream, _)| (stream, slot))
+            } => accepted,
+            () = cancel.cancelled() => break,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or the peer was quicker: neither is helped by trying again at once.
+                tracing::warn!(agent = %context.identity.name, %error, "the gateway cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (context, cancel, exchanges) = (context.clone(), cancel.clone(), tasks.clone());
+        tasks.spawn(async move {
+            let stop = cancel.clone();
+            let service = service_fn(move |request| {
+                let (context, cancel, exchanges) = (context.clone(), cancel.clone(), exchanges.clone());
+                async move { Ok::<_, Infallible>(handle(context, cancel, exchanges, request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(CLIENT_TIMEOUT)
+                .max_headers(100)
+                .max_buf_size(64 << 10)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                served = connection => {
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "a gateway connection ended");
+                    }
+                }
+                () = stop.cancelled() => {}
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn handle(
+    context: Arc<GatewayContext>,
+    cancel: CancellationToken,
+    exchanges: TaskTracker,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let anthropic = request.headers().contains_key("anthropic-version")
+        || request.headers().contains_key("x-api-key");
+    let speaks = if anthropic {
+        Provider::Anthropic
+    } else {
+        Provider::OpenAi
+    };
+    let call = match Call::of(request.method(), request.uri().path(), anthropic) {
+        Ok(call) => call,
+        Err(status) => {
+            let text = format!(
+                "agentd's model gateway has no {} {}; it offers POST /v1/messages, /v1/messages/count_tokens, \
+                 /v1/chat/completions, /v1/responses and GET /v1/models",
+                request.method(),
+                request.uri().path()
+            );
+            // A HEAD or GET of / is how clients look whether anybody is there; it is not worth a line in the record.
+            if request.uri().path() != "/" {
+                context.deny("call", request.uri().path(), "default").await;
+            }
+            return body::error(speaks, status, &text);
+        }
+    };
+    match prepare(&context, cancel, call, request).await {
+        Ok(exchange) => {
+            let (reply, answer) = oneshot::channel();
+            exchanges.spawn(exchange.run(reply));
+            answer.await.unwrap_or_else(|_| {
+                body::error(
+                    call.provider(),
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the gateway gave this request up",
+                )
+            })
+        }
+        Err(Refused {
+            status,
+            text,
+            denied,
+        }) => {
+            if let Some((what, target)) = denied {
+                context.deny(what, &target, "model").await;
+            }
+            body::error(call.provider(), status, &text)
+        }
+    }
+}
+
+/// A request that doesn't reach the provider.
+struct Refused {
+    status: StatusCode,
+    text: String,
+    denied: Option<(&'static str, String)>,
+}
+
+impl Refused {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+            denied: None,
+        }
+    }
+}
+
+impl From<RequestRefused> for Refused {
+    fn from(refused: RequestRefused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            RequestRefused::Malformed(_) => Self::new(StatusCode::BAD_REQUEST, text),
+            RequestRefused::NotAllowed { what, target, .. } => Self {
+                status: StatusCode::FORBIDDEN,
+                text,
+                denied: Some((what, target)),
+            },
+        }
+    }
+}
+
+/// Everything that is decided before the provider is asked.
+async fn prepare(
+    context: &Arc<GatewayContext>,
+    cancel: CancellationToken,
+    call: Call,
+    request: Request<Incoming>,
+) -> Result<Exchange, Refused> {
+    let provider = call.provider();
+    if !context.rules.enabled {
+        return Err(Refused {
+            status: StatusCode::FORBIDDEN,
+            text: "the policy of this agent has no access to models ([model] access)".into(),
+            denied: Some(("call", call.path().into())),
+        });
+    }
+    let upstream = context.upstreams.get(provider).ok_or_else(|| {
+        Refused::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!(
+                "agentd has no key for {provider}; set [model.{provider}] key in its configuration"
+            ),
+        )
+    })?;
+    let (parts, incoming) = request.into_parts();
+    let query = if parts.uri.query() == Some("beta=true") {
+        "?beta=true"
+    } else {
+        ""
+    };
+    let uri = upstream
+        .uri(&format!("{}{query}", call.path()))
+        .map_err(|e| {
+            Refused::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("model.{provider}.base_url: {e}"),
+            )
+        })?;
+    let mut headers = headers::for_provider(&parts.headers);
+    upstream.authorise(&mut headers);
+
+    let mut exchange = Exchange {
+        context: context.clone(),
+        cancel,
+        call,
+        model: String::new(),
+        stream: false,
+        request: Request::default(),
+        reservation: None,
+        meter: Meter::new(call, 0, true),
+    };
+    let mut outgoing = Bytes::new();
+    if call.path() != "/v1/models" {
+        let body = read_body(incoming).await?;
+        let checked = ModelRequest::check(call, &body, &context.rules)?;
+        exchange.model.clone_from(&checked.model);
+        exchange.stream = checked.stream && call.is_metered();
+        exchange.meter = Meter::new(
+            call,
+            checked.input_estimate,
+            call != Call::Chat || checked.shows_usage,
+        );
+        let granted = if call.is_metered() {
+            let reserved = context
+                .budget
+                .reserve(checked.input_estimate, checked.output_wanted)
+                .await;
+            let reservation = reserved.map_err(|exhausted| Refused {
+                status: StatusCode::FORBIDDEN,
+                text: format!("{exhausted} (limits.tokens of the policy)"),
+                denied: Some(("tokens", exhausted.to_string())),
+            })?;
+            let granted = reservation.granted_output();
+            exchange.reservation = Some(reservation);
+            granted
+        } else {
+            u64::MAX
+        };
+        match checked.render(granted) {
+            Ok(body) => outgoing = body.into(),
+            Err(refused) => {
+                if let Some(reservation) = exchange.reservation.take() {
+                    reservation.release();
+                }
+                return Err(refused.into());
+            }
+        }
+    }
+    let method = if outgoing.is_empty() {
+        Method::GET
+    } else {
+        Method::POST
+    };
+    *exchange.request.method_mut() = method;
+    *exchange.request.uri_mut() = uri;
+    *exchange.request.headers_mut() = headers;
+    *exchange.request.body_mut() = Full::new(outgoing);
+    Ok(exchange)
+}
+
+async fn read_body(incoming: Incoming) -> Result<Bytes, Refused> {
+    // A body may take as long as it keeps coming: each piece has its own time.
+    let mut body = Limited::new(incoming, MAX_REQUEST_BYTES);
+    let mut bytes = Vec::new();
+    loop {
+        match tokio::time::timeout(CLIENT_TIMEOUT, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Ok(None) => return Ok(bytes.into()),
+            Ok(Some(Err(error))) if error.is::<LengthLimitError>() => {
+                let text = format!("the request has more than {MAX_REQUEST_BYTES} bytes");
+                return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+            }
+            Ok(Some(Err(error))) => {
+                return Err(Refused::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("the request body broke off: {error}"),
+                ));
+            }
+            Err(_) => {
+                return Err(Refused::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request body did not arrive in time",
+                ));
+            }
+        }
+    }
+}

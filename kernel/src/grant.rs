@@ -158,6 +158,32 @@ pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
     })
 }
 
+/// What a grant says of itself, without consuming it: for whoever forwards it and must plan a place for it.
+///
+/// Nothing here is attested; the broker decides by what it consumes. No descriptor is received. Never blocks.
+///
+/// # Errors
+/// As [`receive`], as far as the bytes tell.
+pub fn peek(socket: BorrowedFd<'_>) -> Result<(Access, PathBuf), GrantError> {
+    use rustix::net::RecvFlags;
+    let mut buffer = [0u8; HEADER + MAX_DST + 1];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    match rustix::net::recv(socket, &mut buffer[..], flags) {
+        Ok((_, 0)) | Err(rustix::io::Errno::AGAIN) => Err(GrantError::Spent),
+        Ok((_, len)) => {
+            let bytes = buffer
+                .get(..len)
+                .ok_or(GrantError::Malformed { what: "too long" })?;
+            parse_message(bytes)
+        }
+        Err(rustix::io::Errno::NOTSOCK) => Err(GrantError::NotAGrant),
+        Err(errno) => Err(GrantError::Os {
+            call: "recv",
+            source: errno.into(),
+        }),
+    }
+}
+
 fn is_nobody(id: u32) -> bool {
     id == OVERFLOW_ID || id == u32::MAX
 }
@@ -231,6 +257,21 @@ mod tests {
         let (ours, theirs) = fdpass::seqpacket_pair().expect("socketpair");
         fdpass::send_with_credentials(ours.as_fd(), bytes, fds).expect("send");
         theirs
+    }
+
+    #[test]
+    fn a_peek_leaves_the_grant_whole() {
+        let dir = std::fs::File::open("/").expect("open /");
+        let socket = send(dir.as_fd(), Access::ReadWrite, Path::new("/w")).expect("send");
+        for _ in 0..2 {
+            assert_eq!(
+                peek(socket.as_fd()).expect("peek"),
+                (Access::ReadWrite, PathBuf::from("/w"))
+            );
+        }
+        let spare = socket.try_clone().expect("dup");
+        assert_eq!(receive(socket).expect("receive").dst, Path::new("/w"));
+        assert!(matches!(peek(spare.as_fd()), Err(GrantError::Spent)));
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl Store {
         viewer: Viewer,
         limit: u32,
     ) -> Result<Vec<LaunchSummary>, StoreError> {
-        self.read(async |db| {
+        let db = &mut self.snapshot().await?;
+        async {
             let rows = sqlx::query(
                 "SELECT l.*, e.at_ms AS exit_at_ms, e.kind AS exit_kind, e.code, e.signal, e.cause, e.resources,
                         (SELECT max(at_ms) FROM events f WHERE f.launch = l.id AND f.kind = 'launch-failed') AS failed_at_ms,
@@ -54,9 +55,10 @@ impl Store {
             .bind(limit)
             .fetch_all(&mut **db)
             .await?;
-            rows.iter().map(summary).collect()
-        })
+            rows.iter().map(summary).collect::<Result<Vec<_>, _>>()
+        }
         .await
+        .map_err(|error: sqlx::Error| self.public(error))
     }
 
     /// Finds a launch by its id, an unambiguous beginning of its id (8 characters or more), or its name, in this
@@ -70,7 +72,8 @@ impl Store {
         id_or_name: &str,
     ) -> Result<Option<LaunchId>, StoreError> {
         const SHORTEST_PREFIX: usize = 8;
-        self.read(async |db| {
+        let db = &mut self.snapshot().await?;
+        async {
             let uid = viewer.uid();
             let exact: Option<String> =
                 sqlx::query_scalar("SELECT id FROM launches WHERE id = ?1 AND (?2 IS NULL OR uid = ?2)")
@@ -102,8 +105,9 @@ impl Store {
             .fetch_optional(&mut **db)
             .await?;
             Ok(named.map(LaunchId::new))
-        })
+        }
         .await
+        .map_err(|error: sqlx::Error| self.public(error))
     }
 
     /// Everything about one launch, from one consistent snapshot; `None` if the viewer has no such launch.
@@ -115,7 +119,10 @@ impl Store {
         viewer: Viewer,
         id: &LaunchId,
     ) -> Result<Option<Record>, StoreError> {
-        self.read(async |db| record(db, viewer, id).await).await
+        let db = &mut self.snapshot().await?;
+        record(db, viewer, id)
+            .await
+            .map_err(|error| self.public(error))
     }
 
     /// Each metered model request of a launch, in order. Empty if the viewer has no such launch.
@@ -123,7 +130,10 @@ impl Store {
     /// # Errors
     /// The trouble of the database.
     pub async fn usage(&self, viewer: Viewer, id: &LaunchId) -> Result<Vec<At<Usage>>, StoreError> {
-        self.read(async |db| usage(db, viewer, id).await).await
+        let db = &mut self.snapshot().await?;
+        usage(db, viewer, id)
+            .await
+            .map_err(|error| self.public(error))
     }
 
     /// Tokens of a launch as the gateway counted them.
@@ -147,7 +157,10 @@ impl Store {
         viewer: Viewer,
         id: &LaunchId,
     ) -> Result<Vec<At<Message>>, StoreError> {
-        self.read(async |db| messages(db, viewer, id).await).await
+        let db = &mut self.snapshot().await?;
+        messages(db, viewer, id)
+            .await
+            .map_err(|error| self.public(error))
     }
 
     /// Each refusal of a launch, in order.
@@ -159,7 +172,10 @@ impl Store {
         viewer: Viewer,
         id: &LaunchId,
     ) -> Result<Vec<At<Denial>>, StoreError> {
-        self.read(async |db| denials(db, viewer, id).await).await
+        let db = &mut self.snapshot().await?;
+        denials(db, viewer, id)
+            .await
+            .map_err(|error| self.public(error))
     }
 
     /// The protocol lines of a driven launch after `after_seq`, in order, at most `limit`.
@@ -173,7 +189,8 @@ impl Store {
         after_seq: i64,
         limit: u32,
     ) -> Result<Vec<DriverLine>, StoreError> {
-        self.read(async |db| {
+        let db = &mut self.snapshot().await?;
+        async {
             let rows = sqlx::query(
                 "SELECT t.seq, t.at_ms, t.direction, t.line FROM driver_lines t JOIN launches l ON l.id = t.launch
                  WHERE l.id = ?1 AND (?2 IS NULL OR l.uid = ?2) AND t.seq > ?3 ORDER BY t.seq LIMIT ?4",
@@ -196,9 +213,10 @@ impl Store {
                         line: row.try_get("line")?,
                     })
                 })
-                .collect()
-        })
+                .collect::<Result<Vec<_>, _>>()
+        }
         .await
+        .map_err(|error: sqlx::Error| self.public(error))
     }
 
     /// Runs SQLite's own check of the whole file; the answer is "ok" or a list of damages.
@@ -206,26 +224,30 @@ impl Store {
     /// # Errors
     /// The trouble of the database.
     pub async fn integrity_check(&self) -> Result<String, StoreError> {
-        self.read(async |db| {
+        let db = &mut self.snapshot().await?;
+        async {
             let lines: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check")
                 .fetch_all(&mut **db)
                 .await?;
             Ok(lines.join("\n"))
-        })
+        }
         .await
+        .map_err(|error: sqlx::Error| self.public(error))
     }
 
-    /// Runs `question` against one snapshot on a read-only connection.
-    async fn read<T>(
-        &self,
-        question: impl AsyncFnOnce(&mut Transaction<'static, Sqlite>) -> Result<T, sqlx::Error>,
-    ) -> Result<T, StoreError> {
-        let public = |error: sqlx::Error| match error {
+    /// Begins a read-only transaction, which sees one snapshot.
+    async fn snapshot(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.readers()
+            .begin()
+            .await
+            .map_err(|error| self.public(error))
+    }
+
+    fn public(&self, error: sqlx::Error) -> StoreError {
+        match error {
             sqlx::Error::PoolClosed => StoreError::Closed,
             error => classify(self.path(), &error),
-        };
-        let mut snapshot = self.readers().begin().await.map_err(public)?;
-        question(&mut snapshot).await.map_err(public)
+        }
     }
 }
 

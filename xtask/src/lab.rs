@@ -208,7 +208,10 @@ fn kill(pid: u32) -> Result<()> {
 /// The part of the daemon's configuration that says where the models are.
 fn model_config(url: &str, key: &Path) -> String {
     let provider = |name: &str| {
-        format!("[model.{name}]\nbase_url = \"{url}\"\nkey = {{ file = \"{}\" }}\n\n", key.display())
+        format!(
+            "[model.{name}]\nbase_url = \"{url}\"\nkey = {{ file = \"{}\" }}\n\n",
+            key.display()
+        )
     };
     provider("anthropic") + &provider("openai")
 }

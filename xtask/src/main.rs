@@ -39,7 +39,7 @@ enum Verb {
     Bench(bench::Args),
     /// Check which crate uses which against the table of arrows
     CheckDeps,
-    /// Renew the generated files (man pages, completions)
+    /// Renew the generated files (man pages)
     Gen {
         /// Change nothing; fail where a committed file differs from what would be generated
         #[arg(long)]

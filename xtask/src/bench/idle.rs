@@ -26,7 +26,7 @@ pub fn measure(report: &mut Report, programs: Programs, effort: Effort) -> Resul
     // One launch first: a daemon that never did anything is not what idles on a real machine.
     capture(
         lab.agentctl()
-            .args(["run", "--name", "warm-up", "--", "true"]),
+            .args(["run", "--no-workspace", "--name", "warm-up", "--", "true"]),
     )?;
     let (cpu_agentd, cpu_broker) = idle(period, agentd, broker)?;
     let (empty_agentd, empty_broker) = (rss(agentd)?, rss(broker)?);
@@ -36,10 +36,16 @@ pub fn measure(report: &mut Report, programs: Programs, effort: Effort) -> Resul
 
     for nth in 0..AGENTS {
         let name = format!("idle-{nth}");
-        capture(
-            lab.agentctl()
-                .args(["run", "--detach", "--name", &name, "--", "sleep", "100000"]),
-        )?;
+        capture(lab.agentctl().args([
+            "run",
+            "--no-workspace",
+            "--detach",
+            "--name",
+            &name,
+            "--",
+            "sleep",
+            "100000",
+        ]))?;
     }
     let (cpu_agentd_busy, _) = idle(period, agentd, broker)?;
     let (full_agentd, full_broker) = (rss(agentd)?, rss(broker)?);

@@ -65,10 +65,11 @@ fn run(report: &mut Report, programs: Programs, effort: Effort) -> Result<()> {
     let lab = Lab::start(programs, &Setup::default())?;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for sample in 0..=effort.rounds(20) * SAMPLES_PER_ROUND {
-        let own = time(
-            lab.agentctl()
-                .args(["run", "--policy", "base", "--", "true"]),
-        )?;
+        let own =
+            time(
+                lab.agentctl()
+                    .args(["run", "--policy", "base", "--no-workspace", "--", "true"]),
+            )?;
         let peer = time(&mut bwrap())?;
         // The first of each warms caches.
         if sample > 0 {

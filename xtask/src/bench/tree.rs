@@ -76,7 +76,7 @@ struct Tree {
 
 fn plant(lab: &Lab, name: &str, timeout: Option<Duration>) -> Result<Tree> {
     let mut command = lab.agentctl();
-    command.args(["run", "--name", name]);
+    command.args(["run", "--no-workspace", "--name", name]);
     if let Some(timeout) = timeout {
         command
             .arg("--timeout")

@@ -1,7 +1,6 @@
-//! `cargo xtask gen [--check]`: the committed files that a program writes: man pages and shell completions.
+//! `cargo xtask gen [--check]`: the committed files that a program writes: agentctl's man pages.
 //!
-//! agentctl writes them from its own command line definition (the hidden verb `agentctl gen-man DIR`), so xtask need
-//! not link it. With `--check` nothing in the tree changes: the files are written aside and compared, and a
+//! `agentctl/examples/gen-man.rs` writes them from the command line's own definition, so xtask need not link it. With `--check` nothing in the tree changes: the files are written aside and compared, and a
 //! difference is an error that names the file and the command that renews it.
 
 use std::collections::BTreeMap;
@@ -29,11 +28,19 @@ pub fn generate(mode: Mode) -> Result<()> {
         .tempdir()
         .context("make a scratch directory")?;
     run(cargo()
-        .args(["run", "--quiet", "--package", "agentctl", "--", "gen-man"])
+        .args([
+            "run",
+            "--quiet",
+            "--package",
+            "agentctl",
+            "--example",
+            "gen-man",
+            "--",
+        ])
         .arg(scratch.path()))?;
     let fresh = files(scratch.path())?;
     if fresh.is_empty() {
-        bail!("agentctl gen-man wrote no files");
+        bail!("gen-man wrote no files");
     }
     let place = root().join(PLACE);
     let committed = if place.exists() {

@@ -25,6 +25,7 @@ use self::record::Record;
 use self::repository::Repository;
 use crate::child::{Child, capture, outcome};
 use crate::lab::{Lab, Profile, Programs, Setup};
+use crate::test::needs;
 use crate::workspace::root;
 
 /// How long the finder may take; it takes seconds.
@@ -51,6 +52,7 @@ pub struct Args {
 
 #[expect(clippy::print_stdout, reason = "the account is this verb's data")]
 pub fn demo(args: &Args) -> Result<ExitCode> {
+    needs::require(&["git", "python3"])?;
     let kit = args
         .kit_dir
         .clone()

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::child;
 
@@ -50,6 +50,27 @@ const NEEDS: [Need; 6] = [
         why: "installing Claude Code for the claude tier",
     },
 ];
+
+/// An error that names the command, for each of `programs` that is not there.
+pub fn require(programs: &[&str]) -> Result<()> {
+    let missing: Vec<&Need> = NEEDS
+        .iter()
+        .filter(|need| programs.contains(&need.program) && which(need.program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = missing
+        .iter()
+        .map(|need| format!("{} ({})", need.program, need.why))
+        .collect();
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    bail!(
+        "missing: {}; install with: sudo apt-get install -y {}",
+        names.join(", "),
+        packages.join(" ")
+    )
+}
 
 /// Installs what is missing, or says how.
 pub fn install_missing() -> Result<()> {

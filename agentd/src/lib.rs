@@ -1,5 +1,26 @@
-//! The daemon: start-up, wiring and interfaces.
+//! The daemon: start-up, wiring and interfaces. Algorithms live in the planes; here they meet.
+//!
+//! - [`startup`]: from a program of root's (or the user's) to a confined process, in phases.
+//! - [`daemon`]: what every part shares, and the main loop.
+//! - [`agents`]: launching, following and ending agents.
+//! - [`control`]: the D-Bus tree, per caller.
+//! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
+//! - [`driver`]: speaking an agent's own protocol.
+//! - [`record`]: what the planes say, put on record.
+//!
+//! Start reading at `main.rs`, then [`startup`].
+#![forbid(unsafe_code)]
 
+pub mod agents;
 pub mod bus;
-pub mod mcp;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod driver;
+pub mod egress;
 pub mod gateway;
+pub mod logging;
+pub mod mcp;
+pub mod options;
+pub mod record;
+pub mod startup;

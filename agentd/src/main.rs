@@ -1,1 +1,51 @@
-fn main() {}
+//! `agentd`, the daemon. Start-up order is in [`agentd::startup`]; this file only strings the phases together.
+
+use std::process::ExitCode;
+
+use agentd::options::Command;
+use agentd::{daemon, startup};
+
+fn main() -> ExitCode {
+    let command = match Command::parse(std::env::args_os().skip(1), &|name| std::env::var_os(name))
+    {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("agentd: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let options = match command {
+        Command::Help => {
+            write_out(agentd::options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Command::Version => {
+            write_out(concat!("agentd ", env!("CARGO_PKG_VERSION"), "\n"));
+            return ExitCode::SUCCESS;
+        }
+        Command::Serve(options) => options,
+    };
+    agentd::logging::init();
+    let served = startup::prepare(&options).and_then(|prepared| {
+        let confinement = prepared.confine()?;
+        tracing::debug!(?confinement, "confined");
+        daemon::runtime()?.block_on(daemon::serve(prepared))
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agentd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to stdout; a reader that has gone is not an error.
+fn write_out(text: &str) {
+    use std::io::Write as _;
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("agentd: cannot write: {error}");
+    }
+}

@@ -1,0 +1,257 @@
+//! One running agent: the task that owns its status socket, its time and its end.
+//!
+//! State comes from the kernel (the init's reports, the broker's `Gone`) and from commands, never from what the agent
+//! prints. The task ends when nothing of the agent is left: the init is reaped and its cgroup is removed. The exit is
+//! then put on record by [`super::launch`], and everybody attached is told after the last byte of output.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_api::attach::AttachFrame;
+use agentd_api::{AgentState, ExitCause, ExitInfo};
+use agentd_broker::protocol::{Gone, Slot};
+use agentd_launch::status::{Status, Target};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::agent::{Agent, Command};
+use super::broker::BrokerLink;
+use super::status::{StatusError, StatusLink};
+
+/// What a session is started with.
+#[derive(Debug)]
+pub struct Session {
+    pub agent: Arc<Agent>,
+    pub slot: Slot,
+    pub status: StatusLink,
+    pub broker: BrokerLink,
+    pub commands: mpsc::Receiver<Command>,
+    /// Absolute end by `--timeout` or the policy's wall clock.
+    pub deadline: Option<(Instant, Duration)>,
+}
+
+/// Why the session began to end its agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Reason {
+    TimedOut(Duration),
+    Stopped(String),
+}
+
+/// How it ended, before the daemon's reason is laid over it.
+#[derive(Debug)]
+pub struct Ending {
+    pub exit: ExitInfo,
+    /// The broker's last figures; `None` when the broker itself has gone.
+    pub gone: Option<Gone>,
+}
+
+impl Session {
+    /// Runs until nothing of the agent is left.
+    pub async fn run(mut self) -> Ending {
+        let broker = self.broker.clone();
+        let slot = self.slot;
+        let end = broker.end_of(slot);
+        tokio::pin!(end);
+        let mut gone = None;
+        let mut reason: Option<Reason> = None;
+        // When a stop's grace is over.
+        let mut kill_at: Option<Instant> = None;
+
+        let reported = loop {
+            let deadline = self.deadline.filter(|_| reason.is_none());
+            tokio::select! {
+                status = self.status.receive() => match status {
+                    Ok((Status::Exited { wait_status, utime_us, stime_us, maxrss_kb }, _)) => {
+                        break Some(ExitInfo {
+                            utime_us: Some(utime_us),
+                            stime_us: Some(stime_us),
+                            max_rss_kb: Some(maxrss_kb),
+                            ..ExitInfo::from_wait_status(wait_status)
+                        });
+                    }
+                    Ok((Status::Stopped { signal }, _)) => self.stopped(signal),
+                    Ok((Status::Continued, _)) => self.continued(),
+                    Ok((Status::Ready { .. } | Status::Failed(_), _)) | Err(StatusError::Malformed) => {
+                        tracing::error!(agent = %self.agent.identity, "its init broke the status protocol; killing it");
+                        self.kill().await;
+                        break None;
+                    }
+                    Err(StatusError::Gone) => break None,
+                    Err(error) => {
+                        tracing::error!(agent = %self.agent.identity, "status socket: {error}; killing it");
+                        self.kill().await;
+                        break None;
+                    }
+                },
+                end = &mut end, if gone.is_none() => {
+                    match end {
+                        Ok(end) => gone = Some(end),
+                        Err(error) => tracing::warn!(agent = %self.agent.identity, "{error}"),
+                    }
+                    break None;
+                }
+                command = self.commands.recv() => match command {
+                    Some(Command::Signal(signal)) => self.signal(signal, Target::Foreground),
+                    Some(Command::Stop { grace, by }) => {
+                        reason.get_or_insert(Reason::Stopped(by));
+                        if grace.is_zero() {
+                            self.kill().await;
+                        } else {
+                            self.signal(rustix::process::Signal::TERM.as_raw().unsigned_abs(), Target::Main);
+                            // A stopped program can only die once it runs again.
+                            self.signal(rustix::process::Signal::CONT.as_raw().unsigned_abs(), Target::Main);
+                            let at = Instant::now() + grace;
+                            kill_at = Some(kill_at.map_or(at, |old| old.min(at)));
+                        }
+                    }
+                    None => {
+                        reason.get_or_insert(Reason::Stopped("agentd".into()));
+                        self.kill().await;
+                        break None;
+                    }
+                },
+                () = until(deadline.map(|(at, _)| at)) => {
+                    if let Some((_, limit)) = deadline {
+                        reason = Some(Reason::TimedOut(limit));
+                        self.kill().await;
+                    }
+                }
+                () = until(kill_at) => {
+                    kill_at = None;
+                    self.kill().await;
+                }
+            }
+        };
+        // An exit report may be waiting behind the broker's word.
+        let reported = match reported {
+            Some(exit) => Some(exit),
+            None => self.last_word().await,
+        };
+        if gone.is_none() {
+            gone = match end.await {
+                Ok(end) => Some(end),
+                Err(error) => {
+                    tracing::warn!(agent = %self.agent.identity, "{error}");
+                    None
+                }
+            };
+        }
+        Ending {
+            exit: explain(reported, reason),
+            gone,
+        }
+    }
+
+    /// Reads what the init still managed to say before its socket closed.
+    async fn last_word(&self) -> Option<ExitInfo> {
+        loop {
+            match self.status.receive().await {
+                Ok((
+                    Status::Exited {
+                        wait_status,
+                        utime_us,
+                        stime_us,
+                        maxrss_kb,
+                    },
+                    _,
+                )) => {
+                    return Some(ExitInfo {
+                        utime_us: Some(utime_us),
+                        stime_us: Some(stime_us),
+                        max_rss_kb: Some(maxrss_kb),
+                        ..ExitInfo::from_wait_status(wait_status)
+                    });
+                }
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn stopped(&self, signal: u32) {
+        self.agent.set_state(AgentState::Stopped);
+        self.agent
+            .notify(AttachFrame::Stopped(signal.cast_signed()));
+    }
+
+    fn continued(&self) {
+        self.agent.set_state(AgentState::Running);
+        self.agent.notify(AttachFrame::Continued);
+    }
+
+    fn signal(&self, signal: u32, target: Target) {
+        if let Err(error) = self.status.signal(signal, target) {
+            tracing::debug!(agent = %self.agent.identity, signal, "not delivered: {error}");
+        }
+    }
+
+    async fn kill(&self) {
+        if let Err(error) = self.broker.kill(self.slot).await {
+            tracing::warn!(agent = %self.agent.identity, "cannot kill: {error}");
+        }
+    }
+}
+
+/// Sleeps until `at`; for ever without one.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Lays the daemon's reason over what the kernel reported.
+fn explain(reported: Option<ExitInfo>, reason: Option<Reason>) -> ExitInfo {
+    let killed = ExitInfo {
+        signal: Some(rustix::process::Signal::KILL.as_raw()),
+        ..ExitInfo::new(ExitCause::Signaled)
+    };
+    match (reported, reason) {
+        (reported, Some(Reason::TimedOut(limit))) => reported.unwrap_or(killed).because(
+            ExitCause::TimedOut,
+            format!("still running after its limit of {} s", limit.as_secs_f64()),
+        ),
+        (reported, Some(Reason::Stopped(by))) => reported
+            .unwrap_or(killed)
+            .because(ExitCause::Stopped, format!("stopped by {by}")),
+        (Some(exit), None) => exit,
+        (None, None) => ExitInfo::new(ExitCause::Lost).because(
+            ExitCause::Lost,
+            "its sandbox was killed from outside agentd, or its init died",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timed_out_agent_exits_124_whatever_the_kernel_saw() {
+        let exit = explain(
+            Some(ExitInfo::from_wait_status(9)),
+            Some(Reason::TimedOut(Duration::from_secs(3))),
+        );
+        assert_eq!((exit.exit_code(), exit.cause), (124, ExitCause::TimedOut));
+        assert_eq!(
+            explain(None, Some(Reason::TimedOut(Duration::from_secs(3)))).exit_code(),
+            124
+        );
+    }
+
+    #[test]
+    fn a_stopped_agent_keeps_its_own_exit_code() {
+        let exit = explain(
+            Some(ExitInfo::from_wait_status(7 << 8)),
+            Some(Reason::Stopped("alice".into())),
+        );
+        assert_eq!((exit.exit_code(), exit.cause), (7, ExitCause::Stopped));
+        assert_eq!(exit.text.as_deref(), Some("stopped by alice"));
+    }
+
+    #[test]
+    fn an_agent_that_vanished_is_lost_not_successful() {
+        let exit = explain(None, None);
+        assert_eq!((exit.exit_code(), exit.cause), (125, ExitCause::Lost));
+    }
+}

@@ -1,0 +1,213 @@
+//! The daemon's configuration: TOML text → checked [`Config`].
+//!
+//! The file is small on purpose. What an agent may do is said in policies, not here; here is what the daemon itself
+//! needs: which user it becomes, where the models are and where their keys lie. A key never stands in this file.
+//! Every error names the file, the key, the value and what is allowed. Without a file the defaults hold.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::gateway::ModelConfig;
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub daemon: DaemonConfig,
+    pub model: ModelConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// Name of the system user that agentd becomes when root starts it.
+    pub user: String,
+    /// How many agents may live at once, over all users. 1..=4096.
+    pub max_agents: usize,
+    /// How long an agent outlives one lost lifeline. 0..=10 min; 0 = it dies at once.
+    pub lifeline_grace: Duration,
+    /// Start even where the host cannot confine agentd itself.
+    pub confine: Confine,
+    /// Directories with the administrator's policies, searched before the shipped ones.
+    pub policy_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confine {
+    Required,
+    Degrade,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{path}: `{key} = {value}` is not allowed; {allowed}")]
+    Range {
+        path: PathBuf,
+        key: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    daemon: RawDaemon,
+    model: ModelConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDaemon {
+    user: String,
+    max_agents: usize,
+    lifeline_grace_ms: u64,
+    confine: Confine,
+    policy_dirs: Vec<PathBuf>,
+}
+
+impl Default for RawDaemon {
+    fn default() -> Self {
+        Self {
+            user: "agentd".into(),
+            max_agents: 256,
+            lifeline_grace_ms: 30_000,
+            confine: Confine::Required,
+            policy_dirs: vec!["/etc/agentd/policy".into()],
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`. A missing file means the defaults unless `required`.
+    pub fn load(path: &Path, required: bool) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
+                Self::parse("", path)
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Parses and checks `text`; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            message: e.to_string().trim_end().to_owned(),
+        })?;
+        let range = |key, value: String, allowed| ConfigError::Range {
+            path: path.to_owned(),
+            key,
+            value,
+            allowed,
+        };
+        let RawDaemon {
+            user,
+            max_agents,
+            lifeline_grace_ms,
+            confine,
+            policy_dirs,
+        } = raw.daemon;
+        if !(1..=4096).contains(&max_agents) {
+            return Err(range(
+                "daemon.max_agents",
+                max_agents.to_string(),
+                "1 to 4096 agents",
+            ));
+        }
+        if lifeline_grace_ms > 600_000 {
+            return Err(range(
+                "daemon.lifeline_grace_ms",
+                lifeline_grace_ms.to_string(),
+                "0 to 600000 milliseconds",
+            ));
+        }
+        if user.is_empty() || user == "root" {
+            return Err(range(
+                "daemon.user",
+                format!("{user:?}"),
+                "the name of an unprivileged user",
+            ));
+        }
+        if let Some(dir) = policy_dirs.iter().find(|d| !d.is_absolute()) {
+            return Err(range(
+                "daemon.policy_dirs",
+                format!("{:?}", dir),
+                "absolute directories",
+            ));
+        }
+        Ok(Self {
+            daemon: DaemonConfig {
+                user,
+                max_agents,
+                lifeline_grace: Duration::from_millis(lifeline_grace_ms),
+                confine,
+                policy_dirs,
+            },
+            model: raw.model,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/agentd/agentd.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.daemon.user, "agentd");
+        assert_eq!(config.daemon.lifeline_grace, Duration::from_secs(30));
+        assert_eq!(config.daemon.confine, Confine::Required);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let text = parse("[daemon]\nmax_agent = 3\n").unwrap_err().to_string();
+        assert!(text.starts_with("/etc/agentd/agentd.toml: "), "{text}");
+        assert!(
+            text.contains("line 2") && text.contains("max_agent") && text.contains("max_agents"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_say_what_is_allowed() {
+        for (text, needle) in [
+            ("[daemon]\nmax_agents = 0\n", "1 to 4096"),
+            ("[daemon]\nlifeline_grace_ms = 9999999\n", "0 to 600000"),
+            ("[daemon]\nuser = \"root\"\n", "unprivileged"),
+            ("[daemon]\npolicy_dirs = [\"policy\"]\n", "absolute"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(needle), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_it_was_named() {
+        let path = Path::new("/nonexistent/agentd.toml");
+        assert!(Config::load(path, false).is_ok());
+        assert!(matches!(
+            Config::load(path, true),
+            Err(ConfigError::Read { .. })
+        ));
+    }
+}

@@ -1,0 +1,193 @@
+//! `org.agentd1.Agent`: one agent, for a caller that may touch it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_api::{AgentState, AttachOptions, Error, ExitInfo, LogOptions};
+use zbus::Connection;
+use zbus::object_server::SignalEmitter;
+
+use crate::agents::Agent;
+use crate::agents::agent::{Command, Ended, TakesInput};
+use crate::agents::attachment::{Attachment, Manner};
+use crate::agents::log::{self, Extent, Follow};
+use crate::daemon::Daemon;
+
+/// Longest grace a stop may ask for.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
+/// The object at `/org/agentd1/agent/ID`.
+#[derive(Debug)]
+pub struct AgentObject {
+    daemon: Arc<Daemon>,
+    agent: Arc<Agent>,
+}
+
+impl AgentObject {
+    pub fn new(daemon: Arc<Daemon>, agent: Arc<Agent>) -> Self {
+        Self { daemon, agent }
+    }
+
+    fn ended(&self) -> impl FnOnce(Ended) -> Error + '_ {
+        |_| {
+            Error::Unavailable(format!(
+                "`{}` has already ended; `agentctl inspect` shows how",
+                self.agent.identity.name
+            ))
+        }
+    }
+}
+
+#[zbus::interface(name = "org.agentd1.Agent")]
+impl AgentObject {
+    async fn attach(&self, options: AttachOptions) -> Result<zbus::OwnedFd, Error> {
+        let failed = |e: std::io::Error| Error::Internal(format!("cannot attach: {e}"));
+        let (ours, theirs) = Attachment::pair(Manner::Lossy).map_err(failed)?;
+        if let (Some(rows), Some(cols)) = (options.rows, options.cols) {
+            self.agent.input.resize(rows, cols).map_err(failed)?;
+        }
+        let takes_input = if options.stdin == Some(true) {
+            TakesInput::Yes
+        } else {
+            TakesInput::No
+        };
+        self.agent.attach(ours, takes_input);
+        Ok(theirs.into())
+    }
+
+    async fn stop(&self, grace_ms: u32) -> Result<(), Error> {
+        let grace = Duration::from_millis(grace_ms.into()).min(MAX_GRACE);
+        let stop = Command::Stop {
+            grace,
+            by: "agentctl stop".into(),
+        };
+        self.agent.command(stop).await.map_err(self.ended())
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        let kill = Command::Stop {
+            grace: Duration::ZERO,
+            by: "agentctl kill".into(),
+        };
+        self.agent.command(kill).await.map_err(self.ended())
+    }
+
+    async fn signal(&self, signo: i32) -> Result<(), Error> {
+        if !(1..=64).contains(&signo) {
+            return Err(Error::InvalidArgument(format!(
+                "{signo} is not a signal; allowed are 1 to 64"
+            )));
+        }
+        self.agent
+            .command(Command::Signal(signo.unsigned_abs()))
+            .await
+            .map_err(self.ended())
+    }
+
+    async fn logs(&self, options: LogOptions) -> Result<zbus::OwnedFd, Error> {
+        let extent = options.tail.map_or(Extent::All, Extent::Tail);
+        let fd = if self.agent.log.state().closed {
+            log::read_finished(&self.daemon.log_path(self.agent.identity.id), extent)
+        } else {
+            let follow = if options.follow == Some(true) {
+                Follow::Yes
+            } else {
+                Follow::No
+            };
+            log::read_live(&self.agent.log, extent, follow)
+        };
+        fd.map(Into::into)
+            .map_err(|e| Error::Internal(format!("cannot read the log: {e}")))
+    }
+
+    async fn wait(&self) -> Result<ExitInfo, Error> {
+        Ok(self.agent.wait().await)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> String {
+        self.agent.identity.id.to_string()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> &str {
+        &self.agent.identity.name
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn state(&self) -> &str {
+        self.agent.state().as_str()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn pid(&self) -> u32 {
+        self.agent.facts.host_pid
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn uid(&self) -> u32 {
+        self.agent.identity.uid
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn policy(&self) -> &str {
+        &self.agent.facts.policy
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn layers(&self) -> Vec<&'static str> {
+        self.agent.facts.layers.clone()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn input_tokens(&self) -> u64 {
+        self.agent.budget.snapshot().spent.input
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn output_tokens(&self) -> u64 {
+        self.agent.budget.snapshot().spent.output
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn workspace(&self) -> &str {
+        self.agent.facts.workspace.as_deref().unwrap_or_default()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started_at(&self) -> u64 {
+        self.agent.facts.started_at_ms
+    }
+
+    #[zbus(signal)]
+    async fn state_changed(emitter: &SignalEmitter<'_>, state: AgentState) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn exited(emitter: &SignalEmitter<'_>, exit: ExitInfo) -> zbus::Result<()>;
+}
+
+/// Turns an agent's changes into signals on one connection, until the agent or the connection ends.
+pub async fn follow(connection: Connection, agent: Arc<Agent>) {
+    let Ok(emitter) = SignalEmitter::new(&connection, agent.identity.id.object_path()) else {
+        unreachable!("an agent id makes a valid object path")
+    };
+    let mut states = agent.watch_state();
+    let sent = async {
+        loop {
+            tokio::select! {
+                () = connection.closed() => return Ok(()),
+                exit = agent.wait() => {
+                    AgentObject::state_changed(&emitter, agent.state()).await?;
+                    return AgentObject::exited(&emitter, exit).await;
+                }
+                changed = states.changed() => if changed.is_ok() {
+                    let state = *states.borrow_and_update();
+                    AgentObject::state_changed(&emitter, state).await?;
+                },
+            }
+        }
+    };
+    if let Err(error) = sent.await {
+        tracing::debug!(agent = %agent.identity, "signals: {error}");
+    }
+}

@@ -1,0 +1,161 @@
+//! `org.agentd1.Manager`: launching, finding and reading back.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use agentd_api::{AgentSummary, DaemonInfo, Error, LaunchReply, LaunchSpec};
+use agentd_storage::Viewer;
+use zbus::OwnedObjectPath;
+
+use crate::agents::Caller;
+use crate::daemon::Daemon;
+
+/// Grants one launch may bring.
+const MAX_GRANTS: usize = agentd_broker::protocol::MAX_GRANTS;
+
+/// Launches that one listing of the record shows, the newest.
+const MAX_RECORDS: u32 = 1000;
+
+/// The object at `/org/agentd1` of one caller's connection.
+#[derive(Debug)]
+pub struct ManagerObject {
+    daemon: Arc<Daemon>,
+    caller: Caller,
+}
+
+impl ManagerObject {
+    pub fn new(daemon: Arc<Daemon>, caller: Caller) -> Self {
+        Self { daemon, caller }
+    }
+
+    fn viewer(&self) -> Viewer {
+        Viewer::from_uid(self.caller.uid)
+    }
+
+    /// The id of a living or recorded launch.
+    async fn recorded_id(&self, name_or_id: &str) -> Result<String, Error> {
+        if let Ok(agent) = self.daemon.agents.find(self.caller, name_or_id) {
+            return Ok(agent.identity.id.to_string());
+        }
+        let id = self
+            .daemon
+            .store
+            .find(self.viewer(), name_or_id)
+            .await
+            .map_err(internal)?;
+        id.map(|id| id.to_string()).ok_or_else(|| {
+            Error::NotFound(format!(
+                "no launch on record is called `{name_or_id}`; `agentctl records` lists them"
+            ))
+        })
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::Internal(error.to_string())
+}
+
+#[zbus::interface(name = "org.agentd1.Manager")]
+impl ManagerObject {
+    async fn launch(
+        &self,
+        spec: LaunchSpec,
+        grants: Vec<zbus::OwnedFd>,
+    ) -> Result<LaunchReply, Error> {
+        if grants.len() > MAX_GRANTS {
+            return Err(Error::InvalidArgument(format!(
+                "{} paths were handed over; at most {MAX_GRANTS}",
+                grants.len()
+            )));
+        }
+        let grants = grants.into_iter().map(OwnedFd::from).collect();
+        let launched = self.daemon.launch(self.caller, spec, grants).await?;
+        let agent = &launched.agent;
+        Ok(LaunchReply {
+            id: agent.identity.id,
+            name: agent.identity.name.clone(),
+            path: agent
+                .identity
+                .id
+                .object_path()
+                .try_into()
+                .map_err(internal)?,
+            attach: launched.attachment.map(Into::into),
+            layers: Some(agent.facts.layers.iter().map(|l| (*l).to_owned()).collect()),
+            degradations: Some(launched.degradations).filter(|d| !d.is_empty()),
+        })
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentSummary>, Error> {
+        Ok(self
+            .daemon
+            .agents
+            .visible(self.caller)
+            .iter()
+            .map(|a| a.summary())
+            .collect())
+    }
+
+    async fn find(&self, name_or_id: &str) -> Result<OwnedObjectPath, Error> {
+        let agent = self.daemon.agents.find(self.caller, name_or_id)?;
+        agent.identity.id.object_path().try_into().map_err(internal)
+    }
+
+    async fn record(&self, name_or_id: &str) -> Result<String, Error> {
+        let id = self.recorded_id(name_or_id).await?;
+        self.daemon.store.flush().await.map_err(internal)?;
+        let record = self
+            .daemon
+            .store
+            .inspect(self.viewer(), &id.into())
+            .await
+            .map_err(internal)?;
+        let record = record
+            .ok_or_else(|| Error::NotFound(format!("nothing is on record for `{name_or_id}`")))?;
+        serde_json::to_string(&record).map_err(internal)
+    }
+
+    async fn records(&self) -> Result<String, Error> {
+        self.daemon.store.flush().await.map_err(internal)?;
+        let launches = self
+            .daemon
+            .store
+            .launches(self.viewer(), MAX_RECORDS)
+            .await
+            .map_err(internal)?;
+        serde_json::to_string(&launches).map_err(internal)
+    }
+
+    async fn ping(&self) -> Result<DaemonInfo, Error> {
+        let daemon = &self.daemon;
+        let live = daemon
+            .agents
+            .visible(self.caller)
+            .iter()
+            .filter(|a| a.state().is_live())
+            .count();
+        Ok(DaemonInfo {
+            version: agentd_api::VERSION.into(),
+            api_version: agentd_api::API_VERSION,
+            mode: daemon.mode,
+            pid: std::process::id(),
+            uid: rustix::process::geteuid().as_raw(),
+            agents: u32::try_from(live).unwrap_or(u32::MAX),
+            runtime_dir: Some(daemon.runtime_dir.display().to_string()),
+            state_dir: Some(daemon.state_dir.display().to_string()),
+            started_at_ms: u64::try_from(daemon.started_at_ms).ok(),
+        })
+    }
+
+    async fn shutdown(&self) -> Result<(), Error> {
+        let own = rustix::process::geteuid().as_raw();
+        if self.caller.uid != 0 && self.caller.uid != own {
+            return Err(Error::Denied(format!(
+                "only root or the daemon's own user may shut it down, not uid {}",
+                self.caller.uid
+            )));
+        }
+        self.daemon.shutdown.notify_one();
+        Ok(())
+    }
+}

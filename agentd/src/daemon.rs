@@ -1,0 +1,148 @@
+//! The running daemon: what every part shares, and how it starts and ends serving.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_api::{AgentId, DaemonMode};
+use agentd_kernel::probe::HostCaps;
+use agentd_storage::Store;
+use anyhow::Context as _;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::agents::agent::Command;
+use crate::agents::broker::BrokerLink;
+use crate::agents::{Caller, Registry};
+use crate::bus::BusServer;
+use crate::config::Config;
+use crate::control;
+use crate::gateway::Upstreams;
+use crate::record::BusRecord;
+use crate::startup::Prepared;
+
+/// How long agents get between TERM and KILL when the daemon is told to end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// What the parts of the daemon share. One per process.
+#[derive(Debug)]
+pub struct Daemon {
+    pub config: Config,
+    pub mode: DaemonMode,
+    pub runtime_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub started_at_ms: i64,
+    pub host: HostCaps,
+    pub store: Store,
+    pub broker: BrokerLink,
+    pub bus: BusServer,
+    pub upstreams: Arc<Upstreams>,
+    pub agents: Registry,
+    /// Somebody asked for the end over the control socket.
+    pub shutdown: Notify,
+}
+
+impl Daemon {
+    /// Where an agent's output is kept.
+    pub fn log_path(&self, id: AgentId) -> PathBuf {
+        self.state_dir.join("logs").join(format!("{id}.log"))
+    }
+
+    pub fn sandbox_mode(&self) -> agentd_sandbox::Mode {
+        match self.mode {
+            DaemonMode::Root => agentd_sandbox::Mode::Root,
+            DaemonMode::User => agentd_sandbox::Mode::User,
+        }
+    }
+}
+
+/// The runtime: two workers do, because agents do the work and the daemon forwards.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_name("agentd")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// Serves until a signal, a shutdown request or the end of the broker.
+pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
+    let mode = if prepared.service.is_some() {
+        DaemonMode::Root
+    } else {
+        DaemonMode::User
+    };
+    let store = Store::open(prepared.state_dir.join("agentd.db"))
+        .await
+        .context("cannot open the record")?;
+    let daemon = Arc::new(Daemon {
+        mode,
+        runtime_dir: prepared.runtime_dir,
+        state_dir: prepared.state_dir,
+        started_at_ms: agentd_storage::unix_ms(),
+        host: prepared.host,
+        broker: BrokerLink::start(prepared.broker.socket, prepared.broker.last_id)?,
+        bus: BusServer::start(Arc::new(BusRecord::new(store.clone()))),
+        store,
+        upstreams: Arc::new(prepared.upstreams),
+        agents: Registry::new(prepared.config.daemon.max_agents),
+        shutdown: Notify::new(),
+        config: prepared.config,
+    });
+    let control = UnixListener::from_std(prepared.control)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
+    announce_ready()?;
+
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = daemon.shutdown.notified() => Ok(()),
+        () = daemon.broker.gone() => Err(anyhow::anyhow!("agentd-broker has gone; start agentd again")),
+    };
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+        tracing::debug!("sd_notify: {error}");
+    }
+    accepting.abort();
+    if outcome.is_ok() {
+        stop_agents(&daemon).await;
+    }
+    daemon
+        .store
+        .close()
+        .await
+        .context("the record may be incomplete")?;
+    drop((prepared.broker.lifeline, prepared.instance_lock));
+    outcome
+}
+
+/// Says that connections are served: to the service manager, and as a line for whoever started us by hand.
+fn announce_ready() -> anyhow::Result<()> {
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("sd_notify")?;
+    eprintln!("ready");
+    Ok(())
+}
+
+async fn stop_agents(daemon: &Daemon) {
+    let root = Caller { uid: 0, gid: 0 };
+    for agent in daemon.agents.visible(root) {
+        let stop = Command::Stop {
+            grace: SHUTDOWN_GRACE,
+            by: "agentd, which is ending".into(),
+        };
+        if agent.command(stop).await.is_err() {
+            tracing::debug!(agent = %agent.identity, "had already ended");
+        }
+    }
+    let limit = SHUTDOWN_GRACE + Duration::from_secs(5);
+    if tokio::time::timeout(limit, daemon.agents.all_ended())
+        .await
+        .is_err()
+    {
+        tracing::error!("some agents did not end; they die with the broker");
+    }
+}

@@ -1,0 +1,182 @@
+//! What was typed and what the environment says, resolved into [`Options`].
+//!
+//! This is the one place where the daemon reads its environment; everything later takes values. The daemon has
+//! four switches, so the arguments are read by hand: pulling a parser into a long-lived confined process buys nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use agentd_api::dirs::{DirEnv, DirError};
+
+/// The text of `agentd --help`.
+pub const HELP: &str = "\
+agentd: launches AI agents as confined processes, wires them together and records what they do
+
+usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--foreground]
+
+  --config FILE       configuration, TOML (AGENTD_CONFIG; default /etc/agentd/agentd.toml as root,
+                      ~/.config/agentd/agentd.toml otherwise; a missing default file means defaults)
+  --runtime-dir DIR   sockets (AGENTD_RUNTIME_DIR; default /run/agentd as root, $XDG_RUNTIME_DIR/agentd otherwise)
+  --state-dir DIR     database and logs (AGENTD_STATE_DIR; default /var/lib/agentd as root,
+                      $XDG_STATE_HOME/agentd otherwise)
+  --foreground        accepted for symmetry with other daemons: agentd never forks into the background
+  --version, --help
+
+Also read: AGENTD_LOG (filter such as `info` or `agentd=debug`), AGENTD_BROKER and CREDENTIALS_DIRECTORY,
+and the key variables that the configuration names. Agents are started with `agentctl run`.
+";
+
+/// The daemon's resolved options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Configuration file, and whether its absence is an error (it is when somebody named it).
+    pub config: PathBuf,
+    pub config_required: bool,
+    pub runtime_dir: PathBuf,
+    pub state_dir: PathBuf,
+    /// `AGENTD_BROKER`: the broker program, when it does not lie beside this one.
+    pub broker: Option<PathBuf>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Serve(Options),
+    Help,
+    Version,
+}
+
+/// A usage error; the text is for the person who typed it.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    #[error("unknown argument `{0}`; see `agentd --help`")]
+    Unknown(String),
+    #[error("`{0}` needs a value; see `agentd --help`")]
+    MissingValue(&'static str),
+    #[error("`{name}` must be an absolute path, not `{value}`")]
+    Relative { name: &'static str, value: String },
+    #[error(transparent)]
+    Dirs(#[from] DirError),
+}
+
+impl Command {
+    /// Reads `args` (without the program's name) with `env` as the environment.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        env: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, OptionsError> {
+        let path = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let mut config = path("AGENTD_CONFIG");
+        let mut runtime_dir = path("AGENTD_RUNTIME_DIR");
+        let mut state_dir = path("AGENTD_STATE_DIR");
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let text = arg.to_string_lossy().into_owned();
+            let (name, inline) = match text.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(PathBuf::from(value))),
+                None => (text.clone(), None),
+            };
+            let slot = match name.as_str() {
+                "--config" => ("--config", &mut config),
+                "--runtime-dir" => ("--runtime-dir", &mut runtime_dir),
+                "--state-dir" => ("--state-dir", &mut state_dir),
+                "--foreground" if inline.is_none() => continue,
+                "--help" | "-h" => return Ok(Self::Help),
+                "--version" | "-V" => return Ok(Self::Version),
+                _ => return Err(OptionsError::Unknown(text)),
+            };
+            let value = inline.or_else(|| args.next().map(PathBuf::from));
+            *slot.1 = Some(value.ok_or(OptionsError::MissingValue(slot.0))?);
+        }
+        let config_required = config.is_some();
+        let dirs = DirEnv::from_process();
+        let options = Options {
+            config: config.unwrap_or_else(|| default_config(dirs.uid, env)),
+            config_required,
+            runtime_dir: dirs.runtime_dir(runtime_dir.as_deref()),
+            state_dir: dirs.state_dir(state_dir.as_deref())?,
+            broker: path("AGENTD_BROKER"),
+        };
+        for (name, value) in [
+            ("--runtime-dir", &options.runtime_dir),
+            ("--state-dir", &options.state_dir),
+        ] {
+            if !value.is_absolute() {
+                return Err(OptionsError::Relative {
+                    name,
+                    value: value.display().to_string(),
+                });
+            }
+        }
+        Ok(Self::Serve(options))
+    }
+}
+
+/// `/etc/agentd/agentd.toml` for root, otherwise the user's own.
+fn default_config(uid: u32, env: &dyn Fn(&str) -> Option<OsString>) -> PathBuf {
+    let set = |name| {
+        env(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    let system = PathBuf::from("/etc/agentd/agentd.toml");
+    if uid == 0 {
+        return system;
+    }
+    set("XDG_CONFIG_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".config")))
+        .map_or(system, |dir| dir.join("agentd/agentd.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Command, OptionsError> {
+        let env = |name: &str| (name == "AGENTD_STATE_DIR").then(|| OsString::from("/from/env"));
+        Command::parse(args.iter().map(OsString::from), &env)
+    }
+
+    #[test]
+    fn what_is_typed_wins_over_the_environment() {
+        let Ok(Command::Serve(options)) =
+            parse(&["--runtime-dir", "/r", "--config=/c.toml", "--foreground"])
+        else {
+            panic!("these arguments are right")
+        };
+        assert_eq!(
+            (options.runtime_dir, options.state_dir),
+            ("/r".into(), "/from/env".into())
+        );
+        assert_eq!(
+            (options.config, options.config_required),
+            ("/c.toml".into(), true)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (args, needle) in [
+            (
+                &["--runtim-dir", "/r"][..],
+                "unknown argument `--runtim-dir`",
+            ),
+            (&["--state-dir"][..], "`--state-dir` needs a value"),
+            (
+                &["--state-dir", "here"][..],
+                "must be an absolute path, not `here`",
+            ),
+            (&["serve"][..], "unknown argument `serve`"),
+        ] {
+            let error = parse(args).expect_err("wrong arguments").to_string();
+            assert!(error.contains(needle), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_need_no_directories() {
+        assert!(matches!(parse(&["--help"]), Ok(Command::Help)));
+        assert!(matches!(parse(&["-V"]), Ok(Command::Version)));
+    }
+}

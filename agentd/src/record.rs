@@ -1,0 +1,70 @@
+//! Joins the planes to the record: what the bus says of a message becomes an [`Event`].
+
+use std::future::Future;
+use std::pin::Pin;
+
+use agentd_bus::router::MessageMeta;
+use agentd_storage::{Event, Fact, Message, MessageKind, Store};
+use uuid::Uuid;
+
+use crate::bus::MessageSink;
+
+/// Records the metadata of every message.
+#[derive(Debug)]
+pub struct BusRecord {
+    store: Store,
+}
+
+impl BusRecord {
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+}
+
+impl MessageSink for BusRecord {
+    fn record(&self, meta: MessageMeta) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let event = event_of(meta);
+            if let Err(error) = self.store.record(event).await {
+                tracing::error!("a message is missing from the record: {error}");
+            }
+        })
+    }
+}
+
+fn event_of(meta: MessageMeta) -> Event {
+    let kind = match meta.kind {
+        "request" => MessageKind::Request,
+        "response" => MessageKind::Response,
+        "publish" | "broadcast" => MessageKind::Publish,
+        _ => MessageKind::Send,
+    };
+    let to = match (&meta.to, &meta.topic) {
+        (Some((_, name)), _) => name.clone(),
+        (None, Some(topic)) => topic.clone(),
+        (None, None) => "everyone".into(),
+    };
+    let message = Message {
+        id: meta.seq.to_string(),
+        from: meta.from_name,
+        to,
+        to_launch: meta.to.map(|(id, _)| launch_of(id.0).into()),
+        kind,
+        subject: Some(meta.what)
+            .filter(|what| !what.is_empty())
+            .or(meta.topic),
+        correlation: (meta.correlation != 0).then(|| meta.correlation.to_string()),
+        bytes: meta.bytes.into(),
+        outcome: meta.outcome.to_string(),
+    };
+    Event {
+        launch: launch_of(meta.from.0).into(),
+        at_ms: i64::try_from(meta.at_ns / 1_000_000).unwrap_or(i64::MAX),
+        fact: Fact::Message(message),
+    }
+}
+
+/// A bus id is the launch's UUID.
+fn launch_of(id: [u8; 16]) -> String {
+    Uuid::from_bytes(id).to_string()
+}

@@ -1,0 +1,254 @@
+//! Start-up in phases, each of which gives something up that the next one no longer needs.
+//!
+//! 1. [`prepare`] runs with the rights of whoever started agentd, on one thread: directories, the instance lock, the
+//!    control socket, the broker process, the model keys. The order matters: the broker must exist before agentd
+//!    drops root, the keys must be read before Landlock hides them.
+//! 2. [`Prepared::confine`] drops root, capabilities, file system and system calls.
+//! 3. The caller starts the runtime and serves.
+//!
+//! A failure in any phase ends the daemon with a message that names the next step; nothing is left running
+//! (the broker dies with its socket).
+
+pub mod confine;
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use agentd_broker::client::BrokerClient;
+use agentd_kernel::probe::{HostCaps, Roots, probe_host};
+use anyhow::{Context as _, bail};
+use rustix::fs::FlockOperation;
+
+use self::confine::{Confinement, ServiceIds};
+use crate::config::{Config, Confine};
+use crate::gateway::Upstreams;
+use crate::options::Options;
+
+/// Lowest kernel uid of the reserved range; slot 0 is the daemon itself where no service user exists.
+const FALLBACK_SERVICE_ID: u32 = 2_046_820_352;
+
+/// Everything that start-up made while it still could.
+#[derive(Debug)]
+pub struct Prepared {
+    pub config: Config,
+    pub runtime_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub control: UnixListener,
+    pub broker: BrokerProcess,
+    pub upstreams: Upstreams,
+    /// What the host can do, probed with the rights that the broker keeps.
+    pub host: HostCaps,
+    /// `Some` when root started us: who we become.
+    pub service: Option<ServiceIds>,
+    /// Held for the life of the process.
+    pub instance_lock: OwnedFd,
+}
+
+/// The broker and the two ends that tie it to this process.
+#[derive(Debug)]
+pub struct BrokerProcess {
+    /// Connected `SOCK_SEQPACKET` to the broker.
+    pub socket: OwnedFd,
+    /// Write end of agentd's lifeline. Never written: its closing, by exit or death, is the message.
+    pub lifeline: OwnedFd,
+    /// The last request id that start-up used.
+    pub last_id: u64,
+}
+
+/// Phase 1. See the module.
+pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
+    let root = rustix::process::geteuid().is_root();
+    let config = Config::load(&options.config, options.config_required)?;
+    let service = if root {
+        Some(service_ids(&config.daemon.user)?)
+    } else {
+        None
+    };
+
+    make_dir(&options.runtime_dir, 0o755, service).context("runtime directory")?;
+    make_dir(&options.state_dir, 0o700, service).context("state directory")?;
+    make_dir(&options.state_dir.join("logs"), 0o700, service).context("log directory")?;
+    let instance_lock = lock_instance(&options.runtime_dir)?;
+    let control = bind_control(&options.runtime_dir, root)?;
+    let broker = spawn_broker(options.broker.as_deref())?;
+    let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
+
+    let host = probe_host(&Roots::default());
+
+    Ok(Prepared {
+        config,
+        host,
+        runtime_dir: options.runtime_dir.clone(),
+        state_dir: options.state_dir.clone(),
+        control,
+        broker,
+        upstreams,
+        service,
+        instance_lock,
+    })
+}
+
+impl Prepared {
+    /// Phase 2. See [`confine`].
+    pub fn confine(&self) -> anyhow::Result<Confinement> {
+        if let Some(ids) = self.service {
+            confine::drop_root(ids)?;
+        }
+        confine::drop_privileges()?;
+        let soften = |result: Result<(), confine::ConfineError>| match (
+            result,
+            self.config.daemon.confine,
+        ) {
+            (Ok(()), _) => Ok(true),
+            (Err(error), Confine::Degrade) => {
+                tracing::warn!("running without: {error}");
+                Ok(false)
+            }
+            (Err(error), Confine::Required) => Err(error)
+                .context("set `[daemon] confine = \"degrade\"` to run without this protection"),
+        };
+        let landlock = soften(confine::restrict_files(
+            &[&self.state_dir, &self.runtime_dir],
+            &self.config.daemon.policy_dirs,
+        ))?;
+        let seccomp = soften(confine::restrict_syscalls())?;
+        Ok(Confinement { landlock, seccomp })
+    }
+}
+
+/// The ids of the service user, or the reserved ones where the host has no such user.
+fn service_ids(user: &str) -> anyhow::Result<ServiceIds> {
+    let passwd = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    for line in passwd.lines() {
+        let mut fields = line.split(':');
+        if fields.next() != Some(user) {
+            continue;
+        }
+        let ids = (
+            fields.nth(1).and_then(|f| f.parse().ok()),
+            fields.next().and_then(|f| f.parse().ok()),
+        );
+        return match ids {
+            (Some(0), _) => bail!("the service user `{user}` must not be uid 0"),
+            (Some(uid), Some(gid)) => Ok(ServiceIds { uid, gid }),
+            _ => bail!("/etc/passwd: the entry of `{user}` is malformed: {line:?}"),
+        };
+    }
+    tracing::info!(
+        "no user `{user}` on this host: running as the reserved uid {FALLBACK_SERVICE_ID}"
+    );
+    Ok(ServiceIds {
+        uid: FALLBACK_SERVICE_ID,
+        gid: FALLBACK_SERVICE_ID,
+    })
+}
+
+/// Makes `dir` (and its parents), owned by the service user, or checks an existing one.
+fn make_dir(dir: &Path, mode: u32, service: Option<ServiceIds>) -> anyhow::Result<()> {
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    match std::fs::DirBuilder::new().mode(mode).create(dir) {
+        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))?,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot make {}", dir.display())),
+    }
+    let meta = std::fs::symlink_metadata(dir)
+        .with_context(|| format!("cannot inspect {}", dir.display()))?;
+    if !meta.is_dir() {
+        bail!(
+            "{} is not a directory (symbolic links are not followed here)",
+            dir.display()
+        );
+    }
+    let me = rustix::process::geteuid().as_raw();
+    let owner = service.map_or(me, |ids| ids.uid);
+    if meta.uid() != me && meta.uid() != owner {
+        bail!(
+            "{} belongs to uid {}, not to {owner}: choose another directory",
+            dir.display(),
+            meta.uid()
+        );
+    }
+    if meta.mode() & 0o022 != 0 {
+        bail!(
+            "{} is writable by others (mode {:o}): chmod go-w it",
+            dir.display(),
+            meta.mode() & 0o7777
+        );
+    }
+    if let Some(ids) = service {
+        std::os::unix::fs::chown(dir, Some(ids.uid), Some(ids.gid))
+            .with_context(|| format!("cannot give {} to uid {}", dir.display(), ids.uid))?;
+    }
+    Ok(())
+}
+
+/// One daemon per runtime directory. The lock goes with the process, however it ends.
+fn lock_instance(runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
+    let path = runtime_dir.join("agentd.lock");
+    let mut file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another agentd already serves {}; talk to it with `agentctl --runtime-dir {0} ps`",
+            runtime_dir.display()
+        ),
+        Err(e) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file.into())
+}
+
+/// The control socket. In root mode every user may connect; what each may do is decided by its uid.
+fn bind_control(runtime_dir: &Path, root: bool) -> anyhow::Result<UnixListener> {
+    let path = runtime_dir.join(agentd_api::CONTROL_SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        // We hold the instance lock: a socket that lay there was a dead daemon's.
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    let mode = if root { 0o666 } else { 0o600 };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Starts the broker and greets it. It inherits one socket and nothing else.
+fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
+    let program = match named {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe()
+            .context("cannot find agentd's own path")?
+            .with_file_name("agentd-broker"),
+    };
+    let (socket, child) = agentd_broker::client::start(&program).with_context(|| {
+        format!("cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)", program.display())
+    })?;
+    let (lifeline_read, lifeline) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context("cannot make the lifeline")?;
+    let mut client = BrokerClient::new(socket);
+    let welcome = client
+        .hello(lifeline_read.as_fd())
+        .context("the broker does not answer as expected")?;
+    tracing::debug!(pid = child.id(), ?welcome, "broker started");
+    Ok(BrokerProcess {
+        last_id: client.last_id(),
+        socket: client.into_socket(),
+        lifeline,
+    })
+}

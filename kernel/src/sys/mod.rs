@@ -1,27 +1,25 @@
 //! Raw Linux system calls without `std` or `libc`: what the static launcher is made of.
 //!
 //! One thin wrapper per call, one error type ([`Errno`]); no allocation, no errno variable, no locks, so all of it may
-//! run between fork and exec. Everything else in the workspace uses `rustix`; start reading at [`Errno`].
+//! run between fork and exec. No privilege of its own. Everything else in the workspace uses `rustix`; start reading at
+//! `call.rs`, the only file with assembly.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
     "agentd runs on x86_64 Linux only: kernel/src/sys has no system call numbers for this target"
 );
 
+mod call;
+mod fd;
+pub mod fs;
+pub mod mount;
+pub mod net;
 pub mod nr;
+pub mod process;
+pub mod security;
+pub mod tty;
+pub mod wait;
 
-/// One classic BPF instruction, `struct sock_filter`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct SockFilter {
-    /// Operation.
-    pub code: u16,
-    /// Instructions to skip when a comparison holds.
-    pub jt: u8,
-    /// Instructions to skip when it does not.
-    pub jf: u8,
-    /// Operand.
-    pub k: u32,
-}
-
-const _: () = assert!(size_of::<SockFilter>() == 8);
+pub use call::{Errno, spawn_vfork};
+pub use fd::{Fd, FdRef};
+pub use security::SockFilter;

@@ -1,0 +1,152 @@
+//! Sockets: the loopback interface, listeners, and packets with descriptors.
+
+use core::ffi::CStr;
+
+use super::call::{call, call_retry};
+use super::{Errno, Fd, FdRef, nr};
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const SOCK_STREAM: usize = 1;
+const SOCK_DGRAM: usize = 2;
+const SOCK_NONBLOCK: usize = 0o4000;
+const SOCK_CLOEXEC: usize = 0o2_000_000;
+const BACKLOG: usize = 128;
+
+/// The most descriptors [`send_packet`] takes.
+pub const MAX_PACKET_FDS: usize = 32;
+
+fn socket(family: u16, kind: usize) -> Result<Fd, Errno> {
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::SOCKET, [family.into(), kind | SOCK_CLOEXEC, 0]) }.map(Fd::returned)
+}
+
+fn bind_and_listen(socket: &Fd, address: &[u8]) -> Result<(), Errno> {
+    let fd = socket.borrow().arg();
+    // SAFETY: the kernel reads `address.len()` bytes from `address`.
+    unsafe {
+        call(
+            nr::BIND,
+            [fd, address.as_ptr().expose_provenance(), address.len()],
+        )
+    }?;
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::LISTEN, [fd, BACKLOG]) }.map(drop)
+}
+
+/// A non-blocking socket that listens on 127.0.0.1.
+pub fn listen_loopback(port: u16) -> Result<Fd, Errno> {
+    let socket = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK)?;
+    let mut address = [0u8; 16];
+    address[0..2].copy_from_slice(&AF_INET.to_ne_bytes());
+    address[2..4].copy_from_slice(&port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    bind_and_listen(&socket, &address)?;
+    Ok(socket)
+}
+
+/// A non-blocking socket that listens at `name` in the working directory.
+pub fn listen_unix(name: &CStr) -> Result<Fd, Errno> {
+    let socket = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)?;
+    let name = name.to_bytes_with_nul();
+    let mut address = [0u8; 110];
+    address[0..2].copy_from_slice(&AF_UNIX.to_ne_bytes());
+    address
+        .get_mut(2..2 + name.len())
+        .ok_or(Errno::NAMETOOLONG)?
+        .copy_from_slice(name);
+    bind_and_listen(&socket, &address[..2 + name.len()])?;
+    Ok(socket)
+}
+
+/// Brings `lo` up in the network namespace of the caller.
+pub fn loopback_up() -> Result<(), Errno> {
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const IFF_UP: u16 = 1;
+    let socket = socket(AF_INET, SOCK_DGRAM)?;
+    // struct ifreq: name[16], then a union of 24 bytes that begins with the flags
+    let mut request = [0u8; 40];
+    request[0..2].copy_from_slice(b"lo");
+    request[16..18].copy_from_slice(&IFF_UP.to_ne_bytes());
+    // SAFETY: the kernel reads a `struct ifreq` of 40 bytes from `request`.
+    unsafe {
+        call(
+            nr::IOCTL,
+            [
+                socket.borrow().arg(),
+                SIOCSIFFLAGS,
+                request.as_ptr().expose_provenance(),
+            ],
+        )
+    }
+    .map(drop)
+}
+
+/// Sends one packet and duplicates of `fds` without blocking or raising SIGPIPE.
+pub fn send_packet(socket: FdRef<'_>, packet: &[u8], fds: &[FdRef<'_>]) -> Result<(), Errno> {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    const MSG_DONTWAIT: usize = 0x40;
+    const SOL_SOCKET: u32 = 1;
+    const SCM_RIGHTS: u32 = 1;
+    const HEADER: usize = 16;
+
+    /// `struct cmsghdr` and its data; aligned as the kernel wants it.
+    #[repr(C, align(8))]
+    struct Control([u8; HEADER + 4 * MAX_PACKET_FDS]);
+
+    let mut control = Control([0; HEADER + 4 * MAX_PACKET_FDS]);
+    let len = HEADER + 4 * fds.len();
+    let data = control.0.get_mut(HEADER..len).ok_or(Errno::INVAL)?;
+    for (slot, fd) in data.chunks_exact_mut(4).zip(fds) {
+        slot.copy_from_slice(&fd.raw().to_ne_bytes());
+    }
+    control.0[0..8].copy_from_slice(&len.to_ne_bytes());
+    control.0[8..12].copy_from_slice(&SOL_SOCKET.to_ne_bytes());
+    control.0[12..16].copy_from_slice(&SCM_RIGHTS.to_ne_bytes());
+
+    let vector = [packet.as_ptr().expose_provenance(), packet.len()];
+    let control_len = if fds.is_empty() {
+        0
+    } else {
+        len.next_multiple_of(8)
+    };
+    // struct msghdr: name, name length, vectors, their count, control, its length, flags
+    let message = [
+        0,
+        0,
+        vector.as_ptr().expose_provenance(),
+        1,
+        control.0.as_ptr().expose_provenance(),
+        control_len,
+        0,
+    ];
+    let args = [
+        socket.arg(),
+        message.as_ptr().expose_provenance(),
+        MSG_NOSIGNAL | MSG_DONTWAIT,
+    ];
+    // SAFETY: `message` is a `struct msghdr` whose vector and control data are the live locals above, with their lengths.
+    unsafe { call_retry(nr::SENDMSG, args) }.map(drop)
+}
+
+/// Receives one packet without blocking; `None` when there is none. Descriptors sent along are discarded by the kernel.
+pub fn receive_packet(socket: FdRef<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+    const MSG_DONTWAIT: usize = 0x40;
+    let vector = [buffer.as_mut_ptr().expose_provenance(), buffer.len()];
+    let mut message = [0, 0, vector.as_ptr().expose_provenance(), 1, 0, 0, 0usize];
+    // SAFETY: `message` is a `struct msghdr` whose one vector is all of `buffer`.
+    match unsafe {
+        call_retry(
+            nr::RECVMSG,
+            [
+                socket.arg(),
+                message.as_mut_ptr().expose_provenance(),
+                MSG_DONTWAIT,
+            ],
+        )
+    } {
+        Ok(len) => Ok(Some(len)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}

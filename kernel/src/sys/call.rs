@@ -27,6 +27,8 @@ impl Errno {
     pub const NOTDIR: Errno = Errno(20);
     /// Invalid argument.
     pub const INVAL: Errno = Errno(22);
+    /// Read-only filesystem.
+    pub const ROFS: Errno = Errno(30);
     /// Name too long.
     pub const NAMETOOLONG: Errno = Errno(36);
     /// No such system call.

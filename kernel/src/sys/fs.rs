@@ -124,13 +124,13 @@ pub fn readlinkat<'b>(
     CStr::from_bytes_until_nul(buffer).map_err(|_| Errno::INVAL)
 }
 
-/// The mode of a file that `dir` and `path` name; a link is followed.
-pub fn fchmodat(dir: FdRef<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
+/// Removes a file.
+pub fn unlinkat(dir: FdRef<'_>, path: &CStr) -> Result<(), Errno> {
     // SAFETY: `path` ends in NUL and outlives the call.
     unsafe {
         call(
-            nr::FCHMODAT,
-            [dir.arg(), path.as_ptr().expose_provenance(), mode as usize],
+            nr::UNLINKAT,
+            [dir.arg(), path.as_ptr().expose_provenance(), 0],
         )
     }
     .map(drop)

@@ -64,6 +64,7 @@ pub const OPENAT: u32 = 257;
 pub const MKDIRAT: u32 = 258;
 pub const MKNODAT: u32 = 259;
 pub const NEWFSTATAT: u32 = 262;
+pub const UNLINKAT: u32 = 263;
 pub const SYMLINKAT: u32 = 266;
 pub const READLINKAT: u32 = 267;
 pub const FCHMODAT: u32 = 268;

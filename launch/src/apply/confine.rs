@@ -1,0 +1,150 @@
+//! What the program loses, in the order the kernel wants it, with a proof for each step.
+//!
+//! The proofs cannot be made elsewhere, copied or forgotten: [`super::agent`] executes the program only for someone who
+//! hands over all four. `NoNewPrivs` and `CapsDropped` are the init's, which keeps nothing either; its child inherits
+//! both. Landlock and seccomp are the child's alone.
+
+use agentd_kernel::sys::security::{self, landlock};
+use agentd_kernel::sys::{Errno, FdRef, SockFilter, fs};
+
+use super::{During, Outcome};
+use crate::floor::base_filter;
+use crate::plan::{Plan, Record};
+use crate::status::{Failure, NO_RECORD, Step};
+
+/// No exec gives this process or its children more than they have.
+pub(super) struct NoNewPrivs(());
+
+/// Every capability set is empty, the bounding set too, and nothing fills them again.
+pub(super) struct CapsDropped(());
+
+/// The plan's ruleset is enforced, as far as the kernel's ABI goes.
+pub(super) struct LandlockEnforced {
+    /// The kernel's ABI.
+    pub abi: u32,
+    /// Whether there is a ruleset at all.
+    pub active: bool,
+}
+
+/// The base filter and, over it, the plan's are loaded.
+pub(super) struct SeccompLoaded(());
+
+impl NoNewPrivs {
+    pub(super) fn set() -> Outcome<NoNewPrivs> {
+        security::set_no_new_privs().during(Step::NoNewPrivs, NO_RECORD)?;
+        Ok(NoNewPrivs(()))
+    }
+}
+
+impl CapsDropped {
+    pub(super) fn drop_all(_: &NoNewPrivs) -> Outcome<CapsDropped> {
+        let drop_all = || {
+            security::drop_bounding_set()?;
+            security::lock_securebits()?;
+            security::drop_capabilities()?;
+            if security::has_no_capabilities()? {
+                Ok(CapsDropped(()))
+            } else {
+                Err(Errno::PERM)
+            }
+        };
+        drop_all().during(Step::Caps, NO_RECORD)
+    }
+}
+
+impl LandlockEnforced {
+    /// Enforces the plan's ruleset, if it has one. Paths are looked up from the working root.
+    pub(super) fn enforce(plan: &Plan<'_>, _: &NoNewPrivs) -> Outcome<LandlockEnforced> {
+        let abi = landlock::abi();
+        let found = (0u16..)
+            .zip(plan.records())
+            .find_map(|(at, record)| match record {
+                Record::Landlock {
+                    handled_fs,
+                    handled_net,
+                    scoped,
+                    min_abi,
+                } => Some((at, handled_fs, handled_net, scoped, min_abi)),
+                _ => None,
+            });
+        let Some((at, handled_fs, handled_net, scoped, min_abi)) = found else {
+            return Ok(LandlockEnforced { abi, active: false });
+        };
+        if abi < u32::from(min_abi) {
+            return Err(Failure::new(Step::Landlock, Errno::OPNOTSUPP.raw(), at));
+        }
+        let fs = handled_fs & landlock::known_fs(abi);
+        let net = handled_net & landlock::known_net(abi);
+        let scoped = scoped & landlock::known_scopes(abi);
+        if fs | net | scoped == 0 {
+            return Ok(LandlockEnforced { abi, active: false });
+        }
+        let ruleset = landlock::create(fs, net, scoped).during(Step::Landlock, at)?;
+        for (at, record) in (0u16..).zip(plan.records()) {
+            match record {
+                Record::LandlockPath {
+                    path,
+                    access,
+                    optional,
+                } if access & fs != 0 => {
+                    match open_rule_path(path) {
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if optional => Ok(()),
+                        Err(errno) => Err(errno),
+                        Ok((fd, rights)) if access & fs & rights != 0 => landlock::allow_path(
+                            ruleset.borrow(),
+                            fd.borrow(),
+                            access & fs & rights,
+                        ),
+                        Ok(_) => Ok(()),
+                    }
+                    .during(Step::LandlockPath, at)?;
+                }
+                Record::LandlockPort { port, access } if access & net != 0 => {
+                    landlock::allow_port(ruleset.borrow(), port, access & net)
+                        .during(Step::LandlockPort, at)?;
+                }
+                _ => {}
+            }
+        }
+        landlock::restrict_self(ruleset.borrow()).during(Step::Landlock, at)?;
+        Ok(LandlockEnforced { abi, active: true })
+    }
+}
+
+/// What a rule is about, and the rights that make sense for it.
+fn open_rule_path(path: &core::ffi::CStr) -> Result<(agentd_kernel::sys::Fd, u64), Errno> {
+    let resolve = fs::RESOLVE_NO_SYMLINKS | fs::RESOLVE_NO_MAGICLINKS;
+    let fd = fs::openat2(FdRef::CWD, path, fs::O_PATH, 0, resolve)?;
+    let rights = match fs::fstat(fd.borrow())?.kind {
+        fs::FileKind::Directory => u64::MAX,
+        _ => landlock::FILE_RIGHTS,
+    };
+    Ok((fd, rights))
+}
+
+impl SeccompLoaded {
+    /// Loads the base filter and then the plan's. Hardly any system call can be counted on afterwards.
+    pub(super) fn load(
+        plan: &Plan<'_>,
+        _: &NoNewPrivs,
+        _: &CapsDropped,
+        _: &LandlockEnforced,
+    ) -> Outcome<SeccompLoaded> {
+        security::load_seccomp_filter(base_filter()).during(Step::BaseFilter, NO_RECORD)?;
+        let own = (0u16..)
+            .zip(plan.records())
+            .find_map(|(at, record)| match record {
+                Record::Seccomp(program) => Some((at, program)),
+                _ => None,
+            });
+        if let Some((at, bytes)) = own {
+            // SAFETY: any eight bytes are an instruction, in this order on the only architecture there is.
+            let (before, program, after) = unsafe { bytes.align_to::<SockFilter>() };
+            if !before.is_empty() || !after.is_empty() {
+                return Err(Failure::new(Step::PlanFilter, Errno::INVAL.raw(), at));
+            }
+            security::load_seccomp_filter(program).during(Step::PlanFilter, at)?;
+        }
+        Ok(SeccompLoaded(()))
+    }
+}

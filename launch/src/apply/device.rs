@@ -1,0 +1,70 @@
+//! The minimal `/dev`: six devices of the host, links, a limited `shm`, and a devpts that only this sandbox has.
+//!
+//! It lies on the view's root, so it becomes read-only with it. Runs in the launcher.
+
+use core::ffi::CStr;
+
+use agentd_kernel::sys::fs::{self, FileKind};
+use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, Depth};
+use agentd_kernel::sys::{Errno, FdRef};
+
+use super::view::{Decimal, PathBuffer, View, place_file};
+
+/// On the host, in the view.
+const DEVICES: [(&CStr, &CStr); 6] = [
+    (c"/dev/null", c"null"),
+    (c"/dev/zero", c"zero"),
+    (c"/dev/full", c"full"),
+    (c"/dev/random", c"random"),
+    (c"/dev/urandom", c"urandom"),
+    (c"/dev/tty", c"tty"),
+];
+
+const LINKS: [(&CStr, &CStr); 5] = [
+    (c"/proc/self/fd", c"fd"),
+    (c"/proc/self/fd/0", c"stdin"),
+    (c"/proc/self/fd/1", c"stdout"),
+    (c"/proc/self/fd/2", c"stderr"),
+    (c"pts/ptmx", c"ptmx"),
+];
+
+impl View {
+    pub(super) fn devices(&self, dst: &CStr, shm_bytes: u64) -> Result<(), Errno> {
+        let directory = self.place(dst, FileKind::Directory)?;
+        for (host, name) in DEVICES {
+            bind_device(self, host, directory.borrow(), name)?;
+        }
+        for (target, name) in LINKS {
+            fs::symlinkat(target, directory.borrow(), name)?;
+        }
+        let mut path = PathBuffer::new();
+        let pts = mount::new_mount(
+            c"devpts",
+            &[(c"mode", c"0620"), (c"ptmxmode", c"0666")],
+            ATTR_NOSUID | ATTR_NOEXEC,
+        )?;
+        self.attach(
+            &pts,
+            path.join(&[dst.to_bytes(), b"/pts"])?,
+            FileKind::Directory,
+        )?;
+        let mut size = Decimal::new();
+        let options = [
+            (c"size", size.of(shm_bytes)),
+            (c"nr_inodes", c"4096"),
+            (c"mode", c"1777"),
+        ];
+        let shm = mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
+        self.attach(
+            &shm,
+            path.join(&[dst.to_bytes(), b"/shm"])?,
+            FileKind::Directory,
+        )
+    }
+}
+
+/// Nobody may make device nodes in a user namespace, so the host's own are mounted one by one.
+fn bind_device(view: &View, host: &CStr, directory: FdRef<'_>, name: &CStr) -> Result<(), Errno> {
+    let device = mount::clone_tree(view.host(host)?.borrow(), Depth::One)?;
+    mount::attach(device.borrow(), place_file(directory, name)?.borrow())
+}

@@ -1,0 +1,261 @@
+//! The launcher program: pid 1 of the sandbox. Builds the view, starts the program confined, then reaps and reports.
+//!
+//! One thread, no allocation, no `std`; starts with the capabilities of a fresh user namespace and drops every one
+//! before any code of the agent runs. Any failure ends the launch: it is reported on the status socket and the process,
+//! and with it the sandbox, is gone. Start reading at [`run`]; the order of its steps is the design.
+
+use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process, security, wait};
+
+use crate::floor::{self, FloorContext};
+use crate::layers::{LAYER_KEYRING, LAYER_MOUNT_VIEW, LAYERS_FROM_PARENT};
+use crate::parent::{
+    AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
+    STATUS_FD,
+};
+use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, Plan, Record};
+use crate::status::{Failure, MAX_READY_FDS, NO_RECORD, Status, Step};
+
+mod agent;
+mod confine;
+mod device;
+mod stdio;
+mod supervise;
+mod view;
+
+/// A step's outcome.
+type Outcome<T> = Result<T, Failure>;
+
+/// Says which step, for which record, a system call failed in.
+trait During<T> {
+    fn during(self, step: Step, record: u16) -> Outcome<T>;
+}
+
+impl<T> During<T> for Result<T, Errno> {
+    fn during(self, step: Step, record: u16) -> Outcome<T> {
+        self.map_err(|errno| Failure::new(step, errno.raw(), record))
+    }
+}
+
+/// The descriptors the parent placed; see [`crate::parent`].
+struct Inherited {
+    plan: Fd,
+    status: FdRef<'static>,
+    lifelines: [FdRef<'static>; 2],
+    grants: Grants,
+}
+
+/// The grants not yet mounted.
+struct Grants([Option<Fd>; MAX_GRANTS]);
+
+impl Grants {
+    fn take(&mut self, index: u32) -> Result<Fd, Errno> {
+        self.0
+            .get_mut(index as usize)
+            .and_then(Option::take)
+            .ok_or(Errno::INVAL)
+    }
+}
+
+/// The listening sockets in the plan's order.
+struct Listeners {
+    fds: [Option<Fd>; MAX_LISTENERS],
+    count: usize,
+}
+
+impl Listeners {
+    fn add(&mut self, listener: Fd) -> Result<(), Errno> {
+        *self.fds.get_mut(self.count).ok_or(Errno::INVAL)? = Some(listener);
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// Runs the launch described by the plan on [`PLAN_FD`], and its sandbox until that ends.
+///
+/// # Safety
+/// The process is the launcher started as [`crate::parent`] says: it owns the descriptors named there, and nothing else
+/// in the process uses them.
+pub unsafe fn run(arguments: Option<Arguments>) -> ! {
+    // SAFETY: the caller's promise: the number is the status socket, which stays open until the process ends.
+    let status = unsafe { FdRef::always_open(STATUS_FD) };
+    let failure = match arguments {
+        // SAFETY: the caller's promise, handed on.
+        Some(arguments) => match unsafe { Inherited::take(&arguments) }
+            .and_then(|inherited| launch(&arguments, inherited))
+        {
+            Ok(code) => process::exit(code),
+            Err(failure) => failure,
+        },
+        None => Failure::new(Step::Init, Errno::INVAL.raw(), NO_RECORD),
+    };
+    // Nobody may be listening any more, and there is nobody else to tell.
+    net::send_packet(status, &Status::Failed(failure).encode(), &[]).unwrap_or(());
+    process::exit(LAUNCH_FAILED)
+}
+
+impl Inherited {
+    /// # Safety
+    /// The descriptors of [`crate::parent`] are there and belong to nobody else.
+    unsafe fn take(arguments: &Arguments) -> Outcome<Inherited> {
+        let mut grants = [const { None }; MAX_GRANTS];
+        let placed = grants.get_mut(..arguments.grants as usize);
+        for (slot, raw) in placed
+            .ok_or(Failure::new(Step::Init, Errno::INVAL.raw(), NO_RECORD))?
+            .iter_mut()
+            .zip(FIRST_GRANT_FD..)
+        {
+            // SAFETY: the caller's promise: the parent placed a grant at this number for us alone.
+            *slot = Some(unsafe { Fd::from_raw(raw) });
+        }
+        // SAFETY: the caller's promise; the plan is ours to close, the other three stay open until the process ends.
+        unsafe {
+            Ok(Inherited {
+                plan: Fd::from_raw(PLAN_FD),
+                status: FdRef::always_open(STATUS_FD),
+                lifelines: [
+                    FdRef::always_open(AGENTD_LIFELINE_FD),
+                    FdRef::always_open(BROKER_LIFELINE_FD),
+                ],
+                grants: Grants(grants),
+            })
+        }
+    }
+}
+
+/// The launch from the first to the last step. Returns the exit code of the sandbox's init.
+fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
+    let Inherited {
+        plan,
+        status,
+        lifelines,
+        mut grants,
+    } = inherited;
+    const ALL_SIGNALS: u64 = u64::MAX;
+    process::set_not_dumpable().during(Step::Init, NO_RECORD)?;
+    process::set_name(c"agentd-init");
+    process::umask(0);
+    wait::block_signals(ALL_SIGNALS).during(Step::Init, NO_RECORD)?;
+
+    let bytes = fs::map_sealed(plan.borrow(), MAX_BYTES).during(Step::ReadPlan, NO_RECORD)?;
+    drop(plan);
+    let plan = &Plan::parse(bytes).map_err(|_| Failure::new(Step::ParsePlan, 0, NO_RECORD))?;
+    let context = FloorContext {
+        mode: arguments.mode,
+        grants: arguments.grants,
+    };
+    floor::check(plan, &context).map_err(|_| Failure::new(Step::Floor, 0, NO_RECORD))?;
+    if process::ids() != plan.ids() {
+        return Err(Failure::new(Step::Init, Errno::PERM.raw(), NO_RECORD));
+    }
+
+    security::join_new_session_keyring().during(Step::Keyring, NO_RECORD)?;
+    net::loopback_up().during(Step::Loopback, NO_RECORD)?;
+    let view = view::View::new()?;
+    let listeners = place_all(plan, &view, &mut grants)?;
+    let stdio = stdio::Streams::open(plan.stdio(), &view)?;
+    view.seal(plan)?.enter()?;
+    drop(grants);
+    process::setsid().during(Step::Init, NO_RECORD)?;
+    stdio.take_terminal()?;
+    let children = wait::child_events().during(Step::Init, NO_RECORD)?;
+
+    let layers = arguments.layers & LAYERS_FROM_PARENT | LAYER_MOUNT_VIEW | LAYER_KEYRING;
+    let no_new_privs = confine::NoNewPrivs::set()?;
+    let caps = confine::CapsDropped::drop_all(&no_new_privs)?;
+    let started = agent::start(plan, &stdio, layers, no_new_privs, caps)?;
+
+    send_ready(status, &started, &stdio, &listeners)?;
+    drop(listeners);
+    let terminal = stdio.into_terminal();
+    let mut sandbox = supervise::Sandbox::new(
+        status,
+        lifelines,
+        children,
+        terminal,
+        started.pid,
+        plan.lifeline_grace_ms(),
+    );
+    Ok(sandbox.run())
+}
+
+/// Applies the records that make the view, in order.
+fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome<Listeners> {
+    let mut listeners = Listeners {
+        fds: [const { None }; MAX_LISTENERS],
+        count: 0,
+    };
+    for (at, record) in (0u16..).zip(plan.records()) {
+        match record {
+            Record::Hostname(name) => process::set_hostname(name).during(Step::Hostname, at)?,
+            Record::Bind { src, dst, flags } => {
+                view.bind(src, dst, flags).during(Step::Bind, at)?
+            }
+            Record::GrantMount { index, dst, flags } => grants
+                .take(index)
+                .and_then(|grant| view.mount_grant(plan.mode(), grant, dst, flags))
+                .during(Step::Grant, at)?,
+            Record::Tmpfs {
+                dst,
+                size_bytes,
+                inodes,
+                mode,
+                flags,
+            } => {
+                view.tmpfs(dst, size_bytes, inodes, mode, flags)
+                    .during(Step::Tmpfs, at)?;
+            }
+            Record::Proc { dst } => view.proc(dst).during(Step::Proc, at)?,
+            Record::Dev { dst, shm_bytes } => view.devices(dst, shm_bytes).during(Step::Dev, at)?,
+            Record::File { dst, mode, content } => {
+                view.file(dst, mode, content).during(Step::File, at)?
+            }
+            Record::Symlink { dst, target } => {
+                view.symlink(dst, target).during(Step::Symlink, at)?
+            }
+            Record::Dir { dst, mode } => view.directory(dst, mode).during(Step::Dir, at)?,
+            Record::Mask { dst, flags } => view.mask(dst, flags).during(Step::Mask, at)?,
+            Record::TcpListener { port, .. } => {
+                net::listen_loopback(port)
+                    .and_then(|fd| listeners.add(fd))
+                    .during(Step::Listener, at)?;
+            }
+            Record::UnixListener { path, mode, .. } => {
+                view.listen(path, mode)
+                    .and_then(|fd| listeners.add(fd))
+                    .during(Step::Listener, at)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(listeners)
+}
+
+fn send_ready(
+    status: FdRef<'_>,
+    started: &agent::Started,
+    stdio: &stdio::Streams,
+    listeners: &Listeners,
+) -> Outcome<()> {
+    let mut fds = [status; MAX_READY_FDS];
+    let mut count = 0;
+    for fd in stdio
+        .outer()
+        .into_iter()
+        .chain(listeners.fds.iter().map(Option::as_ref))
+        .flatten()
+    {
+        fds[count] = fd.borrow();
+        count += 1;
+    }
+    let agent::Started {
+        pid,
+        layers,
+        landlock_abi,
+    } = *started;
+    let ready = Status::Ready {
+        agent_pid: pid,
+        layers,
+        landlock_abi,
+    };
+    net::send_packet(status, &ready.encode(), &fds[..count]).during(Step::Init, NO_RECORD)
+}

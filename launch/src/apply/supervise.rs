@@ -1,0 +1,191 @@
+//! The sandbox's init while the program runs: reaps everything, reports the program's state, passes signals on, and ends
+//! the sandbox when the program has ended or its lifelines are gone.
+//!
+//! It has no capabilities. When it exits, the kernel kills whatever is left in the pid namespace.
+
+use agentd_kernel::sys::wait::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, Poll};
+use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process};
+
+use super::stdio;
+use crate::parent::LIFELINES_LOST;
+use crate::status::{Control, MESSAGE_LEN, Status, Target};
+
+pub(super) struct Sandbox {
+    status: Option<FdRef<'static>>,
+    /// `None` for one that is gone.
+    lifelines: [Option<FdRef<'static>>; 2],
+    /// Set when one lifeline is gone: when the sandbox ends.
+    deadline_ms: Option<u64>,
+    grace_ms: u64,
+    children: Fd,
+    terminal: Option<Fd>,
+    program: u32,
+    /// A report that did not fit into the socket's buffer; a later one replaces it.
+    unsent: Option<Status>,
+    /// The code to exit with once the last report is out.
+    ended: Option<i32>,
+}
+
+impl Sandbox {
+    pub(super) fn new(
+        status: FdRef<'static>,
+        lifelines: [FdRef<'static>; 2],
+        children: Fd,
+        terminal: Option<Fd>,
+        program: u32,
+        grace_ms: u32,
+    ) -> Sandbox {
+        Sandbox {
+            status: Some(status),
+            lifelines: lifelines.map(Some),
+            deadline_ms: None,
+            grace_ms: grace_ms.into(),
+            children,
+            terminal,
+            program,
+            unsent: None,
+            ended: None,
+        }
+    }
+
+    /// Runs until the sandbox has no reason to exist any more. Returns the code to exit with.
+    pub(super) fn run(&mut self) -> i32 {
+        loop {
+            // Nobody is left to tell when the socket is gone, so the last report does not wait for ever.
+            if let Some(code) = self.ended
+                && (self.unsent.is_none() || self.status.is_none())
+            {
+                return code;
+            }
+            let timeout = match self
+                .deadline_ms
+                .map(|deadline| deadline.saturating_sub(wait::now_ms()))
+            {
+                Some(0) => return LIFELINES_LOST,
+                timeout => timeout,
+            };
+            let interest = if self.unsent.is_some() {
+                POLLIN | POLLOUT
+            } else {
+                POLLIN
+            };
+            let mut polls = [
+                self.status.map_or(Poll::off(), |fd| Poll::on(fd, interest)),
+                self.lifelines[0].map_or(Poll::off(), |fd| Poll::on(fd, 0)),
+                self.lifelines[1].map_or(Poll::off(), |fd| Poll::on(fd, 0)),
+                Poll::on(self.children.borrow(), POLLIN),
+            ];
+            if wait::poll(&mut polls, timeout).is_err() {
+                return LIFELINES_LOST;
+            }
+            let [status, agentd, broker, children] = polls.map(|poll| poll.happened);
+            for (lifeline, happened) in self.lifelines.iter_mut().zip([agentd, broker]) {
+                if happened != 0 {
+                    *lifeline = None;
+                }
+            }
+            self.count_lifelines();
+            if children != 0 {
+                self.reap();
+            }
+            if status & POLLIN != 0 {
+                self.obey();
+            }
+            if status & (POLLHUP | POLLERR) != 0 {
+                self.status = None;
+            } else if status & POLLOUT != 0
+                && let Some(unsent) = self.unsent.take()
+            {
+                self.report(unsent);
+            }
+        }
+    }
+
+    fn count_lifelines(&mut self) {
+        match self.lifelines.iter().flatten().count() {
+            2 => {}
+            1 => {
+                self.deadline_ms = self
+                    .deadline_ms
+                    .or_else(|| Some(wait::now_ms() + self.grace_ms))
+            }
+            _ => self.deadline_ms = Some(0),
+        }
+    }
+
+    fn report(&mut self, status: Status) {
+        let Some(socket) = self.status else { return };
+        match net::send_packet(socket, &status.encode(), &[]) {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => self.unsent = Some(status),
+            Err(_) => self.status = None,
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut drained = [0; 128];
+        // One record or many: the children are asked below either way.
+        fs::read(self.children.borrow(), &mut drained).unwrap_or(0);
+        while let Ok(Some((pid, status))) = wait::next_child_event() {
+            if pid != self.program || self.ended.is_some() {
+                continue;
+            }
+            match status & 0xff {
+                0x7f => self.report(Status::Stopped {
+                    signal: (status >> 8 & 0xff).cast_unsigned(),
+                }),
+                0xff => self.report(Status::Continued),
+                0 => self.end(status, status >> 8 & 0xff),
+                killed => self.end(status, 128 + (killed & 0x7f)),
+            }
+        }
+    }
+
+    fn end(&mut self, wait_status: i32, code: i32) {
+        self.ended = Some(code);
+        let none = wait::Usage {
+            user_us: 0,
+            system_us: 0,
+            maxrss_kb: 0,
+        };
+        let usage = wait::children_usage().unwrap_or(none);
+        self.report(Status::Exited {
+            wait_status,
+            utime_us: usage.user_us,
+            stime_us: usage.system_us,
+            maxrss_kb: usage.maxrss_kb,
+        });
+    }
+
+    /// Does what agentd says; what is not a message is ignored.
+    fn obey(&mut self) {
+        let Some(socket) = self.status else { return };
+        let mut packet = [0; MESSAGE_LEN + 1];
+        match net::receive_packet(socket, &mut packet) {
+            Ok(Some(0)) | Err(_) => self.status = None,
+            Ok(Some(len)) => {
+                if let Some(Control::Signal { signal, target }) =
+                    packet.get(..len).and_then(Control::decode)
+                {
+                    self.signal(signal, target);
+                }
+            }
+            Ok(None) => {}
+        }
+    }
+
+    fn signal(&self, signal: u32, target: Target) {
+        let program = self.program.cast_signed();
+        let pid = match target {
+            _ if self.ended.is_some() => return, // its pid may be someone else's by now
+            Target::Main => program,
+            Target::Foreground => {
+                let group = stdio::foreground(self.terminal.as_ref().map(Fd::borrow));
+                -group.map_or(program, u32::cast_signed)
+            }
+            Target::All => -1,
+        };
+        // The only failure is that nobody is left to signal, and that is reported when it is reaped.
+        process::kill(pid, signal).unwrap_or(());
+    }
+}

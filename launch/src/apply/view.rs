@@ -1,0 +1,428 @@
+//! The mount view: a tmpfs that becomes `/`, filled by descriptor.
+//!
+//! Every path is resolved once, without following any symbolic link: sources from the host's root, targets from the new
+//! root and never out of it, so that a link planted in a granted directory leads nowhere. Runs in the launcher with
+//! `CAP_SYS_ADMIN` of the new user namespace. `nosuid` and `nodev` are on everything that comes from the host.
+
+use core::ffi::CStr;
+
+use agentd_kernel::sys::fs::{
+    self, FileKind, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, O_RDONLY, O_WRONLY,
+    RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS,
+};
+use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
+use agentd_kernel::sys::{Errno, Fd, FdRef, net, process};
+
+use super::{During, Outcome};
+use crate::plan::{MAX_PATH, Mode, MountFlags, Plan, Record};
+use crate::status::{NO_RECORD, Step};
+
+const RESOLVE: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+
+/// Room for the plan's small files, links and directories; all else is on mounts of its own.
+const ROOT_SIZE: &CStr = c"16m";
+const ROOT_INODES: &CStr = c"16384";
+
+/// A view under construction: on top of the host's root, which lookups from `/` still start beneath.
+pub(super) struct View {
+    root: Fd,
+    host: Fd,
+}
+
+/// A view that nothing is added to any more.
+pub(super) struct Sealed(View);
+
+/// The directory that something is placed in.
+enum Parent<'v> {
+    Root(FdRef<'v>),
+    Opened(Fd),
+}
+
+impl Parent<'_> {
+    fn fd(&self) -> FdRef<'_> {
+        match self {
+            Parent::Root(root) => *root,
+            Parent::Opened(fd) => fd.borrow(),
+        }
+    }
+}
+
+/// `path` without its leading slash, `.` for `/` itself. Plans hold absolute paths only.
+pub(super) fn relative(path: &CStr) -> Result<&CStr, Errno> {
+    match path.to_bytes_with_nul() {
+        [b'/', 0] => Ok(c"."),
+        [b'/', rest @ ..] => CStr::from_bytes_with_nul(rest).map_err(|_| Errno::INVAL),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A path or a part of one, with a NUL.
+pub(super) struct PathBuffer([u8; MAX_PATH + 1]);
+
+impl PathBuffer {
+    pub(super) fn new() -> PathBuffer {
+        PathBuffer([0; MAX_PATH + 1])
+    }
+
+    pub(super) fn join(&mut self, parts: &[&[u8]]) -> Result<&CStr, Errno> {
+        let mut len = 0;
+        for part in parts {
+            self.0
+                .get_mut(len..len + part.len())
+                .ok_or(Errno::NAMETOOLONG)?
+                .copy_from_slice(part);
+            len += part.len();
+        }
+        *self.0.get_mut(len).ok_or(Errno::NAMETOOLONG)? = 0;
+        CStr::from_bytes_with_nul(&self.0[..=len]).map_err(|_| Errno::INVAL)
+    }
+}
+
+/// A number in decimal, for mount options.
+pub(super) struct Decimal([u8; 21]);
+
+impl Decimal {
+    pub(super) fn new() -> Decimal {
+        Decimal([0; 21])
+    }
+
+    pub(super) fn of(&mut self, value: u64) -> &CStr {
+        self.in_base(value, 10)
+    }
+
+    fn octal(&mut self, value: u32) -> &CStr {
+        // Modes have at most 12 bits, so four digits are enough.
+        self.in_base(u64::from(value & 0o7777), 8)
+    }
+
+    fn in_base(&mut self, mut value: u64, base: u64) -> &CStr {
+        let mut at = self.0.len() - 1;
+        loop {
+            at -= 1;
+            self.0[at] = b'0' + (value % base) as u8;
+            value /= base;
+            if value == 0 {
+                break;
+            }
+        }
+        CStr::from_bytes_with_nul(&self.0[at..]).unwrap_or(c"0")
+    }
+}
+
+fn attributes(flags: MountFlags) -> u64 {
+    let when = |flag, attribute| if flags.contains(flag) { attribute } else { 0 };
+    ATTR_NOSUID
+        | ATTR_NODEV
+        | when(MountFlags::RDONLY, ATTR_RDONLY)
+        | when(MountFlags::NOEXEC, ATTR_NOEXEC)
+}
+
+impl View {
+    /// Mounts the new root on top of the present one.
+    pub(super) fn new() -> Outcome<View> {
+        let make = || {
+            let host = fs::openat2(FdRef::CWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
+            let options = [
+                (c"size", ROOT_SIZE),
+                (c"nr_inodes", ROOT_INODES),
+                (c"mode", c"0755"),
+            ];
+            let root = mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV)?;
+            mount::attach(root.borrow(), host.borrow())?;
+            Ok(View { root, host })
+        };
+        make().during(Step::Root, NO_RECORD)
+    }
+
+    pub(super) fn root(&self) -> FdRef<'_> {
+        self.root.borrow()
+    }
+
+    /// A file of the host.
+    pub(super) fn host(&self, path: &CStr) -> Result<Fd, Errno> {
+        fs::openat2(
+            self.host.borrow(),
+            relative(path)?,
+            O_PATH | O_NOFOLLOW,
+            0,
+            RESOLVE,
+        )
+    }
+
+    /// The directory that `path` lies in, made if need be, and its last component.
+    fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
+        let path = relative(path)?;
+        let bytes = path.to_bytes_with_nul();
+        let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/') else {
+            return Ok((Parent::Root(self.root()), path));
+        };
+        let name = CStr::from_bytes_with_nul(&bytes[slash + 1..]).map_err(|_| Errno::INVAL)?;
+        let mut buffer = PathBuffer::new();
+        let directory = buffer.join(&[&bytes[..slash]])?;
+        match fs::openat2(self.root(), directory, O_PATH | O_DIRECTORY, 0, RESOLVE) {
+            Ok(fd) => return Ok((Parent::Opened(fd), name)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let mut parent = Parent::Root(self.root());
+        for component in bytes[..slash].split(|byte| *byte == b'/') {
+            let component = buffer.join(&[component])?;
+            parent = Parent::Opened(place_directory(parent.fd(), component, 0o755)?);
+        }
+        Ok((parent, name))
+    }
+
+    /// The directory or file at `dst` for something of this kind to be mounted on, made if need be.
+    pub(super) fn place(&self, dst: &CStr, kind: FileKind) -> Result<Fd, Errno> {
+        let (parent, name) = self.parent(dst)?;
+        match kind {
+            FileKind::Directory => place_directory(parent.fd(), name, 0o755),
+            _ => place_file(parent.fd(), name),
+        }
+    }
+
+    pub(super) fn attach(&self, mount: &Fd, dst: &CStr, kind: FileKind) -> Result<(), Errno> {
+        mount::attach(mount.borrow(), self.place(dst, kind)?.borrow())
+    }
+
+    pub(super) fn bind(&self, src: &CStr, dst: &CStr, flags: MountFlags) -> Result<(), Errno> {
+        let source = match self.host(src) {
+            Err(Errno::NOENT | Errno::NOTDIR) if flags.contains(MountFlags::OPTIONAL) => {
+                return Ok(());
+            }
+            source => source?,
+        };
+        let kind = fs::fstat(source.borrow())?.kind;
+        if kind == FileKind::Symlink {
+            if !flags.contains(MountFlags::KEEP_LINK) {
+                return Err(Errno::LOOP);
+            }
+            let mut target = [0; MAX_PATH + 1];
+            return self.symlink(dst, fs::readlinkat(source.borrow(), c"", &mut target)?);
+        }
+        self.clone_to(&source, kind, dst, flags)
+    }
+
+    fn clone_to(
+        &self,
+        source: &Fd,
+        kind: FileKind,
+        dst: &CStr,
+        flags: MountFlags,
+    ) -> Result<(), Errno> {
+        let tree = mount::clone_tree(source.borrow(), Depth::Tree)?;
+        mount::set_attributes(tree.borrow(), attributes(flags), Depth::Tree)?;
+        self.attach(&tree, dst, kind)
+    }
+
+    pub(super) fn mount_grant(
+        &self,
+        mode: Mode,
+        grant: Fd,
+        dst: &CStr,
+        flags: MountFlags,
+    ) -> Result<(), Errno> {
+        let granted = fs::fstat(grant.borrow())?;
+        match mode {
+            Mode::Root => {
+                mount::set_attributes(grant.borrow(), attributes(flags), Depth::Tree)?;
+                self.attach(&grant, dst, granted.kind)
+            }
+            // A descriptor of another mount namespace cannot be cloned: find the same file by its path in this one.
+            Mode::User => {
+                let (mut number, mut link, mut target) =
+                    (Decimal::new(), PathBuffer::new(), [0; MAX_PATH + 1]);
+                let number = number.of(u64::from(grant.borrow().raw().unsigned_abs()));
+                let link = link.join(&[b"/proc/self/fd/", number.to_bytes()])?;
+                let source = self.host(fs::readlinkat(FdRef::CWD, link, &mut target)?)?;
+                if fs::fstat(source.borrow())? != granted {
+                    return Err(Errno::STALE);
+                }
+                self.clone_to(&source, granted.kind, dst, flags)
+            }
+        }
+    }
+
+    pub(super) fn tmpfs(
+        &self,
+        dst: &CStr,
+        size: u64,
+        inodes: u64,
+        mode: u32,
+        flags: MountFlags,
+    ) -> Result<(), Errno> {
+        let (mut a, mut b, mut c) = (Decimal::new(), Decimal::new(), Decimal::new());
+        let options = [
+            (c"size", a.of(size)),
+            (c"nr_inodes", b.of(inodes)),
+            (c"mode", c.octal(mode)),
+        ];
+        // Read-only comes last, when the plan's files are in it.
+        let tmpfs = mount::new_mount(c"tmpfs", &options, attributes(flags) & !ATTR_RDONLY)?;
+        self.attach(&tmpfs, dst, FileKind::Directory)
+    }
+
+    /// Its own processes only, and of them only those that the reader could trace: not the init.
+    pub(super) fn proc(&self, dst: &CStr) -> Result<(), Errno> {
+        let proc = mount::new_mount(
+            c"proc",
+            &[(c"hidepid", c"2")],
+            ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
+        )?;
+        self.attach(&proc, dst, FileKind::Directory)
+    }
+
+    pub(super) fn file(&self, dst: &CStr, mode: u32, content: &[u8]) -> Result<(), Errno> {
+        let (parent, name) = self.parent(dst)?;
+        let file = fs::openat2(
+            parent.fd(),
+            name,
+            O_WRONLY | O_CREAT | O_EXCL,
+            mode,
+            RESOLVE,
+        )?;
+        fs::write_all(file.borrow(), content)
+    }
+
+    pub(super) fn symlink(&self, dst: &CStr, target: &CStr) -> Result<(), Errno> {
+        let (parent, name) = self.parent(dst)?;
+        fs::symlinkat(target, parent.fd(), name)
+    }
+
+    /// A directory that is already there is left as it is.
+    pub(super) fn directory(&self, dst: &CStr, mode: u32) -> Result<(), Errno> {
+        let (parent, name) = self.parent(dst)?;
+        place_directory(parent.fd(), name, mode).map(drop)
+    }
+
+    /// Hides what is at `dst`. A link is refused: what it leads to would stay visible.
+    pub(super) fn mask(&self, dst: &CStr, flags: MountFlags) -> Result<(), Errno> {
+        let target = match fs::openat2(self.root(), relative(dst)?, O_PATH | O_NOFOLLOW, 0, RESOLVE)
+        {
+            Err(Errno::NOENT | Errno::NOTDIR) if flags.contains(MountFlags::OPTIONAL) => {
+                return Ok(());
+            }
+            target => target?,
+        };
+        const HIDDEN: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | ATTR_RDONLY;
+        let cover = match fs::fstat(target.borrow())?.kind {
+            FileKind::Symlink => return Err(Errno::LOOP),
+            FileKind::Directory => mount::new_mount(
+                c"tmpfs",
+                &[(c"size", c"4k"), (c"nr_inodes", c"1"), (c"mode", c"0")],
+                HIDDEN,
+            )?,
+            FileKind::Other => {
+                const EMPTY: &CStr = c".masked";
+                let empty =
+                    fs::openat2(self.root(), EMPTY, O_RDONLY | O_CREAT | O_EXCL, 0, RESOLVE)?;
+                let cover = mount::clone_tree(empty.borrow(), Depth::One)?;
+                fs::unlinkat(self.root(), EMPTY)?;
+                mount::set_attributes(cover.borrow(), HIDDEN, Depth::One)?;
+                cover
+            }
+        };
+        mount::attach(cover.borrow(), target.borrow())
+    }
+
+    /// A listening socket in the view; changes the working directory, as a socket's address has no room for a path.
+    pub(super) fn listen(&self, path: &CStr, mode: u32) -> Result<Fd, Errno> {
+        let (parent, name) = self.parent(path)?;
+        // An `O_PATH` descriptor is enough to change into.
+        fs::fchdir(parent.fd())?;
+        process::umask(!mode & 0o777);
+        let listener = net::listen_unix(name);
+        process::umask(0);
+        listener
+    }
+
+    /// Makes the root and the tmpfs mounts that are to be so read-only.
+    pub(super) fn seal(self, plan: &Plan<'_>) -> Outcome<Sealed> {
+        for (at, record) in (0u16..).zip(plan.records()) {
+            if let Record::Tmpfs { dst, flags, .. } = record
+                && flags.contains(MountFlags::RDONLY)
+            {
+                let seal = || {
+                    let mount = fs::openat2(
+                        self.root(),
+                        relative(dst)?,
+                        O_PATH | O_DIRECTORY,
+                        0,
+                        RESOLVE,
+                    )?;
+                    mount::set_attributes(mount.borrow(), ATTR_RDONLY, Depth::One)
+                };
+                seal().during(Step::ReadOnly, at)?;
+            }
+        }
+        mount::set_attributes(self.root(), ATTR_RDONLY, Depth::One)
+            .during(Step::ReadOnly, NO_RECORD)?;
+        Ok(Sealed(self))
+    }
+}
+
+impl Sealed {
+    /// Makes the view the root; the host's root is detached and out of reach.
+    pub(super) fn enter(self) -> Outcome<()> {
+        let Sealed(View { root, host }) = self;
+        drop(host);
+        let enter = || {
+            fs::fchdir(root.borrow())?;
+            mount::pivot_here()?;
+            mount::detach_here()
+        };
+        enter().during(Step::Pivot, NO_RECORD)
+    }
+}
+
+/// The directory `name`, made if it is not there; never a link.
+fn place_directory(parent: FdRef<'_>, name: &CStr, mode: u32) -> Result<Fd, Errno> {
+    match fs::mkdirat(parent, name, mode) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        // What is there counts even where nothing could be made.
+        Err(errno @ (Errno::ROFS | Errno::ACCES | Errno::PERM)) => {
+            return fs::openat2(parent, name, O_PATH | O_DIRECTORY, 0, RESOLVE).map_err(|_| errno);
+        }
+        Err(errno) => return Err(errno),
+    }
+    fs::openat2(parent, name, O_PATH | O_DIRECTORY, 0, RESOLVE)
+}
+
+/// The file `name`, made empty if it is not there; never a link.
+pub(super) fn place_file(parent: FdRef<'_>, name: &CStr) -> Result<Fd, Errno> {
+    match fs::openat2(parent, name, O_RDONLY | O_CREAT | O_EXCL, 0o644, RESOLVE) {
+        Err(Errno::EXIST | Errno::ROFS | Errno::ACCES) => {
+            fs::openat2(parent, name, O_PATH, 0, RESOLVE)
+        }
+        file => file,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_decimal_and_octal() {
+        assert_eq!(Decimal::new().of(0), c"0");
+        assert_eq!(Decimal::new().of(u64::MAX), c"18446744073709551615");
+        assert_eq!(Decimal::new().octal(0o1777), c"1777");
+    }
+
+    #[test]
+    fn paths_are_made_relative() {
+        assert_eq!(relative(c"/"), Ok(c"."));
+        assert_eq!(relative(c"/usr/bin"), Ok(c"usr/bin"));
+        assert_eq!(relative(c"usr"), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_path_is_refused() {
+        let long = [b'a'; MAX_PATH];
+        assert!(PathBuffer::new().join(&[&long]).is_ok());
+        assert_eq!(
+            PathBuffer::new().join(&[&long, b"b"]),
+            Err(Errno::NAMETOOLONG)
+        );
+    }
+}

@@ -5,9 +5,9 @@
 //!    child itself into the new namespace.)
 //! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id each, the plan's
 //!    [`Record::Ids`](crate::plan::Record::Ids) inside. On cgroup v1 move it. Release it.
-//! 3. The child becomes that uid and gid (`setresgid`, `setresuid`; in root mode with `setgroups(0)` before the map is
-//!    written or by the parent), sets `PR_SET_KEEPCAPS`-free ambient capabilities so that they survive the exec:
-//!    inheritable and ambient sets hold at least [`NEEDED_CAPABILITIES`] of the new user namespace.
+//! 3. The child becomes that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
+//!    namespace into its inheritable and ambient sets, so that they survive the exec. Supplementary groups are inherited
+//!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.
 //! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan, [`STATUS_FD`] one end of a
 //!    `SOCK_SEQPACKET` pair, [`AGENTD_LIFELINE_FD`] and [`BROKER_LIFELINE_FD`] read ends of pipes whose write ends only
 //!    agentd and only the broker hold, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a

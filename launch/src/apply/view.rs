@@ -317,9 +317,9 @@ impl View {
                 let empty =
                     fs::openat2(self.root(), EMPTY, O_RDONLY | O_CREAT | O_EXCL, 0, RESOLVE)?;
                 let cover = mount::clone_tree(empty.borrow(), Depth::One)?;
-                fs::unlinkat(self.root(), EMPTY)?;
                 mount::set_attributes(cover.borrow(), HIDDEN, Depth::One)?;
-                cover
+                mount::attach(cover.borrow(), target.borrow())?;
+                return fs::unlinkat(self.root(), EMPTY);
             }
         };
         mount::attach(cover.borrow(), target.borrow())

@@ -67,9 +67,11 @@ pub mod flags {
     pub const ACK: u32 = 1 << 6;
     /// `crc` holds the CRC-32C of header and payload. Without it `crc` must be 0.
     pub const CRC: u32 = 1 << 7;
+    /// One file descriptor accompanies this frame (`SCM_RIGHTS`, on the frame's first byte).
+    pub const FD: u32 = 1 << 8;
 
     /// Everything that this version acts on; other bits are refused, not ignored.
-    pub const SUPPORTED: u32 = PRIORITY_MASK | ACK | CRC;
+    pub const SUPPORTED: u32 = PRIORITY_MASK | ACK | CRC | FD;
 }
 
 /// Sixteen bytes naming an agent (its launch id). All zero is the bus itself.
@@ -157,6 +159,13 @@ const _: () = assert!(std::mem::offset_of!(Header, destination) == 40);
 const _: () = assert!(std::mem::offset_of!(Header, flags) == 56);
 const _: () = assert!(std::mem::offset_of!(Header, correlation) == 60);
 
+/// Whether a frame goes out with a file descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithFd {
+    Yes,
+    No,
+}
+
 /// One message with its header. Cheap to clone: subscribers share the payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -221,6 +230,17 @@ impl Frame {
     pub fn clear_crc(&mut self) {
         self.header.flags = (self.header.flags.get() & !flags::CRC).into();
         self.header.crc = 0.into();
+    }
+
+    /// Says in the header whether a file descriptor comes along.
+    pub fn set_fd_flag(&mut self, with_fd: WithFd) {
+        let bits = self.header.flags.get() & !flags::FD;
+        self.header.flags = (bits | if with_fd == WithFd::Yes { flags::FD } else { 0 }).into();
+    }
+
+    /// Whether the header says that a file descriptor comes along.
+    pub fn has_fd_flag(&self) -> bool {
+        self.header.flags.get() & flags::FD != 0
     }
 
     /// Appends header and payload to `out`.

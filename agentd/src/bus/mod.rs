@@ -6,10 +6,15 @@
 
 mod port;
 mod record;
+mod requests;
 mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
 mod types;
 
-pub use port::{AgentPort, IncomingRequest, Requests};
+pub use port::AgentPort;
 pub use record::{MessageSink, Unrecorded};
+pub use requests::{IncomingRequest, Requests};
 pub use server::{AttachError, BusServer};
 pub use types::{BusError, Inbox, Message, MessageKind, PeerInfo, Reply};

@@ -1,21 +1,36 @@
-//! The bus server: one router, one listener per agent.
+//! The bus server: one router behind a lock, a timer, and one accept loop per agent.
+//!
+//! The lock is held for one frame at a time and never across an await; what follows from a frame
+//! (waking writers, closing connections, the record) happens after it is released. Runs on the
+//! daemon's tokio runtime, unprivileged.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use agentd_api::AgentIdentity;
+use agentd_bus::access::Access;
+use agentd_bus::frame::PeerId;
+use agentd_bus::router::{
+    AttachRefused, CloseReason, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now, PeerSpec,
+    Router,
+};
 use agentd_sandbox::IpcRules;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::port::AgentPort;
-use super::record::MessageSink;
+use super::record::{MessageSink, Recorder};
+use super::socket;
 
 /// Why an agent can't be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    #[error("another live agent of uid {uid} is called {name}")]
-    NameTaken { uid: u32, name: String },
-    #[error("agent name {name:?}: 1 to 64 bytes without blanks or control characters")]
-    BadName { name: String },
+    #[error(transparent)]
+    Refused(#[from] AttachRefused),
     #[error("bus listener of {name}: {source}")]
     Listener {
         name: String,
@@ -26,7 +41,7 @@ pub enum AttachError {
 /// The bus of one daemon. Clones share it.
 #[derive(Clone)]
 pub struct BusServer {
-    sink: Arc<dyn MessageSink>,
+    shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for BusServer {
@@ -35,10 +50,63 @@ impl std::fmt::Debug for BusServer {
     }
 }
 
+/// What wakes the task that owns a connection.
+#[derive(Debug, Default)]
+pub(super) struct ConnHandle {
+    /// The router has frames for it.
+    pub wake: Notify,
+    /// The writer made room.
+    pub drained: Notify,
+    /// `close_reason` was set.
+    pub closing: Notify,
+    pub close_reason: OnceLock<CloseReason>,
+}
+
+struct State {
+    router: Router<OwnedFd>,
+    handles: HashMap<ConnId, Arc<ConnHandle>>,
+    /// The deadline that the timer task sleeps towards.
+    armed_ns: Option<u64>,
+}
+
+/// The router and all that is around it.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    record: Recorder,
+    epoch: Instant,
+    timer: Arc<Notify>,
+    _stop_timer: DropGuard,
+    runtime: Handle,
+    limits: Limits,
+}
+
 impl BusServer {
     /// Starts the bus's timer on the current tokio runtime. Metadata of messages goes to `sink`.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn start(sink: Arc<dyn MessageSink>) -> Self {
-        Self { sink }
+        Self::start_with(sink, Limits::default())
+    }
+
+    /// As [`Self::start`], with other bounds.
+    pub fn start_with(sink: Arc<dyn MessageSink>, limits: Limits) -> Self {
+        let (timer, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                router: Router::new(limits),
+                handles: HashMap::new(),
+                armed_ns: None,
+            }),
+            record: Recorder::start(sink),
+            epoch: Instant::now(),
+            timer: timer.clone(),
+            _stop_timer: stop.clone().drop_guard(),
+            runtime: Handle::current(),
+            limits,
+        });
+        tokio::spawn(run_timer(Arc::downgrade(&shared), timer, stop));
+        Self { shared }
     }
 
     /// Puts an agent on the bus: its processes connect through `listener`, and the daemon acts for it
@@ -49,7 +117,188 @@ impl BusServer {
         rules: IpcRules,
         listener: UnixListener,
     ) -> Result<AgentPort, AttachError> {
-        drop((rules, listener, &self.sink));
-        Ok(AgentPort::new(identity))
+        let failed = |source| AttachError::Listener {
+            name: identity.name.clone(),
+            source,
+        };
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+        let id = PeerId(*identity.id.0.as_bytes());
+        let spec = PeerSpec {
+            id,
+            uid: identity.uid,
+            name: identity.name.clone(),
+            short: identity.short,
+            access: Arc::new(Policy(rules)),
+        };
+        self.shared
+            .with(|router, now, fx| router.attach(spec, now, fx))?;
+        let gone = CancellationToken::new();
+        tokio::spawn(accept_loop(self.shared.clone(), id, listener, gone.clone()));
+        Ok(AgentPort::start(self.shared.clone(), identity, gone))
+    }
+
+    /// Returns once the record has taken everything that was said so far.
+    pub async fn flush(&self) {
+        self.shared.record.flush().await;
+    }
+}
+
+/// The sandbox's rules, as the bus asks for them.
+#[derive(Debug)]
+struct Policy(IpcRules);
+
+impl Access for Policy {
+    fn may_send(&self, to: &str) -> bool {
+        self.0.may_send(to)
+    }
+    fn may_request(&self, to: &str) -> bool {
+        self.0.may_request(to)
+    }
+    fn may_publish(&self, topic: &str) -> bool {
+        self.0.may_publish(topic)
+    }
+    fn may_subscribe(&self, pattern: &str) -> bool {
+        self.0.may_subscribe(pattern)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic inside the router is a bug that ends that task; the bus of everyone else goes on.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn now(&self) -> Now {
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        // Starts at 1 s so that 0 stays "before anything".
+        let mono = self.epoch.elapsed() + Duration::from_secs(1);
+        Now {
+            mono_ns: mono.as_nanos() as u64,
+            wall_ns: wall.as_nanos() as u64,
+        }
+    }
+
+    /// Runs `act` on the router and does what follows from it. Who feeds in what agents say awaits
+    /// [`Self::throttle`] next.
+    pub fn with<R>(&self, act: impl FnOnce(&mut Router<OwnedFd>, Now, &mut Effects) -> R) -> R {
+        let mut fx = Effects::default();
+        let now = self.now();
+        let mut state = self.lock();
+        let result = act(&mut state.router, now, &mut fx);
+        for id in &fx.wake {
+            if let Some(handle) = state.handles.get(id) {
+                handle.wake.notify_one();
+            }
+        }
+        for (id, reason) in fx.close {
+            if let Some(handle) = state.handles.get(&id) {
+                // Only the first reason counts.
+                handle.close_reason.get_or_init(|| reason);
+                handle.closing.notify_one();
+            }
+        }
+        let next = state.router.next_deadline_ns();
+        if next.is_some_and(|next| state.armed_ns.is_none_or(|armed| next < armed)) {
+            state.armed_ns = next;
+            self.timer.notify_one();
+        }
+        // Under the lock, so that the record has the router's order.
+        self.record.push(fx.record);
+        result
+    }
+
+    /// Waits while the record is behind: how it pushes back on a flooding sender.
+    pub async fn throttle(&self) {
+        self.record.throttle().await;
+    }
+
+    /// Adds a connection and its wake-up handle in one step, so that no wake-up is missed.
+    pub fn connect(
+        &self,
+        peer: PeerId,
+        kind: ConnKind,
+    ) -> Result<(ConnId, Arc<ConnHandle>), ConnectRefused> {
+        let now = self.now();
+        let mut state = self.lock();
+        let id = state.router.connect(peer, kind, now)?;
+        let handle = Arc::new(ConnHandle::default());
+        state.handles.insert(id, handle.clone());
+        Ok((id, handle))
+    }
+
+    /// Removes a connection from the router and forgets its handle.
+    pub fn disconnect(&self, id: ConnId) {
+        self.with(|router, now, fx| router.disconnect(id, now, fx));
+        self.lock().handles.remove(&id);
+    }
+
+    pub fn is_congested(&self, id: ConnId) -> bool {
+        self.lock().router.is_congested(id)
+    }
+
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+}
+
+/// Expires deadlines until the bus is dropped. Holds no share of it while it sleeps.
+async fn run_timer(shared: Weak<Shared>, changed: Arc<Notify>, stop: CancellationToken) {
+    loop {
+        let Some(bus) = shared.upgrade() else { return };
+        bus.with(|router, now, fx| router.tick(now, fx));
+        let next = {
+            let mut state = bus.lock();
+            state.armed_ns = state.router.next_deadline_ns();
+            state.armed_ns
+        };
+        let now = bus.now().mono_ns;
+        drop(bus);
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(now))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = changed.notified() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn accept_loop(
+    shared: Arc<Shared>,
+    peer: PeerId,
+    listener: tokio::net::UnixListener,
+    gone: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = gone.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => match shared.connect(peer, ConnKind::Socket) {
+                Ok((id, handle)) => {
+                    tokio::spawn(socket::serve(shared.clone(), id, handle, stream));
+                }
+                Err(refused) => socket::refuse(&stream, &refused),
+            },
+            Err(error) => {
+                // Out of descriptors or memory: the connection stays queued, so look again in a while.
+                tracing::warn!(agent = %peer, "bus accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Plain data; any thread.
 
-use agentd_bus::listing::Liveness;
-use agentd_bus::message::Status;
+use agentd_bus::frame::{Frame, kind};
+use agentd_bus::listing::{Liveness, PeerEntry};
+use agentd_bus::message::{Event, Request, Status};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -32,6 +33,20 @@ fn liveness_word<S: serde::Serializer>(
     serializer.serialize_str(liveness.as_str())
 }
 
+impl From<PeerEntry> for PeerInfo {
+    fn from(entry: PeerEntry) -> Self {
+        Self {
+            id: Uuid::from_bytes(entry.id.0),
+            name: entry.name,
+            short: entry.short,
+            queued: entry.queued,
+            liveness: entry.liveness,
+            serving: entry.serving,
+            may_send: entry.may_send,
+        }
+    }
+}
+
 /// What a message in an inbox is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MessageKind {
@@ -53,6 +68,40 @@ pub struct Message {
     pub payload: Vec<u8>,
     /// When the bus got it, nanoseconds since the Unix epoch.
     pub sent_ns: u64,
+}
+
+impl Message {
+    /// Reads a message of an inbox; `None` for one that no inbox holds.
+    pub(super) fn from_frame(from: String, frame: &Frame) -> Option<Self> {
+        let (kind, payload) = if frame.kind() == kind::REQUEST {
+            let request = Request::parse(&frame.payload).ok()?;
+            let kind = MessageKind::Request {
+                method: request.method.to_owned(),
+                request_id: frame.correlation(),
+            };
+            (kind, request.params.to_vec())
+        } else {
+            let event = Event::parse(&frame.payload).ok()?;
+            let event_type = event.event_type.to_owned();
+            let kind = if event.topic.is_empty() {
+                MessageKind::Direct { event_type }
+            } else {
+                MessageKind::Topic {
+                    topic: event.topic.to_owned(),
+                    event_type,
+                }
+            };
+            (kind, event.data.to_vec())
+        };
+        let header = &frame.header;
+        Some(Self {
+            from,
+            from_id: Uuid::from_bytes(header.source.0),
+            kind,
+            payload,
+            sent_ns: header.timestamp_ns.get(),
+        })
+    }
 }
 
 /// What a read of the inbox gives.

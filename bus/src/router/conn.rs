@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::frame::{Frame, PeerId, kind};
+use crate::frame::{Frame, PeerId, WithFd, kind};
 use crate::message::Control;
 
 use super::{ConnKind, Limits};
@@ -120,6 +120,11 @@ impl<F> Conn<F> {
             Outgoing { frame, fd: None }
         };
         out.frame.header.destination = self.peer;
+        out.frame.set_fd_flag(if out.fd.is_some() {
+            WithFd::Yes
+        } else {
+            WithFd::No
+        });
         if self.want_crc {
             out.frame.seal_crc();
         }

@@ -415,6 +415,16 @@ impl<F> Router<F> {
         list
     }
 
+    /// The id of the agent of `uid` that has this name.
+    pub fn lookup(&self, uid: u32, name: &str) -> Option<PeerId> {
+        self.names.get(&(uid, name.to_owned())).copied()
+    }
+
+    /// The name of a live agent.
+    pub fn name(&self, id: PeerId) -> Option<&str> {
+        self.peers.get(&id).map(|peer| peer.name.as_str())
+    }
+
     /// Open requests, for tests and counters: nothing may stay behind.
     pub fn open_requests(&self) -> usize {
         self.pending.len()

@@ -1,0 +1,634 @@
+//! The server with real sockets: the project's own client, and hostile ones.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use agentd_api::{AgentId, AgentIdentity};
+use agentd_bus::client::{Client, ClientError, Received};
+use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
+use agentd_bus::message::{Control, Event, Response, Status};
+use agentd_bus::router::{Limits, MessageMeta};
+use agentd_sandbox::IpcRules;
+use agentd_sandbox::rules::ipc::NamePattern;
+
+use super::*;
+
+/// Generous: a test that needs it is about to fail.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Kept(Mutex<Vec<MessageMeta>>);
+
+impl MessageSink for Kept {
+    fn record(&self, meta: MessageMeta) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.0.lock().unwrap().push(meta);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+struct Fixture {
+    server: BusServer,
+    kept: Arc<Kept>,
+    dir: tempfile::TempDir,
+}
+
+fn open_rules() -> IpcRules {
+    let all = || vec![NamePattern::parse("#").unwrap()];
+    IpcRules {
+        send: all(),
+        request: all(),
+        publish: all(),
+        subscribe: all(),
+    }
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    fn with_limits(limits: Limits) -> Self {
+        let kept = Arc::new(Kept::default());
+        let server = BusServer::start_with(kept.clone(), limits);
+        Self {
+            server,
+            kept,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn attach(&self, name: &str) -> (AgentPort, PathBuf) {
+        self.attach_as(name, 1000, open_rules())
+    }
+
+    fn attach_as(&self, name: &str, uid: u32, rules: IpcRules) -> (AgentPort, PathBuf) {
+        let path = self.dir.path().join(format!("{name}.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let identity = AgentIdentity {
+            id: AgentId::new(),
+            name: name.into(),
+            uid,
+            short: 1,
+        };
+        (self.server.attach(identity, rules, listener).unwrap(), path)
+    }
+}
+
+/// Runs blocking client code beside the server, with a watchdog against hangs.
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::time::timeout(WATCHDOG, tokio::task::spawn_blocking(act))
+        .await
+        .expect("watchdog")
+        .unwrap()
+}
+
+async fn in_time<T>(act: impl Future<Output = T>) -> T {
+    tokio::time::timeout(WATCHDOG, act).await.expect("watchdog")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_answers_what_a_socket_client_asks() {
+    let bus = Fixture::new();
+    let (driver, _) = bus.attach("fixer");
+    let (_asker, path) = bus.attach("finder");
+    let mut requests = driver.serve_requests(4).unwrap();
+    let answered = tokio::spawn(async move {
+        let request = requests.next().await.unwrap();
+        assert_eq!(
+            (request.from.as_str(), request.method.as_str()),
+            ("finder", "fix")
+        );
+        let answer = [b"fixed ", request.payload.as_slice()].concat();
+        request.respond(Ok(answer)).await.unwrap();
+        let request = requests.next().await.unwrap();
+        let long = "why ".repeat(200);
+        request.respond(Err(long)).await.unwrap();
+        let request = requests.next().await.unwrap();
+        drop(request);
+        requests
+    });
+    let (reply, failed, dropped) = blocking(move || {
+        let client = Client::connect_to(&path).unwrap();
+        assert_eq!(client.name(), "finder");
+        let ask = || client.request("fixer", "fix", b"add()", WATCHDOG);
+        (ask(), ask().unwrap_err(), ask().unwrap_err())
+    })
+    .await;
+    assert_eq!(reply.unwrap().result, b"fixed add()");
+    assert_eq!(failed.status(), Some(Status::FAILED));
+    assert!(
+        failed.to_string().ends_with(&"why ".repeat(200)),
+        "a long error arrives whole: {failed}"
+    );
+    assert_eq!(dropped.status(), Some(Status::FAILED));
+    drop(in_time(answered).await.unwrap());
+    bus.server.flush().await;
+    let kinds: Vec<_> = bus
+        .kept
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|meta| meta.kind)
+        .collect();
+    assert_eq!(kinds, ["request", "response"].repeat(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_talk_through_inboxes_topics_and_late_answers() {
+    let bus = Fixture::new();
+    let (a, _) = bus.attach("a");
+    let (b, _) = bus.attach("b");
+    assert_eq!(a.agents().await.unwrap()[0].name, "b");
+    a.send("b", "note", "hello").await.unwrap();
+    b.subscribe("build.*").await.unwrap();
+    assert_eq!(a.publish("build.done", "ok", "green").await.unwrap(), 1);
+    let inbox = b.inbox(10, Duration::ZERO).await.unwrap();
+    let seen: Vec<_> = inbox
+        .messages
+        .iter()
+        .map(|m| (m.kind.clone(), m.payload.clone()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (
+                MessageKind::Direct {
+                    event_type: "note".into()
+                },
+                b"hello".to_vec()
+            ),
+            (
+                MessageKind::Topic {
+                    topic: "build.done".into(),
+                    event_type: "ok".into()
+                },
+                b"green".to_vec()
+            ),
+        ]
+    );
+    // Nobody serves requests for b: it reads the request and answers when it likes.
+    let waiting = {
+        let a = a.clone();
+        tokio::spawn(async move { a.request("b", "review", "diff", WATCHDOG).await })
+    };
+    let inbox = in_time(b.inbox(10, WATCHDOG)).await.unwrap();
+    let MessageKind::Request { request_id, .. } = inbox.messages[0].kind else {
+        panic!("{inbox:?}")
+    };
+    b.respond(request_id, Ok(b"looks good".to_vec()))
+        .await
+        .unwrap();
+    assert_eq!(
+        in_time(waiting).await.unwrap().unwrap().payload,
+        b"looks good"
+    );
+    let again = b.respond(request_id, Ok(Vec::new())).await.unwrap_err();
+    assert_eq!(again.status, Status::NO_SUCH_REQUEST);
+    let unknown = a.send("nobody", "", "x").await.unwrap_err();
+    assert_eq!(unknown.status, Status::NO_SUCH_AGENT);
+    let huge = a.send("b", "", vec![0; 2 << 20]).await.unwrap_err();
+    assert_eq!(huge.status, Status::TOO_LARGE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_an_agent_reaches_whoever_waits_for_it() {
+    let bus = Fixture::new();
+    let (a, a_path) = bus.attach("a");
+    let (b, b_path) = bus.attach("b");
+    let idle = blocking(move || Client::connect_to(&b_path).unwrap()).await;
+    let waiting = {
+        let a = a.clone();
+        tokio::spawn(async move { a.request("b", "work", "", WATCHDOG).await })
+    };
+    // The request is there once it can be seen in the queue of b.
+    in_time(async {
+        while a.agents().await.unwrap()[0].queued == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    b.detach();
+    b.detach();
+    let gone = in_time(waiting).await.unwrap().unwrap_err();
+    assert_eq!(gone.status, Status::PEER_GONE);
+    let error = blocking(move || {
+        // The connection of a detached agent ends by itself.
+        let topic = idle.subscribe("x");
+        match topic {
+            Err(error) => error,
+            Ok(subscription) => match subscription.next(WATCHDOG) {
+                Received::Closed => idle.agents().unwrap_err(),
+                other => panic!("{other:?}"),
+            },
+        }
+    })
+    .await;
+    assert!(matches!(error, ClientError::Closed { .. }), "{error}");
+    assert_eq!(b.agents().await.unwrap_err().status, Status::PEER_GONE);
+    assert!(a.agents().await.unwrap().is_empty());
+    // Its name is free again, and the other agent's socket never noticed.
+    std::fs::remove_file(bus.dir.path().join("b.sock")).unwrap();
+    bus.attach("b");
+    blocking(move || Client::connect_to(&a_path).unwrap().agents().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_request_future_withdraws_the_request() {
+    let bus = Fixture::new();
+    let (a, _) = bus.attach("a");
+    let (b, _) = bus.attach("b");
+    let mut requests = b.serve_requests(1).unwrap();
+    let asking = {
+        let a = a.clone();
+        tokio::spawn(async move { a.request("b", "work", "", WATCHDOG).await })
+    };
+    let request = in_time(requests.next()).await.unwrap();
+    asking.abort();
+    in_time(request.cancelled()).await;
+    assert_eq!(
+        request.respond(Ok(Vec::new())).await.unwrap_err().status,
+        Status::NO_SUCH_REQUEST
+    );
+    // The window is free again.
+    let asking = {
+        let a = a.clone();
+        tokio::spawn(async move { a.request("b", "work", "", WATCHDOG).await })
+    };
+    in_time(requests.next())
+        .await
+        .unwrap()
+        .respond(Ok(b"ok".to_vec()))
+        .await
+        .unwrap();
+    assert_eq!(in_time(asking).await.unwrap().unwrap().payload, b"ok");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_kept_without_any_traffic() {
+    let bus = Fixture::new();
+    let (a, _) = bus.attach("a");
+    let (_b, _) = bus.attach("b");
+    let late = in_time(a.request("b", "work", "", Duration::from_millis(20)))
+        .await
+        .unwrap_err();
+    assert_eq!(late.status, Status::DEADLINE);
+    assert!(
+        in_time(a.inbox(1, Duration::from_millis(20)))
+            .await
+            .unwrap()
+            .messages
+            .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_serve_publish_and_subscribe() {
+    let bus = Fixture::new();
+    let (_a, a_path) = bus.attach("a");
+    let (_b, b_path) = bus.attach("b");
+    blocking(move || {
+        let server = Client::connect_to(&b_path).unwrap();
+        let requests = server.serve(2).unwrap();
+        let serving = std::thread::spawn(move || {
+            requests.answer_all(|incoming| match incoming.method.as_str() {
+                "echo" => Ok(incoming.params.clone()),
+                other => Err(format!("no method {other}")),
+            })
+        });
+        let client = Client::connect_to(&a_path).unwrap();
+        let threads: Vec<_> = (0..4u8)
+            .map(|n| {
+                let client = client.clone();
+                std::thread::spawn(move || {
+                    for i in 0..50u8 {
+                        let reply = client.request("b", "echo", &[n, i], WATCHDOG).unwrap();
+                        assert_eq!(reply.result, [n, i]);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let failed = client.request("b", "sing", b"", WATCHDOG).unwrap_err();
+        assert_eq!(failed.to_string(), "failed: no method sing");
+
+        let topic = server.subscribe("news.#").unwrap();
+        assert_eq!(client.publish("news.today", "t", b"x").unwrap(), 1);
+        let Received::Item(frame) = topic.next(WATCHDOG) else {
+            panic!("no message")
+        };
+        assert_eq!(Event::parse(&frame.payload).unwrap().topic, "news.today");
+        drop(topic);
+        // In order on one connection: when this is answered, the subscription has been dropped.
+        server.agents().unwrap();
+        assert_eq!(client.publish("news.today", "t", b"x").unwrap(), 0);
+
+        client.send("b", "note", b"one").unwrap();
+        assert_eq!(client.broadcast("note", b"two").unwrap(), 1);
+        let batch = server.inbox(10, WATCHDOG).unwrap();
+        let names: Vec<_> = batch
+            .messages
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(names, ["a", "a"]);
+        drop((client, server));
+        drop(serving);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_and_uids_hold_over_the_socket() {
+    let bus = Fixture::new();
+    let only_c = IpcRules {
+        send: vec![NamePattern::parse("c").unwrap()],
+        ..IpcRules::default()
+    };
+    let (_a, a_path) = bus.attach_as("a", 1000, only_c);
+    let (_b, _) = bus.attach("b");
+    let (_c, _) = bus.attach("c");
+    let (_other, other_path) = bus.attach_as("x", 2000, open_rules());
+    blocking(move || {
+        let a = Client::connect_to(&a_path).unwrap();
+        a.send("c", "", b"fine").unwrap();
+        assert_eq!(
+            a.send("b", "", b"no").unwrap_err().status(),
+            Some(Status::DENIED)
+        );
+        assert_eq!(
+            a.request("c", "m", b"", WATCHDOG).unwrap_err().status(),
+            Some(Status::DENIED)
+        );
+        assert_eq!(
+            a.publish("t", "", b"").unwrap_err().status(),
+            Some(Status::DENIED)
+        );
+        assert_eq!(a.subscribe("t").unwrap_err().status(), Some(Status::DENIED));
+        let x = Client::connect_to(&other_path).unwrap();
+        assert!(x.agents().unwrap().is_empty());
+        assert_eq!(
+            x.send("b", "", b"").unwrap_err().status(),
+            Some(Status::NO_SUCH_AGENT)
+        );
+    })
+    .await;
+}
+
+/// A client that speaks raw bytes.
+struct Raw {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Raw {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(WATCHDOG)).unwrap();
+        Self {
+            stream,
+            decoder: Decoder::new(16 << 20),
+        }
+    }
+
+    fn greeted(path: &Path) -> Self {
+        let mut raw = Self::connect(path);
+        raw.say(&Frame::new(
+            kind::COMMAND,
+            PeerId::BUS,
+            1,
+            Control::Hello {
+                version: 1,
+                options: 0,
+            }
+            .encode()
+            .unwrap(),
+        ));
+        assert_eq!(raw.read().unwrap().kind(), kind::RESPONSE);
+        raw
+    }
+
+    fn say(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode_into(&mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn read(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(n) => self.decoder.feed(&buffer[..n]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// The reason that the bus gives before it closes.
+    fn last_words(mut self) -> String {
+        let mut last = None;
+        while let Some(frame) = self.read() {
+            last = Some(frame);
+        }
+        let last = last.expect("the bus says why");
+        assert_eq!(last.kind(), kind::ERROR);
+        Response::parse(&last.payload).unwrap().error.to_owned()
+    }
+}
+
+fn header(kind: u16, payload_len: u32) -> Vec<u8> {
+    let mut frame = Frame::new(kind, PeerId::BUS, 1, []);
+    frame.header.payload_len = payload_len.into();
+    let mut bytes = Vec::new();
+    frame.encode_into(&mut bytes);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_bytes_end_their_own_connection_with_a_reason() {
+    let bus = Fixture::new();
+    let (_a, path) = bus.attach("a");
+    let (victim, _) = bus.attach("victim");
+    blocking(move || {
+        let mut garbage = Raw::connect(&path);
+        garbage.stream.write_all(&[0x55; 200]).unwrap();
+        assert!(garbage.last_words().contains("not a bus frame"));
+
+        let mut huge = Raw::greeted(&path);
+        huge.stream
+            .write_all(&header(kind::EVENT, (1 << 20) + 1))
+            .unwrap();
+        assert!(
+            huge.last_words()
+                .contains("over this connection's limit of 1048576")
+        );
+
+        let mut early = Raw::connect(&path);
+        early.say(&Frame::new(kind::EVENT, PeerId::BUS, 1, []));
+        assert!(early.last_words().contains("first frame must be hello"));
+
+        let mut half = Raw::greeted(&path);
+        half.stream.write_all(&header(kind::EVENT, 100)).unwrap();
+        half.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(half.last_words().contains("ended inside a frame, 64 bytes"));
+
+        let mut crc = Raw::greeted(&path);
+        let mut frame = Frame::new(kind::EVENT, PeerId::BUS, 1, *b"payload");
+        frame.seal_crc();
+        frame.header.correlation = 2.into();
+        crc.say(&frame);
+        assert!(crc.last_words().contains("CRC-32C"));
+
+        let mut forged = Raw::greeted(&path);
+        let mut frame = Frame::new(kind::EVENT, PeerId::BUS, 1, *b"payload");
+        frame.header.source = PeerId([7; 16]);
+        forged.say(&frame);
+        assert!(forged.last_words().contains("claims to come from"));
+
+        let mut flag = Raw::greeted(&path);
+        let mut frame = Frame::new(
+            kind::COMMAND,
+            PeerId::BUS,
+            1,
+            Control::Agents.encode().unwrap(),
+        );
+        frame.header.flags = flags::FD.into();
+        flag.say(&frame);
+        assert!(flag.last_words().contains("file descriptors"));
+
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        let stray = Raw::greeted(&path);
+        let mut bytes = Vec::new();
+        Frame::new(kind::HEARTBEAT, PeerId::BUS, 0, []).encode_into(&mut bytes);
+        use std::os::fd::AsFd;
+        agentd_kernel::fdpass::send(stray.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
+        assert!(stray.last_words().contains("file descriptors"));
+    })
+    .await;
+    assert_eq!(in_time(victim.agents()).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_byte_at_a_time_is_a_slow_peer_not_a_broken_one() {
+    let bus = Fixture::new();
+    let (_a, path) = bus.attach("a");
+    blocking(move || {
+        let mut slow = Raw::greeted(&path);
+        let mut bytes = Vec::new();
+        Frame::new(
+            kind::COMMAND,
+            PeerId::BUS,
+            9,
+            Control::Agents.encode().unwrap(),
+        )
+        .encode_into(&mut bytes);
+        for byte in bytes {
+            slow.stream.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(slow.read().unwrap().correlation(), 9);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_that_is_never_read_holds_up_only_the_flooder() {
+    let limits = Limits {
+        out_frames: 64,
+        ..Limits::default()
+    };
+    let bus = Fixture::with_limits(limits);
+    let (_a, flood_path) = bus.attach("flood");
+    let (b, _) = bus.attach("b");
+    let (c, _) = bus.attach("c");
+    let flooding = blocking(move || {
+        let mut flood = Raw::greeted(&flood_path);
+        flood.stream.set_nonblocking(true).unwrap();
+        let mut bytes = Vec::new();
+        Frame::new(
+            kind::COMMAND,
+            PeerId::BUS,
+            9,
+            Control::Agents.encode().unwrap(),
+        )
+        .encode_into(&mut bytes);
+        // Until the kernel's buffers in both directions and the queue are full: then nothing is taken.
+        let mut taken = 0u64;
+        let mut refused_since = None;
+        loop {
+            match flood.stream.write(&bytes) {
+                Ok(n) => {
+                    taken += n as u64;
+                    bytes.rotate_left(n);
+                    refused_since = None;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let since = *refused_since.get_or_insert_with(std::time::Instant::now);
+                    if since.elapsed() > Duration::from_millis(300) {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+                Err(error) => panic!("the flooder is held up, not cut off: {error}"),
+            }
+        }
+        (flood, taken)
+    })
+    .await;
+    assert!(
+        flooding.1 < 16 << 20,
+        "{} bytes were taken without an answer being read",
+        flooding.1
+    );
+    // The others go on.
+    for _ in 0..100 {
+        in_time(b.send("c", "", "x")).await.unwrap();
+    }
+    assert_eq!(
+        in_time(c.inbox(200, Duration::ZERO))
+            .await
+            .unwrap()
+            .messages
+            .len(),
+        100
+    );
+    // And the flooder too, once it reads.
+    blocking(move || {
+        let (mut flood, _) = flooding;
+        flood.stream.set_nonblocking(false).unwrap();
+        for _ in 0..1000 {
+            assert_eq!(flood.read().unwrap().correlation(), 9);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_one_agent_are_bounded() {
+    let bus = Fixture::with_limits(Limits {
+        max_connections: 2,
+        ..Limits::default()
+    });
+    let (_a, path) = bus.attach("a");
+    blocking(move || {
+        let held = (Raw::greeted(&path), Raw::greeted(&path));
+        let refused = Raw::connect(&path);
+        assert!(
+            refused
+                .last_words()
+                .contains("has 2 connections, the most allowed")
+        );
+        drop(held);
+    })
+    .await;
+}

@@ -1,0 +1,133 @@
+//! A bounded queue between the reading thread and whoever waits for what it reads.
+//!
+//! The reading thread never waits: a full mailbox drops its oldest entry and counts it.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a wait on a mailbox gives.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<T> {
+    Item(T),
+    /// So many entries were dropped, here or by the bus, before the next one.
+    Lost(u64),
+    /// Nothing came in time.
+    TimedOut,
+    /// The connection is closed and nothing more will come.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct Mailbox<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+    capacity: usize,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<T>,
+    lost: u64,
+    closed: bool,
+}
+
+impl<T> Mailbox<T> {
+    pub fn new(capacity: usize) -> Self {
+        let state = State {
+            items: VecDeque::new(),
+            lost: 0,
+            closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            capacity,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, item: T) {
+        let mut state = self.lock();
+        if state.items.len() >= self.capacity && state.items.pop_front().is_some() {
+            state.lost += 1;
+        }
+        state.items.push_back(item);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    pub fn add_lost(&self, count: u64) {
+        self.lock().lost += count;
+        self.changed.notify_one();
+    }
+
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the next item; without a time-out, for ever.
+    pub fn take(&self, timeout: Option<Duration>) -> Received<T> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.lock();
+        loop {
+            if state.lost > 0 {
+                return Received::Lost(std::mem::take(&mut state.lost));
+            }
+            if let Some(item) = state.items.pop_front() {
+                return Received::Item(item);
+            }
+            if state.closed {
+                return Received::Closed;
+            }
+            state = match deadline {
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Received::TimedOut;
+                    }
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_mailbox_drops_the_oldest_and_says_so_first() {
+        let mailbox = Mailbox::new(2);
+        for n in 0..5 {
+            mailbox.push(n);
+        }
+        mailbox.add_lost(10);
+        mailbox.close();
+        let now = Some(Duration::ZERO);
+        assert_eq!(mailbox.take(now), Received::Lost(13));
+        assert_eq!(mailbox.take(now), Received::Item(3));
+        assert_eq!(mailbox.take(now), Received::Item(4));
+        assert_eq!(mailbox.take(now), Received::Closed);
+    }
+
+    #[test]
+    fn an_empty_mailbox_times_out() {
+        assert_eq!(
+            Mailbox::<u8>::new(1).take(Some(Duration::from_millis(1))),
+            Received::TimedOut
+        );
+    }
+}

@@ -1,10 +1,19 @@
 //! A policy after inheritance: checked values, each with its origin.
+//!
+//! Files are laid over each other, the most basic first. A single value is replaced; a list grows, unless the
+//! later file says `{ replace = … }` or `{ remove = … }`; variables are merged by name.
 
-use super::{PolicyDiagnostic, PolicyError, PolicyRef, Sources};
-use crate::plan::Access;
-use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRules};
+use super::layer::{Layer, ListEdit, Setting};
+use super::path::{PathBase, PathTemplate};
+use super::schema::{self, KEYS, Kind, Scalar};
+use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
+use crate::plan::{Access, Property};
+use crate::rules::ipc::NamePattern;
+use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRule, ToolRules};
+use crate::seccomp::SyscallSet;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything that is counted. `None` means that the policy sets no limit.
@@ -25,6 +34,32 @@ pub struct Limits {
     pub output_bytes: Option<u64>,
     /// Input and output tokens of the whole launch.
     pub tokens: Option<u64>,
+}
+
+/// `[fs]`: what is seen, what may be changed, what may be executed, and what is hidden inside that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FsRules {
+    pub read: Vec<Valued<PathTemplate>>,
+    pub write: Vec<Valued<PathTemplate>>,
+    pub exec: Vec<Valued<PathTemplate>>,
+    pub deny: Vec<Valued<PathTemplate>>,
+}
+
+/// `[env]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EnvRules {
+    /// Names taken over from the caller; a last `*` stands for any rest.
+    pub pass: Vec<Valued<String>>,
+    pub set: BTreeMap<String, Valued<String>>,
+}
+
+impl EnvRules {
+    pub fn passes(&self, name: &str) -> bool {
+        self.pass.iter().any(|p| match p.value.strip_suffix('*') {
+            Some(stem) => name.starts_with(stem),
+            None => name == p.value,
+        })
+    }
 }
 
 /// What agentctl knows when it opens paths for a launch.
@@ -48,36 +83,282 @@ pub struct WantedGrant {
     pub optional: bool,
 }
 
+/// One line of `policy show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShownValue {
+    /// Such as `limits.memory`.
+    pub key: String,
+    /// As it would be written in TOML.
+    pub value: String,
+    pub origin: Origin,
+}
+
 /// A policy that holds: every value is checked.
 #[derive(Debug, Clone, Serialize)]
 pub struct EffectivePolicy {
     pub name: String,
+    pub description: Option<String>,
+    /// The files it is made of, the most basic first.
+    pub files: Vec<String>,
+    pub fs: FsRules,
+    pub env: EnvRules,
+    pub syscalls: Vec<Valued<SyscallSet>>,
     pub limits: Limits,
     pub egress: EgressRules,
     pub model: ModelRules,
     pub ipc: IpcRules,
     pub tools: ToolRules,
+    /// Properties that a launch may go without.
+    pub degrade: Vec<Valued<Property>>,
+    /// Every effective value in the order of the reference.
+    pub shown: Vec<ShownValue>,
 }
 
 impl EffectivePolicy {
     /// Reads, checks and joins a policy and everything it extends.
     pub fn load(policy: &PolicyRef, sources: &Sources) -> Result<Self, PolicyError> {
-        let _ = sources;
-        Err(PolicyError::NotFound {
-            name: format!("{policy:?}"),
-            near: None,
-            known: Vec::new(),
-        })
+        let chain = sources.chain(policy)?;
+        let mut merged = Merged::default();
+        for (_, layer) in &chain.layers {
+            merged.lay_over(layer);
+        }
+        let files = chain.layers.iter().map(|(f, _)| f.clone()).filter(|f| f != "--set").collect();
+        Ok(merged.into_policy(chain.name, files))
     }
 
     /// The paths that the caller has to open for this policy, the workspace first if there is one.
+    ///
+    /// What lies in a system folder is not among them: the launcher binds those itself. Where a grant covers
+    /// another with at least the same access, only the outer one is wanted.
     pub fn wanted_grants(&self, caller: &CallerContext) -> Vec<WantedGrant> {
-        let _ = caller;
-        Vec::new()
+        let (home, workspace) = (caller.home.as_deref(), caller.workspace.as_deref());
+        let mut wanted: Vec<WantedGrant> = Vec::new();
+        let mut want = |path: PathBuf, access: Access, optional: bool| {
+            if crate::plan::is_system_path(&path) || Some(path.as_path()) == home || crate::plan::is_private_path(&path) {
+                return;
+            }
+            match wanted.iter_mut().find(|w| w.src == path) {
+                Some(w) if access == Access::ReadWrite => w.access = access,
+                Some(_) => {}
+                None => wanted.push(WantedGrant { src: path.clone(), dst: path, access, optional }),
+            }
+        };
+        for (list, access) in [(&self.fs.write, Access::ReadWrite), (&self.fs.read, Access::ReadOnly)] {
+            for entry in list {
+                if let Some(path) = entry.value.resolve(home, workspace) {
+                    let is_workspace = entry.value.base == PathBase::Workspace && entry.value.rest.is_empty();
+                    want(path, access, !is_workspace);
+                }
+            }
+        }
+        if let Some(exe) = &caller.exe {
+            want(exe.clone(), Access::ReadOnly, false);
+        }
+        if let Some(at) = workspace.and_then(|w| wanted.iter().position(|g| g.src == w)) {
+            wanted[..=at].rotate_right(1);
+        }
+        let all = wanted.clone();
+        wanted.retain(|w| {
+            !all.iter().any(|o| {
+                o.src != w.src
+                    && w.src.starts_with(&o.src)
+                    && (o.access == Access::ReadWrite || w.access == Access::ReadOnly)
+                    && (!o.optional || w.optional)
+            })
+        });
+        wanted
     }
 
-    /// Warnings: lines that load but may not do what they seem to.
-    pub fn lint(&self) -> Vec<PolicyDiagnostic> {
-        Vec::new()
+    /// Whether the policy lets programs below `path` be executed.
+    pub fn may_exec(&self, path: &Path, home: Option<&Path>, workspace: Option<&Path>) -> bool {
+        self.fs.exec.iter().filter_map(|e| e.value.resolve(home, workspace)).any(|e| path.starts_with(e))
+    }
+
+    /// The canonical form that [`Self::hash`] is taken of: every effective value, without origins.
+    pub fn canonical(&self) -> String {
+        let mut lines: Vec<String> = self
+            .shown
+            .iter()
+            .filter(|s| s.key != "description" && s.key != "extends")
+            .map(|s| format!("{} = {}\n", s.key, s.value))
+            .collect();
+        lines.sort();
+        lines.dedup();
+        format!("agentd policy 1\n{}", lines.concat())
+    }
+
+    /// SHA-256 of [`Self::canonical`] in hex: the same for two texts that mean the same.
+    pub fn hash(&self) -> String {
+        use sha2::{Digest, Sha256};
+        Sha256::digest(self.canonical()).iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// `key = value  # origin`, aligned, for people.
+    pub fn show(&self) -> String {
+        let left: Vec<String> = self.shown.iter().map(|s| format!("{} = {}", s.key, s.value)).collect();
+        let width = left.iter().map(|l| l.chars().count()).filter(|w| *w <= 60).max().unwrap_or(0);
+        let mut out = format!("# policy {}, hash {}\n", self.name, self.hash());
+        for (l, s) in left.iter().zip(&self.shown) {
+            out.push_str(&format!("{l:width$}  # {}\n", s.origin));
+        }
+        out
+    }
+}
+
+#[derive(Default)]
+struct Merged {
+    lists: BTreeMap<(&'static str, &'static str), Vec<Valued<Scalar>>>,
+    singles: BTreeMap<(&'static str, &'static str), Valued<Scalar>>,
+    variables: BTreeMap<String, Valued<Scalar>>,
+}
+
+impl Merged {
+    fn lay_over(&mut self, layer: &Layer) {
+        for (key, setting) in &layer.settings {
+            match setting {
+                Setting::Single(value) => {
+                    self.singles.insert(*key, value.clone());
+                }
+                Setting::Variables(map) => {
+                    self.variables.extend(map.iter().map(|(k, v)| (k.clone(), v.clone())));
+                }
+                Setting::List(edit) => edit_list(self.lists.entry(*key).or_default(), edit),
+            }
+        }
+    }
+
+    fn list(&self, section: &'static str, name: &'static str) -> &[Valued<Scalar>] {
+        self.lists.get(&(section, name)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The typed items of a list. Items were checked when they were read, so each converts.
+    fn typed<T>(&self, section: &'static str, name: &'static str, make: impl Fn(&str, &Origin) -> Option<T>) -> Vec<T> {
+        self.list(section, name)
+            .iter()
+            .filter_map(|v| match &v.value {
+                Scalar::Text(text) => make(text, &v.origin),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn single<T>(
+        &self,
+        section: &'static str,
+        name: &'static str,
+        make: impl Fn(&schema::Key, &Scalar) -> Result<T, schema::Problem>,
+    ) -> Option<T> {
+        let key = schema::find(section, name)?;
+        let value = self.singles.get(&(section, name))?;
+        if key.may_be_none && value.value == Scalar::Text("none".into()) {
+            return None;
+        }
+        make(key, &value.value).ok()
+    }
+
+    fn is(&self, section: &'static str, name: &'static str, word: &str) -> bool {
+        self.singles.get(&(section, name)).is_some_and(|v| v.value == Scalar::Text(word.into()))
+    }
+
+    fn into_policy(self, name: String, files: Vec<String>) -> EffectivePolicy {
+        let paths = |n| self.typed("fs", n, |t, o| PathTemplate::parse(t).ok().map(|p| Valued::new(p, o.clone())));
+        let names = |n| self.typed("ipc", n, |t, _| NamePattern::parse(t).ok());
+        let tools = |n| self.typed("tools", n, |t, o| ToolRule::parse(t, o.clone()).ok());
+        let tokens = self.single("limits", "tokens", schema::Key::count);
+        EffectivePolicy {
+            description: self.single("", "description", |_, v| schema::text(v).map(str::to_owned)),
+            fs: FsRules { read: paths("read"), write: paths("write"), exec: paths("exec"), deny: paths("deny") },
+            env: EnvRules {
+                pass: self.typed("env", "pass", |t, o| Some(Valued::new(t.to_owned(), o.clone()))),
+                set: self
+                    .variables
+                    .iter()
+                    .filter_map(|(k, v)| {
+                        schema::text(&v.value).ok().map(|t| (k.clone(), Valued::new(t.to_owned(), v.origin.clone())))
+                    })
+                    .collect(),
+            },
+            syscalls: self
+                .typed("syscalls", "allow", |t, o| SyscallSet::from_name(t).map(|s| Valued::new(s, o.clone()))),
+            limits: Limits {
+                memory_bytes: self.single("limits", "memory", schema::Key::size),
+                pids: self.single("limits", "pids", schema::Key::count),
+                cpu_percent: self.single("limits", "cpu", |_, v| schema::percent(v)),
+                nofile: self.single("limits", "nofile", schema::Key::count).unwrap_or(1024),
+                fsize_bytes: self.single("limits", "fsize", schema::Key::size),
+                tmp_bytes: self.single("limits", "tmp", schema::Key::size).unwrap_or(64 << 20),
+                tmp_inodes: self.single("limits", "tmp_inodes", schema::Key::count).unwrap_or(16_384),
+                wall_clock: self.single("limits", "wall_clock", |_, v| schema::duration(v)),
+                output_bytes: self.single("limits", "output", schema::Key::size),
+                tokens,
+            },
+            egress: EgressRules {
+                enabled: self.is("net", "mode", "proxy"),
+                rules: self
+                    .list("net", "allow")
+                    .iter()
+                    .filter_map(|v| schema::host_rule(&v.value, &v.origin).ok())
+                    .collect(),
+            },
+            model: ModelRules {
+                enabled: self.is("model", "access", "gateway"),
+                models: self.typed("model", "models", |t, _| Some(t.to_owned())),
+                max_tokens_total: tokens,
+                max_tokens_per_request: self.single("model", "max_tokens", schema::Key::count),
+            },
+            ipc: IpcRules {
+                send: names("send"),
+                request: names("request"),
+                publish: names("publish"),
+                subscribe: names("subscribe"),
+            },
+            tools: ToolRules { allow: tools("allow"), deny: tools("deny") },
+            degrade: self
+                .list("degrade", "allow")
+                .iter()
+                .flat_map(|v| match &v.value {
+                    Scalar::Text(t) => Property::degradable(t)
+                        .iter()
+                        .map(|p| Valued::new(*p, v.origin.clone()))
+                        .collect::<Vec<_>>(),
+                    _ => Vec::new(),
+                })
+                .collect(),
+            shown: self.shown(),
+            name,
+            files,
+        }
+    }
+
+    fn shown(&self) -> Vec<ShownValue> {
+        let mut out = Vec::new();
+        for key in KEYS {
+            let id = (key.section, key.name);
+            let line = |key: String, v: &Valued<Scalar>| ShownValue {
+                key,
+                value: v.value.show(),
+                origin: v.origin.clone(),
+            };
+            if key.kind == Kind::Variables {
+                out.extend(self.variables.iter().map(|(k, v)| line(format!("{}.{k}", key.path()), v)));
+            } else if key.kind.is_list() {
+                out.extend(self.list(id.0, id.1).iter().map(|v| line(key.path(), v)));
+            } else if let Some(v) = self.singles.get(&id) {
+                out.push(line(key.path(), v));
+            }
+        }
+        out
+    }
+}
+
+fn edit_list(list: &mut Vec<Valued<Scalar>>, edit: &ListEdit) {
+    if edit.replace {
+        list.clear();
+    }
+    list.retain(|v| !edit.remove.iter().any(|r| r.value == v.value));
+    for item in &edit.add {
+        if !list.iter().any(|v| v.value == item.value) {
+            list.push(item.clone());
+        }
     }
 }

@@ -1,0 +1,205 @@
+//! Lines that load but may not do what they seem to, each with the reason.
+
+use super::path::{PathBase, PathTemplate};
+use super::{EffectivePolicy, Origin, PolicyDiagnostic, Severity, Valued};
+use crate::rules::egress::HostPattern;
+use std::path::Path;
+
+impl EffectivePolicy {
+    /// Warnings in no order of importance; an empty list is a clean policy.
+    pub fn lint(&self) -> Vec<PolicyDiagnostic> {
+        let mut out = Vec::new();
+        self.lint_files(&mut out);
+        self.lint_network(&mut out);
+        self.lint_rest(&mut out);
+        out
+    }
+
+    fn lint_files(&self, out: &mut Vec<PolicyDiagnostic>) {
+        let fs = &self.fs;
+        for entry in fs.read.iter().chain(&fs.write) {
+            if entry.value.base == PathBase::Root && entry.value.rest.is_empty() {
+                out.push(warn(&entry.origin, "fs.read", &entry.value, "this shows the whole host to the agent", "name the folders it needs"));
+            }
+            if let Some(secret) = secret_in(&entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.read",
+                    &entry.value,
+                    &format!("this shows {secret} to the agent"),
+                    "grant the one file or folder that is needed, or add it to fs.deny",
+                ));
+            }
+        }
+        for entry in &fs.write {
+            if covers_any(&fs.exec, &entry.value) && entry.value.base != PathBase::Workspace && !is_private(&entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.write",
+                    &entry.value,
+                    "programs here can be replaced by the agent and are run by you later",
+                    "keep folders with programs read-only",
+                ));
+            }
+            if crate::plan::is_system_path(&as_path(&entry.value)) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.write",
+                    &entry.value,
+                    "system folders are always mounted read-only, so this only makes it readable",
+                    "move it to fs.read",
+                ));
+            }
+        }
+        for entry in &fs.exec {
+            if !covers_any(&fs.read, &entry.value) && !covers_any(&fs.write, &entry.value) && !is_private(&entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.exec",
+                    &entry.value,
+                    "nothing is visible there, so nothing can be executed",
+                    "add it to fs.read",
+                ));
+            }
+        }
+        for entry in &fs.deny {
+            if !covers_any(&fs.read, &entry.value) && !covers_any(&fs.write, &entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.deny",
+                    &entry.value,
+                    "it is not visible anyway",
+                    "deny hides something inside what is allowed; this line can go",
+                ));
+            }
+        }
+    }
+
+    fn lint_network(&self, out: &mut Vec<PolicyDiagnostic>) {
+        if !self.egress.enabled && let Some(rule) = self.egress.rules.first() {
+            out.push(warn(&rule.origin, "net.allow", &rule.text, "there is no network, so no rule applies", "set net.mode = \"proxy\""));
+        }
+        if self.egress.enabled && self.egress.rules.is_empty() {
+            let origin = self.origin_of("net.mode");
+            out.push(warn(&origin, "net.mode", &"proxy", "the proxy refuses everything without rules", "add hosts to net.allow"));
+        }
+        for rule in &self.egress.rules {
+            if rule.host == HostPattern::Any {
+                let problem = if rule.private {
+                    "every host, those of private networks included, can be reached"
+                } else {
+                    "every public host can be reached, so data can go anywhere"
+                };
+                out.push(warn(&rule.origin, "net.allow", &rule.text, problem, "name the hosts that are needed"));
+            }
+            if let HostPattern::Below(name) = &rule.host
+                && (!name.contains('.') || SHARED_HOSTING.contains(&name.as_str()))
+            {
+                out.push(warn(
+                    &rule.origin,
+                    "net.allow",
+                    &rule.text,
+                    "anybody can get a name below this one",
+                    "name the host itself",
+                ));
+            }
+        }
+    }
+
+    fn lint_rest(&self, out: &mut Vec<PolicyDiagnostic>) {
+        for name in self.env.pass.iter().filter(|n| looks_secret(&n.value)) {
+            out.push(warn(
+                &name.origin,
+                "env.pass",
+                &name.value,
+                "this hands a secret, or a way to run code, to the agent",
+                "model keys stay with the gateway; name variables one by one",
+            ));
+        }
+        if self.model.enabled && self.limits.tokens.is_none() {
+            let origin = self.origin_of("model.access");
+            out.push(warn(&origin, "limits.tokens", &"", "there is no ceiling on what the agent spends", "set limits.tokens"));
+        }
+        if self.limits.memory_bytes.is_none() {
+            out.push(warn(&self.origin_of("limits.memory"), "limits.memory", &"", "the agent can use all of the host's memory", "set limits.memory"));
+        }
+        for rule in &self.tools.allow {
+            if self.tools.deny.iter().any(|d| d.tool == rule.tool && (d.pattern.is_none() || d.pattern == rule.pattern)) {
+                out.push(warn(&rule.origin, "tools.allow", &rule.text, "a deny rule covers it, and deny wins", "remove one of the two"));
+            }
+        }
+    }
+
+    /// The line that set a key, or the last file when nothing did.
+    fn origin_of(&self, key: &str) -> Origin {
+        self.shown.iter().find(|s| s.key == key).map_or_else(
+            || Origin::new(self.files.last().cloned().unwrap_or_default(), 0),
+            |s| s.origin.clone(),
+        )
+    }
+}
+
+/// Domains under which strangers get names.
+const SHARED_HOSTING: &[&str] = &[
+    "amazonaws.com", "appspot.com", "azurewebsites.net", "blob.core.windows.net", "cloudfront.net", "co.uk",
+    "duckdns.org", "github.io", "gitlab.io", "herokuapp.com", "netlify.app", "ngrok.io", "pages.dev", "s3.amazonaws.com",
+    "vercel.app", "web.app", "workers.dev",
+];
+
+fn warn(origin: &Origin, key: &str, value: &dyn std::fmt::Display, problem: &str, help: &str) -> PolicyDiagnostic {
+    PolicyDiagnostic {
+        severity: Severity::Warning,
+        origin: origin.clone(),
+        key: key.into(),
+        value: value.to_string(),
+        problem: problem.into(),
+        help: help.into(),
+    }
+}
+
+fn as_path(path: &PathTemplate) -> std::path::PathBuf {
+    Path::new(match path.base {
+        PathBase::Root => "/",
+        PathBase::Home => "/~",
+        PathBase::Workspace => "/${workspace}",
+    })
+    .join(&path.rest)
+}
+
+fn covers_any(list: &[Valued<PathTemplate>], path: &PathTemplate) -> bool {
+    list.iter().any(|e| as_path(path).starts_with(as_path(&e.value)))
+}
+
+/// Places that are the sandbox's own and hold nothing of the host.
+fn is_private(path: &PathTemplate) -> bool {
+    (path.base == PathBase::Home && path.rest.is_empty()) || crate::plan::is_private_path(&as_path(path))
+}
+
+/// The well-known secret that a path would show, if any.
+fn secret_in(path: &PathTemplate) -> Option<&'static str> {
+    const SECRETS: [(&str, &str); 9] = [
+        (".ssh", "SSH keys"),
+        (".aws", "cloud credentials"),
+        (".gnupg", "private keys"),
+        (".kube", "cluster credentials"),
+        (".config/gcloud", "cloud credentials"),
+        (".docker", "registry credentials"),
+        (".netrc", "passwords"),
+        (".git-credentials", "passwords"),
+        (".claude", "model credentials"),
+    ];
+    if path.base != PathBase::Home {
+        return None;
+    }
+    SECRETS
+        .iter()
+        .find(|(place, _)| Path::new(&path.rest).starts_with(place) || (!path.rest.is_empty() && Path::new(place).starts_with(&path.rest)))
+        .map(|(_, what)| *what)
+}
+
+fn looks_secret(name: &str) -> bool {
+    const WORDS: [&str; 6] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL"];
+    const CODE: [&str; 8] =
+        ["LD_", "NODE_OPTIONS", "BASH_ENV", "PYTHONSTARTUP", "GIT_SSH", "PERL5OPT", "RUBYOPT", "SSH_AUTH_SOCK"];
+    name == "*" || WORDS.iter().any(|w| name.contains(w)) || CODE.iter().any(|c| name.starts_with(c))
+}

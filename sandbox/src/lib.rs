@@ -15,14 +15,15 @@ pub mod plan;
 pub mod policy;
 pub mod ports;
 pub mod rules;
+pub mod seccomp;
 
 pub use plan::{
     Access, Degradation, GrantInput, HomeFile, LaunchInputs, ListenerPlan, Mode, PlanRefused,
-    PlanSummary, SandboxPlan, StdioMode, plan,
+    PlanSummary, Property, PropertyStatus, SandboxPlan, StdioMode, plan,
 };
 pub use policy::{
-    CallerContext, EffectivePolicy, Limits, Origin, PolicyDiagnostic, PolicyError, PolicyRef,
-    Sources, Valued, WantedGrant,
+    CallerContext, EffectivePolicy, EnvRules, FsRules, Limits, Origin, PathBase, PathTemplate,
+    PolicyDiagnostic, PolicyError, PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
 };
 pub use rules::{
     Decision, EgressRules, IpcRules, ModelRules, ToolDecision, ToolRules, egress::is_forbidden_addr,

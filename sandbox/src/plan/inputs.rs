@@ -1,5 +1,7 @@
 //! The facts of one launch.
 
+use super::PlanRefused;
+pub use agentd_kernel::grant::Access;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,13 +14,6 @@ pub enum Mode {
     Root,
     /// The caller's uid, mapped to itself.
     User,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    ReadOnly,
-    ReadWrite,
 }
 
 /// A path the caller opened and handed over. The wire plan refers to grants by their index in this list.
@@ -49,6 +44,8 @@ pub struct HomeFile {
 #[derive(Debug, Clone)]
 pub struct LaunchInputs {
     pub argv: Vec<String>,
+    /// The program as resolved on the caller's side; a read-only grant of it needs no line in the policy.
+    pub exe_hint: Option<PathBuf>,
     /// Where the program starts; the workspace, or HOME, when `None`.
     pub cwd: Option<PathBuf>,
     /// The caller's environment, which `[env] pass` filters.
@@ -72,4 +69,61 @@ pub struct LaunchInputs {
     pub name: String,
     pub mode: Mode,
     pub lifeline_grace_ms: u32,
+}
+
+impl LaunchInputs {
+    /// Refuses what no plan could carry.
+    pub(crate) fn check(&self) -> Result<(), PlanRefused> {
+        let input = |what: &str, problem: &str, allowed: &str| {
+            Err(PlanRefused::Input {
+                what: what.into(),
+                problem: problem.into(),
+                allowed: allowed.into(),
+            })
+        };
+        if self.argv.first().is_none_or(String::is_empty) {
+            return input("command", "there is none", "name the program to run");
+        }
+        if self.uid == 0 || self.gid == 0 {
+            return input(
+                "inside ids",
+                "an agent is never uid or gid 0",
+                "use the caller's, or 1000 for root",
+            );
+        }
+        if let Some(workspace) = &self.workspace
+            && !self.grants.iter().any(|g| g.dst == *workspace)
+        {
+            return input(
+                &format!("workspace {}", workspace.display()),
+                "no grant for it came with the launch",
+                "the caller opens the workspace and hands it over",
+            );
+        }
+        for file in &self.home_files {
+            let plain = file
+                .path
+                .components()
+                .all(|c| matches!(c, std::path::Component::Normal(_)));
+            if !plain || file.path.as_os_str().is_empty() {
+                return input(
+                    &format!("home file {}", file.path.display()),
+                    "the path is not a plain one below HOME",
+                    "name it relative to HOME, without . and ..",
+                );
+            }
+        }
+        let variables = self.caller_env.iter().chain(&self.extra_env);
+        if let Some((name, _)) = variables
+            .into_iter()
+            .find(|(n, v)| n.is_empty() || n.contains(['=', '\0']) || v.contains('\0'))
+        {
+            return input(
+                &format!("environment variable {name:?}"),
+                "its name is empty or has an equals sign, or there is a NUL",
+                "use NAME=value",
+            );
+        }
+        Ok(())
+    }
 }

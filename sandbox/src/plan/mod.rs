@@ -4,43 +4,49 @@
 //! demands and the host cannot give either appears in [`SandboxPlan::degradations`], because the policy allows
 //! it by name, or refuses the launch with one line ([`PlanRefused`]).
 
+mod env;
+mod etc;
 mod inputs;
+mod landlock;
+mod property;
 mod refused;
+mod summary;
+mod view;
+mod wire;
 
 pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode};
+pub use property::{Property, PropertyStatus};
 pub use refused::PlanRefused;
+pub use summary::PlanSummary;
+pub(crate) use view::{is_private_path, is_system_path};
 
 use crate::policy::{EffectivePolicy, Limits};
+use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRules};
-use agentd_kernel::probe::HostCaps;
+use agentd_kernel::probe::{Feature, HostCaps, Need};
+use agentd_launch::{layers, plan as wire_plan};
 use serde::Serialize;
 
-/// Something this launch goes without, with the policy's leave.
+/// Something this launch goes without, with somebody's leave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Degradation {
-    /// The property, such as `cgroup-limits`.
+    /// The property, such as `memory-limit`.
     pub property: String,
     /// What is missing on this host.
     pub missing: String,
     /// What is lost.
     pub lost: String,
+    /// The line of the policy that allows it.
+    pub allowed_by: String,
 }
 
 /// A listening socket that the launcher makes inside the sandbox and passes out, in the order of `Ready`'s fds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListenerPlan {
-    /// A `ListenerTag` of the wire plan.
+    /// A tag of the wire plan: [`agentd_launch::plan::GATEWAY`], `PROXY`, `MCP` or `BUS`.
     pub tag: u16,
     /// `127.0.0.1:8080` or a path.
     pub address: String,
-}
-
-/// The plan for people: what `policy show --plan` prints.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct PlanSummary {
-    /// One line per record of the wire plan, grouped.
-    pub mounts: Vec<String>,
-    pub env: Vec<String>,
 }
 
 /// What a launch consists of.
@@ -70,8 +76,162 @@ pub fn plan(
     inputs: &LaunchInputs,
     host: &HostCaps,
 ) -> Result<SandboxPlan, PlanRefused> {
-    let _ = (policy, inputs);
-    Err(PlanRefused::Machine {
-        machine: host.machine.clone(),
+    if host.machine != "x86_64" {
+        return Err(PlanRefused::Machine {
+            machine: host.machine.clone(),
+        });
+    }
+    inputs.check()?;
+    required_features(host)?;
+    let properties = property::statuses(policy, inputs, host);
+    let degradations = settle(policy, inputs, &properties)?;
+    let view = view::view(policy, inputs)?;
+    let listeners = listeners(policy);
+    let required_layers = required_layers(policy, inputs, host);
+    let parts = wire::Parts {
+        policy,
+        inputs,
+        landlock_abi: host.landlock_abi.min(landlock::WRITTEN_FOR),
+        cgroup: cgroup_limits(policy, host),
+        env: env::environment(policy, inputs, &view.home, |p| view.shows(p)),
+        view,
+        listeners: &listeners,
+        required_layers,
+    };
+    let wire = parts.encode()?;
+    let summary = summary::summary(&parts, properties);
+    Ok(SandboxPlan {
+        wire,
+        summary,
+        degradations,
+        required_layers,
+        listeners,
+        egress: policy.egress.clone(),
+        model: policy.model.clone(),
+        ipc: policy.ipc.clone(),
+        tools: policy.tools.clone(),
+        limits: policy.limits.clone(),
+        policy: policy.name.clone(),
+        policy_hash: policy.hash(),
     })
+}
+
+/// What no policy can do without.
+fn required_features(host: &HostCaps) -> Result<(), PlanRefused> {
+    let missing = host
+        .probes
+        .iter()
+        .find(|p| p.need == Need::Required && !p.is_supported());
+    match missing {
+        None => Ok(()),
+        Some(p) => Err(PlanRefused::Required {
+            property: p.name.clone(),
+            missing: p.why().unwrap_or_default(),
+            fix: p.fix.clone().map_or_else(
+                || "see agentctl doctor".into(),
+                |f| format!("to get it: {f}"),
+            ),
+        }),
+    }
+}
+
+/// Each property without a mechanism is either allowed to be missing, by a line of the policy, or refuses the launch.
+fn settle(
+    policy: &EffectivePolicy,
+    inputs: &LaunchInputs,
+    properties: &[PropertyStatus],
+) -> Result<Vec<Degradation>, PlanRefused> {
+    let mut out = Vec::new();
+    for status in properties.iter().filter(|s| s.by.is_empty()) {
+        let property = status.property;
+        let missing = status.without.join("; ");
+        let allowed_by = match policy.degrade.iter().find(|d| d.value == property) {
+            Some(line) => line.origin.to_string(),
+            // There is no other user mode: whoever starts agentd without root has chosen it.
+            None if property == Property::OwnUid && inputs.mode == Mode::User => "user mode".into(),
+            None if property.is_degradable() => {
+                return Err(PlanRefused::Property {
+                    property: property.name().into(),
+                    missing,
+                });
+            }
+            None => {
+                return Err(PlanRefused::Required {
+                    property: property.name().into(),
+                    missing,
+                    fix: "no policy can launch without it; see agentctl doctor".into(),
+                });
+            }
+        };
+        out.push(Degradation {
+            property: property.name().into(),
+            missing,
+            lost: property.promise().into(),
+            allowed_by,
+        });
+    }
+    Ok(out)
+}
+
+fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {
+    let tcp = |tag, port| ListenerPlan {
+        tag,
+        address: format!("127.0.0.1:{port}"),
+    };
+    let mut out = Vec::new();
+    if policy.model.enabled {
+        out.push(tcp(wire_plan::GATEWAY, ports::GATEWAY));
+    }
+    if policy.egress.enabled {
+        out.push(tcp(wire_plan::PROXY, ports::PROXY));
+    }
+    out.push(tcp(wire_plan::MCP, ports::MCP));
+    out.push(ListenerPlan {
+        tag: wire_plan::BUS,
+        address: ports::BUS_SOCKET.into(),
+    });
+    out
+}
+
+/// What of the policy's limits this host's cgroups can hold.
+fn cgroup_limits(policy: &EffectivePolicy, host: &HostCaps) -> wire_plan::CgroupLimits {
+    const PERIOD_US: u64 = 100_000;
+    let limits = &policy.limits;
+    let cpu = limits.cpu_percent.filter(|_| host.has(Feature::CgroupCpu));
+    let mut cgroup = wire_plan::CgroupLimits {
+        memory_max_bytes: limits
+            .memory_bytes
+            .filter(|_| host.has(Feature::CgroupMemory))
+            .unwrap_or(0),
+        pids_max: limits
+            .pids
+            .filter(|_| host.has(Feature::CgroupPids))
+            .unwrap_or(0),
+        cpu_quota_us: cpu.map_or(0, |percent| percent * PERIOD_US / 100),
+        cpu_period_us: if cpu.is_some() { PERIOD_US } else { 0 },
+        required: false,
+    };
+    cgroup.required = cgroup != wire_plan::CgroupLimits::default();
+    cgroup
+}
+
+/// The layers that this host can make and this plan uses: each is then demanded, so none is lost in silence.
+fn required_layers(policy: &EffectivePolicy, inputs: &LaunchInputs, host: &HostCaps) -> u64 {
+    let mut bits = layers::LAYERS_FLOOR | layers::LAYER_UTS_NS | layers::LAYER_RLIMITS;
+    let mut add = |condition: bool, layer: u64| {
+        if condition {
+            bits |= layer;
+        }
+    };
+    add(host.has(Feature::CgroupNs), layers::LAYER_CGROUP_NS);
+    add(host.has(Feature::TimeNs), layers::LAYER_TIME_NS);
+    add(host.landlock_abi > 0, layers::LAYER_LANDLOCK);
+    add(
+        cgroup_limits(policy, host).required,
+        layers::LAYER_CGROUP_LIMITS,
+    );
+    let idmap =
+        inputs.mode == Mode::Root && host.has(Feature::IdmappedMounts) && !inputs.grants.is_empty();
+    add(idmap, layers::LAYER_IDMAP);
+    bits
 }

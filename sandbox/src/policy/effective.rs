@@ -122,7 +122,12 @@ impl EffectivePolicy {
         for (_, layer) in &chain.layers {
             merged.lay_over(layer);
         }
-        let files = chain.layers.iter().map(|(f, _)| f.clone()).filter(|f| f != "--set").collect();
+        let files = chain
+            .layers
+            .iter()
+            .map(|(f, _)| f.clone())
+            .filter(|f| f != "--set")
+            .collect();
         Ok(merged.into_policy(chain.name, files))
     }
 
@@ -134,19 +139,31 @@ impl EffectivePolicy {
         let (home, workspace) = (caller.home.as_deref(), caller.workspace.as_deref());
         let mut wanted: Vec<WantedGrant> = Vec::new();
         let mut want = |path: PathBuf, access: Access, optional: bool| {
-            if crate::plan::is_system_path(&path) || Some(path.as_path()) == home || crate::plan::is_private_path(&path) {
+            if crate::plan::is_system_path(&path)
+                || Some(path.as_path()) == home
+                || crate::plan::is_private_path(&path)
+            {
                 return;
             }
             match wanted.iter_mut().find(|w| w.src == path) {
                 Some(w) if access == Access::ReadWrite => w.access = access,
                 Some(_) => {}
-                None => wanted.push(WantedGrant { src: path.clone(), dst: path, access, optional }),
+                None => wanted.push(WantedGrant {
+                    src: path.clone(),
+                    dst: path,
+                    access,
+                    optional,
+                }),
             }
         };
-        for (list, access) in [(&self.fs.write, Access::ReadWrite), (&self.fs.read, Access::ReadOnly)] {
+        for (list, access) in [
+            (&self.fs.write, Access::ReadWrite),
+            (&self.fs.read, Access::ReadOnly),
+        ] {
             for entry in list {
                 if let Some(path) = entry.value.resolve(home, workspace) {
-                    let is_workspace = entry.value.base == PathBase::Workspace && entry.value.rest.is_empty();
+                    let is_workspace =
+                        entry.value.base == PathBase::Workspace && entry.value.rest.is_empty();
                     want(path, access, !is_workspace);
                 }
             }
@@ -171,7 +188,11 @@ impl EffectivePolicy {
 
     /// Whether the policy lets programs below `path` be executed.
     pub fn may_exec(&self, path: &Path, home: Option<&Path>, workspace: Option<&Path>) -> bool {
-        self.fs.exec.iter().filter_map(|e| e.value.resolve(home, workspace)).any(|e| path.starts_with(e))
+        self.fs
+            .exec
+            .iter()
+            .filter_map(|e| e.value.resolve(home, workspace))
+            .any(|e| path.starts_with(e))
     }
 
     /// The canonical form that [`Self::hash`] is taken of: every effective value, without origins.
@@ -190,13 +211,25 @@ impl EffectivePolicy {
     /// SHA-256 of [`Self::canonical`] in hex: the same for two texts that mean the same.
     pub fn hash(&self) -> String {
         use sha2::{Digest, Sha256};
-        Sha256::digest(self.canonical()).iter().map(|b| format!("{b:02x}")).collect()
+        Sha256::digest(self.canonical())
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 
     /// `key = value  # origin`, aligned, for people.
     pub fn show(&self) -> String {
-        let left: Vec<String> = self.shown.iter().map(|s| format!("{} = {}", s.key, s.value)).collect();
-        let width = left.iter().map(|l| l.chars().count()).filter(|w| *w <= 60).max().unwrap_or(0);
+        let left: Vec<String> = self
+            .shown
+            .iter()
+            .map(|s| format!("{} = {}", s.key, s.value))
+            .collect();
+        let width = left
+            .iter()
+            .map(|l| l.chars().count())
+            .filter(|w| *w <= 60)
+            .max()
+            .unwrap_or(0);
         let mut out = format!("# policy {}, hash {}\n", self.name, self.hash());
         for (l, s) in left.iter().zip(&self.shown) {
             out.push_str(&format!("{l:width$}  # {}\n", s.origin));
@@ -220,7 +253,8 @@ impl Merged {
                     self.singles.insert(*key, value.clone());
                 }
                 Setting::Variables(map) => {
-                    self.variables.extend(map.iter().map(|(k, v)| (k.clone(), v.clone())));
+                    self.variables
+                        .extend(map.iter().map(|(k, v)| (k.clone(), v.clone())));
                 }
                 Setting::List(edit) => edit_list(self.lists.entry(*key).or_default(), edit),
             }
@@ -232,7 +266,12 @@ impl Merged {
     }
 
     /// The typed items of a list. Items were checked when they were read, so each converts.
-    fn typed<T>(&self, section: &'static str, name: &'static str, make: impl Fn(&str, &Origin) -> Option<T>) -> Vec<T> {
+    fn typed<T>(
+        &self,
+        section: &'static str,
+        name: &'static str,
+        make: impl Fn(&str, &Origin) -> Option<T>,
+    ) -> Vec<T> {
         self.list(section, name)
             .iter()
             .filter_map(|v| match &v.value {
@@ -257,37 +296,61 @@ impl Merged {
     }
 
     fn is(&self, section: &'static str, name: &'static str, word: &str) -> bool {
-        self.singles.get(&(section, name)).is_some_and(|v| v.value == Scalar::Text(word.into()))
+        self.singles
+            .get(&(section, name))
+            .is_some_and(|v| v.value == Scalar::Text(word.into()))
     }
 
     fn into_policy(self, name: String, files: Vec<String>) -> EffectivePolicy {
-        let paths = |n| self.typed("fs", n, |t, o| PathTemplate::parse(t).ok().map(|p| Valued::new(p, o.clone())));
+        let paths = |n| {
+            self.typed("fs", n, |t, o| {
+                PathTemplate::parse(t)
+                    .ok()
+                    .map(|p| Valued::new(p, o.clone()))
+            })
+        };
         let names = |n| self.typed("ipc", n, |t, _| NamePattern::parse(t).ok());
         let tools = |n| self.typed("tools", n, |t, o| ToolRule::parse(t, o.clone()).ok());
         let tokens = self.single("limits", "tokens", schema::Key::count);
         EffectivePolicy {
             description: self.single("", "description", |_, v| schema::text(v).map(str::to_owned)),
-            fs: FsRules { read: paths("read"), write: paths("write"), exec: paths("exec"), deny: paths("deny") },
+            fs: FsRules {
+                read: paths("read"),
+                write: paths("write"),
+                exec: paths("exec"),
+                deny: paths("deny"),
+            },
             env: EnvRules {
-                pass: self.typed("env", "pass", |t, o| Some(Valued::new(t.to_owned(), o.clone()))),
+                pass: self.typed("env", "pass", |t, o| {
+                    Some(Valued::new(t.to_owned(), o.clone()))
+                }),
                 set: self
                     .variables
                     .iter()
                     .filter_map(|(k, v)| {
-                        schema::text(&v.value).ok().map(|t| (k.clone(), Valued::new(t.to_owned(), v.origin.clone())))
+                        schema::text(&v.value)
+                            .ok()
+                            .map(|t| (k.clone(), Valued::new(t.to_owned(), v.origin.clone())))
                     })
                     .collect(),
             },
-            syscalls: self
-                .typed("syscalls", "allow", |t, o| SyscallSet::from_name(t).map(|s| Valued::new(s, o.clone()))),
+            syscalls: self.typed("syscalls", "allow", |t, o| {
+                SyscallSet::from_name(t).map(|s| Valued::new(s, o.clone()))
+            }),
             limits: Limits {
                 memory_bytes: self.single("limits", "memory", schema::Key::size),
                 pids: self.single("limits", "pids", schema::Key::count),
                 cpu_percent: self.single("limits", "cpu", |_, v| schema::percent(v)),
-                nofile: self.single("limits", "nofile", schema::Key::count).unwrap_or(1024),
+                nofile: self
+                    .single("limits", "nofile", schema::Key::count)
+                    .unwrap_or(1024),
                 fsize_bytes: self.single("limits", "fsize", schema::Key::size),
-                tmp_bytes: self.single("limits", "tmp", schema::Key::size).unwrap_or(64 << 20),
-                tmp_inodes: self.single("limits", "tmp_inodes", schema::Key::count).unwrap_or(16_384),
+                tmp_bytes: self
+                    .single("limits", "tmp", schema::Key::size)
+                    .unwrap_or(64 << 20),
+                tmp_inodes: self
+                    .single("limits", "tmp_inodes", schema::Key::count)
+                    .unwrap_or(16_384),
                 wall_clock: self.single("limits", "wall_clock", |_, v| schema::duration(v)),
                 output_bytes: self.single("limits", "output", schema::Key::size),
                 tokens,
@@ -312,7 +375,10 @@ impl Merged {
                 publish: names("publish"),
                 subscribe: names("subscribe"),
             },
-            tools: ToolRules { allow: tools("allow"), deny: tools("deny") },
+            tools: ToolRules {
+                allow: tools("allow"),
+                deny: tools("deny"),
+            },
             degrade: self
                 .list("degrade", "allow")
                 .iter()
@@ -340,7 +406,11 @@ impl Merged {
                 origin: v.origin.clone(),
             };
             if key.kind == Kind::Variables {
-                out.extend(self.variables.iter().map(|(k, v)| line(format!("{}.{k}", key.path()), v)));
+                out.extend(
+                    self.variables
+                        .iter()
+                        .map(|(k, v)| line(format!("{}.{k}", key.path()), v)),
+                );
             } else if key.kind.is_list() {
                 out.extend(self.list(id.0, id.1).iter().map(|v| line(key.path(), v)));
             } else if let Some(v) = self.singles.get(&id) {

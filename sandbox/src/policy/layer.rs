@@ -47,7 +47,11 @@ impl Layer {
 
 /// Reads one file. `Err` has every finding in file order.
 pub(crate) fn read(file: &str, text: &str) -> Result<Layer, Vec<PolicyDiagnostic>> {
-    let mut reader = Reader { file, text, findings: Vec::new() };
+    let mut reader = Reader {
+        file,
+        text,
+        findings: Vec::new(),
+    };
     let layer = reader.document();
     if reader.findings.is_empty() {
         return Ok(layer);
@@ -67,41 +71,62 @@ pub(crate) fn from_settings(settings: &[(String, String)]) -> Result<Layer, Vec<
             Err(p) => findings.push(finding(origin, path, written, p)),
         }
     }
-    if findings.is_empty() { Ok(layer) } else { Err(findings) }
+    if findings.is_empty() {
+        Ok(layer)
+    } else {
+        Err(findings)
+    }
 }
 
 fn setting(path: &str, written: &str, origin: &Origin, layer: &mut Layer) -> Result<(), Problem> {
     if let Some(name) = path.strip_prefix("env.set.") {
         schema::env_name(name, false)?;
         let value = Valued::new(Scalar::Text(written.to_owned()), origin.clone());
-        let slot = layer.settings.entry(("env", "set")).or_insert_with(|| Setting::Variables(BTreeMap::new()));
+        let slot = layer
+            .settings
+            .entry(("env", "set"))
+            .or_insert_with(|| Setting::Variables(BTreeMap::new()));
         if let Setting::Variables(map) = slot {
             map.insert(name.to_owned(), value);
         }
         return Ok(());
     }
-    let known: Vec<String> =
-        schema::KEYS.iter().filter(|k| k.name != "extends" && k.kind != Kind::Variables).map(Key::path).collect();
+    let known: Vec<String> = schema::KEYS
+        .iter()
+        .filter(|k| k.name != "extends" && k.kind != Kind::Variables)
+        .map(Key::path)
+        .collect();
     let Some(key) = known.iter().position(|k| k == path).and_then(|i| {
         let (section, name) = known[i].split_once('.').unwrap_or(("", &known[i]));
         schema::find(section, name)
     }) else {
         let near = suggest::nearest(path, known.iter().map(String::as_str));
-        return Err(unknown("there is no such setting", near, known.iter().map(String::as_str)));
+        return Err(unknown(
+            "there is no such setting",
+            near,
+            known.iter().map(String::as_str),
+        ));
     };
     let scalar = match key.kind {
-        Kind::Count => written.parse().map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Number),
+        Kind::Count => written
+            .parse()
+            .map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Number),
         _ => Scalar::Text(written.to_owned()),
     };
     key.check(&scalar)?;
     let value = Valued::new(scalar, origin.clone());
     if key.kind.is_list() {
-        let slot = layer.settings.entry((key.section, key.name)).or_insert_with(|| Setting::List(ListEdit::default()));
+        let slot = layer
+            .settings
+            .entry((key.section, key.name))
+            .or_insert_with(|| Setting::List(ListEdit::default()));
         if let Setting::List(edit) = slot {
             edit.add.push(value);
         }
     } else {
-        layer.settings.insert((key.section, key.name), Setting::Single(value));
+        layer
+            .settings
+            .insert((key.section, key.name), Setting::Single(value));
     }
     Ok(())
 }
@@ -144,25 +169,51 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn origin(&self, at: usize) -> Origin {
-        let line = self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+        let line = self.text.as_bytes()[..at.min(self.text.len())]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
         Origin::new(self.file, u32::try_from(line).unwrap_or(u32::MAX))
     }
 
-    fn report(&mut self, span: std::ops::Range<usize>, key: &str, show_value: bool, problem: Problem) {
-        let value = if show_value { self.text.get(span.clone()).unwrap_or_default() } else { "" };
-        self.findings.push(finding(self.origin(span.start), key, value, problem));
+    fn report(
+        &mut self,
+        span: std::ops::Range<usize>,
+        key: &str,
+        show_value: bool,
+        problem: Problem,
+    ) {
+        let value = if show_value {
+            self.text.get(span.clone()).unwrap_or_default()
+        } else {
+            ""
+        };
+        self.findings
+            .push(finding(self.origin(span.start), key, value, problem));
     }
 
     fn document(&mut self) -> Layer {
         let mut layer = Layer::default();
         if self.text.len() > MAX_BYTES {
-            self.report(0..0, "", false, Problem::new("the file is larger than 256 KiB", "a policy is a short text"));
+            self.report(
+                0..0,
+                "",
+                false,
+                Problem::new(
+                    "the file is larger than 256 KiB",
+                    "a policy is a short text",
+                ),
+            );
             return layer;
         }
         let (root, errors) = DeTable::parse_recoverable(self.text);
         for e in errors {
             let span = e.span().unwrap_or(0..0);
-            let problem = Problem::new(format!("not valid TOML: {}", e.message().replace('\n', " ")), "");
+            let problem = Problem::new(
+                format!("not valid TOML: {}", e.message().replace('\n', " ")),
+                "",
+            );
             self.report(span, "", false, problem);
         }
         if !self.findings.is_empty() {
@@ -177,17 +228,29 @@ impl Reader<'_> {
                         value.span(),
                         section,
                         true,
-                        Problem::new("this is a section", format!("write [{section}] and its keys below")),
+                        Problem::new(
+                            "this is a section",
+                            format!("write [{section}] and its keys below"),
+                        ),
                     ),
                 }
             } else if let Some(key) = schema::find("", word) {
                 self.key(key, value, &mut layer);
             } else {
-                let known: Vec<&str> = schema::keys_of("").map(|k| k.name).chain(schema::sections()).collect();
+                let known: Vec<&str> = schema::keys_of("")
+                    .map(|k| k.name)
+                    .chain(schema::sections())
+                    .collect();
                 let near = suggest::nearest(word, known.iter().copied());
-                let mut problem = unknown("there is no such key or section", near, known.iter().copied());
+                let mut problem = unknown(
+                    "there is no such key or section",
+                    near,
+                    known.iter().copied(),
+                );
                 // A key of a section, written above the sections or under the wrong one, is the common slip.
-                if near.is_none() && let Some(home) = schema::KEYS.iter().find(|k| k.name == word) {
+                if near.is_none()
+                    && let Some(home) = schema::KEYS.iter().find(|k| k.name == word)
+                {
                     problem.help = format!("{word} belongs under [{}]", home.section);
                 }
                 self.report(name.span(), word, false, problem);
@@ -204,8 +267,16 @@ impl Reader<'_> {
                 None => {
                     let known = || schema::keys_of(section).map(|k| k.name);
                     let near = suggest::nearest(word, known());
-                    let mut problem = unknown(&format!("there is no such key in [{section}]"), near, known());
-                    if near.is_none() && let Some(home) = schema::KEYS.iter().find(|k| k.name == word && !k.section.is_empty()) {
+                    let mut problem = unknown(
+                        &format!("there is no such key in [{section}]"),
+                        near,
+                        known(),
+                    );
+                    if near.is_none()
+                        && let Some(home) = schema::KEYS
+                            .iter()
+                            .find(|k| k.name == word && !k.section.is_empty())
+                    {
                         problem.help = format!("{word} belongs under [{}]", home.section);
                     }
                     self.report(name.span(), &format!("{section}.{word}"), false, problem);
@@ -245,23 +316,40 @@ impl Reader<'_> {
                         "remove" => edit.remove = self.items(key, part),
                         other => {
                             let near = suggest::nearest(other, ["replace", "add", "remove"]);
-                            let p = unknown("a list has no such edit", near, ["replace", "add", "remove"].into_iter());
+                            let p = unknown(
+                                "a list has no such edit",
+                                near,
+                                ["replace", "add", "remove"].into_iter(),
+                            );
                             self.report(name.span(), &format!("{}.{other}", key.path()), false, p);
                         }
                     }
                 }
             }
-            _ => self.report(value.span(), &key.path(), true, Problem::new("this is not a list", FORMS)),
+            _ => self.report(
+                value.span(),
+                &key.path(),
+                true,
+                Problem::new("this is not a list", FORMS),
+            ),
         }
         edit
     }
 
     fn items(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Vec<Valued<Scalar>> {
         let DeValue::Array(array) = value.get_ref() else {
-            self.report(value.span(), &key.path(), true, Problem::new("this is not an array", "write [\"…\", \"…\"]"));
+            self.report(
+                value.span(),
+                &key.path(),
+                true,
+                Problem::new("this is not an array", "write [\"…\", \"…\"]"),
+            );
             return Vec::new();
         };
-        array.iter().filter_map(|item| self.scalar(key, item)).collect()
+        array
+            .iter()
+            .filter_map(|item| self.scalar(key, item))
+            .collect()
     }
 
     fn scalar(&mut self, key: &Key, value: &Spanned<DeValue<'_>>) -> Option<Valued<Scalar>> {
@@ -271,7 +359,10 @@ impl Reader<'_> {
                 .map(Scalar::Number)
                 .map_err(|_| Problem::new("the number is too large", "")),
             DeValue::Table(table) if key.kind == Kind::Hosts => self.host(table, value),
-            other => Err(Problem::new(format!("a {} can't stand here", other.type_str()), expected(key))),
+            other => Err(Problem::new(
+                format!("a {} can't stand here", other.type_str()),
+                expected(key),
+            )),
         };
         match scalar.and_then(|s| key.check(&s).map(|()| s)) {
             Ok(s) => Some(Valued::new(s, self.origin(value.span().start))),
@@ -282,25 +373,48 @@ impl Reader<'_> {
         }
     }
 
-    fn host(&mut self, table: &DeTable<'_>, whole: &Spanned<DeValue<'_>>) -> Result<Scalar, Problem> {
+    fn host(
+        &mut self,
+        table: &DeTable<'_>,
+        whole: &Spanned<DeValue<'_>>,
+    ) -> Result<Scalar, Problem> {
         const FORM: &str = "a rule in long form is { host = \"db.internal:5432\", private = true }";
         let (mut host, mut private) = (None, false);
         for (name, value) in table {
             match (name.get_ref().as_ref(), value.get_ref()) {
                 ("host", DeValue::String(text)) => host = Some(text.to_string()),
                 ("private", DeValue::Boolean(b)) => private = *b,
-                (other, _) => return Err(Problem::new(format!("{other:?} is unknown or of the wrong type"), FORM)),
+                (other, _) => {
+                    return Err(Problem::new(
+                        format!("{other:?} is unknown or of the wrong type"),
+                        FORM,
+                    ));
+                }
             }
         }
         host.map(|host| Scalar::Host { host, private })
-            .ok_or_else(|| Problem::new(format!("the rule at byte {} names no host", whole.span().start), FORM))
+            .ok_or_else(|| {
+                Problem::new(
+                    format!("the rule at byte {} names no host", whole.span().start),
+                    FORM,
+                )
+            })
     }
 
-    fn variables(&mut self, key: &Key, value: &Spanned<DeValue<'_>>) -> BTreeMap<String, Valued<Scalar>> {
+    fn variables(
+        &mut self,
+        key: &Key,
+        value: &Spanned<DeValue<'_>>,
+    ) -> BTreeMap<String, Valued<Scalar>> {
         let mut map = BTreeMap::new();
         let DeValue::Table(table) = value.get_ref() else {
             let help = "write set = { NAME = \"value\" } or a section [env.set]";
-            self.report(value.span(), &key.path(), true, Problem::new("this is not a table", help));
+            self.report(
+                value.span(),
+                &key.path(),
+                true,
+                Problem::new("this is not a table", help),
+            );
             return map;
         };
         for (name, value) in table {
@@ -313,10 +427,14 @@ impl Reader<'_> {
             match value.get_ref() {
                 DeValue::String(text) if !text.contains('\0') => {
                     let origin = self.origin(value.span().start);
-                    map.insert(word.to_owned(), Valued::new(Scalar::Text(text.to_string()), origin));
+                    map.insert(
+                        word.to_owned(),
+                        Valued::new(Scalar::Text(text.to_string()), origin),
+                    );
                 }
                 _ => {
-                    let p = Problem::new("a variable is a string without NUL", "write it in quotes");
+                    let p =
+                        Problem::new("a variable is a string without NUL", "write it in quotes");
                     self.report(value.span(), &path, true, p);
                 }
             }

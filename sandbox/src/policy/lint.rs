@@ -19,7 +19,13 @@ impl EffectivePolicy {
         let fs = &self.fs;
         for entry in fs.read.iter().chain(&fs.write) {
             if entry.value.base == PathBase::Root && entry.value.rest.is_empty() {
-                out.push(warn(&entry.origin, "fs.read", &entry.value, "this shows the whole host to the agent", "name the folders it needs"));
+                out.push(warn(
+                    &entry.origin,
+                    "fs.read",
+                    &entry.value,
+                    "this shows the whole host to the agent",
+                    "name the folders it needs",
+                ));
             }
             if let Some(secret) = secret_in(&entry.value) {
                 out.push(warn(
@@ -32,7 +38,10 @@ impl EffectivePolicy {
             }
         }
         for entry in &fs.write {
-            if covers_any(&fs.exec, &entry.value) && entry.value.base != PathBase::Workspace && !is_private(&entry.value) {
+            if covers_any(&fs.exec, &entry.value)
+                && entry.value.base != PathBase::Workspace
+                && !is_private(&entry.value)
+            {
                 out.push(warn(
                     &entry.origin,
                     "fs.write",
@@ -52,7 +61,10 @@ impl EffectivePolicy {
             }
         }
         for entry in &fs.exec {
-            if !covers_any(&fs.read, &entry.value) && !covers_any(&fs.write, &entry.value) && !is_private(&entry.value) {
+            if !covers_any(&fs.read, &entry.value)
+                && !covers_any(&fs.write, &entry.value)
+                && !is_private(&entry.value)
+            {
                 out.push(warn(
                     &entry.origin,
                     "fs.exec",
@@ -76,12 +88,26 @@ impl EffectivePolicy {
     }
 
     fn lint_network(&self, out: &mut Vec<PolicyDiagnostic>) {
-        if !self.egress.enabled && let Some(rule) = self.egress.rules.first() {
-            out.push(warn(&rule.origin, "net.allow", &rule.text, "there is no network, so no rule applies", "set net.mode = \"proxy\""));
+        if !self.egress.enabled
+            && let Some(rule) = self.egress.rules.first()
+        {
+            out.push(warn(
+                &rule.origin,
+                "net.allow",
+                &rule.text,
+                "there is no network, so no rule applies",
+                "set net.mode = \"proxy\"",
+            ));
         }
         if self.egress.enabled && self.egress.rules.is_empty() {
             let origin = self.origin_of("net.mode");
-            out.push(warn(&origin, "net.mode", &"proxy", "the proxy refuses everything without rules", "add hosts to net.allow"));
+            out.push(warn(
+                &origin,
+                "net.mode",
+                &"proxy",
+                "the proxy refuses everything without rules",
+                "add hosts to net.allow",
+            ));
         }
         for rule in &self.egress.rules {
             if rule.host == HostPattern::Any {
@@ -90,7 +116,13 @@ impl EffectivePolicy {
                 } else {
                     "every public host can be reached, so data can go anywhere"
                 };
-                out.push(warn(&rule.origin, "net.allow", &rule.text, problem, "name the hosts that are needed"));
+                out.push(warn(
+                    &rule.origin,
+                    "net.allow",
+                    &rule.text,
+                    problem,
+                    "name the hosts that are needed",
+                ));
             }
             if let HostPattern::Below(name) = &rule.host
                 && (!name.contains('.') || SHARED_HOSTING.contains(&name.as_str()))
@@ -118,14 +150,37 @@ impl EffectivePolicy {
         }
         if self.model.enabled && self.limits.tokens.is_none() {
             let origin = self.origin_of("model.access");
-            out.push(warn(&origin, "limits.tokens", &"", "there is no ceiling on what the agent spends", "set limits.tokens"));
+            out.push(warn(
+                &origin,
+                "limits.tokens",
+                &"",
+                "there is no ceiling on what the agent spends",
+                "set limits.tokens",
+            ));
         }
         if self.limits.memory_bytes.is_none() {
-            out.push(warn(&self.origin_of("limits.memory"), "limits.memory", &"", "the agent can use all of the host's memory", "set limits.memory"));
+            out.push(warn(
+                &self.origin_of("limits.memory"),
+                "limits.memory",
+                &"",
+                "the agent can use all of the host's memory",
+                "set limits.memory",
+            ));
         }
         for rule in &self.tools.allow {
-            if self.tools.deny.iter().any(|d| d.tool == rule.tool && (d.pattern.is_none() || d.pattern == rule.pattern)) {
-                out.push(warn(&rule.origin, "tools.allow", &rule.text, "a deny rule covers it, and deny wins", "remove one of the two"));
+            if self
+                .tools
+                .deny
+                .iter()
+                .any(|d| d.tool == rule.tool && (d.pattern.is_none() || d.pattern == rule.pattern))
+            {
+                out.push(warn(
+                    &rule.origin,
+                    "tools.allow",
+                    &rule.text,
+                    "a deny rule covers it, and deny wins",
+                    "remove one of the two",
+                ));
             }
         }
     }
@@ -141,12 +196,32 @@ impl EffectivePolicy {
 
 /// Domains under which strangers get names.
 const SHARED_HOSTING: &[&str] = &[
-    "amazonaws.com", "appspot.com", "azurewebsites.net", "blob.core.windows.net", "cloudfront.net", "co.uk",
-    "duckdns.org", "github.io", "gitlab.io", "herokuapp.com", "netlify.app", "ngrok.io", "pages.dev", "s3.amazonaws.com",
-    "vercel.app", "web.app", "workers.dev",
+    "amazonaws.com",
+    "appspot.com",
+    "azurewebsites.net",
+    "blob.core.windows.net",
+    "cloudfront.net",
+    "co.uk",
+    "duckdns.org",
+    "github.io",
+    "gitlab.io",
+    "herokuapp.com",
+    "netlify.app",
+    "ngrok.io",
+    "pages.dev",
+    "s3.amazonaws.com",
+    "vercel.app",
+    "web.app",
+    "workers.dev",
 ];
 
-fn warn(origin: &Origin, key: &str, value: &dyn std::fmt::Display, problem: &str, help: &str) -> PolicyDiagnostic {
+fn warn(
+    origin: &Origin,
+    key: &str,
+    value: &dyn std::fmt::Display,
+    problem: &str,
+    help: &str,
+) -> PolicyDiagnostic {
     PolicyDiagnostic {
         severity: Severity::Warning,
         origin: origin.clone(),
@@ -167,12 +242,14 @@ fn as_path(path: &PathTemplate) -> std::path::PathBuf {
 }
 
 fn covers_any(list: &[Valued<PathTemplate>], path: &PathTemplate) -> bool {
-    list.iter().any(|e| as_path(path).starts_with(as_path(&e.value)))
+    list.iter()
+        .any(|e| as_path(path).starts_with(as_path(&e.value)))
 }
 
 /// Places that are the sandbox's own and hold nothing of the host.
 fn is_private(path: &PathTemplate) -> bool {
-    (path.base == PathBase::Home && path.rest.is_empty()) || crate::plan::is_private_path(&as_path(path))
+    (path.base == PathBase::Home && path.rest.is_empty())
+        || crate::plan::is_private_path(&as_path(path))
 }
 
 /// The well-known secret that a path would show, if any.
@@ -193,13 +270,26 @@ fn secret_in(path: &PathTemplate) -> Option<&'static str> {
     }
     SECRETS
         .iter()
-        .find(|(place, _)| Path::new(&path.rest).starts_with(place) || (!path.rest.is_empty() && Path::new(place).starts_with(&path.rest)))
+        .find(|(place, _)| {
+            Path::new(&path.rest).starts_with(place)
+                || (!path.rest.is_empty() && Path::new(place).starts_with(&path.rest))
+        })
         .map(|(_, what)| *what)
 }
 
 fn looks_secret(name: &str) -> bool {
     const WORDS: [&str; 6] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL"];
-    const CODE: [&str; 8] =
-        ["LD_", "NODE_OPTIONS", "BASH_ENV", "PYTHONSTARTUP", "GIT_SSH", "PERL5OPT", "RUBYOPT", "SSH_AUTH_SOCK"];
-    name == "*" || WORDS.iter().any(|w| name.contains(w)) || CODE.iter().any(|c| name.starts_with(c))
+    const CODE: [&str; 8] = [
+        "LD_",
+        "NODE_OPTIONS",
+        "BASH_ENV",
+        "PYTHONSTARTUP",
+        "GIT_SSH",
+        "PERL5OPT",
+        "RUBYOPT",
+        "SSH_AUTH_SOCK",
+    ];
+    name == "*"
+        || WORDS.iter().any(|w| name.contains(w))
+        || CODE.iter().any(|c| name.starts_with(c))
 }

@@ -16,7 +16,9 @@ mod sources;
 mod suggest;
 pub(crate) mod units;
 
-pub use effective::{CallerContext, EffectivePolicy, EnvRules, FsRules, Limits, ShownValue, WantedGrant};
+pub use effective::{
+    CallerContext, EffectivePolicy, EnvRules, FsRules, Limits, ShownValue, WantedGrant,
+};
 pub use error::{PolicyDiagnostic, PolicyError, Severity};
 pub use origin::{Origin, Valued};
 pub use path::{PathBase, PathTemplate};

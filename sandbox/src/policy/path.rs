@@ -53,7 +53,9 @@ impl PathTemplate {
                     "" => return fail("the path has an empty component"),
                     "." | ".." => return fail("the path has a . or .. component"),
                     p if p.len() > 255 => return fail("a component is longer than 255 bytes"),
-                    p if p.chars().any(|c| c.is_control()) => return fail("the path has a control character"),
+                    p if p.chars().any(|c| c.is_control()) => {
+                        return fail("the path has a control character");
+                    }
                     p if p.contains(['*', '?', '[']) => {
                         return Err((
                             "the path has a wildcard".into(),
@@ -64,7 +66,10 @@ impl PathTemplate {
                 }
             }
         }
-        Ok(Self { base, rest: rest.to_owned() })
+        Ok(Self {
+            base,
+            rest: rest.to_owned(),
+        })
     }
 
     /// The absolute path, or `None` when the launch has no HOME or no workspace for it to start from.
@@ -74,7 +79,11 @@ impl PathTemplate {
             PathBase::Home => home?,
             PathBase::Workspace => workspace?,
         };
-        Some(if self.rest.is_empty() { base.to_owned() } else { base.join(&self.rest) })
+        Some(if self.rest.is_empty() {
+            base.to_owned()
+        } else {
+            base.join(&self.rest)
+        })
     }
 }
 
@@ -106,25 +115,48 @@ mod tests {
     #[test]
     fn the_three_bases_resolve() {
         let at = |t: &str| {
-            PathTemplate::parse(t).unwrap().resolve(Some(Path::new("/home/a")), Some(Path::new("/home/a/w")))
+            PathTemplate::parse(t)
+                .unwrap()
+                .resolve(Some(Path::new("/home/a")), Some(Path::new("/home/a/w")))
         };
         assert_eq!(at("/usr/"), Some("/usr".into()));
         assert_eq!(at("~"), Some("/home/a".into()));
         assert_eq!(at("~/.cargo"), Some("/home/a/.cargo".into()));
-        assert_eq!(at("${workspace}/.git/hooks"), Some("/home/a/w/.git/hooks".into()));
+        assert_eq!(
+            at("${workspace}/.git/hooks"),
+            Some("/home/a/w/.git/hooks".into())
+        );
         assert_eq!(PathTemplate::parse("~").unwrap().resolve(None, None), None);
     }
 
     #[test]
     fn a_path_is_shown_as_written() {
-        for text in ["/", "/usr/lib", "~", "~/.cargo", "${workspace}", "${workspace}/x"] {
+        for text in [
+            "/",
+            "/usr/lib",
+            "~",
+            "~/.cargo",
+            "${workspace}",
+            "${workspace}/x",
+        ] {
             assert_eq!(PathTemplate::parse(text).unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn paths_that_could_lead_elsewhere_are_refused() {
-        for text in ["", "usr", "~bob/x", "/a/../b", "/a//b", "/a/./b", "${home}/x", "${workspace}x", "/a/*", "/a\0b"] {
+        for text in [
+            "",
+            "usr",
+            "~bob/x",
+            "/a/../b",
+            "/a//b",
+            "/a/./b",
+            "${home}/x",
+            "${workspace}x",
+            "/a/*",
+            "/a\0b",
+        ] {
             assert!(PathTemplate::parse(text).is_err(), "{text:?}");
         }
     }

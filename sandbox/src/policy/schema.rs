@@ -35,7 +35,10 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn is_list(self) -> bool {
         use Kind::*;
-        matches!(self, Paths | Hosts | Names | Globs | EnvNames | ToolRules | SyscallSets | Properties)
+        matches!(
+            self,
+            Paths | Hosts | Names | Globs | EnvNames | ToolRules | SyscallSets | Properties
+        )
     }
 }
 
@@ -48,11 +51,21 @@ pub(crate) struct Key {
 }
 
 const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
-    Key { section, name, kind, may_be_none: false }
+    Key {
+        section,
+        name,
+        kind,
+        may_be_none: false,
+    }
 }
 
 const fn limit(name: &'static str, kind: Kind) -> Key {
-    Key { section: "limits", name, kind, may_be_none: true }
+    Key {
+        section: "limits",
+        name,
+        kind,
+        may_be_none: true,
+    }
 }
 
 /// Every key, in the order `show` prints them. The empty section is the top of the file.
@@ -67,7 +80,12 @@ pub(crate) const KEYS: &[Key] = &[
     key("net", "allow", Kind::Hosts),
     key("model", "access", Kind::ModelAccess),
     key("model", "models", Kind::Globs),
-    Key { section: "model", name: "max_tokens", kind: Kind::Count, may_be_none: true },
+    Key {
+        section: "model",
+        name: "max_tokens",
+        kind: Kind::Count,
+        may_be_none: true,
+    },
     key("ipc", "send", Kind::Names),
     key("ipc", "request", Kind::Names),
     key("ipc", "publish", Kind::Names),
@@ -113,7 +131,10 @@ pub(crate) enum Scalar {
     Text(String),
     Number(i64),
     /// `{ host = "…", private = true }` in `net.allow`.
-    Host { host: String, private: bool },
+    Host {
+        host: String,
+        private: bool,
+    },
 }
 
 impl Scalar {
@@ -136,7 +157,10 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(problem: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { problem: problem.into(), help: help.into() }
+        Self {
+            problem: problem.into(),
+            help: help.into(),
+        }
     }
 }
 
@@ -148,7 +172,11 @@ impl From<(String, String)> for Problem {
 
 impl Key {
     pub(crate) fn path(&self) -> String {
-        if self.section.is_empty() { self.name.into() } else { format!("{}.{}", self.section, self.name) }
+        if self.section.is_empty() {
+            self.name.into()
+        } else {
+            format!("{}.{}", self.section, self.name)
+        }
     }
 
     /// Checks one value, or one item of a list.
@@ -166,16 +194,24 @@ impl Key {
                 let text = text(value)?;
                 match self.kind {
                     Kind::Paths => PathTemplate::parse(text).map(drop).map_err(Problem::from),
-                    Kind::Names => NamePattern::parse(text).map(drop).map_err(|p| Problem::new("not a name or pattern", p)),
+                    Kind::Names => NamePattern::parse(text)
+                        .map(drop)
+                        .map_err(|p| Problem::new("not a name or pattern", p)),
                     Kind::Globs => non_empty(text),
                     Kind::EnvNames => env_name(text, true),
-                    Kind::ToolRules => {
-                        ToolRule::parse(text, Origin::built_in("check")).map(drop).map_err(|p| Problem::new("not a tool rule", p))
-                    }
-                    Kind::SyscallSets => one_of(text, "a set of system calls", SyscallSet::ALL.iter().map(|s| s.name())),
+                    Kind::ToolRules => ToolRule::parse(text, Origin::built_in("check"))
+                        .map(drop)
+                        .map_err(|p| Problem::new("not a tool rule", p)),
+                    Kind::SyscallSets => one_of(
+                        text,
+                        "a set of system calls",
+                        SyscallSet::ALL.iter().map(|s| s.name()),
+                    ),
                     Kind::Properties => one_of(text, "a property", Property::degradable_names()),
                     Kind::NetMode => one_of(text, "a network mode", ["none", "proxy"]),
-                    Kind::ModelAccess => one_of(text, "a kind of model access", ["none", "gateway"]),
+                    Kind::ModelAccess => {
+                        one_of(text, "a kind of model access", ["none", "gateway"])
+                    }
                     _ => Ok(()),
                 }
             }
@@ -184,14 +220,20 @@ impl Key {
 
     /// Bytes of a checked size.
     pub(crate) fn size(&self, value: &Scalar) -> Result<u64, Problem> {
-        const HELP: &str = "a size is a whole number with a unit such as 512MiB or 2GB, at least 1MiB";
+        const HELP: &str =
+            "a size is a whole number with a unit such as 512MiB or 2GB, at least 1MiB";
         let bytes = match value {
-            Scalar::Number(n) => u64::try_from(*n).map_err(|_| Problem::new("a size is not negative", HELP))?,
+            Scalar::Number(n) => {
+                u64::try_from(*n).map_err(|_| Problem::new("a size is not negative", HELP))?
+            }
             Scalar::Text(t) => units::parse_size(t).map_err(|p| Problem::new(p, HELP))?,
             Scalar::Host { .. } => return Err(Problem::new("this is a table", HELP)),
         };
         if bytes < 1 << 20 {
-            return Err(Problem::new(format!("{} is too small to be meant", units::show_size(bytes)), HELP));
+            return Err(Problem::new(
+                format!("{} is too small to be meant", units::show_size(bytes)),
+                HELP,
+            ));
         }
         Ok(bytes)
     }
@@ -204,7 +246,11 @@ impl Key {
             "tmp_inodes" => 256..=100_000_000,
             _ => 1..=1_000_000_000_000,
         };
-        let help = format!("it is a whole number from {} to {}", range.start(), range.end());
+        let help = format!(
+            "it is a whole number from {} to {}",
+            range.start(),
+            range.end()
+        );
         match value {
             Scalar::Number(n) => match u64::try_from(*n) {
                 Ok(n) if range.contains(&n) => Ok(n),
@@ -223,7 +269,8 @@ pub(crate) fn text(value: &Scalar) -> Result<&str, Problem> {
 }
 
 pub(crate) fn percent(value: &Scalar) -> Result<u64, Problem> {
-    const HELP: &str = "it is a percentage of one core, from \"1%\" to \"102400%\", such as \"150%\"";
+    const HELP: &str =
+        "it is a percentage of one core, from \"1%\" to \"102400%\", such as \"150%\"";
     match value {
         Scalar::Text(t) => match units::parse_percent(t) {
             Ok(n @ 1..=102_400) => Ok(n),
@@ -235,11 +282,14 @@ pub(crate) fn percent(value: &Scalar) -> Result<u64, Problem> {
 }
 
 pub(crate) fn duration(value: &Scalar) -> Result<std::time::Duration, Problem> {
-    const HELP: &str = "a duration is written like \"90s\", \"15m\" or \"1h30m\", with at most 365d";
+    const HELP: &str =
+        "a duration is written like \"90s\", \"15m\" or \"1h30m\", with at most 365d";
     match value {
         Scalar::Text(t) => match units::parse_duration(t) {
             Ok(d) if d.is_zero() => Err(Problem::new("the duration is zero", HELP)),
-            Ok(d) if d.as_secs() > 365 * 86_400 => Err(Problem::new("the duration is too long", HELP)),
+            Ok(d) if d.as_secs() > 365 * 86_400 => {
+                Err(Problem::new("the duration is too long", HELP))
+            }
             Ok(d) => Ok(d),
             Err(p) => Err(Problem::new(p, HELP)),
         },
@@ -264,7 +314,12 @@ pub(crate) fn host_rule(value: &Scalar, origin: &Origin) -> Result<egress::Egres
         // A bare IPv6 address has colons of its own; with a port it stands in brackets.
         Some((host, port)) if colons == 1 || host.ends_with(']') => match port.parse::<u16>() {
             Ok(p) if p != 0 => (host, Some(p)),
-            _ => return Err(Problem::new(format!("{port:?} is not a port"), "a port is a number from 1 to 65535")),
+            _ => {
+                return Err(Problem::new(
+                    format!("{port:?} is not a port"),
+                    "a port is a number from 1 to 65535",
+                ));
+            }
         },
         _ => (written, None),
     };
@@ -276,16 +331,33 @@ pub(crate) fn host_rule(value: &Scalar, origin: &Origin) -> Result<egress::Egres
             None => (host, false),
         };
         let Some(name) = egress::normalise_host(name) else {
-            return Err(Problem::new(format!("{host:?} is not a host name or address"), HELP));
+            return Err(Problem::new(
+                format!("{host:?} is not a host name or address"),
+                HELP,
+            ));
         };
-        if below { egress::HostPattern::Below(name) } else { egress::HostPattern::Exact(name) }
+        if below {
+            egress::HostPattern::Below(name)
+        } else {
+            egress::HostPattern::Exact(name)
+        }
     };
-    Ok(egress::EgressRule { text: written.into(), host: pattern, port, private, origin: origin.clone() })
+    Ok(egress::EgressRule {
+        text: written.into(),
+        host: pattern,
+        port,
+        private,
+        origin: origin.clone(),
+    })
 }
 
 /// The name of an environment variable; `pattern` lets it end in `*`.
 pub(crate) fn env_name(text: &str, pattern: bool) -> Result<(), Problem> {
-    let name = if pattern { text.strip_suffix('*').unwrap_or(text) } else { text };
+    let name = if pattern {
+        text.strip_suffix('*').unwrap_or(text)
+    } else {
+        text
+    };
     let ok = (!name.is_empty() || pattern)
         && text.len() <= 255
         && !text.is_empty()
@@ -299,17 +371,27 @@ pub(crate) fn env_name(text: &str, pattern: bool) -> Result<(), Problem> {
     } else {
         "a name has letters, digits and _"
     };
-    Err(Problem::new(format!("{text:?} is not the name of an environment variable"), help))
+    Err(Problem::new(
+        format!("{text:?} is not the name of an environment variable"),
+        help,
+    ))
 }
 
 fn non_empty(text: &str) -> Result<(), Problem> {
     if text.is_empty() {
-        return Err(Problem::new("the name is empty", "write a name, in which * stands for any run of characters"));
+        return Err(Problem::new(
+            "the name is empty",
+            "write a name, in which * stands for any run of characters",
+        ));
     }
     Ok(())
 }
 
-fn one_of(text: &str, what: &str, known: impl IntoIterator<Item = &'static str>) -> Result<(), Problem> {
+fn one_of(
+    text: &str,
+    what: &str,
+    known: impl IntoIterator<Item = &'static str>,
+) -> Result<(), Problem> {
     let known: Vec<_> = known.into_iter().collect();
     if known.contains(&text) {
         return Ok(());

@@ -47,10 +47,14 @@ impl Sources {
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = BUILT_IN.iter().map(|(n, _)| (*n).to_owned()).collect();
         for folder in &self.folders {
-            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            let Ok(entries) = std::fs::read_dir(folder) else {
+                continue;
+            };
             names.extend(entries.flatten().filter_map(|e| {
                 let file = e.file_name().into_string().ok()?;
-                file.strip_suffix(".toml").filter(|n| is_name(n)).map(str::to_owned)
+                file.strip_suffix(".toml")
+                    .filter(|n| is_name(n))
+                    .map(str::to_owned)
             }));
         }
         names.sort();
@@ -69,7 +73,11 @@ impl Sources {
             }
             PolicyRef::Text { origin, text } => {
                 let stem = origin.rsplit('/').next().unwrap_or(origin);
-                (stem.strip_suffix(".toml").unwrap_or(stem).to_owned(), origin.clone(), text.clone())
+                (
+                    stem.strip_suffix(".toml").unwrap_or(stem).to_owned(),
+                    origin.clone(),
+                    text.clone(),
+                )
             }
         };
         let mut findings = Vec::new();
@@ -82,10 +90,16 @@ impl Sources {
                     break;
                 }
             };
-            let parent = layer.single("", "extends").map(|v| (v.value.clone(), v.origin.clone()));
+            let parent = layer
+                .single("", "extends")
+                .map(|v| (v.value.clone(), v.origin.clone()));
             layers.push((file, layer));
-            let Some((scalar, origin)) = parent else { break };
-            let super::schema::Scalar::Text(parent) = scalar else { break };
+            let Some((scalar, origin)) = parent else {
+                break;
+            };
+            let super::schema::Scalar::Text(parent) = scalar else {
+                break;
+            };
             if seen.contains(&parent) || seen.len() >= MAX_CHAIN {
                 seen.push(parent);
                 return Err(PolicyError::ExtendsCycle { name, chain: seen });
@@ -112,7 +126,11 @@ impl Sources {
             Ok(layer) => layers.push(("--set".into(), layer)),
             Err(list) => findings.extend(list),
         }
-        if findings.is_empty() { Ok(Chain { name, layers }) } else { Err(PolicyError::Invalid(findings)) }
+        if findings.is_empty() {
+            Ok(Chain { name, layers })
+        } else {
+            Err(PolicyError::Invalid(findings))
+        }
     }
 
     fn find(&self, name: &str) -> Result<(String, String), PolicyError> {
@@ -131,10 +149,18 @@ impl Sources {
         }
         let known = self.names();
         let near = suggest::nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
-        Err(PolicyError::NotFound { name: name.into(), near, known })
+        Err(PolicyError::NotFound {
+            name: name.into(),
+            near,
+            known,
+        })
     }
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    !name.is_empty()
+        && name.len() <= 64
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }

@@ -1,7 +1,10 @@
 //! "Did you mean …?": the known word nearest to an unknown one.
 
 /// The candidate within two edits (one for short words), if there is one.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let reach = if word.len() <= 3 { 1 } else { 2 };
     let lower = word.to_ascii_lowercase();
     candidates

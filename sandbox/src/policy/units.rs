@@ -17,7 +17,9 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "T" | "TiB" => 1 << 40,
         _ => return Err(format!("{unit:?} is not a unit of size")),
     };
-    whole(number)?.checked_mul(scale).ok_or_else(|| "the size is larger than 16 EiB".to_owned())
+    whole(number)?
+        .checked_mul(scale)
+        .ok_or_else(|| "the size is larger than 16 EiB".to_owned())
 }
 
 /// `90s`, `15m`, `1h30m`, `500ms`, `2d`.
@@ -28,9 +30,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err("the duration is empty".into());
     }
     while !rest.is_empty() {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '_').len();
+        let digits = rest.len()
+            - rest
+                .trim_start_matches(|c: char| c.is_ascii_digit() || c == '_')
+                .len();
         let (number, tail) = rest.split_at(digits);
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let letters = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (unit, next) = tail.split_at(letters);
         let n = whole(number)?;
         let ms: u64 = match unit {
@@ -42,8 +49,12 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
             "" => return Err("the duration has no unit".into()),
             _ => return Err(format!("{unit:?} is not a unit of time")),
         };
-        let part = n.checked_mul(ms).ok_or_else(|| "the duration is too long".to_owned())?;
-        total = total.checked_add(Duration::from_millis(part)).ok_or_else(|| "the duration is too long".to_owned())?;
+        let part = n
+            .checked_mul(ms)
+            .ok_or_else(|| "the duration is too long".to_owned())?;
+        total = total
+            .checked_add(Duration::from_millis(part))
+            .ok_or_else(|| "the duration is too long".to_owned())?;
         rest = next;
     }
     Ok(total)
@@ -51,12 +62,16 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// `150%`: of one core.
 pub(crate) fn parse_percent(text: &str) -> Result<u64, String> {
-    let number = text.strip_suffix('%').ok_or_else(|| "the percent sign is missing".to_owned())?;
+    let number = text
+        .strip_suffix('%')
+        .ok_or_else(|| "the percent sign is missing".to_owned())?;
     whole(number)
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
-    let at = text.find(|c: char| !(c.is_ascii_digit() || c == '_')).unwrap_or(text.len());
+    let at = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '_'))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     (number, unit.trim_start())
 }

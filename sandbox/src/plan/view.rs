@@ -1,0 +1,244 @@
+//! The mount view: which parts of the host show where, and which places are the sandbox's own.
+//!
+//! The more specific path wins: a folder under `read` inside one under `write` is a read-only island, pinned there
+//! by its own mount. Mounts are made in the order of their paths, so an inner one lands on its outer one.
+
+use super::landlock::Rights;
+use super::{Access, LaunchInputs, PlanRefused};
+use crate::policy::{EffectivePolicy, PathBase};
+use agentd_launch::floor::ROOT_SOURCES;
+use std::path::{Path, PathBuf};
+
+/// Places every sandbox has of its own, writable, empty and limited in size.
+pub(crate) const PRIVATE: [&str; 2] = ["/tmp", "/var/tmp"];
+/// Places a grant or a policy path can't be at or below.
+const RESERVED: [&str; 4] = ["/proc", "/sys", "/dev", "/run/agentd"];
+/// Where HOME is when the caller's own path won't do.
+pub(crate) const FALLBACK_HOME: &str = "/home/agent";
+
+/// Whether the launcher may bind this path of the host itself, read-only (the floor's list).
+pub(crate) fn is_system_path(path: &Path) -> bool {
+    ROOT_SOURCES.iter().any(|s| path.starts_with(s))
+}
+
+/// Whether this path is the sandbox's own and never the host's.
+pub(crate) fn is_private_path(path: &Path) -> bool {
+    path == Path::new("/")
+        || path == Path::new("/run")
+        || PRIVATE.iter().any(|p| path == Path::new(p))
+        || RESERVED.iter().any(|p| path.starts_with(p))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The same path of the host.
+    System,
+    /// The grant of this index.
+    Grant(u32),
+    Tmpfs,
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub dst: PathBuf,
+    pub source: Source,
+    pub writable: bool,
+    pub exec: bool,
+}
+
+impl Mount {
+    pub(crate) fn rights(&self) -> Rights {
+        if self.writable {
+            Rights::Write { exec: self.exec }
+        } else {
+            Rights::Read { exec: self.exec }
+        }
+    }
+}
+
+/// The whole view.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub home: PathBuf,
+    /// In the order they are made.
+    pub mounts: Vec<Mount>,
+    /// What is hidden inside it.
+    pub masks: Vec<PathBuf>,
+}
+
+impl View {
+    /// Whether something of the host or the sandbox is mounted at or above this path.
+    pub(crate) fn shows(&self, path: &Path) -> bool {
+        self.mounts
+            .iter()
+            .any(|m| m.source != Source::Tmpfs && path.starts_with(&m.dst))
+    }
+}
+
+pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<View, PlanRefused> {
+    let caller_home = inputs.caller_home.as_deref();
+    let workspace = inputs.workspace.as_deref();
+    let home = private_home(inputs)?;
+    let may_exec = |path: &Path| {
+        policy.may_exec(path, caller_home, workspace)
+            // "~" in the policy means the private HOME wherever that is.
+            || (path == home && policy.fs.exec.iter().any(|e| e.value.base == PathBase::Home && e.value.rest.is_empty()))
+    };
+    let mut mounts: Vec<Mount> = Vec::new();
+
+    // What the launcher binds itself. A path under `exec` needs a mount of its own where the outer one is noexec.
+    let fs = &policy.fs;
+    for entry in fs.read.iter().chain(&fs.write).chain(&fs.exec) {
+        let Some(path) = entry.value.resolve(caller_home, workspace) else {
+            continue;
+        };
+        if entry.value.base == PathBase::Root
+            && is_system_path(&path)
+            && !mounts.iter().any(|m| m.dst == path)
+        {
+            let exec = may_exec(&path);
+            mounts.push(Mount {
+                dst: path,
+                source: Source::System,
+                writable: false,
+                exec,
+            });
+        }
+    }
+    let outer = mounts.clone();
+    mounts.retain(|m| {
+        !outer
+            .iter()
+            .any(|o| o.dst != m.dst && m.dst.starts_with(&o.dst) && o.exec == m.exec)
+    });
+
+    for path in PRIVATE.iter().map(PathBuf::from).chain([home.clone()]) {
+        if inputs.grants.iter().any(|g| g.dst == path) {
+            let problem =
+                "it is private to each sandbox, so nothing can be granted there".to_owned();
+            return Err(refuse_grant(&path, problem));
+        }
+        let exec = may_exec(&path);
+        mounts.push(Mount {
+            dst: path,
+            source: Source::Tmpfs,
+            writable: true,
+            exec,
+        });
+    }
+    for (index, grant) in (0u32..).zip(&inputs.grants) {
+        let writable = granted_access(policy, inputs, &grant.dst)? == Access::ReadWrite
+            && grant.access == Access::ReadWrite;
+        let exec = may_exec(&grant.dst) || inputs.exe_hint.as_deref() == Some(&grant.dst);
+        mounts.retain(|m| m.dst != grant.dst);
+        mounts.push(Mount {
+            dst: grant.dst.clone(),
+            source: Source::Grant(index),
+            writable,
+            exec,
+        });
+    }
+    mounts.sort_by(|a, b| a.dst.cmp(&b.dst));
+    if let Some(pair) = mounts.windows(2).find(|w| w[0].dst == w[1].dst) {
+        return Err(refuse_grant(
+            &pair[0].dst,
+            "two grants have this path".into(),
+        ));
+    }
+
+    let mut view = View {
+        home,
+        mounts,
+        masks: Vec::new(),
+    };
+    for entry in &fs.deny {
+        if let Some(path) = entry.value.resolve(caller_home, workspace)
+            && view.mounts.iter().any(|m| path.starts_with(&m.dst))
+        {
+            view.masks.push(path);
+        }
+    }
+    view.masks.sort();
+    view.masks.dedup();
+    Ok(view)
+}
+
+/// What the policy lets this grant be. Grants are the caller's to give, within the policy.
+fn granted_access(
+    policy: &EffectivePolicy,
+    inputs: &LaunchInputs,
+    dst: &Path,
+) -> Result<Access, PlanRefused> {
+    let resolve = |p: &crate::policy::PathTemplate| {
+        p.resolve(inputs.caller_home.as_deref(), inputs.workspace.as_deref())
+    };
+    if dst.to_str().is_none() {
+        return Err(refuse_grant(dst, "the path is not UTF-8".into()));
+    }
+    if is_private_path(dst) {
+        return Err(refuse_grant(
+            dst,
+            "this place belongs to the sandbox itself".into(),
+        ));
+    }
+    // The deepest line of the policy that covers the path decides; of two equally deep ones, the one that gives more.
+    let deepest = |list: &[crate::policy::Valued<crate::policy::PathTemplate>]| {
+        list.iter()
+            .filter_map(|e| resolve(&e.value))
+            .filter(|p| dst.starts_with(p))
+            .map(|p| p.components().count())
+            .max()
+    };
+    match (deepest(&policy.fs.write), deepest(&policy.fs.read)) {
+        (Some(w), Some(r)) if w < r => Ok(Access::ReadOnly),
+        (Some(_), _) => Ok(Access::ReadWrite),
+        (None, Some(_)) => Ok(Access::ReadOnly),
+        (None, None) if inputs.exe_hint.as_deref() == Some(dst) => Ok(Access::ReadOnly),
+        (None, None) => Err(refuse_grant(
+            dst,
+            format!("policy {} does not show it", policy.name),
+        )),
+    }
+}
+
+fn refuse_grant(path: &Path, problem: String) -> PlanRefused {
+    PlanRefused::Input {
+        what: format!("grant {}", path.display()),
+        problem,
+        allowed:
+            "grants are the paths under fs.read and fs.write of the policy, and the program itself"
+                .into(),
+    }
+}
+
+/// At the caller's own HOME path, so that `~/x` is the same place inside and outside, unless that would cover
+/// something else.
+fn private_home(inputs: &LaunchInputs) -> Result<PathBuf, PlanRefused> {
+    let usable = |path: &Path| {
+        path.is_absolute()
+            && !is_private_path(path)
+            && !is_system_path(path)
+            && !Path::new("/run/agentd").starts_with(path)
+            && !PRIVATE
+                .iter()
+                .any(|p| path.starts_with(p) || Path::new(p).starts_with(path))
+            && !ROOT_SOURCES.iter().any(|s| Path::new(s).starts_with(path))
+            && !inputs.grants.iter().any(|g| path.starts_with(&g.dst))
+    };
+    match &inputs.home {
+        Some(home) if usable(home) => Ok(home.clone()),
+        Some(home) => Err(PlanRefused::Input {
+            what: format!("home {}", home.display()),
+            problem: "HOME is a private, empty folder and would hide what is there".into(),
+            allowed: format!(
+                "name a path that is not a system folder, a grant or /tmp, such as {FALLBACK_HOME}"
+            ),
+        }),
+        None => Ok(inputs
+            .caller_home
+            .clone()
+            .filter(|h| usable(h))
+            .unwrap_or_else(|| FALLBACK_HOME.into())),
+    }
+}

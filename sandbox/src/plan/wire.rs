@@ -1,0 +1,224 @@
+//! The plan's parts as records of the launcher's format.
+
+use super::landlock::{self, Rights};
+use super::view::{Source, View};
+use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
+use crate::policy::EffectivePolicy;
+use crate::seccomp::{self, SyscallSet};
+use agentd_launch::plan::{self as wire, CgroupLimits, MountFlags, PlanBuilder, Stdio};
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// `/dev/shm` of a sandbox: browsers and Python's multiprocessing use it.
+const MAX_SHM_BYTES: u64 = 1 << 30;
+/// What may be pinned in memory: enough for keys and rings, too little to starve the host.
+const MEMLOCK_BYTES: u64 = 16 << 20;
+const STACK_BYTES: u64 = 8 << 20;
+const NONE: u64 = u64::MAX;
+
+pub(crate) struct Parts<'a> {
+    pub policy: &'a EffectivePolicy,
+    pub inputs: &'a LaunchInputs,
+    pub view: View,
+    /// Of the host, at most the one this was written for; 0 without Landlock.
+    pub landlock_abi: u8,
+    pub cgroup: CgroupLimits,
+    pub env: BTreeMap<String, String>,
+    pub listeners: &'a [ListenerPlan],
+    pub required_layers: u64,
+}
+
+/// A resource limit: name, number, soft, hard.
+pub(crate) type Rlimit = (&'static str, u32, u64, u64);
+
+impl Parts<'_> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, PlanRefused> {
+        let inputs = self.inputs;
+        let mode = match inputs.mode {
+            Mode::Root => wire::Mode::Root,
+            Mode::User => wire::Mode::User,
+        };
+        let mut plan = PlanBuilder::new(mode);
+        plan.ids(inputs.uid, inputs.gid);
+        plan.hostname(etc::host_name(&inputs.name));
+        plan.lifeline_grace(inputs.lifeline_grace_ms);
+        self.mounts(&mut plan)?;
+        self.landlock(&mut plan);
+        let program = seccomp::compile(&self.syscalls());
+        plan.seccomp(
+            program
+                .into_iter()
+                .flat_map(seccomp::to_bytes)
+                .collect::<Vec<u8>>(),
+        );
+        for (_, resource, soft, hard) in self.rlimits() {
+            plan.rlimit(resource, soft, hard);
+        }
+        if self.cgroup.required {
+            plan.cgroup(self.cgroup);
+        }
+        for (name, value) in &self.env {
+            plan.env(format!("{name}={value}"));
+        }
+        for arg in &inputs.argv {
+            plan.arg(arg);
+        }
+        plan.cwd(bytes(&self.cwd()));
+        plan.stdio(match inputs.stdio {
+            StdioMode::Pty { rows, cols } => Stdio::Pty { rows, cols },
+            StdioMode::Pipes => Stdio::Pipes,
+            StdioMode::Null => Stdio::Null,
+        });
+        for listener in self.listeners {
+            match listener
+                .address
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse().ok())
+            {
+                Some(port) => plan.tcp_listener(port, listener.tag),
+                None => plan.unix_listener(&listener.address, listener.tag, 0o600),
+            };
+        }
+        plan.require(self.required_layers);
+        plan.finish().map_err(|e| PlanRefused::Wire(e.to_string()))
+    }
+
+    /// The sets the policy allows, once each.
+    pub(crate) fn syscalls(&self) -> Vec<SyscallSet> {
+        SyscallSet::ALL
+            .iter()
+            .copied()
+            .filter(|s| self.policy.syscalls.iter().any(|v| v.value == *s))
+            .collect()
+    }
+
+    pub(crate) fn cwd(&self) -> PathBuf {
+        let inputs = self.inputs;
+        inputs
+            .cwd
+            .clone()
+            .or_else(|| inputs.workspace.clone())
+            .unwrap_or_else(|| self.view.home.clone())
+    }
+
+    pub(crate) fn shm_bytes(&self) -> u64 {
+        self.policy.limits.tmp_bytes.min(MAX_SHM_BYTES)
+    }
+
+    pub(crate) fn rlimits(&self) -> Vec<Rlimit> {
+        let limits = &self.policy.limits;
+        let both = |name, number, value| (name, number, value, value);
+        let mut out = vec![
+            both("core", 4, 0),
+            both("nofile", 7, limits.nofile),
+            both("memlock", 8, MEMLOCK_BYTES),
+            both("rtprio", 14, 0),
+            both("nice", 13, 0),
+            ("stack", 3, STACK_BYTES, NONE),
+        ];
+        if let Some(fsize) = limits.fsize_bytes {
+            out.push(both("fsize", 1, fsize));
+        }
+        if let Some(pids) = limits.pids {
+            out.push(both("nproc", 6, pids));
+        }
+        out
+    }
+
+    fn mounts(&self, plan: &mut PlanBuilder) -> Result<(), PlanRefused> {
+        let limits = &self.policy.limits;
+        plan.proc("/proc");
+        plan.dev("/dev", self.shm_bytes());
+        for mount in &self.view.mounts {
+            let dst = bytes(&mount.dst);
+            let mut flags = MountFlags::NONE;
+            if !mount.writable {
+                flags = flags | MountFlags::RDONLY;
+            }
+            if !mount.exec {
+                flags = flags | MountFlags::NOEXEC;
+            }
+            match mount.source {
+                Source::System => plan.bind(
+                    dst,
+                    dst,
+                    flags | MountFlags::OPTIONAL | MountFlags::KEEP_LINK,
+                ),
+                Source::Grant(index) => plan.grant_mount(index, dst, flags),
+                Source::Tmpfs => {
+                    let mode = if mount.dst == self.view.home {
+                        0o700
+                    } else {
+                        0o1777
+                    };
+                    plan.tmpfs(dst, limits.tmp_bytes, limits.tmp_inodes, mode, flags)
+                }
+            };
+        }
+        for (path, content) in etc::files(self.inputs, &self.view.home) {
+            plan.file(path, 0o644, content);
+        }
+        plan.symlink("/etc/mtab", "/proc/mounts");
+        for file in &self.inputs.home_files {
+            let path = self.view.home.join(&file.path);
+            let inside = self.view.mounts.iter().rfind(|m| path.starts_with(&m.dst));
+            if inside.is_some_and(|m| m.source != Source::Tmpfs) {
+                // It would be written to the caller's own files.
+                return Err(PlanRefused::Input {
+                    what: format!("home file {}", path.display()),
+                    problem: "a grant covers it".into(),
+                    allowed: "only the private part of HOME can be seeded".into(),
+                });
+            }
+            plan.file(bytes(&path), file.mode, &file.content);
+        }
+        for path in &self.view.masks {
+            plan.mask(bytes(path), MountFlags::OPTIONAL);
+        }
+        Ok(())
+    }
+
+    /// (path, rights, whether it may be absent)
+    pub(crate) fn landlock_rules(&self) -> Vec<(PathBuf, Rights, bool)> {
+        if self.landlock_abi == 0 {
+            return Vec::new();
+        }
+        let mut rules = vec![
+            (PathBuf::from("/"), Rights::List, false),
+            ("/etc".into(), Rights::Read { exec: false }, false),
+            ("/run".into(), Rights::Read { exec: false }, true),
+            // Reading only: /proc/self holds switches of the kernel's (oom_score_adj, attr, coredump_filter).
+            ("/proc".into(), Rights::Read { exec: false }, false),
+            ("/dev".into(), Rights::Devices, false),
+            ("/dev/shm".into(), Rights::Write { exec: false }, false),
+        ];
+        rules.extend(
+            self.view
+                .mounts
+                .iter()
+                .map(|m| (m.dst.clone(), m.rights(), m.source == Source::System)),
+        );
+        rules
+    }
+
+    fn landlock(&self, plan: &mut PlanBuilder) {
+        let abi = self.landlock_abi;
+        if abi == 0 {
+            return;
+        }
+        plan.landlock(landlock::handled(abi), 0, landlock::scopes(abi), abi);
+        for (path, rights, optional) in self.landlock_rules() {
+            let flags = if optional {
+                MountFlags::OPTIONAL
+            } else {
+                MountFlags::NONE
+            };
+            plan.landlock_path(bytes(&path), rights.bits(abi), flags);
+        }
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}

@@ -1,0 +1,75 @@
+//! What a filter says about one system call, and the plain meaning of it (the oracle of the compiler's tests).
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Allow,
+    Errno(u16),
+    /// SIGSYS for the whole process.
+    Kill,
+}
+
+pub(crate) const EPERM: Action = Action::Errno(1);
+pub(crate) const EINVAL: Action = Action::Errno(22);
+pub(crate) const ENOSYS: Action = Action::Errno(38);
+pub(crate) const EPROTONOSUPPORT: Action = Action::Errno(93);
+pub(crate) const EAFNOSUPPORT: Action = Action::Errno(97);
+
+impl Action {
+    /// The value a filter returns (`SECCOMP_RET_*`).
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Allow => 0x7fff_0000,
+            Self::Errno(n) => 0x0005_0000 | u32::from(n),
+            Self::Kill => 0x8000_0000,
+        }
+    }
+}
+
+/// Whether the low 32 bits of an argument, masked, are one of some values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Test {
+    /// 0 to 5.
+    pub arg: u8,
+    pub mask: u32,
+    /// Not empty.
+    pub values: &'static [u32],
+}
+
+/// If every test holds, then this.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case {
+    pub tests: &'static [Test],
+    pub then: Action,
+}
+
+/// One system call of a set. The first case that applies decides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    pub name: &'static str,
+    pub cases: &'static [Case],
+    pub otherwise: Action,
+}
+
+impl Rule {
+    pub(crate) const fn allow(name: &'static str) -> Self {
+        Self {
+            name,
+            cases: &[],
+            otherwise: Action::Allow,
+        }
+    }
+
+    /// What the rule means, said plainly.
+    #[cfg(test)]
+    pub(crate) fn decide(&self, args: [u64; 6]) -> Action {
+        let holds = |t: &Test| {
+            t.values
+                .contains(&(args[usize::from(t.arg)] as u32 & t.mask))
+        };
+        self.cases
+            .iter()
+            .find(|c| c.tests.iter().all(holds))
+            .map_or(self.otherwise, |c| c.then)
+    }
+}

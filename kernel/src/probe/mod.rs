@@ -10,14 +10,20 @@
 //! right it lacks. Probing cannot fail: a question that could not be put is an unsupported feature with the
 //! reason why. Start reading at [`Feature`], then [`host::probe_host`].
 
+mod calls;
+mod cgroups;
+mod child;
+mod facilities;
 mod feature;
 mod host;
+mod idmap;
+mod namespaces;
 
 pub use feature::{Feature, Need};
 pub use host::probe_host;
 
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where the readers look; tests hand them folders.
 #[derive(Debug, Clone)]
@@ -28,8 +34,6 @@ pub struct Roots {
     pub sys: PathBuf,
     /// The device folder, normally `/dev`.
     pub dev: PathBuf,
-    /// The root folder whose layout (`/bin` a link or a folder) is recorded, normally `/`.
-    pub root: PathBuf,
 }
 
 impl Default for Roots {
@@ -38,7 +42,6 @@ impl Default for Roots {
             proc: "/proc".into(),
             sys: "/sys".into(),
             dev: "/dev".into(),
-            root: "/".into(),
         }
     }
 }
@@ -83,23 +86,6 @@ impl Probe {
             ProbeState::Supported => None,
             ProbeState::Unsupported { why } => Some(why.clone()),
             ProbeState::Denied { capability, why } => Some(format!("{why} (needs {capability})")),
-        }
-    }
-}
-
-/// How a top-level folder of the host's root looks: the mount view copies links and binds folders.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum RootEntry {
-    Directory { path: PathBuf },
-    Symlink { path: PathBuf, target: PathBuf },
-    File { path: PathBuf },
-}
-
-impl RootEntry {
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Directory { path } | Self::Symlink { path, .. } | Self::File { path } => path,
         }
     }
 }
@@ -150,8 +136,6 @@ pub struct HostCaps {
     pub probes: Vec<Probe>,
     /// 0 when Landlock is missing.
     pub landlock_abi: u8,
-    /// Top-level entries of the root folder that a mount view may show, and the known parts of `/etc`.
-    pub root_layout: Vec<RootEntry>,
     pub cgroup: CgroupHost,
 }
 
@@ -164,7 +148,10 @@ impl HostCaps {
         self.probe(feature).is_some_and(Probe::is_supported)
     }
 
-    pub fn root_entry(&self, path: &Path) -> Option<&RootEntry> {
-        self.root_layout.iter().find(|e| e.path() == path)
+    /// Replaces an answer with what a process with other rights has observed, such as the broker.
+    pub fn observe(&mut self, feature: Feature, state: ProbeState) {
+        if let Some(probe) = self.probes.iter_mut().find(|p| p.feature == feature) {
+            probe.state = state;
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::PlanRefused;
 pub use agentd_kernel::grant::Access;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Under whose rights the broker runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,8 @@ pub struct HomeFile {
 #[derive(Debug, Clone)]
 pub struct LaunchInputs {
     pub argv: Vec<String>,
-    /// The program as resolved on the caller's side; a read-only grant of it needs no line in the policy.
+    /// The program as resolved on the caller's side, if that differs from an absolute `argv[0]`; a read-only grant of
+    /// it needs no line in the policy.
     pub exe_hint: Option<PathBuf>,
     /// Where the program starts; the workspace, or HOME, when `None`.
     pub cwd: Option<PathBuf>,
@@ -72,6 +73,12 @@ pub struct LaunchInputs {
 }
 
 impl LaunchInputs {
+    /// Whether this path is the program itself.
+    pub(crate) fn is_program(&self, path: &Path) -> bool {
+        self.exe_hint.as_deref() == Some(path)
+            || self.argv.first().is_some_and(|a| Path::new(a) == path)
+    }
+
     /// Refuses what no plan could carry.
     pub(crate) fn check(&self) -> Result<(), PlanRefused> {
         let input = |what: &str, problem: &str, allowed: &str| {

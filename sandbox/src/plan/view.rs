@@ -130,7 +130,7 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
     for (index, grant) in (0u32..).zip(&inputs.grants) {
         let writable = granted_access(policy, inputs, &grant.dst)? == Access::ReadWrite
             && grant.access == Access::ReadWrite;
-        let exec = may_exec(&grant.dst) || inputs.exe_hint.as_deref() == Some(&grant.dst);
+        let exec = may_exec(&grant.dst) || inputs.is_program(&grant.dst);
         mounts.retain(|m| m.dst != grant.dst);
         mounts.push(Mount {
             dst: grant.dst.clone(),
@@ -194,7 +194,7 @@ fn granted_access(
         (Some(w), Some(r)) if w < r => Ok(Access::ReadOnly),
         (Some(_), _) => Ok(Access::ReadWrite),
         (None, Some(_)) => Ok(Access::ReadOnly),
-        (None, None) if inputs.exe_hint.as_deref() == Some(dst) => Ok(Access::ReadOnly),
+        (None, None) if inputs.is_program(dst) => Ok(Access::ReadOnly),
         (None, None) => Err(refuse_grant(
             dst,
             format!("policy {} does not show it", policy.name),

@@ -307,7 +307,7 @@ impl Daemon {
         let (input, output) = take_stdio(&mut fds, stdio_mode(driver, spec))?;
         let log_limit = plan.limits.output_bytes.unwrap_or(DEFAULT_LOG_BYTES);
         let log = Arc::new(OutputLog::create(&self.log_path(identity.id), log_limit)?);
-        let budget = Arc::new(TokenBudget::new(plan.model.max_tokens_total));
+        let budget = TokenBudget::new(plan.model.max_tokens_total);
         let facts = Facts {
             argv: spec.argv.clone(),
             policy: plan.policy.clone(),
@@ -430,11 +430,11 @@ impl Daemon {
                     tokio::spawn(crate::gateway::serve(listener, Arc::new(context), cancel));
                 }
                 plan::PROXY => {
-                    let context = crate::egress::EgressContext {
+                    let context = crate::egress::EgressContext::new(
                         identity,
-                        rules: plan.egress.clone(),
-                        store: self.store.clone(),
-                    };
+                        plan.egress.clone(),
+                        self.store.clone(),
+                    );
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
                 plan::MCP => {

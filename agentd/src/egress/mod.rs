@@ -1,24 +1,120 @@
-//! The egress proxy: connections that leave a sandbox, by the policy's allow list.
+//! The egress proxy: an agent's only way to the network.
+//!
+//! The agent's namespace has nothing but loopback; the daemon accepts on a port there and speaks the two forms of an
+//! HTTP proxy: `CONNECT host:port`, and requests with a whole `http://` address. A host and port pass if the policy
+//! lists them ([`agentd_sandbox::EgressRules`]). Names are resolved here, outside; every address is judged
+//! ([`destination`]), and the connection goes to the very address that was judged, so a name that changes its mind
+//! between look and use gains nothing. What is inside a tunnel is not looked at.
+//!
+//! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403 that says what to add
+//! to the policy, and a line on record. Start reading at [`server`].
 
-use std::sync::Arc;
+mod counters;
+mod destination;
+mod http;
+mod resolve;
+mod server;
+mod tunnel;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use agentd_api::AgentIdentity;
 use agentd_sandbox::EgressRules;
-use agentd_storage::Store;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use agentd_storage::{Denial, Event, Fact, Store};
+
+pub use counters::{EgressCounters, EgressSnapshot};
+pub use resolve::{Resolve, SystemResolver};
+pub use server::serve;
+
+/// The same refusal is recorded once in this time; the counters see all.
+const DENIAL_PERIOD: Duration = Duration::from_secs(60);
+/// How many different refusals are remembered for that.
+const DENIALS_REMEMBERED: usize = 1024;
 
 /// What the proxy needs to know about the agent it serves.
 #[derive(Debug)]
 pub struct EgressContext {
-    pub identity: AgentIdentity,
-    pub rules: EgressRules,
-    pub store: Store,
+    identity: AgentIdentity,
+    rules: EgressRules,
+    store: Store,
+    resolver: Arc<dyn Resolve>,
+    counters: Arc<EgressCounters>,
+    idle_timeout: Duration,
+    denied: Mutex<HashMap<String, Instant>>,
 }
 
-/// Serves `listener` until `cancel`. Every connection is closed: this build has no proxy yet.
-pub async fn serve(listener: TcpListener, context: Arc<EgressContext>, cancel: CancellationToken) {
-    tracing::debug!(agent = %context.identity, "no egress proxy in this build");
-    cancel.cancelled().await;
-    drop(listener);
+impl EgressContext {
+    /// The proxy of one agent, resolving names as this system does.
+    pub fn new(identity: AgentIdentity, rules: EgressRules, store: Store) -> Self {
+        Self {
+            identity,
+            rules,
+            store,
+            resolver: Arc::new(SystemResolver),
+            counters: Arc::default(),
+            idle_timeout: Duration::from_secs(600),
+            denied: Mutex::default(),
+        }
+    }
+
+    /// Resolves names by `resolver` instead.
+    pub fn with_resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        self.resolver = resolver;
+        self
+    }
+
+    /// Closes connections on which nothing has moved for `timeout`; ten minutes by default.
+    pub fn with_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// What has gone through.
+    pub fn counters(&self) -> Arc<EgressCounters> {
+        self.counters.clone()
+    }
+
+    /// Counts a refusal, and records it unless the same one was recorded a moment ago.
+    async fn deny(&self, target: &str, why: &str, origin: Option<String>) {
+        self.counters.denied();
+        if !self.is_news(target) {
+            return;
+        }
+        let denial = Denial {
+            layer: "egress".into(),
+            what: "connect".into(),
+            target: target.to_owned(),
+            rule: why.to_owned(),
+            origin,
+        };
+        let event = Event::now(self.identity.id.to_string(), Fact::Denial(denial));
+        if let Err(error) = self.store.record_durable(event).await {
+            tracing::error!(agent = %self.identity.name, %error, "the egress proxy cannot write the record");
+        }
+    }
+
+    fn is_news(&self, target: &str) -> bool {
+        // Times by target: whatever a panic leaves behind is still right.
+        let mut denied = self
+            .denied
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        if denied.len() >= DENIALS_REMEMBERED {
+            denied.retain(|_, at| now.duration_since(*at) < DENIAL_PERIOD);
+            if denied.len() >= DENIALS_REMEMBERED {
+                // An agent that tries a thousand targets a minute is on record a thousand times already.
+                return false;
+            }
+        }
+        match denied.get(target) {
+            Some(at) if now.duration_since(*at) < DENIAL_PERIOD => false,
+            _ => {
+                denied.insert(target.to_owned(), now);
+                true
+            }
+        }
+    }
 }

@@ -1,0 +1,190 @@
+//! From what an agent names to an open connection, or to the reason why not.
+//!
+//! The order is the promise: rules by name and port, then resolution, then every address by its range, then a
+//! connection to an address that passed. Nothing is resolved twice.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ::http::StatusCode;
+use ::http::uri::Authority;
+use agentd_sandbox::Decision;
+use agentd_sandbox::rules::egress::forbidden_reason;
+use tokio::net::TcpStream;
+
+use super::EgressContext;
+
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many of a name's addresses are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// A host and port as the agent named them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl Destination {
+    /// Reads `host:port`. Without a port `default_port` is meant; with neither, or with a user name, it is none.
+    pub fn parse(authority: &Authority, default_port: Option<u16>) -> Option<Self> {
+        if authority.as_str().contains('@') {
+            return None;
+        }
+        let host = authority.host();
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
+        let named = authority
+            .as_str()
+            .rsplit_once(':')
+            .filter(|(_, port)| !port.ends_with(']'));
+        let port = match named {
+            Some((_, port)) => port.parse().ok()?,
+            None => default_port?,
+        };
+        (!host.is_empty() && port != 0).then(|| Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What to answer with.
+    pub status: StatusCode,
+    /// The whole text for the agent.
+    pub text: String,
+}
+
+impl Refused {
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+        }
+    }
+}
+
+impl EgressContext {
+    /// Opens a connection to `destination` if the policy allows it. A refusal is counted and recorded.
+    pub(super) async fn connect(&self, destination: &Destination) -> Result<TcpStream, Refused> {
+        let target = destination.to_string();
+        let rule = match self.rules.allows(&destination.host, destination.port) {
+            Decision::Allow { rule } => rule,
+            Decision::Deny { why } => {
+                self.deny(&target, &why, None).await;
+                let add = format!("  [net]\n  allow = [\"{target}\"]\n");
+                return Err(forbidden(&target, &why, &add));
+            }
+        };
+        let addresses = self.resolve(destination).await?;
+        let (passed, barred): (Vec<IpAddr>, Vec<IpAddr>) = addresses
+            .into_iter()
+            .partition(|a| rule.private || forbidden_reason(*a).is_none());
+        if passed.is_empty() {
+            let Some(first) = barred.first() else {
+                let text = format!("agentd: {target} has no address\n");
+                return Err(Refused::new(StatusCode::BAD_GATEWAY, text));
+            };
+            let range = forbidden_reason(*first).unwrap_or("no public address");
+            let why = format!("{target} is at {first}, {range}");
+            self.deny(&target, &why, Some(rule.origin.to_string()))
+                .await;
+            let add = format!(
+                "  [net]\n  allow = [{{ host = \"{target}\", private = true }}]\n(the rule {:?} of {} allows only \
+                 public addresses)\n",
+                rule.text, rule.origin
+            );
+            return Err(forbidden(&target, &why, &add));
+        }
+        let mut trouble = String::new();
+        for address in passed.into_iter().take(MAX_ADDRESSES) {
+            let address = SocketAddr::new(address, destination.port);
+            match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Latency only: a socket that won't be told still works.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY was refused");
+                    }
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => trouble = format!("{}: {error}", address.ip()),
+                Err(_) => trouble = format!("{}: no answer in {CONNECT_TIMEOUT:?}", address.ip()),
+            }
+        }
+        let text = format!("agentd: can't connect to {target}: {trouble}\n");
+        Err(Refused::new(StatusCode::BAD_GATEWAY, text))
+    }
+
+    async fn resolve(&self, destination: &Destination) -> Result<Vec<IpAddr>, Refused> {
+        let host = &destination.host;
+        if let Ok(literal) = host.parse() {
+            return Ok(vec![literal]);
+        }
+        match tokio::time::timeout(RESOLVE_TIMEOUT, self.resolver.resolve(host)).await {
+            Ok(Ok(addresses)) => Ok(addresses),
+            Ok(Err(error)) => {
+                let text = format!("agentd: can't resolve {host}: {error}\n");
+                Err(Refused::new(StatusCode::BAD_GATEWAY, text))
+            }
+            Err(_) => {
+                let text = format!("agentd: {host} was not resolved in {RESOLVE_TIMEOUT:?}\n");
+                Err(Refused::new(StatusCode::GATEWAY_TIMEOUT, text))
+            }
+        }
+    }
+}
+
+fn forbidden(target: &str, why: &str, add: &str) -> Refused {
+    let text = format!(
+        "agentd: connecting to {target} is not allowed: {why}\nTo allow it, add to the policy:\n{add}"
+    );
+    Refused::new(StatusCode::FORBIDDEN, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, default_port: Option<u16>) -> Option<String> {
+        Destination::parse(&text.parse().ok()?, default_port).map(|d| d.to_string())
+    }
+
+    #[test]
+    fn a_destination_is_a_host_and_a_port_and_nothing_else() {
+        assert_eq!(parse("e.org:443", None).as_deref(), Some("e.org:443"));
+        assert_eq!(parse("e.org", Some(80)).as_deref(), Some("e.org:80"));
+        assert_eq!(parse("[::1]:8443", None).as_deref(), Some("[::1]:8443"));
+        assert_eq!(parse("[::1]", Some(80)).as_deref(), Some("[::1]:80"));
+        for bad in [
+            "e.org",
+            "user@e.org:443",
+            "e.org:0",
+            "e.org:65536",
+            "e.org:x",
+            ":443",
+            "e.org:443:443",
+        ] {
+            assert_eq!(parse(bad, None), None, "{bad}");
+        }
+        assert_eq!(parse("e.org:", Some(80)), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! The agent's side of the proxy: accepts, tells the two forms apart, and turns everything else away.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::{Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::EgressContext;
+use super::destination::{Destination, Refused};
+use super::{http as plain, tunnel};
+
+/// Connections of one agent at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+/// How long an agent may take over a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// The most bytes of a head.
+const MAX_HEAD_BYTES: usize = 32 << 10;
+
+type ProxyBody = BoxBody<Bytes, hyper::Error>;
+
+/// What every connection shares.
+#[derive(Clone)]
+struct Shared {
+    context: Arc<EgressContext>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Serves one agent until `cancel`led, and returns when all its connections are closed.
+pub async fn serve(listener: TcpListener, context: Arc<EgressContext>, cancel: CancellationToken) {
+    let shared = Shared {
+        context,
+        cancel,
+        tasks: TaskTracker::new(),
+    };
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = async {
+                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+                listener.accept().await.map(|(stream, _)| (stream, slot))
+            } => accepted,
+            () = shared.cancel.cancelled() => break,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or the peer was quicker: neither is helped by trying again at once.
+                tracing::warn!(agent = %shared.context.identity.name, %error, "the egress proxy cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let mine = shared.clone();
+        shared.tasks.spawn(async move {
+            let slot = Arc::new(slot);
+            let stop = mine.cancel.clone();
+            let service = service_fn(move |request| {
+                let (shared, slot) = (mine.clone(), slot.clone());
+                async move { Ok::<_, Infallible>(shared.handle(request, slot).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_headers(100)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            tokio::select! {
+                served = connection => {
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "a proxy connection ended");
+                    }
+                }
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    shared.tasks.close();
+    shared.tasks.wait().await;
+}
+
+impl Shared {
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        slot: Arc<OwnedSemaphorePermit>,
+    ) -> Response<ProxyBody> {
+        let answered = if request.method() == Method::CONNECT {
+            self.tunnel(request, slot).await
+        } else if request.uri().authority().is_some() {
+            plain::forward(&self.context, &self.tasks, &self.cancel, request)
+                .await
+                .map(|r| r.map(BodyExt::boxed))
+        } else {
+            Err(Refused::new(
+                StatusCode::BAD_REQUEST,
+                "agentd: this is the egress proxy of an agent's sandbox; it takes CONNECT host:port and requests with \
+                 a whole http:// address, as programs send that honour HTTP_PROXY and HTTPS_PROXY\n",
+            ))
+        };
+        answered.unwrap_or_else(|refused| refusal(&refused))
+    }
+
+    /// `CONNECT`: the connection to the host is open before the agent hears of it.
+    async fn tunnel(
+        &self,
+        request: Request<Incoming>,
+        slot: Arc<OwnedSemaphorePermit>,
+    ) -> Result<Response<ProxyBody>, Refused> {
+        let destination = request
+            .uri()
+            .authority()
+            .and_then(|a| Destination::parse(a, None))
+            .ok_or_else(|| {
+                Refused::new(
+                    StatusCode::BAD_REQUEST,
+                    "agentd: CONNECT wants host:port and nothing else\n",
+                )
+            })?;
+        let network = self.context.connect(&destination).await?;
+        let shared = self.clone();
+        self.tasks.spawn(async move {
+            let counters = shared.context.counters();
+            let agent = tokio::select! {
+                upgraded = hyper::upgrade::on(request) => match upgraded {
+                    Ok(upgraded) => TokioIo::new(upgraded),
+                    Err(error) => return tracing::debug!(%error, "the agent left before its tunnel stood"),
+                },
+                () = shared.cancel.cancelled() => return,
+            };
+            let open = counters.opened();
+            tokio::select! {
+                () = tunnel::run(agent, network, &counters, shared.context.idle_timeout) => {}
+                () = shared.cancel.cancelled() => {}
+            }
+            drop((open, slot));
+        });
+        Ok(Response::new(
+            Empty::new().map_err(|never| match never {}).boxed(),
+        ))
+    }
+}
+
+fn refusal(refused: &Refused) -> Response<ProxyBody> {
+    let body = Full::new(Bytes::from(refused.text.clone()))
+        .map_err(|never| match never {})
+        .boxed();
+    let mut response = Response::new(body);
+    *response.status_mut() = refused.status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    // Names the speaker: a 403 of the host itself looks the same otherwise.
+    response
+        .headers_mut()
+        .insert("x-agentd-egress", HeaderValue::from_static("refused"));
+    response
+}

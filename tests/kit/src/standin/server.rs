@@ -374,6 +374,8 @@ fn streamed(status: StatusCode, events: Vec<String>, reply: &Reply, guard: EndGu
             return None;
         };
         if truncate_after == Some(i) {
+            // The connection writes out what it has while the body is not ready.
+            tokio::task::yield_now().await;
             guard.log.end(guard.number, End::Truncated);
             return Some((
                 Err(io::Error::other("the script breaks the stream here")),

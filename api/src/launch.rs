@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, OwnedObjectPath, SerializeDict, Type};
 
 use crate::AgentId;
@@ -35,38 +34,21 @@ words! {
     }
 }
 
-words! {
-    /// What an agent may do with a granted object.
-    pub enum GrantAccess: "access" {
-        ReadOnly = "ro",
-        ReadWrite = "rw",
-    }
-}
-
-/// What one of the grants next to a spec says of itself, for the plan. The grant's own message is
-/// what counts: the broker compares.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
-pub struct GrantNote {
-    /// Absolute path inside the sandbox.
-    pub dst: String,
-    pub access: GrantAccess,
-}
-
 /// One launch. A key that the daemon does not know refuses the call: it may have been a limit.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}", deny_unknown_fields)]
 pub struct LaunchSpec {
     /// Program and arguments. May be empty only when the driver has a program of its own.
     pub argv: Vec<String>,
+    /// Where the caller's own PATH finds the program, if it does: the policy lets it be granted.
+    pub exe: Option<String>,
     /// Name of a policy that the daemon knows.
     pub policy: Option<String>,
     /// The text of a policy file, read by the caller. Wins over `policy`.
     pub policy_text: Option<String>,
     /// Where the text came from; used in messages only.
     pub policy_origin: Option<String>,
-    /// One note per grant, in the same order.
-    pub grants: Option<Vec<GrantNote>>,
-    /// Where the workspace appears inside; one of `grants`.
+    /// Where the workspace appears inside; one of the grants is for it.
     pub workspace: Option<String>,
     /// Working directory inside; the workspace when absent.
     pub cwd: Option<String>,
@@ -82,8 +64,8 @@ pub struct LaunchSpec {
     pub timeout_ms: Option<u64>,
     /// Environment that the caller wishes; the policy decides what gets in.
     pub env: Option<HashMap<String, String>>,
-    /// `--set key=value`: single values of the policy, checked like the file.
-    pub settings: Option<HashMap<String, String>>,
+    /// `--set key=value` in order: values of the policy, checked like the file.
+    pub settings: Option<Vec<(String, String)>>,
     /// The caller's home directory, as it knows it: `~` in policies.
     pub home: Option<String>,
     /// The caller's login name, for the synthetic passwd.
@@ -100,10 +82,10 @@ impl LaunchSpec {
     pub fn new(argv: Vec<String>) -> Self {
         Self {
             argv,
+            exe: None,
             policy: None,
             policy_text: None,
             policy_origin: None,
-            grants: None,
             workspace: None,
             cwd: None,
             name: None,

@@ -25,9 +25,7 @@ pub use agent::{
 pub use attach::{AttachFrame, AttachFrameError};
 pub use error::{Error, ErrorCode};
 pub use exit::{ExitCause, ExitInfo};
-pub use launch::{
-    AttachOptions, Driver, GrantAccess, GrantNote, LaunchReply, LaunchSpec, LogOptions, StdioMode,
-};
+pub use launch::{AttachOptions, Driver, LaunchReply, LaunchSpec, LogOptions, StdioMode};
 pub use proxies::{AgentProxy, ManagerProxy};
 
 /// The version that daemon and clients report.

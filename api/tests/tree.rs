@@ -19,8 +19,6 @@ impl Manager {
         if spec.argv == ["nope"] {
             return Err(Error::ProgramNotFound("no such program: nope".to_owned()));
         }
-        let notes = spec.grants.clone().unwrap_or_default();
-        assert_eq!(notes.len(), grants.len());
         for grant in grants {
             let mut stream = UnixStream::from(OwnedFd::from(grant));
             stream
@@ -94,10 +92,6 @@ async fn launch_carries_grants_in_and_the_attach_socket_out() {
     let mut spec = LaunchSpec::new(vec!["hello".to_owned()]);
     spec.attach = Some(true);
     spec.name = Some("bob".to_owned());
-    spec.grants = Some(vec![GrantNote {
-        dst: "/home/bob/repo".to_owned(),
-        access: GrantAccess::ReadWrite,
-    }]);
     spec.stdio = Some(StdioMode::Pty);
     spec.env = Some([("A".to_owned(), "b".to_owned())].into());
     let reply = manager

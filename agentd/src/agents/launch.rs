@@ -173,7 +173,7 @@ impl Daemon {
         let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
         let inputs = LaunchInputs {
             argv: driven.argv,
-            exe_hint: None,
+            exe_hint: path(&spec.exe),
             cwd: path(&spec.cwd),
             caller_env: spec.env.clone().unwrap_or_default().into_iter().collect(),
             extra_env: driven.env,

@@ -73,15 +73,10 @@ pub struct LaunchInputs {
 }
 
 impl LaunchInputs {
-    /// Whether a grant at this path is of the program itself: what `argv[0]` names, or a program of that name
-    /// which the caller found on its own PATH.
+    /// Whether this path is the program itself.
     pub(crate) fn is_program(&self, path: &Path) -> bool {
-        let name = self.argv.first().map(Path::new);
         self.exe_hint.as_deref() == Some(path)
-            || name == Some(path)
-            || name.is_some_and(|n| {
-                n.components().count() == 1 && path.file_name() == Some(n.as_os_str())
-            })
+            || self.argv.first().is_some_and(|a| Path::new(a) == path)
     }
 
     /// Refuses what no plan could carry.

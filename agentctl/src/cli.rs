@@ -1,0 +1,318 @@
+//! What can be typed. Plain data: nothing here looks at the host.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+/// The whole command, for man pages and completions.
+pub fn command() -> clap::Command {
+    <LowArgs as clap::CommandFactory>::command()
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the operation failed
+  2    the command line is wrong
+  3    agentd can't be reached
+  4    denied by policy or authorisation
+  124  timed out
+For `run`, `attach` and `wait` it is the program's own code, 128 + n for signal n,
+124 for a time-out, 125 if the launch failed, 126 if the program can't be
+executed and 127 if it was not found.";
+
+/// Launch AI agents as confined processes, watch them, and read what they did.
+#[derive(Debug, Parser)]
+#[command(
+    name = "agentctl",
+    version,
+    max_term_width = 100,
+    after_long_help = EXIT_CODES,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct LowArgs {
+    /// Directory of the daemon's control socket, instead of your own and then the system's
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Global options")]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// Print JSON: one object, or one per line for streams
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+
+    /// Say on stderr what is being done
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub verbose: bool,
+
+    #[command(subcommand)]
+    pub verb: LowVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LowVerb {
+    /// Run a program as a confined agent
+    #[command(after_long_help = RUN_NOTES)]
+    Run(RunArgs),
+    /// List agents
+    Ps(PsArgs),
+    /// Show everything on record about one launch
+    Inspect(AgentArg),
+    /// Print an agent's output
+    Logs(LogsArgs),
+    /// Connect this terminal to a running agent
+    Attach(AttachArgs),
+    /// Ask agents to end, and kill what is left after a grace period
+    Stop(StopArgs),
+    /// Kill agents at once, with everything they started
+    Kill(AgentsArg),
+    /// Send a signal to an agent's program
+    Signal(SignalArgs),
+    /// Wait until an agent has ended and return its exit code
+    Wait(AgentArg),
+    /// List past launches, newest first
+    Records(RecordsArgs),
+    /// Work with policies; needs no daemon
+    Policy(PolicyArgs),
+    /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon
+    Doctor,
+    /// Print the versions of agentctl and of the daemon
+    Version,
+    /// End the daemon and its agents
+    Shutdown,
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+const RUN_NOTES: &str = "\
+The program gets a terminal of its own if stdin and stdout are terminals, and
+pipes otherwise. Ctrl-C reaches the program; the detach keys leave it running.
+With --json, one line on stderr says at the end what ran, its record and how it
+ended (on stdout with --detach); stdout is the program's.
+
+When no daemon can be reached, one is started for you; it keeps running.
+
+Examples:
+  agentctl run -- claude
+  agentctl run --policy coding --workspace ~/src/app --timeout 30m -- ./fix-tests
+  agentctl run -d --name reviewer --driver claude --prompt 'Review the last commit'
+  git diff | agentctl run -- summarise > summary.txt";
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Policy: a name, or a TOML file
+    #[arg(short, long, value_name = "NAME|FILE", default_value = "coding", value_hint = ValueHint::FilePath)]
+    pub policy: String,
+
+    /// Directory the agent works in, at the same path inside [default: the current directory]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub workspace: Option<PathBuf>,
+
+    /// Give the agent no directory of yours
+    #[arg(long, conflicts_with = "workspace")]
+    pub no_workspace: bool,
+
+    /// Name of the agent, unique among your running ones [default: made up]
+    #[arg(short, long)]
+    pub name: Option<String>,
+
+    /// Change one value of the policy for this launch
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+
+    /// End the agent after this time: 90, 90s, 30m, 1h30m
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<String>,
+
+    /// Environment variable for the agent; without a value, yours
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+
+    /// Who talks with the program: none, claude (stream-json), jsonl
+    #[arg(long, value_name = "DRIVER", default_value = "none", value_parser = ["none", "claude", "jsonl"])]
+    pub driver: String,
+
+    /// First task of a driven agent
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+
+    /// Give the program a terminal even if this is none
+    #[arg(short, long)]
+    pub tty: bool,
+
+    /// Use pipes even on a terminal
+    #[arg(short = 'T', long, conflicts_with = "tty")]
+    pub no_tty: bool,
+
+    /// Accepted for those used to `-it`; stdin is always passed on
+    #[arg(short, long, hide = true)]
+    pub interactive: bool,
+
+    /// Leave the agent in the background and print its id
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// Keys that leave the agent running, or `none`
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+
+    /// The program and its arguments
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Include agents that have ended
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// Print ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArg {
+    /// Name, id, or at least four digits from an end of the id
+    #[arg(value_name = "AGENT")]
+    pub agent: String,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentsArg {
+    /// Names, ids, or at least four digits from an end of an id
+    #[arg(value_name = "AGENT", required = true)]
+    pub agents: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    #[command(flatten)]
+    pub agent: AgentArg,
+
+    /// Go on until the agent has ended
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Begin at the last so many lines
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    #[command(flatten)]
+    pub agent: AgentArg,
+
+    /// Watch only: send no input and no signals
+    #[arg(long)]
+    pub no_stdin: bool,
+
+    /// Keys that leave the agent running, or `none`
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+}
+
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub agents: AgentsArg,
+
+    /// How long to wait before killing
+    #[arg(short, long, value_name = "TIME", default_value = "10s")]
+    pub grace: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SignalArgs {
+    #[command(flatten)]
+    pub agent: AgentArg,
+
+    /// Name or number: INT, SIGTERM, 10
+    pub signal: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RecordsArgs {
+    /// Print at most so many launches
+    #[arg(short, long, value_name = "COUNT")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    #[command(subcommand)]
+    pub verb: LowPolicyVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LowPolicyVerb {
+    /// List the policies that can be named
+    List,
+    /// Show a policy after inheritance, or the sandbox that would be built from it here
+    Show(PolicyShowArgs),
+    /// Check policies; every finding with file, line and remedy
+    Lint(PolicyLintArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PolicyShowArgs {
+    /// Policy: a name, or a TOML file
+    #[arg(value_name = "NAME|FILE", default_value = "coding", value_hint = ValueHint::FilePath)]
+    pub policy: String,
+
+    /// Show the mounts, rules, limits and environment that a launch here would get
+    #[arg(long)]
+    pub plan: bool,
+
+    /// Directory the agent would work in [default: the current directory]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "plan")]
+    pub workspace: Option<PathBuf>,
+
+    /// Change one value of the policy
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PolicyLintArgs {
+    /// Policies: names, or TOML files
+    #[arg(value_name = "NAME|FILE", required = true, value_hint = ValueHint::FilePath)]
+    pub policies: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// bash, zsh, fish, elvish or powershell
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_program_belongs_to_the_program() {
+        let typed = ["agentctl", "run", "-d", "prog", "--json", "-v", "--", "x"];
+        let low = LowArgs::try_parse_from(typed).expect("valid");
+        let LowVerb::Run(run) = low.verb else {
+            panic!("run was typed")
+        };
+        assert!(run.detach && !low.json && !low.verbose);
+        assert_eq!(run.command, ["prog", "--json", "-v", "--", "x"]);
+    }
+
+    #[test]
+    fn global_options_may_follow_the_verb() {
+        let typed = ["agentctl", "ps", "--json", "--runtime-dir", "/x"];
+        let low = LowArgs::try_parse_from(typed).expect("valid");
+        assert!(low.json);
+        assert_eq!(low.runtime_dir, Some("/x".into()));
+    }
+}

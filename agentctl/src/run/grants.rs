@@ -1,0 +1,135 @@
+//! Opening what an agent is to get, as the caller, and making grants of it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use agentd_kernel::grant;
+use agentd_sandbox::{Access, CallerContext, EffectivePolicy, WantedGrant};
+use rustix::fs::{Access as Check, AtFlags, Mode, OFlags};
+
+use crate::failure::Failure;
+use crate::resolve::{Context, RunRequest};
+
+/// Opens everything that the policy wants from the caller, and makes a grant of each.
+pub fn open_all(
+    context: &Context,
+    caller: &CallerContext,
+    policy: Option<&EffectivePolicy>,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let wanted = match policy {
+        Some(policy) => policy.wanted_grants(caller),
+        // Only the daemon knows the policy: it gets the workspace, and decides.
+        None => caller
+            .workspace
+            .iter()
+            .map(|dir| workspace_grant(dir))
+            .collect(),
+    };
+    let mut opened = Vec::with_capacity(wanted.len());
+    for want in wanted {
+        match open(&want) {
+            Ok(grant) => opened.push(grant),
+            Err(_) if want.optional => {
+                context.tell(&format!("not granted: {}", want.src.display()))
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(opened)
+}
+
+fn workspace_grant(dir: &Path) -> WantedGrant {
+    WantedGrant {
+        src: dir.to_owned(),
+        dst: dir.to_owned(),
+        access: Access::ReadWrite,
+        optional: false,
+    }
+}
+
+/// What the policy needs to know of the caller.
+pub fn caller(context: &Context, request: &RunRequest) -> CallerContext {
+    CallerContext {
+        home: context.dirs.home.clone(),
+        workspace: request.workspace.path().map(Path::to_owned),
+        exe: find_program(&request.argv[0]),
+    }
+}
+
+/// The program as our own shell would find it.
+fn find_program(name: &str) -> Option<PathBuf> {
+    if name.contains('/') {
+        return std::path::absolute(name).ok();
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name))
+        .find(|candidate| {
+            rustix::fs::access(candidate, Check::EXEC_OK).is_ok() && candidate.is_file()
+        })
+}
+
+/// Opens for reading, so that nobody grants what they could not read, and checks writing where it is
+/// asked for. Never blocks on a FIFO, never makes a terminal ours.
+fn open(want: &WantedGrant) -> Result<OwnedFd, Failure> {
+    let fail = |why: &dyn std::fmt::Display| {
+        let access = match want.access {
+            Access::ReadOnly => "reading",
+            Access::ReadWrite => "reading and writing",
+        };
+        Failure::local(
+            format!("can't grant {} for {access}", want.src.display()),
+            why,
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let object = rustix::fs::open(&want.src, flags, Mode::empty()).map_err(|e| fail(&e))?;
+    if want.access == Access::ReadWrite {
+        let flags = AtFlags::EACCESS;
+        rustix::fs::accessat(rustix::fs::CWD, &want.src, Check::WRITE_OK, flags)
+            .map_err(|e| fail(&e))?;
+    }
+    let access = match want.access {
+        Access::ReadOnly => grant::Access::ReadOnly,
+        Access::ReadWrite => grant::Access::ReadWrite,
+    };
+    grant::send(std::os::fd::AsFd::as_fd(&object), access, &want.dst).map_err(|e| fail(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_carries_what_was_opened() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let grant = open(&workspace_grant(dir.path())).expect("our own directory");
+        let received = agentd_kernel::grant::receive(grant).expect("a whole grant");
+        assert_eq!(received.dst, dir.path());
+        assert_eq!(received.access, grant::Access::ReadWrite);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let err = open(&workspace_grant(Path::new("/no/such/dir"))).expect_err("missing");
+        assert!(err.to_string().contains("/no/such/dir"), "{err}");
+    }
+
+    #[test]
+    fn a_fifo_is_no_grant_and_does_not_block() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let fifo = dir.path().join("fifo");
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        );
+        made.expect("mkfifo");
+        let mut want = workspace_grant(&fifo);
+        want.access = Access::ReadOnly;
+        assert!(open(&want).is_err());
+    }
+}

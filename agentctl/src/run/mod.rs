@@ -1,0 +1,358 @@
+//! `agentctl run`: launch, stay with the program, return its exit code.
+//!
+//! What the agent may touch of the caller's is opened here, as the caller, and handed over as grants;
+//! the daemon never opens a path that somebody typed. One round trip launches and attaches.
+
+pub mod grants;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use agentd_api::{Driver, ExitCause, ExitInfo, LaunchReply, LaunchSpec, ManagerProxy, StdioMode};
+use agentd_kernel::signals::SignalFd;
+use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyError, PolicyRef};
+use serde_json::{Value, json};
+
+use crate::connect::{Daemon, find_socket};
+use crate::failure::Failure;
+use crate::output::{Out, stderr_line};
+use crate::resolve::{Context, Input, RunRequest, Stay, signal_name};
+use crate::start::start_daemon;
+use crate::terminal::session::{SIGNALS, SessionEnd, SessionOutcome, Streams};
+use crate::terminal::{Session, raw};
+use crate::verbs::policy::sources;
+
+/// Runs the request and returns the exit code.
+pub async fn run(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
+    run_inner(context, request).await.map_err(Failure::of_run)
+}
+
+async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
+    let policy = load_policy(context, request)?;
+    let caller = grants::caller(context, request);
+    let grants = grants::open_all(context, &caller, policy.as_ref())?;
+    let spec = spec(context, request, &caller, policy.as_ref())?;
+    let daemon = reach(context).await?;
+    let manager = daemon.manager().await?;
+    // From here on signals are for the program, even while it is being launched.
+    let signals = match request.stay {
+        Stay::Attached => {
+            Some(SignalFd::new(SIGNALS).map_err(|e| Failure::local("can't watch signals", e))?)
+        }
+        Stay::Detached => None,
+    };
+    let (reply, early) = launch(&manager, &spec, grants, signals.as_ref(), request).await?;
+    for line in reply.degradations.iter().flatten() {
+        context.tell(&format!("weaker than the policy wishes: {line}"));
+    }
+    match signals {
+        None => {
+            print_detached(context, &reply)?;
+            Ok(0)
+        }
+        Some(signals) => stay(context, request, reply, &signals, early),
+    }
+}
+
+/// A connection to the daemon that is there, or to one started now.
+async fn reach(context: &Context) -> Result<Daemon, Failure> {
+    let (stream, dir) = match find_socket(context) {
+        Ok(found) => found,
+        Err(failure) if failure.is_unreachable() => start_daemon(context)?,
+        Err(failure) => return Err(failure),
+    };
+    Daemon::over(stream, dir).await
+}
+
+/// The policy as this side knows it, for what it wants opened. A name that only the daemon knows is
+/// left to the daemon.
+fn load_policy(
+    context: &Context,
+    request: &RunRequest,
+) -> Result<Option<EffectivePolicy>, Failure> {
+    let sources = sources(context, &request.settings);
+    match EffectivePolicy::load(&request.policy, &sources) {
+        Ok(policy) => Ok(Some(policy)),
+        Err(PolicyError::NotFound { .. }) if matches!(request.policy, PolicyRef::Name(_)) => {
+            Ok(None)
+        }
+        Err(e) => Err(crate::verbs::policy::failure(&request.policy, &e)),
+    }
+}
+
+fn spec(
+    context: &Context,
+    request: &RunRequest,
+    caller: &CallerContext,
+    policy: Option<&EffectivePolicy>,
+) -> Result<LaunchSpec, Failure> {
+    let text = |what: &str, path: &std::path::Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            Failure::usage(
+                format!("can't use {what} {}", path.display()),
+                "it is not UTF-8",
+            )
+        })
+    };
+    let mut spec = LaunchSpec::new(request.argv.clone());
+    match &request.policy {
+        PolicyRef::Name(name) => spec.policy = Some(name.clone()),
+        PolicyRef::Text { origin, text } => {
+            spec.policy_text = Some(text.clone());
+            spec.policy_origin = Some(origin.clone());
+        }
+    }
+    spec.exe = caller
+        .exe
+        .as_deref()
+        .map(|p| text("program", p))
+        .transpose()?;
+    spec.workspace = request
+        .workspace
+        .path()
+        .map(|p| text("workspace", p))
+        .transpose()?;
+    spec.name = request.name.clone();
+    spec.driver = Some(request.driver);
+    spec.prompt = request.prompt.clone();
+    spec.stdio = Some(request.stdio);
+    if request.stdio == StdioMode::Pty {
+        let (rows, cols) = raw::window(std::io::stdout()).unwrap_or((24, 80));
+        spec.rows = Some(rows);
+        spec.cols = Some(cols);
+    }
+    spec.timeout_ms = request.timeout.map(|t| t.as_millis() as u64);
+    spec.env = Some(env(policy));
+    if !request.settings.is_empty() {
+        spec.settings = Some(request.settings.clone());
+    }
+    spec.home = context
+        .dirs
+        .home
+        .as_deref()
+        .map(|p| text("HOME", p))
+        .transpose()?;
+    spec.user = std::env::var("USER").ok().filter(|u| !u.is_empty());
+    spec.detach = Some(request.stay == Stay::Detached);
+    spec.attach = Some(request.stay == Stay::Attached);
+    Ok(spec)
+}
+
+/// What of our environment goes to the daemon: what the policy passes on. All else, keys above all,
+/// stays here. Under a policy that only the daemon knows it is what describes the terminal.
+fn env(policy: Option<&EffectivePolicy>) -> HashMap<String, String> {
+    let terminal = ["TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ"];
+    let passes = |name: &str| match policy {
+        Some(policy) => policy.env.passes(name),
+        None => terminal.contains(&name) || name.starts_with("LC_"),
+    };
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| passes(name))
+        .collect()
+}
+
+/// Calls Launch. A request to end that arrives meanwhile is kept for the program; a second gives up.
+async fn launch(
+    manager: &ManagerProxy<'_>,
+    spec: &LaunchSpec,
+    grants: Vec<OwnedFd>,
+    signals: Option<&SignalFd>,
+    request: &RunRequest,
+) -> Result<(LaunchReply, Vec<i32>), Failure> {
+    let fds = grants.iter().map(|g| g.as_fd().into()).collect();
+    let what = || format!("can't run {:?}", request.argv[0]);
+    let mut early = Vec::new();
+    let call = manager.launch(spec, fds);
+    let result = match signals {
+        None => call.await,
+        Some(signals) => {
+            tokio::pin!(call);
+            loop {
+                let signo = tokio::select! {
+                    biased;
+                    result = &mut call => break result,
+                    signo = asked_to_end(signals) => signo,
+                };
+                if !early.is_empty() {
+                    let why = format!("given up by {} during the launch", signal_name(signo));
+                    return Err(Failure::local(what(), why).try_next("agentctl ps"));
+                }
+                early.push(signo);
+            }
+        }
+    };
+    let result = result.map(|reply| (reply, early));
+    result.map_err(|e| {
+        let failure = Failure::api(what(), &e);
+        match e.code() {
+            agentd_api::ErrorCode::LaunchRefused | agentd_api::ErrorCode::LaunchFailed => {
+                failure.try_next("agentctl doctor")
+            }
+            agentd_api::ErrorCode::InvalidPolicy => failure.try_next("agentctl policy lint POLICY"),
+            agentd_api::ErrorCode::Exists => failure.try_next("agentctl ps"),
+            agentd_api::ErrorCode::ProgramNotFound => {
+                failure.try_next("agentctl policy show --plan, for what is visible inside")
+            }
+            _ => failure,
+        }
+    })
+}
+
+/// Resolves when somebody wants the launch to end.
+async fn asked_to_end(signals: &SignalFd) -> i32 {
+    use tokio::io::Interest;
+    use tokio::io::unix::AsyncFd;
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe; a borrowed descriptor stays open for as long as it is borrowed"
+    )]
+    let Ok(readiness) = AsyncFd::with_interest(signals.as_fd(), Interest::READABLE) else {
+        // Without it the launch can't be interrupted; it still ends by itself.
+        return std::future::pending().await;
+    };
+    loop {
+        let Ok(mut guard) = readiness.readable().await else {
+            return std::future::pending().await;
+        };
+        while let Ok(Some(arrival)) = signals.try_next() {
+            let signo = arrival.signo;
+            if matches!(
+                signo,
+                libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT
+            ) {
+                return signo;
+            }
+        }
+        guard.clear_ready();
+    }
+}
+
+fn stay(
+    context: &Context,
+    request: &RunRequest,
+    mut reply: LaunchReply,
+    signals: &SignalFd,
+    early: Vec<i32>,
+) -> Result<u8, Failure> {
+    let attach = reply.attach.take().ok_or_else(|| {
+        Failure::local("can't follow the agent", "agentd gave no attach socket")
+            .try_next(format!("agentctl attach {}", reply.name))
+    })?;
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let session = Session {
+        socket: OwnedFd::from(attach),
+        signals,
+        early,
+        streams: match request.stdio {
+            StdioMode::Pty => Streams::Pty,
+            StdioMode::Pipes | StdioMode::Null => Streams::Pipes,
+        },
+        input: if request.driver == Driver::None {
+            Input::Send
+        } else {
+            Input::Nothing
+        },
+        detach_keys: &request.detach_keys,
+        stdin: stdin.as_fd(),
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+    };
+    let outcome = session.run(&mut |text| stderr_line(&format!("agentctl: {text}")));
+    let outcome = outcome.map_err(|e| {
+        Failure::local(format!("can't stay attached to {}", reply.name), e)
+            .try_next(format!("agentctl attach {}", reply.name))
+    })?;
+    let launched = launched_json(&reply);
+    finish(context, &reply.name, launched, outcome)
+}
+
+/// Says how a session ended and gives the exit code. Shared with `attach`.
+pub fn finish(
+    context: &Context,
+    name: &str,
+    mut about: Value,
+    outcome: SessionOutcome,
+) -> Result<u8, Failure> {
+    if outcome.lost_bytes > 0 {
+        stderr_line(&format!(
+            "agentctl: {} bytes of output were not read in time and are missing here; agentctl logs {name} has them",
+            outcome.lost_bytes
+        ));
+    }
+    let code = match &outcome.end {
+        SessionEnd::Exited(info) => {
+            about["exit"] = info.to_json();
+            if !context.is_json()
+                && let Some(line) = exit_line(info)
+            {
+                stderr_line(&format!("agentctl: {line}"));
+            }
+            if outcome.broken_pipe && info.signal == Some(libc::SIGPIPE) {
+                0
+            } else {
+                info.exit_code()
+            }
+        }
+        SessionEnd::Detached => {
+            about["detached"] = json!(true);
+            if !context.is_json() {
+                stderr_line(&format!(
+                    "agentctl: {name} runs on; come back with: agentctl attach {name}"
+                ));
+            }
+            0
+        }
+        SessionEnd::Lost => {
+            let failure = Failure::of_code(
+                agentd_api::ErrorCode::Unreachable,
+                format!("lost contact with {name}"),
+                "agentd closed the connection before the program ended",
+            );
+            return Err(failure
+                .try_next(format!("agentctl inspect {name}"))
+                .of_run());
+        }
+    };
+    if context.is_json() {
+        stderr_line(&about.to_string());
+    }
+    Ok(code)
+}
+
+/// A line for ends that the program itself can't have explained.
+fn exit_line(info: &ExitInfo) -> Option<String> {
+    let text = info.text.as_deref();
+    match info.cause {
+        ExitCause::Exited => None,
+        // As a shell does: nothing for what the user typed.
+        ExitCause::Signaled => match info.signal {
+            Some(libc::SIGINT | libc::SIGPIPE) | None => None,
+            Some(signo) => Some(format!("the program was ended by {}", signal_name(signo))),
+        },
+        ExitCause::TimedOut => Some(format!(
+            "time is up: {}",
+            text.unwrap_or("the agent was ended")
+        )),
+        cause => Some(text.map_or_else(|| format!("the agent ended: {cause}"), str::to_owned)),
+    }
+}
+
+fn launched_json(reply: &LaunchReply) -> Value {
+    json!({
+        "id": reply.id,
+        "record": reply.id,
+        "name": reply.name,
+        "layers": reply.layers,
+        "degradations": reply.degradations,
+    })
+}
+
+fn print_detached(context: &Context, reply: &LaunchReply) -> Result<(), Failure> {
+    let mut out = Out::stdout();
+    if context.is_json() {
+        return out.json(&launched_json(reply));
+    }
+    out.line(reply.id)?;
+    out.flush()
+}

@@ -1,0 +1,148 @@
+//! `doctor`: what this host can do, what is lost without the rest, and the command that would give it.
+//!
+//! Needs no daemon: the same probes that the daemon runs are run here, with the caller's rights. Exit
+//! code 1 only if something is missing without which nothing can be launched.
+
+use agentd_kernel::probe::{HostCaps, Need, Probe, ProbeState, Roots, probe_host};
+use serde_json::{Value, json};
+
+use crate::connect::Daemon;
+use crate::failure::Failure;
+use crate::output::{Out, Style};
+use crate::resolve::Context;
+
+pub async fn doctor(context: &Context) -> Result<u8, Failure> {
+    let host = probe_host(&Roots::default());
+    let daemon = find_daemon(context).await;
+    let fit = host
+        .probes
+        .iter()
+        .all(|p| p.is_supported() || p.need != Need::Required);
+    let mut out = Out::stdout();
+    if context.is_json() {
+        out.json(&to_json(&host, &daemon, fit)?)?;
+    } else {
+        print(&host, &daemon, fit, &mut out)?;
+        out.flush()?;
+    }
+    Ok(u8::from(!fit))
+}
+
+/// Whether a daemon answers.
+enum Found {
+    Running(Box<agentd_api::DaemonInfo>),
+    Absent(Failure),
+}
+
+async fn find_daemon(context: &Context) -> Found {
+    let ask = async {
+        let daemon = Daemon::connect(context).await?;
+        let info = daemon.manager().await?.ping().await;
+        info.map_err(|e| Failure::api("can't ask agentd", &e))
+    };
+    match ask.await {
+        Ok(info) => Found::Running(Box::new(info)),
+        Err(failure) => Found::Absent(failure),
+    }
+}
+
+fn to_json(host: &HostCaps, daemon: &Found, fit: bool) -> Result<Value, Failure> {
+    let broken = |e| Failure::local("can't write the report", e);
+    let mut report = serde_json::to_value(host).map_err(broken)?;
+    let probes = host.probes.iter().map(|probe| {
+        let mut value = serde_json::to_value(probe)?;
+        value["required"] = json!(probe.need == Need::Required);
+        Ok(value)
+    });
+    report["probes"] = probes
+        .collect::<Result<_, serde_json::Error>>()
+        .map_err(broken)?;
+    report["ok"] = json!(fit);
+    report["daemon"] = match daemon {
+        Found::Running(info) => {
+            let mut value = info.to_json();
+            value["reachable"] = json!(true);
+            value
+        }
+        Found::Absent(failure) => json!({ "reachable": false, "why": failure.why }),
+    };
+    Ok(report)
+}
+
+fn print(host: &HostCaps, daemon: &Found, fit: bool, out: &mut Out) -> Result<(), Failure> {
+    let rights = if host.euid == 0 {
+        "root".to_owned()
+    } else {
+        format!("uid {}", host.euid)
+    };
+    out.line(format!(
+        "Linux {} on {}, as {rights}",
+        host.kernel, host.machine
+    ))?;
+    for (need, heading) in [
+        (Need::Required, "Required: nothing can be launched without"),
+        (
+            Need::Degrade,
+            "Protection: missing only if the policy allows it by name",
+        ),
+        (Need::Optional, "Optional"),
+    ] {
+        let heading = out.colour.paint(Style::Bold, heading);
+        out.line("")?;
+        out.line(heading)?;
+        for probe in host.probes.iter().filter(|p| p.need == need) {
+            print_probe(probe, out)?;
+        }
+    }
+    out.line("")?;
+    let heading = out.colour.paint(Style::Bold, "Daemon");
+    out.line(heading)?;
+    match daemon {
+        Found::Running(info) => {
+            let mark = out.colour.paint(Style::Good, "✓");
+            let place = info.runtime_dir.as_deref().unwrap_or("?");
+            out.line(format!(
+                "  {mark} agentd {} in {} mode, pid {}, serving in {place}",
+                info.version, info.mode, info.pid
+            ))?;
+        }
+        Found::Absent(failure) => {
+            out.line(format!("  – {failure}"))?;
+            if let Some(next) = &failure.next {
+                out.line(format!("      fix: {next}"))?;
+            }
+        }
+    }
+    out.line("")?;
+    out.line(if fit {
+        out.colour
+            .paint(Style::Good, "Agents can be launched here.")
+    } else {
+        out.colour.paint(
+            Style::Bad,
+            "Agents can't be launched here: see the crosses above.",
+        )
+    })
+}
+
+/// ✓ works, ✗ missing and needed for protection, – missing and optional.
+fn print_probe(probe: &Probe, out: &mut Out) -> Result<(), Failure> {
+    let (mark, style) = match (&probe.state, probe.need) {
+        (ProbeState::Supported, _) => ("✓", Style::Good),
+        (_, Need::Required) => ("✗", Style::Bad),
+        (_, Need::Degrade) => ("✗", Style::Warn),
+        (_, Need::Optional) => ("–", Style::Dim),
+    };
+    let mark = out.colour.paint(style, mark);
+    let detail = probe.detail.as_deref().unwrap_or_default();
+    let Some(why) = probe.why() else {
+        let line = format!("  {mark} {:<18} {detail}", probe.name);
+        return out.line(line.trim_end());
+    };
+    out.line(format!("  {mark} {:<18} {why}", probe.name))?;
+    out.line(format!("      lost: {}", probe.lost))?;
+    match &probe.fix {
+        Some(fix) => out.line(format!("      fix: {fix}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,67 @@
+//! The verbs. Each takes what was resolved, does one thing, and returns an exit code.
+
+mod agents;
+mod completions;
+mod daemon;
+mod doctor;
+mod inspect;
+mod logs;
+pub mod policy;
+mod records;
+
+use crate::failure::Failure;
+use crate::resolve::{Context, Invocation, Task};
+
+/// Does what was asked.
+pub fn perform(invocation: Invocation) -> Result<u8, Failure> {
+    let Invocation { context, task } = invocation;
+    match task {
+        Task::PolicyList => policy::list(&context),
+        Task::PolicyShow {
+            policy,
+            settings,
+            plan_in,
+        } => policy::show(&context, &policy, &settings, plan_in.as_ref()),
+        Task::PolicyLint { policies } => policy::lint(&context, &policies),
+        Task::Completions(shell) => completions::print(shell),
+        task => runtime()?.block_on(perform_async(&context, task)),
+    }
+}
+
+async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
+    match task {
+        Task::Run(request) => crate::run::run(context, &request).await,
+        Task::Ps { which, ids_only } => agents::ps(context, which, ids_only).await,
+        Task::Inspect { agent } => inspect::inspect(context, &agent).await,
+        Task::Logs {
+            agent,
+            follow,
+            tail,
+        } => logs::logs(context, &agent, follow, tail).await,
+        Task::Attach {
+            agent,
+            input,
+            detach_keys,
+        } => agents::attach(context, &agent, input, &detach_keys).await,
+        Task::Stop { agents, grace } => agents::stop(context, &agents, grace).await,
+        Task::Kill { agents } => agents::kill(context, &agents).await,
+        Task::Signal { agent, signo } => agents::signal(context, &agent, signo).await,
+        Task::Wait { agent } => agents::wait(context, &agent).await,
+        Task::Records { limit } => records::records(context, limit).await,
+        Task::Doctor => doctor::doctor(context).await,
+        Task::Version => daemon::version(context).await,
+        Task::Shutdown => daemon::shutdown(context).await,
+        Task::PolicyList
+        | Task::PolicyShow { .. }
+        | Task::PolicyLint { .. }
+        | Task::Completions(_) => unreachable!("done without a runtime"),
+    }
+}
+
+/// One thread: agentctl starts, asks, and ends.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::local("can't start", e))
+}

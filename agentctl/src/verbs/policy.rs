@@ -1,0 +1,315 @@
+//! `policy list | show | lint`: the policy language, without a daemon.
+
+use std::path::PathBuf;
+
+use agentd_api::ErrorCode;
+use agentd_kernel::probe::{Roots, probe_host};
+use agentd_sandbox::policy::Severity;
+use agentd_sandbox::{
+    CallerContext, EffectivePolicy, GrantInput, LaunchInputs, Mode, PlanSummary, PolicyDiagnostic,
+    PolicyError, PolicyRef, SandboxPlan, Sources, StdioMode,
+};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::output::{Cell, Out, Style, Table};
+use crate::resolve::{Context, Workspace};
+
+/// Where the host's operator keeps policies.
+const SYSTEM_FOLDER: &str = "/etc/agentd/policy";
+
+/// The folders in which names are looked up: the user's own, then the operator's.
+pub fn sources(context: &Context, settings: &[(String, String)]) -> Sources {
+    let mut folders = Vec::new();
+    if context.dirs.uid != 0 {
+        let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+        let config = config.filter(|dir| dir.is_absolute());
+        let home = context.dirs.home.as_ref().map(|home| home.join(".config"));
+        folders.extend(config.or(home).map(|dir| dir.join("agentd/policy")));
+    }
+    folders.push(SYSTEM_FOLDER.into());
+    Sources {
+        folders,
+        settings: settings.to_vec(),
+    }
+}
+
+/// A policy that did not load, as a failure.
+pub fn failure(policy: &PolicyRef, error: &PolicyError) -> Failure {
+    let what = format!("can't use policy {}", name_of(policy));
+    match error {
+        PolicyError::NotFound { .. } => {
+            Failure::of_code(ErrorCode::NotFound, what, error).try_next("agentctl policy list")
+        }
+        _ => Failure::of_code(ErrorCode::InvalidPolicy, what, error)
+            .try_next("the reference in docs/policy.md, then: agentctl policy lint FILE"),
+    }
+}
+
+fn name_of(policy: &PolicyRef) -> &str {
+    match policy {
+        PolicyRef::Name(name) => name,
+        PolicyRef::Text { origin, .. } => origin,
+    }
+}
+
+pub fn list(context: &Context) -> Result<u8, Failure> {
+    let sources = sources(context, &[]);
+    let mut out = Out::stdout();
+    let mut rows = Vec::new();
+    for name in sources.names() {
+        let loaded = EffectivePolicy::load(&PolicyRef::Name(name.clone()), &sources);
+        let (description, file, error) = match loaded {
+            Ok(policy) => (policy.description, policy.files.last().cloned(), None),
+            Err(e) => (None, None, Some(e.to_string())),
+        };
+        rows.push((name, description, file, error));
+    }
+    if context.is_json() {
+        let policies: Vec<Value> = rows
+            .iter()
+            .map(|(name, description, file, error)| {
+                json!({ "name": name, "description": description, "file": file, "error": error })
+            })
+            .collect();
+        out.json(&json!({ "policies": policies }))?;
+        return Ok(0);
+    }
+    let mut table = Table::new(&["NAME", "FROM", "DESCRIPTION"]);
+    for (name, description, file, error) in rows {
+        let text = match error {
+            Some(error) => Cell::styled(Style::Bad, error.lines().next().unwrap_or_default()),
+            None => description.unwrap_or_default().into(),
+        };
+        table.row(vec![
+            Cell::styled(Style::Bold, name),
+            file.unwrap_or_default().into(),
+            text,
+        ]);
+    }
+    table.print(&mut out)?;
+    out.flush()?;
+    Ok(0)
+}
+
+pub fn show(
+    context: &Context,
+    policy_ref: &PolicyRef,
+    settings: &[(String, String)],
+    plan_in: Option<&Workspace>,
+) -> Result<u8, Failure> {
+    let policy = EffectivePolicy::load(policy_ref, &sources(context, settings))
+        .map_err(|e| failure(policy_ref, &e))?;
+    let mut out = Out::stdout();
+    match plan_in {
+        Some(workspace) => {
+            let plan = plan_here(context, &policy, workspace)?;
+            if context.is_json() {
+                let plan = serde_json::to_value(&plan)
+                    .map_err(|e| Failure::local("can't print the plan", e))?;
+                out.json(&plan)?;
+            } else {
+                print_plan(&plan, &mut out)?;
+            }
+        }
+        None if context.is_json() => {
+            let mut value = serde_json::to_value(&policy)
+                .map_err(|e| Failure::local("can't print the policy", e))?;
+            value["hash"] = json!(policy.hash());
+            out.json(&value)?;
+        }
+        None => out.bytes(policy.show().as_bytes())?,
+    }
+    out.flush()?;
+    Ok(0)
+}
+
+/// The plan of a launch of `/bin/sh` here and now, by the caller.
+fn plan_here(
+    context: &Context,
+    policy: &EffectivePolicy,
+    workspace: &Workspace,
+) -> Result<SandboxPlan, Failure> {
+    let caller = CallerContext {
+        home: context.dirs.home.clone(),
+        workspace: workspace.path().map(Into::into),
+        exe: None,
+    };
+    let grants = policy.wanted_grants(&caller).into_iter();
+    let grants = grants
+        .filter(|g| !g.optional || g.src.exists())
+        .map(|g| GrantInput {
+            dst: g.dst,
+            access: g.access,
+        })
+        .collect();
+    let is_root = context.dirs.uid == 0;
+    let gid = rustix::process::getegid().as_raw();
+    let inputs = LaunchInputs {
+        argv: vec!["/bin/sh".to_owned()],
+        exe_hint: None,
+        cwd: None,
+        caller_env: std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect(),
+        extra_env: Default::default(),
+        workspace: caller.workspace,
+        grants,
+        stdio: StdioMode::Pty { rows: 24, cols: 80 },
+        uid: if is_root { 1000 } else { context.dirs.uid },
+        gid: if is_root || gid == 0 { 1000 } else { gid },
+        user_name: "agent".to_owned(),
+        caller_home: caller.home,
+        home: None,
+        home_files: Vec::new(),
+        name: "example".to_owned(),
+        mode: if is_root { Mode::Root } else { Mode::User },
+        lifeline_grace_ms: 30_000,
+    };
+    agentd_sandbox::plan(policy, &inputs, &probe_host(&Roots::default())).map_err(|e| {
+        Failure::of_code(ErrorCode::LaunchRefused, "can't plan a sandbox here", e)
+            .try_next("agentctl doctor")
+    })
+}
+
+fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
+    out.line(format!(
+        "policy {}, sha256 {}",
+        plan.policy, plan.policy_hash
+    ))?;
+    let PlanSummary {
+        properties,
+        layers,
+        mounts,
+        masks,
+        landlock_abi,
+        landlock,
+        syscalls,
+        seccomp_instructions,
+        limits,
+        listeners,
+        env,
+        home,
+        cwd,
+        argv,
+    } = &plan.summary;
+    let heading = |out: &mut Out, text: &str| {
+        let text = out.colour.paint(Style::Bold, text);
+        out.line("")?;
+        out.line(text)
+    };
+    heading(out, "Properties")?;
+    for property in properties {
+        let (mark, by) = match property.by.is_empty() {
+            false => (out.colour.paint(Style::Good, "✓"), property.by.join(", ")),
+            true => (out.colour.paint(Style::Warn, "✗"), "nothing".to_owned()),
+        };
+        out.line(format!(
+            "  {mark} {}: {} (by {by})",
+            property.property, property.promise
+        ))?;
+        for without in &property.without {
+            out.line(format!("      without {without}"))?;
+        }
+    }
+    for weaker in &plan.degradations {
+        let word = out.colour.paint(Style::Warn, "weaker");
+        out.line(format!(
+            "  {word}: {}: {}; lost: {}",
+            weaker.property, weaker.missing, weaker.lost
+        ))?;
+    }
+    heading(out, "Layers that must be active")?;
+    out.line(format!("  {}", layers.join("  ")))?;
+    heading(out, "Files")?;
+    let mut table = Table::new(&["  PATH", "SOURCE", "ACCESS", "EXEC"]);
+    for mount in mounts {
+        table.row(vec![
+            format!("  {}", mount.path).into(),
+            mount.source.as_str().into(),
+            mount.access.as_str().into(),
+            if mount.exec { "yes" } else { "no" }.into(),
+        ]);
+    }
+    table.print(out)?;
+    lines(out, "  hidden: ", masks)?;
+    heading(out, &format!("Landlock, ABI {landlock_abi}"))?;
+    let mut table = Table::new(&["  PATH", "RIGHTS"]);
+    for rule in landlock {
+        table.row(vec![
+            format!("  {}", rule.path).into(),
+            rule.rights.as_str().into(),
+        ]);
+    }
+    table.print(out)?;
+    heading(
+        out,
+        &format!("System calls, {seccomp_instructions} filter instructions"),
+    )?;
+    let sets: Vec<&str> = syscalls.iter().map(|set| set.name()).collect();
+    out.line(format!("  {}", sets.join("  ")))?;
+    heading(out, "Limits")?;
+    lines(out, "  ", limits)?;
+    heading(out, "Services inside")?;
+    lines(out, "  ", listeners)?;
+    heading(out, "Environment")?;
+    lines(out, "  ", env)?;
+    heading(out, "Start")?;
+    out.line(format!(
+        "  home {home}, in {cwd}: {}",
+        crate::output::command_line(argv)
+    ))
+}
+
+fn lines(out: &mut Out, before: &str, texts: &[String]) -> Result<(), Failure> {
+    texts
+        .iter()
+        .try_for_each(|text| out.line(format!("{before}{}", crate::output::visible(text))))
+}
+
+/// Checks each policy; errors give exit code 1, warnings 0.
+pub fn lint(context: &Context, policies: &[PolicyRef]) -> Result<u8, Failure> {
+    let mut out = Out::stdout();
+    let mut errors = 0;
+    let mut reports = Vec::new();
+    for policy in policies {
+        let (findings, other) = match EffectivePolicy::load(policy, &sources(context, &[])) {
+            Ok(policy) => (policy.lint(), None),
+            Err(e) if e.diagnostics().is_empty() => (Vec::new(), Some(e.to_string())),
+            Err(e) => (e.diagnostics().to_vec(), None),
+        };
+        let is_error = |f: &&PolicyDiagnostic| f.severity == Severity::Error;
+        errors += findings.iter().filter(is_error).count() + usize::from(other.is_some());
+        reports.push((name_of(policy), findings, other));
+    }
+    if context.is_json() {
+        let reports: Vec<Value> = reports
+            .iter()
+            .map(|(policy, findings, error)| {
+                json!({ "policy": policy, "findings": findings, "error": error })
+            })
+            .collect();
+        out.json(&json!({ "ok": errors == 0, "policies": reports }))?;
+        return Ok(u8::from(errors > 0));
+    }
+    for (policy, findings, error) in reports {
+        if findings.is_empty() && error.is_none() {
+            let word = out.colour.paint(Style::Good, "ok");
+            out.line(format!("{policy}: {word}"))?;
+        }
+        for finding in findings {
+            let (style, word) = match finding.severity {
+                Severity::Error => (Style::Bad, "error"),
+                Severity::Warning => (Style::Warn, "warning"),
+            };
+            let word = out.colour.paint(style, word);
+            out.line(format!("{word}: {finding}"))?;
+        }
+        if let Some(error) = error {
+            let word = out.colour.paint(Style::Bad, "error");
+            out.line(format!("{word}: {error}"))?;
+        }
+    }
+    out.flush()?;
+    Ok(u8::from(errors > 0))
+}

@@ -234,7 +234,7 @@ impl Agent {
     }
 
     /// Sends `frame` to everybody attached, waiting for the lossless ones.
-    async fn tell(&self, frame: &AttachFrame<'_>) {
+    pub async fn tell(&self, frame: &AttachFrame<'_>) {
         let packet = frame.to_vec();
         let output_bytes = match frame {
             AttachFrame::Stdout(bytes) | AttachFrame::Stderr(bytes) => Some(bytes.len() as u64),

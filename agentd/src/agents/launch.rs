@@ -353,16 +353,16 @@ impl Daemon {
         let output = match driver {
             Driver::None => tokio::spawn(Arc::clone(&agent).pump(output, channels.notices)),
             Driver::Claude | Driver::Jsonl => {
-                crate::driver::start(
+                crate::driver::start(crate::driver::Start {
                     driver,
                     spec,
-                    Arc::clone(&agent),
+                    agent: Arc::clone(&agent),
                     output,
-                    channels.notices,
-                    port.clone(),
-                    plan.tools.clone(),
-                    self.store.clone(),
-                )
+                    notices: channels.notices,
+                    port: port.clone(),
+                    tools: plan.tools.clone(),
+                    store: self.store.clone(),
+                })
                 .await?
             }
         };

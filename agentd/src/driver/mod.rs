@@ -1,18 +1,42 @@
 //! Speaking an agent's own protocol over its stdin and stdout.
+//!
+//! [`prepare`] says what a driver adds to a launch; [`start`] runs the conversation of a launched agent. The protocols
+//! themselves are pure state machines in `agentd_orchestrator::driver`; [`Conversation`] joins one to the pipes, the
+//! policy, the bus and the record. `docs/drivers.md` is the description for users.
+//!
+//! An agent that is not driven is left alone, with one exception: a `claude` that a person runs in a terminal gets the
+//! same seeded HOME, so that no first-run dialog stands in the way.
+
+pub mod claude;
+mod conversation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentd_api::attach::AttachFrame;
 use agentd_api::{Driver, Error, LaunchSpec};
+use agentd_orchestrator::driver::Machine;
+use agentd_orchestrator::driver::{claude::Claude, jsonl::Jsonl};
 use agentd_sandbox::{HomeFile, ToolRules};
 use agentd_storage::Store;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::agents::Agent;
-use crate::agents::stdio::Output;
+use crate::agents::agent::Command;
+use crate::agents::stdio::{Output, Stream};
 use crate::bus::AgentPort;
+
+pub use conversation::{Conversation, Outcome, Said};
+
+/// Words of the agent that may wait for slow readers.
+const UNSAID: usize = 256;
+const STDERR_BYTES: usize = 16 * 1024;
+/// How long an agent whose conversation failed may take to end by itself.
+const FAILED_GRACE: Duration = Duration::from_secs(5);
 
 /// What a driver adds to a launch.
 #[derive(Debug)]
@@ -23,33 +47,120 @@ pub struct Driven {
 }
 
 /// The command line, environment and HOME that `driver` needs.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] when the command collides with the driver.
 pub fn prepare(driver: Driver, spec: &LaunchSpec) -> Result<Driven, Error> {
-    match driver {
-        Driver::None => Ok(Driven {
-            argv: spec.argv.clone(),
+    if driver == Driver::None && spec.prompt.is_some() {
+        return Err(Error::InvalidArgument(
+            "a prompt needs a driver: add --driver claude or --driver jsonl".into(),
+        ));
+    }
+    let argv = match driver {
+        Driver::Claude => {
+            claude::command_line(&spec.argv).map_err(|e| Error::InvalidArgument(e.to_string()))?
+        }
+        Driver::None | Driver::Jsonl => spec.argv.clone(),
+    };
+    if driver != Driver::Claude && !(driver == Driver::None && claude::is_program(&spec.argv)) {
+        return Ok(Driven {
+            argv,
             env: BTreeMap::new(),
             home_files: Vec::new(),
-        }),
-        other => Err(Error::Unavailable(format!(
-            "the driver `{other}` is not part of this build"
-        ))),
+        });
     }
+    let trusted: Vec<&str> = [&spec.workspace, &spec.cwd]
+        .into_iter()
+        .filter_map(Option::as_deref)
+        .collect();
+    Ok(Driven {
+        argv,
+        env: claude::environment(),
+        home_files: claude::home_files(&trusted),
+    })
 }
 
-/// Starts the driver's task, which owns the agent's streams.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "becomes a struct with the first driver"
-)]
-pub async fn start(
-    driver: Driver,
-    _spec: &LaunchSpec,
-    _agent: Arc<Agent>,
-    _output: Output,
-    _notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
-    _port: AgentPort,
-    _tools: ToolRules,
-    _store: Store,
-) -> anyhow::Result<JoinHandle<()>> {
-    anyhow::bail!("the driver `{driver}` is not part of this build")
+/// A launched agent that is to be driven.
+#[derive(Debug)]
+pub struct Start<'a> {
+    pub driver: Driver,
+    pub spec: &'a LaunchSpec,
+    pub agent: Arc<Agent>,
+    pub output: Output,
+    pub notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+    pub port: AgentPort,
+    pub tools: ToolRules,
+    pub store: Store,
+}
+
+/// Starts the driver's task, which owns the agent's streams and ends when they have ended.
+///
+/// # Errors
+/// When the agent has no pipes, or no driver.
+pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
+    let machine: Box<dyn Machine> = match start.driver {
+        Driver::Claude => Box::new(Claude::new()),
+        Driver::Jsonl => Box::new(Jsonl::new()),
+        Driver::None => anyhow::bail!("an agent without a driver has no conversation"),
+    };
+    let (Output::Pipes { stdout, stderr }, Some(stdin)) =
+        (start.output, start.agent.input.take_pipe().await)
+    else {
+        anyhow::bail!("a driven agent needs pipes");
+    };
+    let (said, words) = mpsc::channel(UNSAID);
+    let conversation = Conversation {
+        machine,
+        port: start.port,
+        store: start.store,
+        tools: start.tools,
+        workspace: start.spec.workspace.clone(),
+        prompt: start.spec.prompt.clone(),
+        said,
+    };
+    let agent = start.agent;
+    let notices = start.notices;
+    Ok(tokio::spawn(async move {
+        let spoken = relay(Arc::clone(&agent), stderr, words, notices);
+        let talk = async {
+            let outcome = conversation.run(stdout, stdin).await;
+            tracing::debug!(agent = %agent.identity, "its conversation is over: {outcome:?}");
+            if let Outcome::Failed(why) = outcome {
+                let stop = Command::Stop {
+                    grace: FAILED_GRACE,
+                    by: format!("its driver: {why}"),
+                };
+                // An agent that has ended meanwhile needs no stopping.
+                if agent.command(stop).await.is_err() {
+                    tracing::debug!(agent = %agent.identity, "it had ended already");
+                }
+            }
+        };
+        tokio::join!(spoken, talk);
+    }))
+}
+
+/// Carries the agent's words, its stderr and notices to the log and to everybody attached, until the first two end.
+async fn relay(
+    agent: Arc<Agent>,
+    mut stderr: pipe::Receiver,
+    mut words: mpsc::Receiver<Said>,
+    mut notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+) {
+    let mut buffer = vec![0; STDERR_BYTES];
+    let (mut reading, mut talking) = (true, true);
+    while reading || talking {
+        tokio::select! {
+            read = stderr.read(&mut buffer), if reading => match read {
+                Ok(n) if n > 0 => agent.emit(Stream::Stderr, &buffer[..n]).await,
+                _ => reading = false,
+            },
+            said = words.recv(), if talking => match said {
+                Some(Said::Words(text)) => agent.emit(Stream::Stdout, format!("{text}\n").as_bytes()).await,
+                Some(Said::Log(text)) => agent.emit(Stream::Stderr, format!("agentd: {text}\n").as_bytes()).await,
+                None => talking = false,
+            },
+            Some(notice) = notices.recv() => agent.tell(&notice).await,
+        }
+    }
 }

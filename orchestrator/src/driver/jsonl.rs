@@ -3,7 +3,7 @@
 //!
 //! | from agentd | from the agent |
 //! | --- | --- |
-//! | `{"type":"turn","id":"1","from":"user","text":"…"}` | `{"type":"ready"}`, once, first |
+//! | `{"type":"turn","id":"1","text":"…"}`, with `"from"` and `"method"` when an agent asks | `{"type":"ready"}`, once, first |
 //! | `{"type":"interrupt","id":"1"}` | `{"type":"result","id":"1","text":"…"}`, `"error":true` if it went wrong |
 //! | `{"type":"response","id":"r1","payload":"…"}` or `"error":"…"` | `{"type":"request","id":"r1","to":"NAME","method":"ask","payload":"…"}` |
 //! | `{"type":"verdict","id":"p1","allow":false,"why":"…"}` | `{"type":"permission","id":"p1","tool":"Bash","input":{…}}` |
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Action, AgentUsage, Answer, Line, Machine, PeerRequest, RequestId, ToolRequest, TurnId,
+    Action, AgentUsage, Answer, Line, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
     TurnOutcome, TurnRefused, Verdict, excerpt,
 };
 
@@ -123,21 +123,20 @@ impl Machine for Jsonl {
         Vec::new()
     }
 
-    fn begin_turn(
-        &mut self,
-        turn: TurnId,
-        from: &str,
-        text: &str,
-    ) -> Result<Vec<Action>, TurnRefused> {
+    fn begin_turn(&mut self, turn: &Turn) -> Result<Vec<Action>, TurnRefused> {
         match self.phase {
             Phase::Waiting => Err(TurnRefused::NotReady),
             Phase::Busy(_) => Err(TurnRefused::Busy),
             Phase::Ended => Err(TurnRefused::Ended),
             Phase::Idle => {
-                self.phase = Phase::Busy(turn);
-                Ok(vec![write(
-                    &json!({"type": "turn", "id": turn.0.to_string(), "from": from, "text": text}),
-                )])
+                self.phase = Phase::Busy(turn.id);
+                let mut message =
+                    json!({"type": "turn", "id": turn.id.0.to_string(), "text": turn.text});
+                if let Some(asker) = &turn.asked_by {
+                    message["from"] = json!(asker.name);
+                    message["method"] = json!(asker.method);
+                }
+                Ok(vec![write(&message)])
             }
         }
     }

@@ -18,6 +18,26 @@ pub use line::{Line, Lines, MAX_LINE_BYTES, excerpt};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TurnId(pub u64);
 
+/// One piece of work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Its number.
+    pub id: TurnId,
+    /// The agent that asks, and by which method; `None` is the person who launched this agent.
+    pub asked_by: Option<Asker>,
+    /// What to do.
+    pub text: String,
+}
+
+/// An agent that asks another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// Its name.
+    pub name: String,
+    /// The method it called.
+    pub method: String,
+}
+
 /// Id of a question in the agent's own protocol; opaque.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub String);
@@ -197,20 +217,15 @@ pub enum TurnRefused {
 }
 
 /// One conversation with one agent.
-pub trait Machine: Send + std::fmt::Debug {
+pub trait Machine: Send + Sync + std::fmt::Debug {
     /// The first actions, before any line.
     fn start(&mut self) -> Vec<Action>;
 
-    /// Gives the agent work. `from` names who asks: "user", or an agent.
+    /// Gives the agent work.
     ///
     /// # Errors
     /// [`TurnRefused`], and nothing has changed.
-    fn begin_turn(
-        &mut self,
-        turn: TurnId,
-        from: &str,
-        text: &str,
-    ) -> Result<Vec<Action>, TurnRefused>;
+    fn begin_turn(&mut self, turn: &Turn) -> Result<Vec<Action>, TurnRefused>;
 
     /// Takes one line of the agent's stdout, which is on record already.
     fn receive(&mut self, line: &Line) -> Vec<Action>;

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Action, Answer, Line, Machine, RequestId, Session, ToolRequest, TurnId, TurnOutcome,
-    TurnRefused, Verdict, excerpt,
+    Action, Answer, Asker, Line, Machine, RequestId, Session, ToolRequest, Turn, TurnId,
+    TurnOutcome, TurnRefused, Verdict, excerpt,
 };
 use wire::{Content, ControlRequest, ControlResponse, Incoming};
 
@@ -235,21 +235,16 @@ impl Machine for Claude {
         }))]
     }
 
-    fn begin_turn(
-        &mut self,
-        turn: TurnId,
-        _from: &str,
-        text: &str,
-    ) -> Result<Vec<Action>, TurnRefused> {
+    fn begin_turn(&mut self, turn: &Turn) -> Result<Vec<Action>, TurnRefused> {
         match self.phase {
             Phase::New | Phase::Initializing => Err(TurnRefused::NotReady),
             Phase::Busy(_) => Err(TurnRefused::Busy),
             Phase::Ended => Err(TurnRefused::Ended),
             Phase::Idle => {
-                self.phase = Phase::Busy(turn);
+                self.phase = Phase::Busy(turn.id);
                 Ok(vec![write(&json!({
                     "type": "user",
-                    "message": {"role": "user", "content": text},
+                    "message": {"role": "user", "content": prompt(turn)},
                     "parent_tool_use_id": null,
                     "session_id": "",
                 }))])
@@ -408,6 +403,18 @@ impl Machine for Claude {
             }
             Phase::Idle | Phase::Ended => Vec::new(),
         }
+    }
+}
+
+/// The user message of a turn. Another agent's words are introduced as such, so that the model knows whose they are
+/// and where its answer goes.
+fn prompt(turn: &Turn) -> String {
+    match &turn.asked_by {
+        None => turn.text.clone(),
+        Some(Asker { name, method }) => format!(
+            "The agent {name} asks you ({method}). Your last message of this turn is sent back as the answer.\n\n{}",
+            turn.text
+        ),
     }
 }
 

@@ -1,0 +1,586 @@
+//! One conversation with a driven agent: runs a [`Machine`] over the agent's pipes and carries out what it says.
+//!
+//! The order that makes it safe to die at any point: a line from the agent is on the disk before the machine sees it;
+//! an answer, and the decision it carries, is on the disk before it is written. If the record can't be written,
+//! questions are still answered, with a refusal. Work comes one turn at a time: the prompt of the launch, or else the
+//! requests of other agents in order of arrival.
+//!
+//! Runs as one task per driven agent in the daemon, plus one task for each question that needs the bus and one that
+//! writes to the agent, so that an agent which doesn't read can't stop us from reading it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use agentd_orchestrator::driver::{
+    Action, Answer, Asker, Line, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
+    TurnOutcome, Verdict,
+};
+use agentd_sandbox::{ToolDecision, ToolRules};
+use agentd_storage::{Approval, Denial, Direction, Event, Fact, Store, Usage, UsageSource};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::task::{self, JoinSet};
+
+use crate::bus::{AgentPort, IncomingRequest, Requests};
+use crate::mcp::InBand;
+
+/// Bytes read from the agent at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Lines that may wait for the agent to read them.
+const UNREAD_LINES: usize = 1024;
+/// How long a request to another agent waits when the agent does not say.
+const PEER_TIMEOUT: Duration = Duration::from_secs(600);
+/// A bus error text of the protocol is bounded.
+const ERROR_BYTES: usize = 256;
+/// A tool's arguments in the denial record.
+const TARGET_CHARS: usize = 160;
+
+/// What the agent, or the driver about it, says to people.
+#[derive(Debug)]
+pub enum Said {
+    /// The agent's words.
+    Words(String),
+    /// A line of the driver.
+    Log(String),
+}
+
+/// Why the conversation is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The turn of the launch's prompt has ended; the agent's stdin is closed.
+    PromptDone(TurnOutcome),
+    /// The agent closed its stdout.
+    AgentClosed,
+    /// The protocol could not be set up, or the pipes failed.
+    Failed(String),
+}
+
+/// Everything one conversation needs.
+#[derive(Debug)]
+pub struct Conversation {
+    pub machine: Box<dyn Machine>,
+    pub port: AgentPort,
+    pub store: Store,
+    pub tools: ToolRules,
+    pub workspace: Option<String>,
+    /// With a prompt, the conversation ends with its turn. Without, the agent serves the requests of others.
+    pub prompt: Option<String>,
+    pub said: mpsc::Sender<Said>,
+}
+
+impl Conversation {
+    /// Talks until there is nothing left to say. Returns after the agent closed its stdout, so every line it wrote is
+    /// on record.
+    pub async fn run<R, W>(self, from_agent: R, to_agent: W) -> Outcome
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let (lines, queue) = mpsc::channel(UNREAD_LINES);
+        let writer = tokio::spawn(write_lines(queue, to_agent));
+        let mut state = State {
+            launch: self.port.identity().id.to_string(),
+            mcp: InBand::new(self.port.clone()),
+            conversation: self,
+            lines: Some(lines),
+            questions: Questions::default(),
+            requests: None,
+            current: None,
+            ready: false,
+            turns: 0,
+            record_broken: None,
+            outcome: None,
+        };
+        let outcome = state.talk(from_agent).await;
+        drop(state);
+        if let Err(error) = writer.await {
+            tracing::error!("writing to a driven agent failed: {error}");
+        }
+        outcome
+    }
+}
+
+/// Writes lines until the queue is closed, then closes the agent's stdin by dropping it.
+async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, mut to_agent: W) {
+    while let Some(mut line) = queue.recv().await {
+        line.push('\n');
+        // The agent may have closed its stdin or died; its stdout or its pidfd will tell.
+        if let Err(error) = to_agent.write_all(line.as_bytes()).await {
+            tracing::debug!("a driven agent does not take input any more: {error}");
+            queue.close();
+        }
+    }
+}
+
+/// Questions that are being answered by tasks.
+#[derive(Debug, Default)]
+struct Questions {
+    tasks: JoinSet<Answer>,
+    open: HashMap<task::Id, (RequestId, Fallback, task::AbortHandle)>,
+}
+
+/// The answer if the task that should find one fails.
+#[derive(Clone, Debug)]
+enum Fallback {
+    Mcp(Value),
+    Peer,
+}
+
+impl Questions {
+    fn ask(
+        &mut self,
+        id: RequestId,
+        fallback: Fallback,
+        answer: impl Future<Output = Answer> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(answer);
+        self.open.insert(handle.id(), (id, fallback, handle));
+    }
+
+    fn withdraw(&mut self, id: &RequestId) {
+        if let Some((_, _, handle)) = self.open.values().find(|(open, _, _)| open == id) {
+            handle.abort();
+        }
+    }
+
+    /// The next answer. Never resolves while no question is open.
+    async fn next(&mut self) -> Answer {
+        loop {
+            let Some(joined) = self.tasks.join_next_with_id().await else {
+                std::future::pending::<()>().await;
+                continue;
+            };
+            let (task, answer) = match joined {
+                Ok((task, answer)) => (task, Some(answer)),
+                Err(error) => (error.id(), None),
+            };
+            let Some((id, fallback, _)) = self.open.remove(&task) else {
+                continue;
+            };
+            return answer.unwrap_or_else(|| match fallback {
+                Fallback::Mcp(message) => Answer::Mcp {
+                    id,
+                    reply: mcp_error(&message, "agentd could not answer"),
+                },
+                Fallback::Peer => Answer::Peer {
+                    id,
+                    result: Err("agentd could not ask".to_owned()),
+                },
+            });
+        }
+    }
+}
+
+/// A JSON-RPC error for `message`; nothing for a notification.
+fn mcp_error(message: &Value, text: &str) -> Option<Value> {
+    const INTERNAL_ERROR: i32 = -32603;
+    let id = message.get("id")?;
+    Some(json!({"jsonrpc": "2.0", "id": id, "error": {"code": INTERNAL_ERROR, "message": text}}))
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+enum Current {
+    Prompt,
+    Request(IncomingRequest),
+    /// Its asker is gone.
+    Unwanted,
+}
+
+struct State {
+    launch: String,
+    conversation: Conversation,
+    mcp: InBand,
+    /// Dropped to close the agent's stdin.
+    lines: Option<mpsc::Sender<String>>,
+    questions: Questions,
+    requests: Option<Requests>,
+    current: Option<(TurnId, Current)>,
+    ready: bool,
+    turns: u64,
+    /// Why the record can't be written, as long as it can't.
+    record_broken: Option<String>,
+    outcome: Option<Outcome>,
+}
+
+impl State {
+    async fn talk<R: AsyncRead + Unpin>(&mut self, mut from_agent: R) -> Outcome {
+        let mut cutter = Lines::default();
+        let mut buffer = vec![0; READ_BYTES];
+        let first = self.conversation.machine.start();
+        self.perform(first).await;
+        loop {
+            let idle = self.ready && self.current.is_none() && self.outcome.is_none();
+            tokio::select! {
+                read = from_agent.read(&mut buffer) => {
+                    let lines = match read {
+                        Ok(0) => break,
+                        Ok(n) => cutter.push(&buffer[..n]),
+                        Err(error) => {
+                            self.outcome.get_or_insert_with(|| Outcome::Failed(format!("reading the agent failed: {error}")));
+                            break;
+                        }
+                    };
+                    self.receive(lines).await;
+                }
+                answer = self.questions.next() => {
+                    let actions = self.conversation.machine.answer(answer);
+                    self.perform(actions).await;
+                }
+                request = next_request(&mut self.requests), if idle => match request {
+                    Some(request) => self.begin_request(request).await,
+                    // Detached from the bus: the agent is ending.
+                    None => self.requests = None,
+                },
+                () = withdrawn(&self.current) => {
+                    // The asker is gone: nobody wants the answer. The turn still ends in the agent's own words.
+                    if let Some((turn, _)) = self.current.take() {
+                        self.current = Some((turn, Current::Unwanted));
+                        let actions = self.conversation.machine.interrupt();
+                        self.perform(actions).await;
+                    }
+                }
+            }
+        }
+        if let Some(line) = cutter.finish() {
+            self.receive(vec![line]).await;
+        }
+        let last = self.conversation.machine.close();
+        self.perform(last).await;
+        self.outcome.take().unwrap_or(Outcome::AgentClosed)
+    }
+
+    /// Puts lines on record, then acts on them.
+    async fn receive(&mut self, lines: Vec<Line>) {
+        if lines.is_empty() {
+            return;
+        }
+        let facts = lines
+            .iter()
+            .map(|line| Fact::DriverLine {
+                direction: Direction::In,
+                line: line.record().to_owned(),
+            })
+            .collect();
+        self.record(facts).await;
+        for line in &lines {
+            let actions = self.conversation.machine.receive(line);
+            self.perform(actions).await;
+        }
+    }
+
+    /// Carries actions out, and those that they lead to.
+    async fn perform(&mut self, actions: Vec<Action>) {
+        let mut actions = std::collections::VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Write(line) => self.write(line, Vec::new()).await,
+                Action::Ready => {
+                    self.ready = true;
+                    actions.extend(self.first_turn());
+                }
+                Action::Failed(why) => {
+                    self.say(Said::Log(why.clone())).await;
+                    self.note(format!("driver: {why}")).await;
+                    self.outcome.get_or_insert(Outcome::Failed(why));
+                    self.lines = None;
+                }
+                Action::Session(session) => {
+                    let mcp: Vec<String> = session
+                        .mcp
+                        .iter()
+                        .map(|(name, state)| format!("{name} {state}"))
+                        .collect();
+                    self.note(format!(
+                        "driver: session {} of version {}, model {}, mcp {}",
+                        session.id,
+                        session.version,
+                        session.model,
+                        mcp.join(", ")
+                    ))
+                    .await;
+                }
+                Action::Text(text) => self.say(Said::Words(text)).await,
+                Action::ToolUse { tool } => tracing::debug!(agent = self.launch, "uses {tool}"),
+                Action::AskTool(request) => self.decide(request).await,
+                Action::Mcp { id, message } => self.ask_mcp(id, message),
+                Action::AskPeer(request) => self.ask_peer(request),
+                Action::Withdrawn(id) => self.questions.withdraw(&id),
+                Action::TurnEnded { turn, outcome } => self.end_turn(turn, outcome).await,
+                Action::Usage(usage) => {
+                    self.record(vec![Fact::Usage(Usage {
+                        source: UsageSource::Protocol,
+                        model: usage.model,
+                        input: usage.input,
+                        output: usage.output,
+                        cache_read: usage.cache_read,
+                        cache_write: usage.cache_write,
+                        ..Usage::default()
+                    })])
+                    .await;
+                }
+                Action::Log(text) => self.say(Said::Log(text)).await,
+                Action::Ignored { kind } => tracing::trace!(agent = self.launch, "ignored {kind}"),
+                Action::ProtocolError { what, line } => {
+                    tracing::warn!(agent = self.launch, "its protocol: {what}: {line}");
+                    self.note(format!("driver: protocol error: {what}: {line}"))
+                        .await;
+                }
+                other => tracing::warn!(agent = self.launch, "the driver can't do {other:?}"),
+            }
+        }
+    }
+
+    /// The agent is ready: its prompt, or the requests of others from now on.
+    fn first_turn(&mut self) -> Vec<Action> {
+        if let Some(text) = self.conversation.prompt.take() {
+            return self.begin(None, text, Current::Prompt);
+        }
+        match self.conversation.port.serve_requests(1) {
+            Ok(requests) => {
+                self.requests = Some(requests);
+                Vec::new()
+            }
+            Err(error) => vec![Action::Failed(format!("it can't serve requests: {error}"))],
+        }
+    }
+
+    async fn begin_request(&mut self, request: IncomingRequest) {
+        let text = match std::str::from_utf8(&request.payload) {
+            Ok(text) => text.to_owned(),
+            Err(_) => {
+                respond(request, Err("this agent takes text only".to_owned())).await;
+                return;
+            }
+        };
+        let asker = Asker {
+            name: request.from.clone(),
+            method: request.method.clone(),
+        };
+        let actions = self.begin(Some(asker), text, Current::Request(request));
+        self.perform(actions).await;
+    }
+
+    fn begin(&mut self, asked_by: Option<Asker>, text: String, current: Current) -> Vec<Action> {
+        self.turns += 1;
+        let id = TurnId(self.turns);
+        let turn = Turn { id, asked_by, text };
+        match self.conversation.machine.begin_turn(&turn) {
+            Ok(actions) => {
+                self.current = Some((id, current));
+                actions
+            }
+            // Dropping a request tells its sender that it failed.
+            Err(refused) => vec![Action::Log(format!("a turn could not begin: {refused}"))],
+        }
+    }
+
+    async fn end_turn(&mut self, turn: TurnId, outcome: TurnOutcome) {
+        match self.current.take() {
+            Some((id, Current::Request(request))) if id == turn => {
+                let result = answer_of(&outcome, self.conversation.port.max_payload());
+                respond(request, result).await;
+            }
+            Some((id, Current::Prompt)) if id == turn => {
+                if outcome.is_error {
+                    self.say(Said::Log(format!("the turn failed: {}", outcome.text)))
+                        .await;
+                }
+                self.outcome.get_or_insert(Outcome::PromptDone(outcome));
+                self.lines = None;
+            }
+            Some((id, Current::Unwanted)) if id == turn => {}
+            other => self.current = other,
+        }
+    }
+
+    /// Answers a question about a tool by the policy; the decision is on record before the answer is written.
+    async fn decide(&mut self, request: ToolRequest) {
+        let ToolRequest { id, tool, input } = request;
+        let decision = match &self.record_broken {
+            Some(why) => ToolDecision::Deny {
+                why: format!("agentd can't put this on record: {why}"),
+                origin: None,
+            },
+            None => self.conversation.tools.decide(
+                &tool,
+                &input,
+                self.conversation.workspace.as_deref(),
+            ),
+        };
+        let mut facts = Vec::new();
+        let (verdict, reason) = match decision {
+            ToolDecision::Allow => (Verdict::Allow, "no rule against it".to_owned()),
+            ToolDecision::Deny { why, origin } => {
+                facts.push(Fact::Denial(Denial {
+                    layer: "driver".to_owned(),
+                    what: format!("tool {tool}"),
+                    target: input.to_string().chars().take(TARGET_CHARS).collect(),
+                    rule: why.clone(),
+                    origin: origin.map(|origin| origin.to_string()),
+                }));
+                (Verdict::Deny { why: why.clone() }, why)
+            }
+        };
+        facts.push(Fact::Approval(Approval {
+            request_id: id.0.clone(),
+            tool,
+            decision: match verdict {
+                Verdict::Allow => "allow",
+                Verdict::Deny { .. } => "deny",
+            }
+            .to_owned(),
+            by: "policy".to_owned(),
+            reason,
+        }));
+        let answer = Answer::Tool {
+            id: id.clone(),
+            verdict,
+        };
+        for action in self.conversation.machine.answer(answer) {
+            if let Action::Write(line) = action {
+                self.write(line, std::mem::take(&mut facts)).await;
+            }
+        }
+    }
+
+    fn ask_mcp(&mut self, id: RequestId, message: Value) {
+        let mcp = self.mcp.clone();
+        let fallback = Fallback::Mcp(message.clone());
+        let broken = self.record_broken.clone();
+        self.questions.ask(id.clone(), fallback, async move {
+            let reply = match broken {
+                Some(why) => {
+                    mcp_error(&message, &format!("agentd can't put this on record: {why}"))
+                }
+                None => mcp.handle(message).await,
+            };
+            Answer::Mcp { id, reply }
+        });
+    }
+
+    fn ask_peer(&mut self, request: PeerRequest) {
+        let port = self.conversation.port.clone();
+        let broken = self.record_broken.clone();
+        self.questions
+            .ask(request.id.clone(), Fallback::Peer, async move {
+                let timeout = match request.timeout_ms {
+                    0 => PEER_TIMEOUT,
+                    ms => Duration::from_millis(ms),
+                };
+                let result = match broken {
+                    Some(why) => Err(format!("agentd can't put this on record: {why}")),
+                    None => match port
+                        .request(&request.to, &request.method, request.payload, timeout)
+                        .await
+                    {
+                        Ok(reply) => String::from_utf8(reply.payload)
+                            .map_err(|_| format!("{} did not answer with text", request.to)),
+                        Err(error) => Err(error.to_string()),
+                    },
+                };
+                Answer::Peer {
+                    id: request.id,
+                    result,
+                }
+            });
+    }
+
+    /// Puts the line and `facts` on record in one commit, then queues the line for the agent.
+    async fn write(&mut self, line: String, mut facts: Vec<Fact>) {
+        facts.push(Fact::DriverLine {
+            direction: Direction::Out,
+            line: line.clone(),
+        });
+        self.record(facts).await;
+        if let Some(lines) = &self.lines
+            && lines.send(line).await.is_err()
+        {
+            tracing::debug!(
+                agent = self.launch,
+                "a line was dropped: the agent's stdin is closed"
+            );
+        }
+    }
+
+    async fn record(&mut self, facts: Vec<Fact>) {
+        let events = facts
+            .into_iter()
+            .map(|fact| Event::now(self.launch.clone(), fact))
+            .collect();
+        match self.conversation.store.record_all_durable(events).await {
+            Ok(()) => self.record_broken = None,
+            Err(error) => {
+                tracing::error!(
+                    agent = self.launch,
+                    "its protocol can't be recorded: {error}"
+                );
+                self.record_broken = Some(error.to_string());
+            }
+        }
+    }
+
+    async fn note(&mut self, text: String) {
+        if let Err(error) = self
+            .conversation
+            .store
+            .record(Event::now(self.launch.clone(), Fact::Note { text }))
+            .await
+        {
+            tracing::error!(agent = self.launch, "the record is incomplete: {error}");
+        }
+    }
+
+    async fn say(&self, said: Said) {
+        if self.conversation.said.send(said).await.is_err() {
+            tracing::debug!(agent = self.launch, "nobody takes its words any more");
+        }
+    }
+}
+
+/// The next request; never resolves while none are served.
+async fn next_request(requests: &mut Option<Requests>) -> Option<IncomingRequest> {
+    match requests {
+        Some(requests) => requests.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the asker of the present turn no longer waits.
+async fn withdrawn(current: &Option<(TurnId, Current)>) {
+    match current {
+        Some((_, Current::Request(request))) => request.cancelled().await,
+        _ => std::future::pending().await,
+    }
+}
+
+async fn respond(request: IncomingRequest, result: Result<Vec<u8>, String>) {
+    let from = request.from.clone();
+    if let Err(error) = request.respond(result).await {
+        tracing::debug!("the answer to {from} was not taken: {error}");
+    }
+}
+
+/// The bus answer that a turn's end means.
+fn answer_of(outcome: &TurnOutcome, limit: usize) -> Result<Vec<u8>, String> {
+    if outcome.is_error {
+        return Err(cut(&outcome.text, ERROR_BYTES).to_owned());
+    }
+    if outcome.text.len() > limit {
+        return Err(format!(
+            "the answer of {} bytes is over the bus's limit of {limit}",
+            outcome.text.len()
+        ));
+    }
+    Ok(outcome.text.clone().into_bytes())
+}
+
+/// At most `limit` bytes of `text`, whole characters.
+fn cut(text: &str, limit: usize) -> &str {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

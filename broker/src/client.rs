@@ -178,6 +178,11 @@ impl BrokerClient {
         self.socket
     }
 
+    /// For messages that [`BrokerClient`] has no method for.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     pub fn last_id(&self) -> u64 {
         self.last_id
     }

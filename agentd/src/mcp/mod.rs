@@ -1,38 +1,19 @@
 //! The bus for programs that speak the Model Context Protocol: over streamable HTTP on the loopback of
-//! the agent's own network namespace, or in band on a driven agent's stdio.
+//! the agent's own network namespace ([`serve`]), or in band on a driven agent's stdio ([`InBand`]).
+//!
+//! Five tools, written for a model to read: `agents`, `send`, `request`, `inbox`, `publish` (in `tools`).
+//! Both protocol eras are spoken: sessions with `initialize` (2025-11-25 and before) and the stateless
+//! form with `server/discover` (2026-07-28). The server acts with the rights of one [`AgentPort`] and has
+//! none of its own. Runs on the daemon's tokio runtime.
+//!
+//! [`AgentPort`]: crate::bus::AgentPort
 
-use serde_json::Value;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+mod handler;
+mod http;
+mod inband;
+#[cfg(test)]
+mod tests;
+mod tools;
 
-use crate::bus::AgentPort;
-
-/// Serves MCP at `/mcp` on `listener` until `cancel`; returns when all connections are closed.
-pub async fn serve(
-    listener: TcpListener,
-    port: AgentPort,
-    cancel: CancellationToken,
-) -> std::io::Result<()> {
-    drop((listener, port));
-    cancel.cancelled().await;
-    Ok(())
-}
-
-/// The same server without a transport of its own: JSON-RPC values in, JSON-RPC values out.
-#[derive(Clone, Debug)]
-pub struct InBand {
-    port: AgentPort,
-}
-
-impl InBand {
-    /// A server that acts with the rights of `port`.
-    pub fn new(port: AgentPort) -> Self {
-        Self { port }
-    }
-
-    /// Answers one message; `None` for a notification.
-    pub async fn handle(&self, message: Value) -> Option<Value> {
-        drop((message, &self.port));
-        None
-    }
-}
+pub use http::serve;
+pub use inband::InBand;

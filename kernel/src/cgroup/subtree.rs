@@ -6,6 +6,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "agentd-";
@@ -75,6 +76,15 @@ impl Subtree {
     /// Whether groups have a cgroup2 directory, and with it kill, freeze and an id.
     pub fn has_unified(&self) -> bool {
         self.unified.is_some()
+    }
+
+    /// Whether removing the subtree takes `CAP_DAC_OVERRIDE` even as root: the root directories of version 1 hierarchies
+    /// are mode 0555.
+    pub fn removal_needs_override(&self) -> bool {
+        let v1 = self.v1.iter().map(|hierarchy| &hierarchy.own);
+        let mut parents = v1.chain(&self.unified).filter_map(|path| path.parent());
+        parents
+            .any(|parent| fs::metadata(parent).is_ok_and(|metadata| metadata.mode() & 0o200 == 0))
     }
 
     /// Makes the group `agent-<number>`.

@@ -45,7 +45,11 @@ pub(crate) fn environment(
     }
     set(
         "PATH",
-        &search_path(passed("PATH").map(String::as_str), &visible),
+        &search_path(
+            program_folder(inputs),
+            passed("PATH").map(String::as_str),
+            &visible,
+        ),
     );
     if let Some(shell) = passed("SHELL").filter(|s| !visible(Path::new(s))) {
         set(
@@ -98,9 +102,23 @@ pub(crate) fn environment(
     env
 }
 
-/// The caller's PATH without what the view does not show, then the system's folders.
-fn search_path(caller: Option<&str>, visible: &impl Fn(&Path) -> bool) -> String {
-    let mut out: Vec<&str> = Vec::new();
+/// The folder of a program that was granted by itself, so that its bare name finds it.
+fn program_folder(inputs: &LaunchInputs) -> Option<&str> {
+    let bare = inputs.argv.first().is_some_and(|a| !a.contains('/'));
+    let program = inputs
+        .grants
+        .iter()
+        .find(|g| bare && inputs.is_program(&g.dst))?;
+    program.dst.parent()?.to_str()
+}
+
+/// The program's own folder, the caller's PATH without what the view does not show, then the system's folders.
+fn search_path(
+    program: Option<&str>,
+    caller: Option<&str>,
+    visible: &impl Fn(&Path) -> bool,
+) -> String {
+    let mut out: Vec<&str> = Vec::from_iter(program);
     let own = caller
         .unwrap_or_default()
         .split(':')
@@ -121,6 +139,7 @@ mod tests {
     fn the_path_keeps_what_is_visible_and_ends_in_the_system() {
         let visible = |p: &Path| p.starts_with("/home/a/.cargo");
         let path = search_path(
+            None,
             Some("/home/a/.cargo/bin:/home/a/secret/bin:relative::/usr/bin"),
             &visible,
         );

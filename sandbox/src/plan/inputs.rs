@@ -73,10 +73,15 @@ pub struct LaunchInputs {
 }
 
 impl LaunchInputs {
-    /// Whether this path is the program itself.
+    /// Whether a grant at this path is of the program itself: what `argv[0]` names, or a program of that name
+    /// which the caller found on its own PATH.
     pub(crate) fn is_program(&self, path: &Path) -> bool {
+        let name = self.argv.first().map(Path::new);
         self.exe_hint.as_deref() == Some(path)
-            || self.argv.first().is_some_and(|a| Path::new(a) == path)
+            || name == Some(path)
+            || name.is_some_and(|n| {
+                n.components().count() == 1 && path.file_name() == Some(n.as_os_str())
+            })
     }
 
     /// Refuses what no plan could carry.

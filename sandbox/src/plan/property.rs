@@ -255,8 +255,8 @@ impl Property {
             .expect("every property has a row")
     }
 
-    /// What `[degrade] allow` may name.
-    pub(crate) fn degradable_names() -> impl Iterator<Item = &'static str> {
+    /// What `[degrade] allow` may name: properties, and groups of them.
+    pub fn degradable_names() -> impl Iterator<Item = &'static str> {
         GROUPS
             .iter()
             .map(|(n, _)| *n)

@@ -131,7 +131,8 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         let writable = granted_access(policy, inputs, &grant.dst)? == Access::ReadWrite
             && grant.access == Access::ReadWrite;
         let exec = may_exec(&grant.dst) || inputs.is_program(&grant.dst);
-        mounts.retain(|m| m.dst != grant.dst);
+        // What the caller hands over stands before what the launcher would bind there.
+        mounts.retain(|m| m.source != Source::System || m.dst != grant.dst);
         mounts.push(Mount {
             dst: grant.dst.clone(),
             source: Source::Grant(index),

@@ -134,12 +134,12 @@ impl EffectivePolicy {
     /// The paths that the caller has to open for this policy, the workspace first if there is one.
     ///
     /// What lies in a system folder is not among them: the launcher binds those itself. Where a grant covers
-    /// another with at least the same access, only the outer one is wanted.
+    /// another with the same access, only the outer one is wanted.
     pub fn wanted_grants(&self, caller: &CallerContext) -> Vec<WantedGrant> {
         let (home, workspace) = (caller.home.as_deref(), caller.workspace.as_deref());
         let mut wanted: Vec<WantedGrant> = Vec::new();
         let mut want = |path: PathBuf, access: Access, optional: bool| {
-            if crate::plan::is_system_path(&path)
+            if (crate::plan::is_system_path(&path) && optional)
                 || Some(path.as_path()) == home
                 || crate::plan::is_private_path(&path)
             {
@@ -168,21 +168,30 @@ impl EffectivePolicy {
                 }
             }
         }
-        if let Some(exe) = &caller.exe {
-            want(exe.clone(), Access::ReadOnly, false);
-        }
         if let Some(at) = workspace.and_then(|w| wanted.iter().position(|g| g.src == w)) {
             wanted[..=at].rotate_right(1);
         }
         let all = wanted.clone();
         wanted.retain(|w| {
-            !all.iter().any(|o| {
-                o.src != w.src
-                    && w.src.starts_with(&o.src)
-                    && (o.access == Access::ReadWrite || w.access == Access::ReadOnly)
-                    && (!o.optional || w.optional)
-            })
+            let outer = all
+                .iter()
+                .filter(|o| o.src != w.src && w.src.starts_with(&o.src));
+            // An inner grant with other access than the nearest outer one is an island, and stays.
+            outer
+                .max_by_key(|o| o.src.as_os_str().len())
+                .is_none_or(|o| o.access != w.access)
         });
+        if let Some(exe) = &caller.exe
+            && !crate::plan::is_system_path(exe)
+            && !wanted.iter().any(|w| exe.starts_with(&w.src))
+        {
+            wanted.push(WantedGrant {
+                src: exe.clone(),
+                dst: exe.clone(),
+                access: Access::ReadOnly,
+                optional: false,
+            });
+        }
         wanted
     }
 

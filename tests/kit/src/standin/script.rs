@@ -134,7 +134,7 @@ pub struct Reply {
     pub chunk_chars: usize,
     /// HTTP status; with `error`, an error of the provider's shape.
     pub status: Option<u16>,
-    /// Error type, such as `overloaded_error`.
+    /// Error type, such as `overloaded_error`; `text` is its message.
     pub error: Option<String>,
     /// Send these bytes as the whole body, whatever they are.
     pub raw: Option<String>,
@@ -145,6 +145,9 @@ pub struct Reply {
     /// Never end the stream: after the last delta, stay silent.
     #[serde(default)]
     pub hang: bool,
+    /// Write on past the request's token limit, as some compatible servers do.
+    #[serde(default)]
+    pub ignore_limit: bool,
     /// Leave every usage figure out, as some compatible servers do.
     #[serde(default)]
     pub omit_usage: bool,
@@ -327,7 +330,8 @@ impl Script {
 impl Rule {
     fn check(&self) -> Result<(), String> {
         let reply = &self.reply;
-        let content = reply.text.is_some() || !reply.tools.is_empty();
+        // The text of an error is its message.
+        let content = !reply.tools.is_empty() || (reply.text.is_some() && reply.error.is_none());
         let kinds = usize::from(content)
             + usize::from(reply.error.is_some())
             + usize::from(reply.raw.is_some());

@@ -309,7 +309,8 @@ fn make_answer(
         .collect();
     // As a real model does, stay within the limit: four characters count as a token.
     let mut hit_limit = false;
-    if let Some(limit) = conv.max_tokens
+    if !reply.ignore_limit
+        && let Some(limit) = conv.max_tokens
         && let Some((cut, _)) = text
             .char_indices()
             .nth(usize::try_from(limit.saturating_mul(4)).unwrap_or(usize::MAX))
@@ -373,6 +374,8 @@ fn streamed(status: StatusCode, events: Vec<String>, reply: &Reply, guard: EndGu
             return None;
         };
         if truncate_after == Some(i) {
+            // The connection writes out what it has while the body is not ready.
+            tokio::task::yield_now().await;
             guard.log.end(guard.number, End::Truncated);
             return Some((
                 Err(io::Error::other("the script breaks the stream here")),

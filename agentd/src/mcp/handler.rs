@@ -1,0 +1,92 @@
+//! The tools as an MCP server: what rmcp asks for, answered from `tools`.
+
+use std::sync::Arc;
+
+use rmcp::ServerHandler;
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
+    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    Tool, ToolAnnotations,
+};
+use rmcp::service::{RequestContext, RoleServer};
+use serde_json::Value;
+
+use super::tools;
+use crate::bus::AgentPort;
+
+/// One MCP server: the rights of one agent.
+#[derive(Clone, Debug)]
+pub(super) struct Handler {
+    pub port: AgentPort,
+}
+
+impl Handler {
+    fn tools() -> Vec<Tool> {
+        tools::specs()
+            .into_iter()
+            .map(|spec| {
+                let Value::Object(schema) = spec.schema else {
+                    unreachable!("schemas are objects")
+                };
+                let annotations = ToolAnnotations::new()
+                    .read_only(spec.read_only)
+                    .open_world(false);
+                Tool::new(spec.name, spec.description, Arc::new(schema))
+                    .with_annotations(annotations)
+            })
+            .collect()
+    }
+}
+
+impl ServerHandler for Handler {
+    fn get_info(&self) -> ServerConfig {
+        let mut info = ServerConfig::new(ServerCapabilities::builder().enable_tools().build()).with_instructions(
+            format!(
+                "You are the agent called {}. These tools let you work with the other agents of the same user: list \
+                 them with `agents`, ask one with `request`, and read what others send you with `inbox`.",
+                self.port.identity().name
+            ),
+        );
+        info.server_info = Implementation::new("agentd", env!("CARGO_PKG_VERSION"));
+        info
+    }
+
+    async fn list_tools(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        Ok(ListToolsResult::with_all_items(Self::tools()))
+    }
+
+    async fn call_tool(
+        &self,
+        call: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let arguments = call.arguments.unwrap_or_default();
+        // A cancelled call drops the future, which withdraws a request that is under way.
+        let outcome = tokio::select! {
+            outcome = tools::call(&self.port, &call.name, arguments) => outcome,
+            () = context.ct.cancelled() => Some(Err("cancelled by the client".to_owned())),
+        };
+        let result = match outcome {
+            None => {
+                let known: Vec<&str> = tools::specs().iter().map(|spec| spec.name).collect();
+                let text = format!(
+                    "there is no tool {:?}; there are {}",
+                    call.name,
+                    known.join(", ")
+                );
+                return Err(ErrorData::invalid_params(text, None));
+            }
+            Some(Ok(value)) => CallToolResult::structured(value),
+            Some(Err(text)) => CallToolResult::error(vec![ContentBlock::text(text)]),
+        };
+        Ok(result.into())
+    }
+
+    fn get_tool(&self, name: &str) -> Option<Tool> {
+        Self::tools().into_iter().find(|tool| tool.name == name)
+    }
+}

@@ -1,0 +1,369 @@
+//! One launch: check the plan against the floor, consume the grants, map their ids, make the cgroup, start the launcher.
+//!
+//! Everything from the client is untrusted here: the plan file must be sealed before it is read, the plan must parse and
+//! pass the floor, ids come from the broker's own range, and who granted what is what the kernel attests. The first thing
+//! that is wrong refuses the launch with the rule it broke; nothing is left behind, though consumed grants are spent.
+
+use crate::agents::{Agent, State};
+use crate::failure::{failed, refused};
+use crate::idmap::{IdPair, IdmapCache};
+use crate::spawn::{Launcher, Spawn};
+use agentd_broker::protocol::{ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, Slot};
+use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
+use agentd_kernel::grant::{self, Access, Grant};
+use agentd_launch::floor::{self, FloorContext};
+use agentd_launch::layers::*;
+use agentd_launch::plan::{self, CgroupLimits, MountFlags, Plan, Record};
+use rustix::fs::SealFlags;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+/// First kernel uid and gid of agents; agent n has this plus its slot. Number 0 is agentd's own where no user exists for it.
+pub const RESERVED_ID_BASE: u32 = 2_046_820_352;
+
+/// What `clone3` gives every agent.
+const NAMESPACE_LAYERS: u64 = LAYER_USER_NS
+    | LAYER_MOUNT_NS
+    | LAYER_PID_NS
+    | LAYER_NET_NS
+    | LAYER_IPC_NS
+    | LAYER_UTS_NS
+    | LAYER_CGROUP_NS
+    | LAYER_TIME_NS;
+
+/// What outlives a single launch.
+#[derive(Debug)]
+pub struct Workshop {
+    pub mode: Mode,
+    pub subtree: Subtree,
+    pub launcher: Launcher,
+    pub idmaps: IdmapCache,
+}
+
+/// A started agent and what agentd gets of it.
+#[derive(Debug)]
+pub struct Started {
+    pub agent: Agent,
+    pub reply: Launched,
+    pub pidfd: OwnedFd,
+    pub status: OwnedFd,
+}
+
+impl Workshop {
+    /// Does the whole of it. `fds` are the plan file and the grants, as they came.
+    pub fn launch(
+        &mut self,
+        slot: Slot,
+        request: &Launch,
+        fds: Vec<OwnedFd>,
+        agentd_lifeline: BorrowedFd<'_>,
+    ) -> Result<Started, Failure> {
+        let mut fds = fds.into_iter();
+        let plan_file = fds
+            .next()
+            .filter(|_| fds.len() == request.grants as usize)
+            .ok_or_else(|| {
+                refused(
+                    ErrorCode::Malformed,
+                    "a launch carries the plan's descriptor and one per grant",
+                )
+            })?;
+        let bytes = read_sealed(plan_file, request.plan_len)?;
+        let plan = Plan::parse(&bytes.content)
+            .map_err(|error| refused(ErrorCode::Plan, format!("the plan: {error}")))?;
+        let context = FloorContext {
+            mode: plan_mode(self.mode),
+            grants: request.grants,
+        };
+        floor::check(&plan, &context)
+            .map_err(|violation| refused(ErrorCode::Floor, violation.to_string()))?;
+        let grants = consume(fds, &plan)?;
+        let (caller_uid, caller_gid) = self.caller(&grants, request)?;
+
+        let own = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let (host_uid, host_gid) = match self.mode {
+            Mode::Root => (RESERVED_ID_BASE + slot.0, RESERVED_ID_BASE + slot.0),
+            Mode::User => own,
+        };
+        let objects = match self.mode {
+            Mode::Root => {
+                let ids = IdPair {
+                    uid: caller_uid,
+                    gid: caller_gid,
+                    kernel_id: host_uid,
+                };
+                grants
+                    .iter()
+                    .map(|grant| self.idmaps.mount(grant, ids))
+                    .collect::<Result<Vec<_>, _>>()?
+            }
+            Mode::User => grants.into_iter().map(|grant| grant.object).collect(),
+        };
+
+        let group = self.subtree.group(slot.0).map_err(|error| {
+            failed(
+                ErrorCode::Cgroup,
+                format!("{} the agent's cgroup", error.operation),
+                &error.source,
+            )
+        })?;
+        let started = limit(&group, &plan).and_then(|limited| {
+            let idmap = if self.mode == Mode::Root {
+                LAYER_IDMAP
+            } else {
+                0
+            };
+            let layers = NAMESPACE_LAYERS | idmap | limited;
+            require(&plan, layers)?;
+            let (uid, gid) = plan.ids();
+            let grants = objects.iter().map(AsFd::as_fd).collect();
+            let (mode, plan, group) = (self.mode, bytes.file.as_fd(), &group);
+            let spawn = Spawn {
+                mode,
+                uid,
+                gid,
+                host_uid,
+                host_gid,
+                layers,
+                plan,
+                agentd_lifeline,
+                grants,
+                group,
+            };
+            let spawned = self.launcher.spawn(&spawn)?;
+            Ok((spawned, layers))
+        });
+        let (spawned, layers) = started.inspect_err(|_| abandon(&group))?;
+        let pidfd = spawned.pidfd.as_fd().try_clone_to_owned().map_err(|error| {
+            // Out of descriptors: the agent must not live on unknown to agentd.
+            if let Err(error) = spawned.pidfd.kill() {
+                eprintln!("agentd-broker: killing pid {}: {error}", spawned.pid);
+            }
+            failed(ErrorCode::Spawn, "duplicating the pidfd", &error)
+        });
+
+        let path = group
+            .unified_path()
+            .map(|path| path.as_os_str().as_bytes().to_vec())
+            .unwrap_or_default();
+        let reply = Launched {
+            slot,
+            pid: spawned.pid,
+            host_uid,
+            host_gid,
+            caller_uid,
+            caller_gid,
+            layers,
+            cgroup_id: group.id(),
+            cgroup_path: if path.len() <= MAX_CGROUP_PATH {
+                path
+            } else {
+                Vec::new()
+            },
+        };
+        let grace = Duration::from_millis(plan.lifeline_grace_ms().into());
+        let state = State::Running {
+            pidfd: spawned.pidfd,
+            deadline: None,
+        };
+        let agent = Agent {
+            pid: spawned.pid,
+            group,
+            grace,
+            state,
+        };
+        Ok(Started {
+            agent,
+            reply,
+            pidfd: pidfd?,
+            status: spawned.status,
+        })
+    }
+
+    /// On whose behalf: the one giver of all grants. In user mode that can only be the user itself.
+    fn caller(&self, grants: &[Grant], request: &Launch) -> Result<(u32, u32), Failure> {
+        let Some(first) = grants.first() else {
+            return Ok((request.caller_uid, request.caller_gid));
+        };
+        if let Some(other) = grants
+            .iter()
+            .find(|other| (other.uid, other.gid) != (first.uid, first.gid))
+        {
+            let text = format!(
+                "grants of one launch come from one giver, not from uid {} gid {} and uid {} gid {}",
+                first.uid, first.gid, other.uid, other.gid
+            );
+            return Err(refused(ErrorCode::Grant, text));
+        }
+        let own = rustix::process::geteuid().as_raw();
+        if self.mode == Mode::User && first.uid != own {
+            let text = format!(
+                "a broker of uid {own} takes grants of that uid only, not of uid {}",
+                first.uid
+            );
+            return Err(refused(ErrorCode::Grant, text));
+        }
+        Ok((first.uid, first.gid))
+    }
+}
+
+/// The plan's word for the broker's mode.
+pub fn plan_mode(mode: Mode) -> plan::Mode {
+    match mode {
+        Mode::Root => plan::Mode::Root,
+        Mode::User => plan::Mode::User,
+    }
+}
+
+/// The plan's bytes and the file that still holds them: sealed, so both are the same for ever.
+struct SealedPlan {
+    file: File,
+    content: Vec<u8>,
+}
+
+fn read_sealed(file: OwnedFd, len: u32) -> Result<SealedPlan, Failure> {
+    let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    let sealed = rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(wanted));
+    if !sealed {
+        return Err(refused(
+            ErrorCode::PlanFile,
+            "the plan must be in a memfd sealed against writing and resizing",
+        ));
+    }
+    let file = File::from(file);
+    let size = file
+        .metadata()
+        .map_err(|error| failed(ErrorCode::PlanFile, "fstat", &error))?
+        .len();
+    if size != u64::from(len) || len as usize > plan::MAX_BYTES {
+        let text = format!(
+            "the plan file has {size} bytes, the request says {len}, at most {} are read",
+            plan::MAX_BYTES
+        );
+        return Err(refused(ErrorCode::PlanFile, text));
+    }
+    let mut content = vec![0; len as usize];
+    file.read_exact_at(&mut content, 0)
+        .map_err(|error| failed(ErrorCode::PlanFile, "reading the plan", &error))?;
+    Ok(SealedPlan { file, content })
+}
+
+/// Consumes all grants, and checks that each goes where the giver said and with no more access.
+fn consume(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Vec<Grant>, Failure> {
+    let mut grants = Vec::new();
+    for (index, socket) in sockets.enumerate() {
+        let grant = grant::receive(socket)
+            .map_err(|error| refused(ErrorCode::Grant, format!("grant {index}: {error}")))?;
+        let place = plan.records().find_map(|record| match record {
+            Record::GrantMount {
+                index: at,
+                dst,
+                flags,
+            } if at as usize == index => Some((dst, flags)),
+            _ => None,
+        });
+        let (dst, flags) = place.ok_or_else(|| {
+            refused(
+                ErrorCode::Floor,
+                format!("the plan does not mount grant {index}"),
+            )
+        })?;
+        if dst.to_bytes() != grant.dst.as_os_str().as_bytes() {
+            let text = format!(
+                "grant {index} was given for {}, the plan mounts it on {}",
+                grant.dst.display(),
+                dst.to_string_lossy()
+            );
+            return Err(refused(ErrorCode::Grant, text));
+        }
+        if grant.access == Access::ReadOnly && !flags.contains(MountFlags::RDONLY) {
+            let text = format!(
+                "grant {index} ({}) was given read-only, the plan mounts it writable",
+                grant.dst.display()
+            );
+            return Err(refused(ErrorCode::Grant, text));
+        }
+        grants.push(grant);
+    }
+    Ok(grants)
+}
+
+/// Sets the plan's cgroup limits; `LAYER_CGROUP_LIMITS` if there are any and all of them hold.
+fn limit(group: &Group, plan: &Plan<'_>) -> Result<u64, Failure> {
+    let Some(asked) = plan.cgroup() else {
+        return Ok(0);
+    };
+    let set = |value: u64| (value != 0).then_some(value);
+    let CgroupLimits {
+        memory_max_bytes,
+        pids_max,
+        cpu_quota_us,
+        cpu_period_us,
+        required,
+    } = asked;
+    let limits = Limits {
+        memory_max_bytes: set(memory_max_bytes),
+        pids_max: set(pids_max),
+        cpu: set(cpu_quota_us).map(|quota_us| CpuQuota {
+            quota_us,
+            period_us: cpu_period_us,
+        }),
+    };
+    let missing = group.apply(&limits).map_err(|error| {
+        failed(
+            ErrorCode::CgroupLimits,
+            format!("{} {}", error.operation, error.path.display()),
+            &error.source,
+        )
+    })?;
+    if missing.is_empty() {
+        return Ok(LAYER_CGROUP_LIMITS);
+    }
+    if required {
+        let names: Vec<_> = missing.iter().map(|controller| controller.name()).collect();
+        let text = format!(
+            "the plan requires cgroup limits, but there is no usable controller for {}",
+            names.join(", ")
+        );
+        return Err(refused(ErrorCode::CgroupLimits, text));
+    }
+    Ok(0)
+}
+
+/// Refuses early what the launcher would refuse: a required layer that only the broker can make, and that it did not.
+fn require(plan: &Plan<'_>, layers: u64) -> Result<(), Failure> {
+    let missing = plan.required_layers() & LAYERS_FROM_PARENT & !layers;
+    if missing == 0 {
+        return Ok(());
+    }
+    let code = if missing == LAYER_CGROUP_LIMITS {
+        ErrorCode::CgroupLimits
+    } else {
+        ErrorCode::Unsupported
+    };
+    let names: Vec<_> = layer_names(missing).collect();
+    Err(refused(
+        code,
+        format!(
+            "the plan requires what this broker can't give here: {}",
+            names.join(", ")
+        ),
+    ))
+}
+
+/// Removes the cgroup of a launch that failed. Its process, if there was one, is reaped already.
+fn abandon(group: &Group) {
+    match group.try_remove() {
+        Ok(agentd_kernel::cgroup::Removal::Done) => {}
+        Ok(agentd_kernel::cgroup::Removal::Busy) => {
+            eprintln!("agentd-broker: the cgroup of a failed launch is busy")
+        }
+        Err(error) => eprintln!("agentd-broker: {error}"),
+    }
+}

@@ -1,0 +1,352 @@
+//! Grants: what an agent can do through one, and every way in which one can be wrong.
+
+use crate::harness::{Broker, as_user, assert_refused, folder_of, grant, open_dir, root, shell};
+use agentd_broker::protocol::ErrorCode;
+use agentd_kernel::fdpass;
+use agentd_kernel::grant::{self as kernel_grant, Access};
+use agentd_launch::layers::LAYER_IDMAP;
+use agentd_launch::plan::{MountFlags, PlanBuilder};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+const ALICE: (u32, u32) = (61_001, 61_101);
+const BOB: (u32, u32) = (61_002, 61_102);
+
+/// A shell with the first grant on /work.
+fn granted(script: &str, flags: MountFlags) -> PlanBuilder {
+    let mut plan = shell(script);
+    plan.grant_mount(0, "/work", flags);
+    plan
+}
+
+fn grant_of(giver: (u32, u32), path: &Path, access: Access) -> OwnedFd {
+    as_user(giver.0, giver.1, || grant(path, access, "/work"))
+}
+
+#[test]
+fn what_an_agent_writes_belongs_to_the_giver() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let script = "cd /work && echo hello > file && mkdir dir && ln -s file link && stat -c %u:%g file && id -u";
+    let agent = broker.launch_with(
+        &granted(script, MountFlags::NONE),
+        &[grant_of(ALICE, folder.path(), Access::ReadWrite)],
+    );
+    assert_eq!(
+        (
+            agent.launched.info.caller_uid,
+            agent.launched.info.caller_gid
+        ),
+        ALICE
+    );
+    assert_ne!(agent.launched.info.layers & LAYER_IDMAP, 0);
+    let (code, stdout, stderr) = agent.output();
+    assert_eq!(
+        (code, stdout.as_str()),
+        (0, "1000:1000\n1000\n"),
+        "{stderr}"
+    );
+    for name in ["file", "dir", "link"] {
+        let metadata = fs::symlink_metadata(folder.path().join(name)).expect(name);
+        assert_eq!((metadata.uid(), metadata.gid()), ALICE, "{name}");
+    }
+    assert_eq!(
+        fs::read_to_string(folder.path().join("file")).expect("read"),
+        "hello\n"
+    );
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn a_read_only_grant_cannot_be_written() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    fs::write(folder.path().join("file"), "old").expect("write");
+    let give = || grant_of(ALICE, folder.path(), Access::ReadOnly);
+    let text = assert_refused(
+        broker.try_launch(&granted("true", MountFlags::NONE), &[give()]),
+        ErrorCode::Grant,
+    );
+    assert!(text.contains("read-only"), "{text}");
+    let plan = granted("cat /work/file; echo new > /work/file", MountFlags::RDONLY);
+    let agent = broker.launch_with(&plan, &[give()]);
+    let (code, stdout, stderr) = agent.output();
+    assert_ne!(code, 0);
+    assert!(
+        stdout == "old" && stderr.contains("Read-only"),
+        "{stdout}{stderr}"
+    );
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn a_grant_gives_no_more_than_the_giver_has() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(0, 0);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    fs::write(folder.path().join("public"), "seen").expect("write");
+    fs::write(folder.path().join("secret"), "hidden").expect("write");
+    fs::set_permissions(
+        folder.path().join("secret"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .expect("chmod");
+    let script = "cd /work; cat public; cat secret; echo x > new; echo x >> public; rm -f public; chmod 777 . secret";
+    let agent = broker.launch_with(
+        &granted(script, MountFlags::NONE),
+        &[grant_of(ALICE, folder.path(), Access::ReadWrite)],
+    );
+    let (_, stdout, stderr) = agent.output();
+    assert_eq!(stdout, "seen", "{stderr}");
+    let mut names: Vec<_> = fs::read_dir(folder.path())
+        .expect("read")
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["public", "secret"]);
+    assert_eq!(
+        fs::read_to_string(folder.path().join("public")).expect("read"),
+        "seen"
+    );
+    let mode = |path: &Path| fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
+    assert_eq!(
+        (mode(folder.path()), mode(&folder.path().join("secret"))),
+        (0o755, 0o600)
+    );
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn set_id_bits_on_a_granted_folder_have_no_effect_and_cannot_be_set() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(0, 0);
+    fs::copy("/usr/bin/id", folder.path().join("id")).expect("copy");
+    fs::set_permissions(folder.path().join("id"), fs::Permissions::from_mode(0o6755))
+        .expect("chmod");
+    let script =
+        "cd /work; ./id -u; cp /usr/bin/id mine; chmod u+s mine; chmod 4755 mine; stat -c %a mine";
+    let agent = broker.launch_with(
+        &granted(script, MountFlags::NONE),
+        &[grant(folder.path(), Access::ReadWrite, "/work")],
+    );
+    assert_eq!(agent.launched.info.caller_uid, 0);
+    let (_, stdout, stderr) = agent.output();
+    assert_eq!(stdout, "1000\n755\n", "{stderr}");
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn a_grant_is_spent_once_used() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let first = grant_of(ALICE, folder.path(), Access::ReadWrite);
+    let copies = [
+        first.try_clone().expect("dup"),
+        first.try_clone().expect("dup"),
+    ];
+    let mut plan = granted("true", MountFlags::NONE);
+    plan.grant_mount(1, "/again", MountFlags::NONE);
+    let twice = [first.try_clone().expect("dup"), first];
+    let text = assert_refused(broker.try_launch(&plan, &twice), ErrorCode::Grant);
+    assert!(text.contains("used once"), "{text}");
+    for copy in copies {
+        assert_refused(
+            broker.try_launch(&granted("true", MountFlags::NONE), &[copy]),
+            ErrorCode::Grant,
+        );
+    }
+    broker.finish();
+}
+
+#[test]
+fn forged_grants_are_refused() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let dir = open_dir(folder.path());
+    // Without credentials.
+    let (ours, silent) = fdpass::seqpacket_pair().expect("pair");
+    fdpass::send(ours.as_fd(), b"AGGR\x01\x00\x01\x00/work", &[dir.as_fd()]).expect("send");
+    drop(ours);
+    // Not sockets, or sockets with nothing in them.
+    let file: OwnedFd = tempfile::tempfile().expect("file").into();
+    let (stream, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
+    let (empty, _other) = fdpass::seqpacket_pair().expect("pair");
+    let forged = [
+        silent,
+        file,
+        dir.try_clone().expect("dup"),
+        stream.into(),
+        empty,
+    ];
+    for wrong in forged {
+        assert_refused(
+            broker.try_launch(&granted("true", MountFlags::NONE), &[wrong]),
+            ErrorCode::Grant,
+        );
+    }
+    // In somebody else's name, without the right to.
+    let refused = as_user(BOB.0, BOB.1, || {
+        let (ours, _theirs) = fdpass::seqpacket_pair().expect("pair");
+        send_as(ours, ALICE)
+    });
+    assert_eq!(
+        refused,
+        Some(libc::EPERM),
+        "the kernel itself refuses false credentials"
+    );
+    broker.finish();
+}
+
+/// Tries to send a message with somebody else's credentials; the errno.
+fn send_as(socket: OwnedFd, (uid, gid): (u32, u32)) -> Option<i32> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, sendmsg};
+    use rustix::process::{Gid, Uid, getpid};
+    let credentials = UCred {
+        pid: getpid(),
+        uid: Uid::from_raw(uid),
+        gid: Gid::from_raw(gid),
+    };
+    let mut space = [std::mem::MaybeUninit::uninit(); 64];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmCredentials(credentials)));
+    let bytes = [std::io::IoSlice::new(b"AGGR\x01\x00\x01\x00/work")];
+    sendmsg(&socket, &bytes, &mut control, SendFlags::empty())
+        .err()
+        .map(|errno| errno.raw_os_error())
+}
+
+#[test]
+fn grants_of_two_givers_are_refused() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let (alices, bobs) = (folder_of(ALICE.0, ALICE.1), folder_of(BOB.0, BOB.1));
+    let mut plan = granted("true", MountFlags::NONE);
+    plan.grant_mount(1, "/bob", MountFlags::NONE);
+    let second = as_user(BOB.0, BOB.1, || {
+        grant(bobs.path(), Access::ReadWrite, "/bob")
+    });
+    let both = [grant_of(ALICE, alices.path(), Access::ReadWrite), second];
+    let text = assert_refused(broker.try_launch(&plan, &both), ErrorCode::Grant);
+    assert!(text.contains("61001") && text.contains("61002"), "{text}");
+    broker.finish();
+}
+
+#[test]
+fn a_grant_goes_only_where_the_giver_said() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let mut plan = shell("true");
+    plan.grant_mount(0, "/usr/local/bin", MountFlags::NONE);
+    let given = grant_of(ALICE, folder.path(), Access::ReadWrite);
+    let text = assert_refused(broker.try_launch(&plan, &[given]), ErrorCode::Grant);
+    assert!(
+        text.contains("/work") && text.contains("/usr/local/bin"),
+        "{text}"
+    );
+    broker.finish();
+}
+
+#[test]
+fn objects_that_cannot_be_mounted_with_mapped_ids_are_refused() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    for path in ["/proc/self", "/sys/kernel"] {
+        let given = grant(Path::new(path), Access::ReadWrite, "/work");
+        let text = assert_refused(
+            broker.try_launch(&granted("true", MountFlags::NONE), &[given]),
+            ErrorCode::Mount,
+        );
+        assert!(text.contains("/work"), "{text}");
+    }
+    // Opened in another mount namespace.
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let path = folder.path().to_path_buf();
+    let elsewhere = std::thread::spawn(move || {
+        // SAFETY: unshare takes a number; CLONE_FS and CLONE_NEWNS affect this thread only, which ends at once.
+        let result = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) };
+        assert_eq!(result, 0, "unshare");
+        grant(&path, Access::ReadWrite, "/work")
+    });
+    let given = elsewhere.join().expect("thread");
+    let text = assert_refused(
+        broker.try_launch(&granted("true", MountFlags::NONE), &[given]),
+        ErrorCode::Mount,
+    );
+    assert!(text.contains("another mount namespace"), "{text}");
+    broker.finish();
+}
+
+#[test]
+fn a_single_file_can_be_granted() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let path = folder.path().join("config");
+    fs::write(&path, "setting").expect("write");
+    std::os::unix::fs::chown(&path, Some(ALICE.0), Some(ALICE.1)).expect("chown");
+    let file = fs::File::open(&path).expect("open");
+    let given = as_user(ALICE.0, ALICE.1, || {
+        kernel_grant::send(file.as_fd(), Access::ReadOnly, Path::new("/work")).expect("grant")
+    });
+    let agent = broker.launch_with(&granted("cat /work", MountFlags::RDONLY), &[given]);
+    let (code, stdout, stderr) = agent.output();
+    assert_eq!((code, stdout.as_str()), (0, "setting"), "{stderr}");
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn many_grants_keep_their_order() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folders: Vec<_> = (0..40).map(|_| folder_of(ALICE.0, ALICE.1)).collect();
+    let mut plan = shell("for n in $(seq 0 39); do cat /g$n/n; done");
+    let mut given = Vec::new();
+    for (n, folder) in folders.iter().enumerate() {
+        fs::write(folder.path().join("n"), format!("{n} ")).expect("write");
+        plan.grant_mount(n as u32, format!("/g{n}"), MountFlags::RDONLY);
+        given.push(as_user(ALICE.0, ALICE.1, || {
+            grant(folder.path(), Access::ReadOnly, &format!("/g{n}"))
+        }));
+    }
+    let agent = broker.launch_with(&plan, &given);
+    let expected: String = (0..40).map(|n| format!("{n} ")).collect();
+    assert_eq!(agent.output().1, expected);
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}

@@ -1,0 +1,69 @@
+//! `docs/policy.md` is true: its examples load, its mistakes give the errors it shows, its tables are complete.
+
+use super::load;
+use agentd_sandbox::Property;
+use agentd_sandbox::seccomp::SyscallSet;
+
+const POLICY_MD: &str = include_str!("../../../docs/policy.md");
+const HOST_MD: &str = include_str!("../../../docs/host-requirements.md");
+
+/// The fenced blocks with this info string, each with what follows it.
+fn blocks<'a>(text: &'a str, info: &str) -> Vec<(&'a str, &'a str)> {
+    let open = format!("```{info}\n");
+    text.match_indices(&open)
+        .map(|(at, _)| {
+            let rest = &text[at + open.len()..];
+            rest.split_once("```").expect("the block is closed")
+        })
+        .collect()
+}
+
+#[test]
+fn every_example_loads_without_warnings() {
+    let examples = blocks(POLICY_MD, "toml");
+    assert!(
+        examples.len() >= 9,
+        "only {} examples found",
+        examples.len()
+    );
+    for (text, _) in examples {
+        let policy = load(text).unwrap_or_else(|e| panic!("{text}\n{e}"));
+        assert_eq!(policy.lint(), [], "{text}");
+    }
+}
+
+#[test]
+fn every_mistake_gives_the_error_shown() {
+    let mistakes = blocks(POLICY_MD, "toml fails");
+    assert_eq!(mistakes.len(), 1);
+    for (text, rest) in mistakes {
+        let (shown, _) = blocks(rest, "text")[0];
+        let error = load(text).expect_err("must not load");
+        assert_eq!(format!("{error}\n"), shown);
+    }
+}
+
+#[test]
+fn the_tables_name_every_set_and_every_property_that_can_be_given_up() {
+    for set in SyscallSet::ALL {
+        assert!(
+            POLICY_MD.contains(&format!("| `{}` |", set.name())),
+            "{}",
+            set.name()
+        );
+    }
+    for name in Property::degradable_names() {
+        assert!(POLICY_MD.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn every_feature_is_in_the_host_requirements() {
+    for feature in agentd_kernel::probe::Feature::ALL {
+        assert!(
+            HOST_MD.contains(&format!("| `{}` |", feature.name())),
+            "{}",
+            feature.name()
+        );
+    }
+}

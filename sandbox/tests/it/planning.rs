@@ -1,0 +1,465 @@
+//! Planning: what the launcher is told, read back from the wire, on hosts that have more or less.
+
+use super::{host, inputs, load, named};
+use agentd_kernel::probe::Feature;
+use agentd_launch::floor::{self, FloorContext};
+use agentd_launch::layers;
+use agentd_launch::plan::{self as wire, Plan, Record};
+use agentd_sandbox::{Access, GrantInput, HomeFile, Mode, PlanRefused, SandboxPlan, plan};
+
+const MODES: [Mode; 2] = [Mode::Root, Mode::User];
+
+fn planned(mode: Mode) -> SandboxPlan {
+    plan(&named("coding"), &inputs(mode), &host(7, &[])).expect("planned")
+}
+
+fn text(s: &std::ffi::CStr) -> &str {
+    s.to_str().expect("UTF-8")
+}
+
+/// (path, rights) of the Landlock rules.
+fn landlock(plan: &SandboxPlan) -> Vec<(String, u64)> {
+    let parsed = Plan::parse(&plan.wire).expect("a plan");
+    parsed
+        .records()
+        .filter_map(|r| match r {
+            Record::LandlockPath { path, access, .. } => Some((text(path).to_owned(), access)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn plans_pass_the_floor_in_both_modes() {
+    for mode in MODES {
+        let plan = planned(mode);
+        let parsed = Plan::parse(&plan.wire).expect("a plan");
+        let mode = match mode {
+            Mode::Root => wire::Mode::Root,
+            Mode::User => wire::Mode::User,
+        };
+        assert_eq!(
+            floor::check(&parsed, &FloorContext { mode, grants: 3 }),
+            Ok(())
+        );
+    }
+}
+
+#[test]
+fn mounts_are_made_outer_before_inner_and_only_the_workspace_is_writable() {
+    let plan = planned(Mode::Root);
+    let mounts = &plan.summary.mounts;
+    assert!(
+        mounts
+            .windows(2)
+            .all(|w| w[0].path < w[1].path || !w[1].path.starts_with(&w[0].path))
+    );
+    let writable: Vec<&str> = mounts
+        .iter()
+        .filter(|m| m.access == "read-write")
+        .map(|m| m.path.as_str())
+        .collect();
+    assert_eq!(
+        writable,
+        ["/home/ada", "/home/ada/repo", "/tmp", "/var/tmp"]
+    );
+    let hooks = mounts
+        .iter()
+        .find(|m| m.path == "/home/ada/repo/.git/hooks")
+        .expect("an island");
+    assert_eq!(
+        (hooks.source.as_str(), hooks.access.as_str()),
+        ("grant 1", "read-only")
+    );
+    let ssl = mounts.iter().find(|m| m.path == "/etc/ssl").expect("bound");
+    assert!(!ssl.exec, "certificates are not programs");
+}
+
+#[test]
+fn no_secret_of_the_callers_environment_gets_in_and_the_agents_services_do() {
+    let env = planned(Mode::User).summary.env;
+    let value = |name: &str| env.iter().find_map(|e| e.strip_prefix(&format!("{name}=")));
+    assert_eq!(value("AWS_SECRET_ACCESS_KEY"), None);
+    assert_eq!(value("LC_ALL"), Some("C"));
+    assert_eq!(value("HOME"), Some("/home/ada"));
+    assert_eq!(value("ANTHROPIC_BASE_URL"), Some("http://127.0.0.1:8080"));
+    assert_eq!(value("HTTPS_PROXY"), Some("http://127.0.0.1:3128"));
+    assert_eq!(value("AGENTD_BUS"), Some("/run/agentd/bus.sock"));
+    let path = value("PATH").expect("set");
+    assert!(path.starts_with("/home/ada/.cargo/bin:/usr/bin:"), "{path}");
+}
+
+#[test]
+fn a_policy_cannot_override_what_the_sandbox_says_about_itself() {
+    let policy = load("extends = \"coding\"\n[env]\nset = { HOME = \"/x\", HTTP_PROXY = \"http://evil\", A = \"b\" }").expect("loads");
+    let plan = plan(&policy, &inputs(Mode::User), &host(7, &[])).expect("planned");
+    assert!(plan.summary.env.contains(&"HOME=/home/ada".to_owned()));
+    assert!(
+        plan.summary
+            .env
+            .contains(&"HTTP_PROXY=http://127.0.0.1:3128".to_owned())
+    );
+    assert!(plan.summary.env.contains(&"A=b".to_owned()));
+}
+
+#[test]
+fn landlock_is_reduced_to_what_the_host_knows() {
+    for (abi, handled, scopes) in [
+        (7, 0xffff, 3),
+        (6, 0xffff, 3),
+        (3, 0x7fff, 0),
+        (2, 0x3fff, 0),
+        (1, 0x1fff, 0),
+        (11, 0xffff, 3),
+    ] {
+        let plan = plan(&named("coding"), &inputs(Mode::Root), &host(abi, &[])).expect("planned");
+        let parsed = Plan::parse(&plan.wire).expect("a plan");
+        let ruleset = parsed.records().find_map(|r| match r {
+            Record::Landlock {
+                handled_fs,
+                handled_net,
+                scoped,
+                min_abi,
+            } => Some((handled_fs, handled_net, scoped, min_abi)),
+            _ => None,
+        });
+        assert_eq!(ruleset, Some((handled, 0, scopes, abi.min(7))), "ABI {abi}");
+        assert!(
+            landlock(&plan)
+                .iter()
+                .all(|(_, access)| access & !handled == 0 && *access != 0),
+            "ABI {abi}"
+        );
+    }
+}
+
+#[test]
+fn landlock_lets_nothing_be_written_but_the_workspace_and_private_places() {
+    const WRITE_FILE: u64 = 2;
+    let rules = landlock(&planned(Mode::Root));
+    let writable: Vec<&str> = rules
+        .iter()
+        .filter(|(_, a)| a & WRITE_FILE != 0)
+        .map(|(p, _)| p.as_str())
+        .collect();
+    assert_eq!(
+        writable,
+        [
+            "/dev",
+            "/dev/shm",
+            "/home/ada",
+            "/home/ada/repo",
+            "/tmp",
+            "/var/tmp"
+        ]
+    );
+    const READ_FILE: u64 = 4;
+    let root = rules
+        .iter()
+        .find(|(p, _)| p == "/")
+        .expect("a rule for the root");
+    assert_eq!(
+        root.1 & (READ_FILE | WRITE_FILE | 1),
+        0,
+        "the root folder may be listed and no more"
+    );
+}
+
+#[test]
+fn without_landlock_the_launch_is_refused_in_one_line_unless_the_policy_allows_it() {
+    let refused = plan(&named("coding"), &inputs(Mode::Root), &host(0, &[])).expect_err("refused");
+    assert_eq!(
+        refused.to_string(),
+        "property file-rules: Landlock file rules: it is not there; to launch without it, add \"file-rules\" to allow \
+         under [degrade] in the policy"
+    );
+    let policy =
+        load("extends = \"coding\"\n[degrade]\nallow = [\"file-rules\"]\n").expect("loads");
+    let plan = plan(&policy, &inputs(Mode::Root), &host(0, &[])).expect("planned");
+    let degradation = plan
+        .degradations
+        .iter()
+        .find(|d| d.property == "file-rules")
+        .expect("recorded");
+    assert_eq!(degradation.allowed_by, "example.toml:3");
+    assert_eq!(plan.required_layers & layers::LAYER_LANDLOCK, 0);
+    assert!(landlock(&plan).is_empty());
+}
+
+#[test]
+fn limits_without_cgroups_are_recorded_in_coding_and_refused_in_base() {
+    let bare = host(
+        7,
+        &[
+            Feature::CgroupMemory,
+            Feature::CgroupPids,
+            Feature::CgroupCpu,
+        ],
+    );
+    let plan_coding = plan(&named("coding"), &inputs(Mode::User), &bare).expect("planned");
+    let lost: Vec<&str> = plan_coding
+        .degradations
+        .iter()
+        .map(|d| d.property.as_str())
+        .collect();
+    assert_eq!(lost, ["own-uid", "memory-limit", "cpu-limit"]);
+    assert_eq!(plan_coding.required_layers & layers::LAYER_CGROUP_LIMITS, 0);
+    assert!(
+        Plan::parse(&plan_coding.wire)
+            .expect("a plan")
+            .cgroup()
+            .is_none()
+    );
+    let mut base_inputs = inputs(Mode::User);
+    (base_inputs.grants, base_inputs.workspace) = (Vec::new(), None);
+    let refused = plan(&named("base"), &base_inputs, &bare).expect_err("refused");
+    assert!(
+        refused
+            .to_string()
+            .starts_with("property memory-limit: cgroup memory controller: it is not there"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn with_cgroups_the_limits_are_demanded() {
+    let plan = planned(Mode::Root);
+    let cgroup = Plan::parse(&plan.wire)
+        .expect("a plan")
+        .cgroup()
+        .expect("limits");
+    assert_eq!((cgroup.memory_max_bytes, cgroup.pids_max), (8 << 30, 2048));
+    assert_eq!(
+        (cgroup.cpu_quota_us, cgroup.cpu_period_us),
+        (400_000, 100_000)
+    );
+    assert!(cgroup.required);
+    assert_ne!(plan.required_layers & layers::LAYER_CGROUP_LIMITS, 0);
+    assert_eq!(plan.degradations, []);
+}
+
+#[test]
+fn what_no_policy_can_do_without_refuses_with_the_remedy() {
+    for feature in [
+        Feature::UserNs,
+        Feature::NetNs,
+        Feature::Seccomp,
+        Feature::ProcMount,
+    ] {
+        let refused =
+            plan(&named("coding"), &inputs(Mode::Root), &host(7, &[feature])).expect_err("refused");
+        assert!(
+            refused
+                .to_string()
+                .starts_with(&format!("property {}: it is not there; ", feature.name())),
+            "{refused}"
+        );
+    }
+    let mut arm = host(7, &[]);
+    arm.machine = "aarch64".into();
+    let refused = plan(&named("coding"), &inputs(Mode::Root), &arm).expect_err("refused");
+    assert_eq!(
+        refused,
+        PlanRefused::Machine {
+            machine: "aarch64".into()
+        }
+    );
+}
+
+#[test]
+fn listeners_follow_the_policy() {
+    let addresses = |p: &SandboxPlan| {
+        p.listeners
+            .iter()
+            .map(|l| (l.tag, l.address.clone()))
+            .collect::<Vec<_>>()
+    };
+    let coding = planned(Mode::Root);
+    assert_eq!(
+        addresses(&coding),
+        [
+            (wire::GATEWAY, "127.0.0.1:8080".to_owned()),
+            (wire::PROXY, "127.0.0.1:3128".into()),
+            (wire::MCP, "127.0.0.1:8765".into()),
+            (wire::BUS, "/run/agentd/bus.sock".into()),
+        ]
+    );
+    let mut bare = inputs(Mode::Root);
+    (bare.grants, bare.workspace) = (Vec::new(), None);
+    let base = plan(&named("base"), &bare, &host(7, &[])).expect("planned");
+    assert_eq!(
+        addresses(&base).iter().map(|(t, _)| *t).collect::<Vec<_>>(),
+        [wire::MCP, wire::BUS]
+    );
+    assert!(
+        !base
+            .summary
+            .env
+            .iter()
+            .any(|e| e.starts_with("HTTP_PROXY=") || e.starts_with("ANTHROPIC"))
+    );
+}
+
+#[test]
+fn grants_stay_within_the_policy() {
+    let refused = |dst: &str| {
+        let mut i = inputs(Mode::Root);
+        i.grants.push(GrantInput {
+            dst: dst.into(),
+            access: Access::ReadOnly,
+        });
+        plan(&named("coding"), &i, &host(7, &[]))
+            .expect_err("refused")
+            .to_string()
+    };
+    assert!(
+        refused("/home/ada/.ssh")
+            .starts_with("grant /home/ada/.ssh: policy coding does not show it; grants are")
+    );
+    for reserved in [
+        "/",
+        "/tmp",
+        "/proc/self",
+        "/dev/shm",
+        "/sys",
+        "/run/agentd/x",
+        "/home/ada",
+    ] {
+        assert!(refused(reserved).contains(reserved), "{reserved}");
+    }
+    assert!(refused("/home/ada/repo").contains("two grants have this path"));
+}
+
+#[test]
+fn a_grant_is_never_wider_than_the_policy() {
+    let mut i = inputs(Mode::Root);
+    // The caller hands the toolchain over writable; the policy says read.
+    i.grants[2].access = Access::ReadWrite;
+    i.grants[1].access = Access::ReadWrite;
+    let plan = plan(&named("coding"), &i, &host(7, &[])).expect("planned");
+    for path in ["/home/ada/.cargo/bin", "/home/ada/repo/.git/hooks"] {
+        let mount = plan
+            .summary
+            .mounts
+            .iter()
+            .find(|m| m.path == path)
+            .expect("mounted");
+        assert_eq!(mount.access, "read-only", "{path}");
+    }
+}
+
+#[test]
+fn the_program_may_be_granted_and_is_found() {
+    let mut i = inputs(Mode::User);
+    i.argv = vec!["claude".into(), "--version".into()];
+    i.grants.push(GrantInput {
+        dst: "/srv/tools/bin/claude".into(),
+        access: Access::ReadWrite,
+    });
+    let plan = plan(&named("coding"), &i, &host(7, &[])).expect("planned");
+    let mount = plan
+        .summary
+        .mounts
+        .iter()
+        .find(|m| m.path == "/srv/tools/bin/claude")
+        .expect("mounted");
+    assert!(mount.exec && mount.access == "read-only");
+    assert!(
+        plan.summary
+            .env
+            .iter()
+            .any(|e| e.starts_with("PATH=/srv/tools/bin:"))
+    );
+}
+
+#[test]
+fn a_workspace_that_holds_home_moves_home_away() {
+    let mut i = inputs(Mode::User);
+    i.workspace = Some("/home/ada".into());
+    i.grants = vec![GrantInput {
+        dst: "/home/ada".into(),
+        access: Access::ReadWrite,
+    }];
+    let plan = plan(&named("coding"), &i, &host(7, &[])).expect("planned");
+    assert_eq!(plan.summary.home, "/home/agent");
+    assert_eq!(plan.summary.cwd, "/home/ada");
+}
+
+#[test]
+fn seeded_files_never_land_in_the_callers_own() {
+    let mut i = inputs(Mode::User);
+    i.home_files = vec![HomeFile {
+        path: ".claude.json".into(),
+        mode: 0o600,
+        content: b"{}".to_vec(),
+    }];
+    let seeded = plan(&named("coding"), &i, &host(7, &[])).expect("planned");
+    let parsed = Plan::parse(&seeded.wire).expect("a plan");
+    assert!(
+        parsed.records().any(
+            |r| matches!(r, Record::File { dst, .. } if text(dst) == "/home/ada/.claude.json")
+        )
+    );
+    for bad in ["repo/x", ".cargo/bin/cargo", "../x", "/etc/passwd", ""] {
+        i.home_files[0].path = bad.into();
+        let refused = plan(&named("coding"), &i, &host(7, &[])).expect_err(bad);
+        assert!(
+            refused.to_string().starts_with("home file "),
+            "{bad}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn inputs_that_no_plan_could_carry_are_refused_by_name() {
+    let refused = |change: fn(&mut agentd_sandbox::LaunchInputs)| {
+        let mut i = inputs(Mode::User);
+        change(&mut i);
+        plan(&named("coding"), &i, &host(7, &[]))
+            .expect_err("refused")
+            .to_string()
+    };
+    assert!(refused(|i| i.argv.clear()).starts_with("command: there is none"));
+    assert!(refused(|i| i.uid = 0).starts_with("inside ids: an agent is never uid"));
+    assert!(refused(|i| i.grants.clear()).starts_with("workspace /home/ada/repo: no grant"));
+    assert!(
+        refused(|i| drop(i.extra_env.insert("A=B".into(), String::new())))
+            .starts_with("environment variable \"A=B\"")
+    );
+    assert!(refused(|i| i.home = Some("/usr".into())).starts_with("home /usr:"));
+}
+
+#[test]
+fn denied_paths_are_masked_where_they_are_visible() {
+    let policy = load(
+        "extends = \"coding\"\n[fs]\ndeny = [\"${workspace}/.env\", \"~/.ssh\", \"/srv/x\"]\n",
+    )
+    .expect("loads");
+    let plan = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect("planned");
+    assert_eq!(
+        plan.summary.masks,
+        ["/home/ada/.ssh", "/home/ada/repo/.env"]
+    );
+}
+
+#[test]
+fn the_plan_says_which_mechanism_holds_each_property() {
+    let plan = plan(&named("coding"), &inputs(Mode::Root), &host(2, &[])).expect("planned");
+    let held = |name: &str| {
+        plan.summary
+            .properties
+            .iter()
+            .find(|p| p.property.name() == name)
+            .map(|p| (p.by.clone(), p.without.clone()))
+    };
+    let (by, without) = held("abstract-sockets").expect("listed");
+    assert_eq!(by, ["network namespace"]);
+    assert_eq!(
+        without,
+        ["Landlock abstract socket scope: needs Landlock ABI 6, this kernel has 2"]
+    );
+    assert!(
+        serde_json::to_value(&plan)
+            .is_ok_and(|v| v["summary"]["properties"][0]["property"] == "file-view")
+    );
+}

@@ -1,0 +1,378 @@
+//! Loading: inheritance, origins, errors, lint, settings.
+
+use super::{load, load_with, named};
+use agentd_sandbox::{
+    Access, CallerContext, Decision, EffectivePolicy, PolicyError, PolicyRef, Sources, WantedGrant,
+};
+use proptest::prelude::*;
+
+fn error(text: &str) -> String {
+    load(text).expect_err("must not load").to_string()
+}
+
+#[test]
+fn built_in_policies_are_clean() {
+    for name in ["base", "coding"] {
+        let warnings: Vec<_> = named(name).lint().iter().map(ToString::to_string).collect();
+        assert!(warnings.is_empty(), "{name}: {warnings:#?}");
+    }
+}
+
+#[test]
+fn every_value_names_its_file_and_line() {
+    let policy = load("extends = \"base\"\n\n[limits]\nmemory = \"4GiB\"\n").expect("loads");
+    let line = |key: &str| {
+        policy
+            .shown
+            .iter()
+            .find(|s| s.key == key)
+            .map(|s| format!("{} {}", s.value, s.origin))
+    };
+    assert_eq!(
+        line("limits.memory").as_deref(),
+        Some("\"4GiB\" example.toml:4")
+    );
+    assert!(
+        line("limits.pids")
+            .expect("inherited")
+            .starts_with("512 base (built in):")
+    );
+    assert!(
+        policy.shown.iter().all(|s| s.origin.line > 0),
+        "a value without a line"
+    );
+    assert_eq!(policy.files, ["base (built in)", "example.toml"]);
+}
+
+#[test]
+fn show_is_aligned_and_complete() {
+    let policy =
+        load("[limits]\nmemory = \"4GiB\"\npids = 10\n[net]\nmode = \"none\"\n").expect("loads");
+    let shown = policy.show();
+    let (first, rest) = shown.split_once('\n').expect("lines");
+    assert!(first.starts_with("# policy example, hash "), "{first}");
+    assert_eq!(
+        rest,
+        "net.mode = \"none\"       # example.toml:5\n\
+         limits.memory = \"4GiB\"  # example.toml:2\n\
+         limits.pids = 10        # example.toml:3\n"
+    );
+}
+
+#[test]
+fn lists_add_replace_and_remove() {
+    let hosts = |text: &str| {
+        load(text)
+            .expect("loads")
+            .egress
+            .rules
+            .iter()
+            .map(|r| r.text.clone())
+            .collect::<Vec<_>>()
+    };
+    let inherited = hosts("extends = \"coding\"");
+    let added = hosts("extends = \"coding\"\n[net]\nallow = [\"a.example\"]");
+    assert_eq!(added.len(), inherited.len() + 1);
+    assert_eq!(
+        hosts("extends = \"coding\"\n[net]\nallow = { replace = [\"a.example\"] }"),
+        ["a.example"]
+    );
+    let removed = hosts("extends = \"coding\"\n[net]\nallow = { remove = [\"crates.io\"] }");
+    assert_eq!(removed.len(), inherited.len() - 1);
+    assert!(!removed.contains(&"crates.io".to_owned()));
+}
+
+#[test]
+fn none_takes_a_limit_away() {
+    let policy = load("extends = \"coding\"\n[limits]\nmemory = \"none\"\n").expect("loads");
+    assert_eq!(policy.limits.memory_bytes, None);
+    assert!(error("[limits]\nnofile = \"none\"").contains("this is not a number"));
+}
+
+#[test]
+fn settings_win_and_say_where_they_come_from() {
+    let policy = load_with(
+        "extends = \"coding\"",
+        &[
+            ("limits.memory", "1GiB"),
+            ("net.allow", "x.example:8443"),
+            ("env.set.A", "1"),
+        ],
+    )
+    .expect("loads");
+    assert_eq!(policy.limits.memory_bytes, Some(1 << 30));
+    assert!(matches!(
+        policy.egress.allows("x.example", 8443),
+        Decision::Allow { .. }
+    ));
+    assert_eq!(policy.env.set["A"].value, "1");
+    let memory = policy
+        .shown
+        .iter()
+        .find(|s| s.key == "limits.memory")
+        .expect("shown");
+    assert_eq!(memory.origin.to_string(), "--set limits.memory");
+    let wrong = load_with("", &[("limits.memmory", "1GiB"), ("limits.pids", "many")])
+        .expect_err("wrong")
+        .to_string();
+    assert!(wrong.contains("did you mean limits.memory?"), "{wrong}");
+    assert!(
+        wrong.contains("--set limits.pids: limits.pids = many: this is not a number"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
+    for (text, expected) in [
+        (
+            "[fs]\nread = [\"usr\"]",
+            "example.toml:2: fs.read = \"usr\": the path is relative; a path is absolute",
+        ),
+        (
+            "[fs]\nread = [\"/a/../b\"]",
+            "example.toml:2: fs.read = \"/a/../b\": the path has a . or .. component",
+        ),
+        (
+            "[fs]\nread = \"/usr\"",
+            "example.toml:2: fs.read = \"/usr\": this is not a list; an array",
+        ),
+        (
+            "[net]\nmode = \"prxy\"",
+            "example.toml:2: net.mode = \"prxy\": this is not a network mode; did you mean \"proxy\"?",
+        ),
+        (
+            "[net]\nallow = [\"https://x.example/a\"]",
+            "a rule has no scheme and no path",
+        ),
+        (
+            "[net]\nallow = [\"x.example:99999\"]",
+            "\"99999\" is not a port",
+        ),
+        (
+            "[limits]\nmemory = \"4Gb\"",
+            "\"Gb\" is not a unit of size; a size is a whole number",
+        ),
+        (
+            "[limits]\nmemory = 4.5",
+            "example.toml:2: limits.memory = 4.5: a float can't stand here",
+        ),
+        (
+            "[limits]\nwall_clock = 90",
+            "this is not a duration; a duration is written like",
+        ),
+        (
+            "[ipc]\nsend = [\"a b\"]",
+            "not a name or pattern; ' ' is not allowed",
+        ),
+        (
+            "[tools]\ndeny = [\"Bash(\"]",
+            "not a tool rule; a tool rule is Tool or Tool(pattern)",
+        ),
+        (
+            "[syscalls]\nallow = [\"proces\"]",
+            "did you mean \"process\"?",
+        ),
+        (
+            "[degrade]\nallow = [\"network\"]",
+            "example.toml:2: degrade.allow = \"network\": this is not a property",
+        ),
+        (
+            "[env]\npass = [\"A=B\"]",
+            "\"A=B\" is not the name of an environment variable",
+        ),
+        (
+            "[env]\nset = { A = 1 }",
+            "example.toml:2: env.set.A = 1: a variable is a string",
+        ),
+        (
+            "memory = \"1GiB\"",
+            "example.toml:1: memory: there is no such key or section; memory belongs under [limits]",
+        ),
+        (
+            "[fs]\nmode = \"none\"",
+            "there is no such key in [fs]; mode belongs under [net]",
+        ),
+        (
+            "[network]\nmode = \"none\"",
+            "there is no such key or section",
+        ),
+        (
+            "net = 3",
+            "example.toml:1: net = 3: this is a section; write [net]",
+        ),
+        (
+            "extends = \"codign\"",
+            "no policy is named \"codign\"; there are: base, coding (did you mean \"coding\"?)",
+        ),
+        ("[limits\nmemory = 1", "example.toml:1: not valid TOML"),
+        (
+            "[limits]\npids = 5\npids = 6",
+            "example.toml:3: not valid TOML: duplicate key",
+        ),
+    ] {
+        let error = error(text);
+        assert!(
+            error.contains(expected),
+            "{text}\n  gave: {error}\n  want: {expected}"
+        );
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_in_file_order() {
+    let error = load("[net]\nmode = 1\n[limits]\npids = 0\ncpu = \"x\"\n").expect_err("wrong");
+    let lines: Vec<u32> = error.diagnostics().iter().map(|d| d.origin.line).collect();
+    assert_eq!(lines, [2, 4, 5]);
+}
+
+#[test]
+fn policies_that_extend_each_other_are_refused() {
+    let place = std::env::temp_dir().join(format!("agentd-policy-test-{}", std::process::id()));
+    std::fs::create_dir_all(&place).expect("made");
+    std::fs::write(place.join("one.toml"), "extends = \"two\"").expect("written");
+    std::fs::write(place.join("two.toml"), "extends = \"one\"").expect("written");
+    std::fs::write(
+        place.join("coding.toml"),
+        "extends = \"base\"\n[limits]\npids = 77\n",
+    )
+    .expect("written");
+    let sources = Sources {
+        folders: vec![place.clone()],
+        settings: Vec::new(),
+    };
+    let cycle = EffectivePolicy::load(&PolicyRef::Name("one".into()), &sources);
+    let own = EffectivePolicy::load(&PolicyRef::Name("coding".into()), &sources);
+    std::fs::remove_dir_all(&place).expect("removed");
+    let cycle = cycle.expect_err("a cycle");
+    assert_eq!(
+        cycle.to_string(),
+        "policy one extends itself: one extends two extends one"
+    );
+    // The operator's policy of the same name hides the built-in one.
+    assert_eq!(own.expect("loads").limits.pids, Some(77));
+}
+
+#[test]
+fn names_do_not_lead_out_of_the_folders() {
+    let sources = Sources {
+        folders: vec!["/etc".into()],
+        settings: Vec::new(),
+    };
+    for name in ["../etc/passwd", "a/b", "", ".", "x.toml"] {
+        let error =
+            EffectivePolicy::load(&PolicyRef::Name(name.into()), &sources).expect_err("not a name");
+        assert!(
+            matches!(error, PolicyError::NotFound { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
+fn the_hash_is_of_the_meaning() {
+    let hash = |t: &str| load(t).expect("loads").hash();
+    let one = hash("[limits]\npids = 10\n[net]\nmode = \"none\"\n");
+    assert_eq!(
+        one,
+        hash("# a comment\n[net]\nmode = 'none'\n\n[limits]\npids = 10 # same\n")
+    );
+    assert_ne!(one, hash("[limits]\npids = 11\n[net]\nmode = \"none\"\n"));
+    assert_eq!(one.len(), 64);
+}
+
+#[test]
+fn lint_gives_reasons() {
+    let policy = load(
+        "extends = \"coding\"\n[fs]\nread = [\"~/.ssh\"]\nwrite = [\"~/.cargo/bin\"]\ndeny = [\"/root/x\"]\n\
+         [net]\nallow = [\"*\", \"*.github.io\"]\n[env]\npass = [\"AWS_SECRET_ACCESS_KEY\"]\n[limits]\ntokens = \"none\"\n",
+    )
+    .expect("loads");
+    let warnings: Vec<String> = policy.lint().iter().map(ToString::to_string).collect();
+    for expected in [
+        "example.toml:3: fs.read = ~/.ssh: this shows SSH keys to the agent",
+        "example.toml:4: fs.write = ~/.cargo/bin: programs here can be replaced by the agent",
+        "example.toml:5: fs.deny = /root/x: it is not visible anyway",
+        "example.toml:7: net.allow = *: every public host can be reached",
+        "example.toml:7: net.allow = *.github.io: anybody can get a name below this one",
+        "example.toml:9: env.pass = AWS_SECRET_ACCESS_KEY: this hands a secret",
+        "limits.tokens: there is no ceiling on what the agent spends",
+    ] {
+        assert!(
+            warnings.iter().any(|w| w.contains(expected)),
+            "{expected}\nnot in {warnings:#?}"
+        );
+    }
+}
+
+#[test]
+fn the_caller_is_asked_for_what_only_the_caller_may_open() {
+    let policy = load(
+        "[fs]\nread = [\"/usr\", \"~/.cargo\", \"~/.cargo/bin\", \"${workspace}/.git/hooks\"]\nwrite = [\"${workspace}\"]\nexec = [\"~\", \"/tmp\"]\n",
+    )
+    .expect("loads");
+    let caller = CallerContext {
+        home: Some("/home/ada".into()),
+        workspace: Some("/home/ada/repo".into()),
+        exe: Some("/srv/tools/agent".into()),
+    };
+    let grant = |path: &str, access, optional| WantedGrant {
+        src: path.into(),
+        dst: path.into(),
+        access,
+        optional,
+    };
+    assert_eq!(
+        policy.wanted_grants(&caller),
+        [
+            grant("/home/ada/repo", Access::ReadWrite, false),
+            grant("/home/ada/.cargo", Access::ReadOnly, true),
+            // An island: less access than what surrounds it.
+            grant("/home/ada/repo/.git/hooks", Access::ReadOnly, true),
+            grant("/srv/tools/agent", Access::ReadOnly, false),
+        ]
+    );
+}
+
+#[test]
+fn a_program_in_a_system_folder_needs_no_grant() {
+    let caller = CallerContext {
+        exe: Some("/usr/bin/git".into()),
+        ..CallerContext::default()
+    };
+    assert_eq!(named("base").wanted_grants(&caller), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn arbitrary_text_never_panics(text in "\\PC{0,200}") {
+        if let Ok(policy) = load(&text) {
+            prop_assert_eq!(policy.hash().len(), 64);
+        }
+    }
+
+    #[test]
+    fn arbitrary_values_under_real_keys_never_panic(
+        section in prop::sample::select(vec!["fs", "net", "model", "ipc", "limits", "env", "tools", "syscalls", "degrade"]),
+        key in prop::sample::select(vec![
+            "read", "write", "exec", "deny", "mode", "allow", "access", "models", "max_tokens", "send", "publish",
+            "memory", "pids", "cpu", "nofile", "tmp", "wall_clock", "tokens", "pass", "set",
+        ]),
+        value in prop_oneof![
+            "[0-9_]{1,30}".prop_map(|s| s),
+            "\\PC{0,40}".prop_map(|s| format!("{s:?}")),
+            "[a-z/~*.:${}% 0-9-]{0,40}".prop_map(|s| format!("{s:?}")),
+            "[a-z/~*.:${}#() 0-9-]{0,40}".prop_map(|s| format!("[{s:?}, {s:?}]")),
+            "[a-z/~*.:${}#() 0-9-]{0,40}".prop_map(|s| format!("{{ replace = [{s:?}], add = 1 }}")),
+            "[a-z.:*]{0,20}".prop_map(|s| format!("[{{ host = {s:?}, private = true }}]")),
+            "[A-Z=]{0,9}".prop_map(|s| format!("{{ {s:?} = \"x\" }}")),
+        ],
+    ) {
+        if let Ok(policy) = load(&format!("[{section}]\n{key} = {value}\n")) {
+            prop_assert!(!policy.show().is_empty());
+            policy.lint();
+        }
+    }
+}

@@ -139,10 +139,11 @@ impl EffectivePolicy {
         let (home, workspace) = (caller.home.as_deref(), caller.workspace.as_deref());
         let mut wanted: Vec<WantedGrant> = Vec::new();
         let mut want = |path: PathBuf, access: Access, optional: bool| {
-            if (crate::plan::is_system_path(&path) && optional)
-                || Some(path.as_path()) == home
+            let skip = crate::plan::is_system_path(&path)
                 || crate::plan::is_private_path(&path)
-            {
+                || Some(path.as_path()) == home;
+            // The workspace is wanted wherever it is; planning says if it can't be there.
+            if skip && optional {
                 return;
             }
             match wanted.iter_mut().find(|w| w.src == path) {

@@ -182,6 +182,7 @@ impl EffectivePolicy {
                 .max_by_key(|o| o.src.as_os_str().len())
                 .is_none_or(|o| o.access != w.access)
         });
+        self.pin_ancestors(&mut wanted, home, workspace);
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
             && !wanted.iter().any(|w| exe.starts_with(&w.src))
@@ -194,6 +195,42 @@ impl EffectivePolicy {
             });
         }
         wanted
+    }
+
+    /// A folder with an island or a mask somewhere below it could be renamed away, protection and all, and made anew.
+    /// A folder that is a mount of its own cannot: so each one between the grant and what it protects becomes a grant.
+    fn pin_ancestors(
+        &self,
+        wanted: &mut Vec<WantedGrant>,
+        home: Option<&Path>,
+        workspace: Option<&Path>,
+    ) {
+        let denied = self
+            .fs
+            .deny
+            .iter()
+            .filter_map(|e| e.value.resolve(home, workspace));
+        let protected: Vec<PathBuf> = wanted.iter().map(|w| w.src.clone()).chain(denied).collect();
+        for path in protected {
+            let outer = wanted
+                .iter()
+                .filter(|w| w.src != path && path.starts_with(&w.src));
+            let Some(outer) = outer.max_by_key(|w| w.src.as_os_str().len()).cloned() else {
+                continue;
+            };
+            if outer.access != Access::ReadWrite {
+                continue;
+            }
+            let between = path.ancestors().skip(1).take_while(|a| *a != outer.src);
+            for folder in between.map(Path::to_owned).collect::<Vec<_>>() {
+                wanted.push(WantedGrant {
+                    src: folder.clone(),
+                    dst: folder,
+                    optional: true,
+                    ..outer
+                });
+            }
+        }
     }
 
     /// Whether the policy lets programs below `path` be executed.

@@ -1,8 +1,13 @@
 //! The sandbox crate from outside: policies as people write them, plans as the launcher reads them.
 
 mod docs;
+// The launcher's own test harness: what the broker does, in small.
+#[allow(dead_code, reason = "the launcher's tests use the rest of it")]
+#[path = "../../../launch/tests/launch/harness.rs"]
+mod harness;
 mod planning;
 mod policies;
+mod workloads;
 
 use agentd_kernel::probe::{CgroupHost, Feature, HostCaps, Probe, ProbeState};
 use agentd_sandbox::{

@@ -329,8 +329,29 @@ fn the_caller_is_asked_for_what_only_the_caller_may_open() {
             grant("/home/ada/.cargo", Access::ReadOnly, true),
             // An island: less access than what surrounds it.
             grant("/home/ada/repo/.git/hooks", Access::ReadOnly, true),
+            // Pins .git, so that it can't be renamed away with the island in it.
+            grant("/home/ada/repo/.git", Access::ReadWrite, true),
             grant("/srv/tools/agent", Access::ReadOnly, false),
         ]
+    );
+}
+
+#[test]
+fn every_folder_above_something_denied_is_pinned() {
+    let policy = load("[fs]\nwrite = [\"${workspace}\"]\ndeny = [\"${workspace}/.env\", \"${workspace}/a/b/key\"]\n").expect("loads");
+    let caller = CallerContext {
+        workspace: Some("/w".into()),
+        ..CallerContext::default()
+    };
+    let paths: Vec<_> = policy
+        .wanted_grants(&caller)
+        .into_iter()
+        .map(|w| (w.src, w.access))
+        .collect();
+    let writable = |p: &str| (p.into(), Access::ReadWrite);
+    assert_eq!(
+        paths,
+        [writable("/w"), writable("/w/a/b"), writable("/w/a")]
     );
 }
 

@@ -21,6 +21,8 @@ pub struct Hierarchy {
 pub struct Layout {
     /// The cgroup2 hierarchy.
     pub unified: Option<Hierarchy>,
+    /// Its mount point, if this process's cgroup is further down, and what could be enabled there.
+    pub unified_top: Option<Hierarchy>,
     /// Version 1 hierarchies with a controller that agentd uses, in mount order.
     pub v1: Vec<Hierarchy>,
 }
@@ -37,6 +39,9 @@ impl Layout {
         let mut layout = Self::default();
         for mount in mounts.lines().filter_map(Mount::parse) {
             if mount.unified {
+                if layout.unified.is_some() {
+                    continue;
+                }
                 let Some(own) = own_directory(&mount, &own, "") else {
                     continue;
                 };
@@ -45,9 +50,17 @@ impl Layout {
                     Some(parent) if own.ends_with(DAEMON_LEAF) => parent.to_path_buf(),
                     _ => own,
                 };
-                let listed = read_file(&own.join("cgroup.controllers")).unwrap_or_default();
-                let controllers = named(listed.split_whitespace());
-                layout.unified.get_or_insert(Hierarchy { own, controllers });
+                let enabled_in = |path: &Path| {
+                    let listed = read_file(&path.join("cgroup.controllers")).unwrap_or_default();
+                    named(listed.split_whitespace())
+                };
+                let top = Hierarchy {
+                    own: PathBuf::from(&mount.point),
+                    controllers: enabled_in(Path::new(&mount.point)),
+                };
+                let controllers = enabled_in(&own);
+                layout.unified_top = (top.own != own).then_some(top);
+                layout.unified = Some(Hierarchy { own, controllers });
             } else {
                 let controllers = named(mount.options.split(','));
                 let Some(&first) = controllers.first() else {
@@ -229,6 +242,8 @@ mod tests {
         let own = folder.path().join("cg/system.slice/agentd.service");
         let controllers = vec![Controller::Cpu, Controller::Memory, Controller::Pids];
         assert_eq!(layout.unified, Some(Hierarchy { own, controllers }));
+        let top = layout.unified_top.expect("the top is elsewhere");
+        assert_eq!(top.own, folder.path().join("cg"));
         assert_eq!(layout.v1, []);
     }
 

@@ -4,6 +4,9 @@
 //! cgroup2 mount without controllers, or anything between. [`Layout`] finds out which; [`Subtree`] is this process's own
 //! directory in each hierarchy, nested under the cgroup it runs in; [`Group`] is one agent's directory in the subtree.
 //!
+//! Where the own cgroup2 directory can't have controllers because strangers live in it (a login session), the subtree goes to
+//! the top of the hierarchy, if this process may write there.
+//!
 //! Never touches a cgroup that it did not make, except to enable controllers in its own and, on cgroup2, to move the
 //! processes it was told to out of the way (a cgroup2 directory holds processes or controllers, not both). Runs in the
 //! broker, single-threaded, as root or as a user to whom a cgroup was delegated. A controller that can't be used is absent

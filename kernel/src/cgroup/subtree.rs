@@ -50,10 +50,20 @@ impl Subtree {
         let mut unified = None;
         let mut unified_controllers = Vec::new();
         if let Some(hierarchy) = &layout.unified {
-            let enabled = enable(&hierarchy.own, &hierarchy.controllers, movable);
-            if let Some(path) = place(&hierarchy.own) {
-                unified_controllers = enable(&path, &enabled, &[]);
-                unified = Some(path);
+            let own = (
+                &hierarchy.own,
+                enable(&hierarchy.own, &hierarchy.controllers, movable),
+            );
+            let top = layout.unified_top.as_ref();
+            let top = top.map(|top| (&top.own, enable(&top.own, &top.controllers, &[])));
+            // Strangers in the own cgroup (a login session) keep controllers out of it; the top has no such rule.
+            let top = top.filter(|(_, enabled)| enabled.len() > own.1.len());
+            for (base, enabled) in top.into_iter().chain([own]) {
+                if let Some(path) = place(base) {
+                    unified_controllers = enable(&path, &enabled, &[]);
+                    unified = Some(path);
+                    break;
+                }
             }
         }
         Self {
@@ -214,6 +224,7 @@ mod tests {
     fn v1_layout(own: &Path) -> Layout {
         Layout {
             unified: None,
+            unified_top: None,
             v1: vec![Hierarchy {
                 own: own.to_path_buf(),
                 controllers: vec![Controller::Pids],
@@ -259,6 +270,35 @@ mod tests {
         fs::write(folder.path().join("cgroup.subtree_control"), "").expect("write");
         let wanted = [Controller::Memory, Controller::Pids];
         assert_eq!(enable(folder.path(), &wanted, &[]), []);
+    }
+
+    #[test]
+    fn where_strangers_keep_controllers_out_the_top_is_used() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let session = folder.path().join("session");
+        fs::create_dir(&session).expect("mkdir");
+        fs::write(session.join("cgroup.procs"), "10\n").expect("write");
+        // A plain file: "+pids" overwrites the five dots, and what stays reads as a kernel's list would.
+        fs::write(folder.path().join("cgroup.subtree_control"), "..... pids").expect("write");
+        let hierarchy = |own: &Path| Hierarchy {
+            own: own.to_path_buf(),
+            controllers: vec![Controller::Pids],
+        };
+        let mut layout = Layout {
+            unified: Some(hierarchy(&session)),
+            unified_top: Some(hierarchy(folder.path())),
+            v1: Vec::new(),
+        };
+        let subtree = Subtree::create(&layout, 7, &[]);
+        assert!(folder.path().join("agentd-7").is_dir() && !session.join("agentd-7").exists());
+        subtree.remove().expect("remove");
+        layout.unified_top = Some(hierarchy(Path::new("/proc/self/no-such")));
+        let subtree = Subtree::create(&layout, 8, &[]);
+        assert!(
+            session.join("agentd-8").is_dir(),
+            "kill and freeze work without controllers"
+        );
+        subtree.remove().expect("remove");
     }
 
     #[test]

@@ -115,7 +115,9 @@ fn kill_ends_a_tree_that_forks_as_fast_as_it_can() {
         pids_max: 200,
         ..CgroupLimits::default()
     };
-    let agent = broker.launch(shell("trap '' TERM HUP INT; f() { f & f; }; f").cgroup(limits));
+    let agent = broker.launch(
+        shell("trap '' TERM HUP INT; (f() { f & f; }; f) & while :; do :; done").cgroup(limits),
+    );
     agent.ready();
     let busy = |pids: Option<u64>| pids.is_none_or(|count| count > 20);
     while !busy(broker.client.stat(agent.slot).expect("stat").pids_current) {

@@ -308,6 +308,42 @@ fn objects_that_cannot_be_mounted_with_mapped_ids_are_refused() {
 }
 
 #[test]
+fn launches_and_refusals_leave_no_descriptor_in_the_broker() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let open_after = |broker: &mut Broker| {
+        let agent = broker.launch_with(
+            &granted("true", MountFlags::NONE),
+            &[grant_of(ALICE, folder.path(), Access::ReadWrite)],
+        );
+        assert_eq!(agent.output().0, 0);
+        broker.wait_gone(agent.slot);
+        let wrong = [grant_of(ALICE, folder.path(), Access::ReadOnly)];
+        assert_refused(
+            broker.try_launch(&granted("true", MountFlags::NONE), &wrong),
+            ErrorCode::Grant,
+        );
+        let wrong = [grant(Path::new("/proc/self"), Access::ReadWrite, "/work")];
+        assert_refused(
+            broker.try_launch(&granted("true", MountFlags::NONE), &wrong),
+            ErrorCode::Mount,
+        );
+        fs::read_dir(format!("/proc/{}/fd", broker.pid()))
+            .expect("fd")
+            .count()
+    };
+    // The first launch of a giver leaves its id map in the cache.
+    let after_one = open_after(&mut broker);
+    for _ in 0..5 {
+        assert_eq!(open_after(&mut broker), after_one);
+    }
+    broker.finish();
+}
+
+#[test]
 fn a_single_file_can_be_granted() {
     if !root() {
         return;

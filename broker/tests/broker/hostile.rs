@@ -351,6 +351,45 @@ fn a_socket_of_another_kind_or_peer_is_not_served() {
 }
 
 #[test]
+fn a_listening_socket_serves_its_first_connection() {
+    if !root() {
+        return;
+    }
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    };
+    let folder = tempfile::tempdir().expect("tempdir");
+    let address = SocketAddrUnix::new(folder.path().join("broker.sock")).expect("address");
+    let socket = || {
+        socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socket")
+    };
+    let (listener, ours) = (socket(), socket());
+    bind(&listener, &address).expect("bind");
+    listen(&listener, 1).expect("listen");
+    connect(&ours, &address).expect("connect");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec \"$0\" 3<&0"])
+        .arg(crate::harness::broker_program())
+        .stdin(Stdio::from(listener));
+    let mut process = command.spawn().expect("start");
+    let mut client = client::BrokerClient::new(ours);
+    let (read_end, _lifeline) = pipe();
+    assert_eq!(
+        client.hello(read_end.as_fd()).expect("hello").version,
+        VERSION
+    );
+    client.shutdown().expect("shutdown");
+    assert!(crate::harness::wait(&mut process).success());
+}
+
+#[test]
 fn a_client_that_never_reads_cannot_stop_the_broker() {
     if !root() {
         return;

@@ -23,6 +23,7 @@ pub(crate) use view::{is_private_path, is_system_path};
 use crate::policy::{EffectivePolicy, Limits};
 use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRules};
+use crate::seccomp::{self, SyscallSet};
 use agentd_kernel::probe::{Feature, HostCaps, Need};
 use agentd_launch::{layers, plan as wire_plan};
 use serde::Serialize;
@@ -88,6 +89,11 @@ pub fn plan(
     let view = view::view(policy, inputs)?;
     let listeners = listeners(policy);
     let required_layers = required_layers(policy, inputs, host);
+    let syscalls: Vec<SyscallSet> = SyscallSet::ALL
+        .iter()
+        .copied()
+        .filter(|s| policy.syscalls.iter().any(|v| v.value == *s))
+        .collect();
     let parts = wire::Parts {
         policy,
         inputs,
@@ -97,6 +103,8 @@ pub fn plan(
         view,
         listeners: &listeners,
         required_layers,
+        filter: seccomp::compile(&syscalls),
+        syscalls,
     };
     let wire = parts.encode()?;
     let summary = summary::summary(&parts, properties);

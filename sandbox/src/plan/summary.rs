@@ -4,7 +4,7 @@ use super::property::PropertyStatus;
 use super::view::Source;
 use super::wire::Parts;
 use crate::policy::units::show_size;
-use crate::seccomp::{self, SyscallSet};
+use crate::seccomp::SyscallSet;
 use agentd_launch::layers;
 use serde::Serialize;
 
@@ -46,7 +46,6 @@ pub struct PlanSummary {
 }
 
 pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> PlanSummary {
-    let sets = parts.syscalls();
     let show = |path: &std::path::Path| path.display().to_string();
     PlanSummary {
         properties,
@@ -81,8 +80,8 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                 rights: rights.to_string(),
             })
             .collect(),
-        seccomp_instructions: seccomp::compile(&sets).len(),
-        syscalls: sets,
+        seccomp_instructions: parts.filter.len(),
+        syscalls: parts.syscalls.clone(),
         limits: limits(parts),
         listeners: parts.listeners.iter().map(|l| l.address.clone()).collect(),
         env: parts.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),

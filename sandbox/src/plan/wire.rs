@@ -5,6 +5,7 @@ use super::view::{Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
 use crate::policy::EffectivePolicy;
 use crate::seccomp::{self, SyscallSet};
+use agentd_kernel::sys::SockFilter;
 use agentd_launch::plan::{self as wire, CgroupLimits, MountFlags, PlanBuilder, Stdio};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -27,6 +28,9 @@ pub(crate) struct Parts<'a> {
     pub env: BTreeMap<String, String>,
     pub listeners: &'a [ListenerPlan],
     pub required_layers: u64,
+    /// The sets the policy allows, once each, and the program they become.
+    pub syscalls: Vec<SyscallSet>,
+    pub filter: Vec<SockFilter>,
 }
 
 /// A resource limit: name, number, soft, hard.
@@ -45,10 +49,9 @@ impl Parts<'_> {
         plan.lifeline_grace(inputs.lifeline_grace_ms);
         self.mounts(&mut plan)?;
         self.landlock(&mut plan);
-        let program = seccomp::compile(&self.syscalls());
         plan.seccomp(
-            program
-                .into_iter()
+            self.filter
+                .iter()
                 .flat_map(seccomp::to_bytes)
                 .collect::<Vec<u8>>(),
         );
@@ -82,15 +85,6 @@ impl Parts<'_> {
         }
         plan.require(self.required_layers);
         plan.finish().map_err(|e| PlanRefused::Wire(e.to_string()))
-    }
-
-    /// The sets the policy allows, once each.
-    pub(crate) fn syscalls(&self) -> Vec<SyscallSet> {
-        SyscallSet::ALL
-            .iter()
-            .copied()
-            .filter(|s| self.policy.syscalls.iter().any(|v| v.value == *s))
-            .collect()
     }
 
     pub(crate) fn cwd(&self) -> PathBuf {

@@ -6,7 +6,7 @@ use super::table::SYSCALLS;
 use agentd_kernel::sys::SockFilter;
 
 /// An instruction as the kernel and the wire plan take it.
-pub fn to_bytes(i: SockFilter) -> [u8; 8] {
+pub fn to_bytes(i: &SockFilter) -> [u8; 8] {
     let (code, k) = (i.code.to_ne_bytes(), i.k.to_ne_bytes());
     [code[0], code[1], i.jt, i.jf, k[0], k[1], k[2], k[3]]
 }
@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::seccomp::table::number;
     use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
 
     /// Runs a program as the kernel would; `None` for what the kernel would not load.
     fn run(program: &[SockFilter], arch: u32, nr: u32, args: [u64; 6]) -> Option<(u32, usize)> {
@@ -178,6 +179,8 @@ mod tests {
                 AND => acc &= i.k,
                 JA => pc += usize::try_from(i.k).ok()?,
                 JEQ => pc += usize::from(if acc == i.k { i.jt } else { i.jf }),
+                // Only seccompiler's programs compare so.
+                0x25 => pc += usize::from(if acc > i.k { i.jt } else { i.jf }),
                 JGE => pc += usize::from(if acc >= i.k { i.jt } else { i.jf }),
                 RET => return Some((i.k, steps)),
                 _ => return None,
@@ -244,6 +247,94 @@ mod tests {
             let program = compile(SyscallSet::ALL);
             let (code, _) = run(&program, AUDIT_ARCH_X86_64, nr, args).expect("the program ends in a return");
             prop_assert_eq!(code, meaning(SyscallSet::ALL, AUDIT_ARCH_X86_64, nr, args).code());
+        }
+    }
+
+    /// The same sets as seccompiler's rules: what is allowed, and no word on what else becomes of a call.
+    fn by_seccompiler(sets: &[SyscallSet]) -> Vec<SockFilter> {
+        use seccompiler::{
+            BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition,
+            SeccompFilter, SeccompRule, TargetArch,
+        };
+        let condition = |test: &Test, op: fn(u64) -> SeccompCmpOp, value: u32| {
+            SeccompCondition::new(test.arg, Dword, op(u64::from(test.mask)), u64::from(value))
+                .expect("a condition")
+        };
+        let mut rules = std::collections::BTreeMap::new();
+        for rule in sets.iter().flat_map(|s| s.rules()) {
+            let mut alternatives = Vec::new();
+            for case in rule.cases.iter().filter(|c| c.then == Action::Allow) {
+                // One rule for each choice of values.
+                let mut choices: Vec<Vec<SeccompCondition>> = vec![Vec::new()];
+                for test in case.tests {
+                    choices = choices
+                        .iter()
+                        .flat_map(|c| {
+                            test.values.iter().map(|v| {
+                                let mut c = c.clone();
+                                c.push(condition(test, SeccompCmpOp::MaskedEq, *v));
+                                c
+                            })
+                        })
+                        .collect();
+                }
+                alternatives.extend(choices);
+            }
+            if rule.otherwise == Action::Allow && !rule.cases.is_empty() {
+                // Refusals of single values, and everything else allowed.
+                let refused = rule
+                    .cases
+                    .iter()
+                    .flat_map(|c| c.tests)
+                    .flat_map(|t| t.values.iter().map(move |v| (t, *v)));
+                alternatives.push(
+                    refused
+                        .map(|(t, v)| condition(t, |_| SeccompCmpOp::Ne, v))
+                        .collect(),
+                );
+            }
+            let rules_of_it: Vec<_> = alternatives
+                .into_iter()
+                .map(|c| SeccompRule::new(c).expect("a rule"))
+                .collect();
+            rules.insert(i64::from(number(rule.name).expect("known")), rules_of_it);
+        }
+        let refuse = SeccompAction::Errno(1);
+        let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, TargetArch::x86_64)
+            .expect("a filter");
+        let program: BpfProgram = filter.try_into().expect("a program");
+        program
+            .into_iter()
+            .map(|i| SockFilter {
+                code: i.code,
+                jt: i.jt,
+                jf: i.jf,
+                k: i.k,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn seccompiler_allows_the_same_calls() {
+        let ours = compile(SyscallSet::ALL);
+        let theirs = by_seccompiler(SyscallSet::ALL);
+        let allows = |program: &[SockFilter], nr, args| {
+            run(program, AUDIT_ARCH_X86_64, nr, args)
+                .expect("ends in a return")
+                .0
+                == Action::Allow.code()
+        };
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let arguments = prop::array::uniform6(interesting());
+        for nr in 0..480 {
+            for _ in 0..40 {
+                let args = arguments.new_tree(&mut runner).expect("a value").current();
+                assert_eq!(
+                    allows(&ours, nr, args),
+                    allows(&theirs, nr, args),
+                    "{nr} {args:x?}"
+                );
+            }
         }
     }
 

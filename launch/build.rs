@@ -11,6 +11,8 @@ use std::process::Command;
 fn compile(out: &Path, name: &str, kind: &str, source: &Path, arguments: &[String]) {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let target = env::var("TARGET").unwrap_or_default();
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let workspace = manifest.parent().unwrap_or(&manifest);
     let status = Command::new(rustc)
         .args([
             "--edition",
@@ -40,6 +42,10 @@ fn compile(out: &Path, name: &str, kind: &str, source: &Path, arguments: &[Strin
             "--cap-lints",
             "allow",
         ])
+        .arg(format!(
+            "--remap-path-prefix={}=agentd",
+            workspace.display()
+        ))
         .args(arguments)
         .arg("-L")
         .arg(out)

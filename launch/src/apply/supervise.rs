@@ -10,6 +10,8 @@ use super::stdio;
 use crate::parent::LIFELINES_LOST;
 use crate::status::{Control, MESSAGE_LEN, Status, Target};
 
+const SIGKILL: u32 = 9;
+
 pub(super) struct Sandbox {
     status: Option<FdRef<'static>>,
     /// `None` for one that is gone.
@@ -155,6 +157,10 @@ impl Sandbox {
             stime_us: usage.system_us,
             maxrss_kb: usage.maxrss_kb,
         });
+        if self.unsent.is_some() {
+            // The init has to stay until it can report; nothing else has a reason to. Only an empty sandbox is an error.
+            process::kill(-1, SIGKILL).unwrap_or(());
+        }
     }
 
     /// Does what agentd says; what is not a message is ignored.

@@ -37,6 +37,8 @@ pub struct Launcher {
     _lifeline_writer: OwnedFd,
     /// The soft limit of descriptors that agents start from.
     soft_nofile: Option<u64>,
+    /// Whether the service manager shields this process from the OOM killer, which agents must not inherit.
+    shielded: bool,
 }
 
 /// One launch.
@@ -81,6 +83,7 @@ struct Child<'a> {
     /// Ids to take on (root mode).
     become_ids: Option<(u32, u32)>,
     soft_nofile: Option<libc::rlimit>,
+    shielded: bool,
 }
 
 impl Launcher {
@@ -97,6 +100,8 @@ impl Launcher {
             lifeline,
             _lifeline_writer: lifeline_writer,
             soft_nofile,
+            shielded: fs::read_to_string("/proc/self/oom_score_adj")
+                .is_ok_and(|text| text.starts_with('-')),
         })
     }
 
@@ -140,6 +145,7 @@ impl Launcher {
             barrier: barrier.as_raw_fd(),
             barrier_writer: release.as_raw_fd(),
             argv,
+            shielded: self.shielded,
             own_maps: (spawn.mode == Mode::User).then_some((&uid_map, &gid_map)),
             become_ids: (spawn.mode == Mode::Root).then_some((spawn.uid, spawn.gid)),
             soft_nofile: self.soft_nofile.map(|soft| {
@@ -288,6 +294,9 @@ impl Child<'_> {
                 write_file(c"/proc/self/setgroups", c"deny")?;
                 write_file(c"/proc/self/uid_map", uid_map)?;
                 write_file(c"/proc/self/gid_map", gid_map)?;
+            }
+            if self.shielded {
+                write_file(c"/proc/self/oom_score_adj", c"0")?;
             }
             // Now that the process is where it stays: its cgroup becomes the root of its view.
             check(libc::unshare(libc::CLONE_NEWCGROUP))?;

@@ -71,8 +71,43 @@ fn the_layers_are_there_and_so_are_the_ids() {
         );
     }
     drop(fds);
+    let hard = |pid: i32| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"))
+            .expect("a limit");
+        line.split_whitespace()
+            .nth(4)
+            .and_then(|hard| hard.parse::<u64>().ok())
+            .expect("a number")
+    };
+    assert!(
+        hard(agent.launched.info.pid) >= hard(std::process::id() as i32),
+        "the hard limit is not lowered"
+    );
     broker.client.kill(agent.slot).expect("kill");
     broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn agents_do_not_inherit_a_shield_against_the_oom_killer() {
+    if !root() {
+        return;
+    }
+    // Without CAP_SYS_RESOURCE (in some containers) nobody can be shielded.
+    let mut broker =
+        Broker::start_by("echo -500 2>/dev/null > /proc/self/oom_score_adj; exec \"$0\" 3<&0");
+    let adjustment =
+        |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("read");
+    if adjustment(broker.pid()) != "-500\n" {
+        crate::skip::skip("cap-sys-resource", "oom_score_adj can't be lowered here");
+        return broker.finish();
+    }
+    let agent = broker.launch(&plan(&["sleep", "1000"]));
+    agent.ready();
+    assert_eq!(adjustment(agent.launched.info.pid), "0\n");
     broker.finish();
 }
 

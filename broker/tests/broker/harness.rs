@@ -62,7 +62,21 @@ pub fn start_silent() -> (OwnedFd, Child) {
 
 impl Broker {
     pub fn start() -> Self {
-        let (socket, process) = start_silent();
+        Self::greet(start_silent())
+    }
+
+    /// Starts the broker by a shell script that finds the program in `$0` and the socket on its standard input.
+    pub fn start_by(script: &str) -> Self {
+        let (socket, theirs) = fdpass::seqpacket_pair().expect("pair");
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", script])
+            .arg(broker_program())
+            .stdin(theirs);
+        Self::greet((socket, command.spawn().expect("start the broker")))
+    }
+
+    fn greet((socket, process): (OwnedFd, Child)) -> Self {
         let (read_end, lifeline) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let mut client = BrokerClient::new(socket);

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod client;
 pub mod frame;
+pub mod lane;
 pub mod listing;
 pub mod message;
 pub mod router;

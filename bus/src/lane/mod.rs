@@ -1,0 +1,96 @@
+//! A lane: a single-producer single-consumer ring of cache lines between two agents that don't trust
+//! each other.
+//!
+//! Two memories, each writable by one side only, which the kernel enforces by seals ([`memfd`]):
+//!
+//! * the **data** memory, written by the producer: a header page, then the slots;
+//! * the **cursor** memory, written by the consumer: how far it has read, and whether it sleeps.
+//!
+//! A slot is 64 bytes, one cache line:
+//!
+//! | bytes | head slot of a message | further slots of the same message |
+//! | --- | --- | --- |
+//! | 0-7 | sequence, commits the message | sequence |
+//! | 8-15 | length u16, type u8, flags u8, correlation u32 | payload |
+//! | 16-63 | the first 48 bytes of payload | payload |
+//!
+//! A message of up to 48 bytes takes one slot, a longer one consecutive slots of 56 bytes more each, up
+//! to 65,535 bytes or the whole ring. Larger payloads go over the socket.
+//!
+//! **Crash rule.** The sequence word of the head slot is written last, with release ordering: a message
+//! is whole or not there, wherever its producer was killed. **Hostile peers.** Everything read from the
+//! other side's memory is copied once, word by word, and then checked; the worst a peer can do is end its
+//! own lane.
+//!
+//! The protocol is in [`ring`] and uses no unsafe code; it runs on any [`region::Words`]: heap memory
+//! (tests, Miri) or sealed memfds. Waiting is in [`park`]. No allocation, lock or log after set-up,
+//! except that a receive grows the caller's buffer.
+
+mod atomics;
+pub mod memfd;
+pub mod park;
+pub mod region;
+pub mod ring;
+#[cfg(test)]
+mod tests;
+
+/// Bytes of a slot: one cache line.
+pub const SLOT_BYTES: usize = 64;
+/// Payload bytes in a head slot.
+pub const INLINE_BYTES: usize = 48;
+/// Payload bytes in each further slot.
+pub const SPILL_BYTES: usize = 56;
+/// Fewest and most slots of a lane; always a power of two.
+pub const CAPACITY_MIN: usize = 2;
+pub const CAPACITY_MAX: usize = 1 << 16;
+/// Longest message of any lane, bytes.
+pub const MESSAGE_MAX: usize = u16::MAX as usize;
+
+/// Words (of 8 bytes) in a page, a slot, and where things are in the two memories.
+const PAGE_WORDS: usize = 512;
+const SLOT_WORDS: usize = 8;
+const MAGIC_WORD: usize = 0;
+const CAPACITY_WORD: usize = 1;
+/// In the data memory: 1 while the producer sleeps for room.
+const PRODUCER_PARKED_WORD: usize = 64;
+/// In the cursor memory: slots read so far. A line of its own.
+const CURSOR_WORD: usize = 8;
+/// In the cursor memory: 1 while the consumer sleeps for a message.
+const CONSUMER_PARKED_WORD: usize = 16;
+/// `AGLANE` and the version of the layout.
+const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x01D");
+const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x01C");
+
+const _: () = assert!(SLOT_WORDS * 8 == SLOT_BYTES);
+const _: () = assert!(INLINE_BYTES == SLOT_BYTES - 16 && SPILL_BYTES == SLOT_BYTES - 8);
+
+/// Words of the data memory of a lane with `capacity` slots.
+pub const fn data_words(capacity: usize) -> usize {
+    PAGE_WORDS + capacity * SLOT_WORDS
+}
+
+/// Words of the cursor memory of any lane.
+pub const fn cursor_words() -> usize {
+    PAGE_WORDS
+}
+
+/// Why a memory is not the one of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    #[error("a lane has {CAPACITY_MIN} to {CAPACITY_MAX} slots, a power of two; not {found}")]
+    Capacity { found: u64 },
+    #[error("the memory is {found} bytes, not {expected}")]
+    Size { found: u64, expected: u64 },
+    #[error("the memory does not begin as a lane's: {found:#018x}, expected {expected:#018x}")]
+    Magic { found: u64, expected: u64 },
+}
+
+fn check_capacity(capacity: u64) -> Result<usize, LayoutError> {
+    let wrong = LayoutError::Capacity { found: capacity };
+    let slots = usize::try_from(capacity).map_err(|_| wrong)?;
+    if slots.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&slots) {
+        Ok(slots)
+    } else {
+        Err(wrong)
+    }
+}

@@ -1,0 +1,103 @@
+//! Memory as a row of atomic 64-bit words, and the two rights one can have on it.
+//!
+//! Shared memory is only ever touched through atomics of one size, so a peer that writes while we read
+//! gives us a wrong word at worst, never undefined behaviour: there is no `&[u8]` over it.
+
+use std::sync::Arc;
+
+use super::atomics::{AtomicU64, Ordering};
+
+/// Memory of a fixed number of words. Implementations never move or shrink it while they live.
+pub trait Words: Send + std::fmt::Debug {
+    /// All of it.
+    #[doc(hidden)]
+    fn words(&self) -> &[AtomicU64];
+}
+
+/// Memory that this side may write.
+#[derive(Debug)]
+pub(super) struct Own<W>(pub W);
+
+/// Memory that the other side writes, at any time and anything. There is no way to store into it.
+#[derive(Debug)]
+pub(super) struct Peers<W>(pub W);
+
+impl<W: Words> Own<W> {
+    pub fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.words()[index].load(order)
+    }
+
+    pub fn store(&self, index: usize, value: u64, order: Ordering) {
+        #[cfg(test)]
+        if !crash::may_store() {
+            return;
+        }
+        self.0.words()[index].store(value, order);
+    }
+
+    pub fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0.words()[index]
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.words().len()
+    }
+}
+
+impl<W: Words> Peers<W> {
+    pub fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.words()[index].load(order)
+    }
+
+    /// For waiting on, which needs no right to write.
+    pub fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0.words()[index]
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.words().len()
+    }
+}
+
+/// Memory of this process, shared by clones: for tests, and for Miri, which has no memfds.
+#[derive(Clone, Debug)]
+pub struct Heap(Arc<[AtomicU64]>);
+
+impl Heap {
+    /// Zeroed.
+    pub fn new(words: usize) -> Self {
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Words for Heap {
+    fn words(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+/// Lets tests kill a side between any two of its stores.
+#[cfg(test)]
+pub(super) mod crash {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    /// After `stores` more, this thread's stores to shared memory have no effect: it is dead.
+    pub fn after(stores: Option<u64>) {
+        STORES_LEFT.set(stores);
+    }
+
+    pub fn may_store() -> bool {
+        match STORES_LEFT.get() {
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                STORES_LEFT.set(Some(left - 1));
+                true
+            }
+        }
+    }
+}

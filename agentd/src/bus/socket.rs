@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
+use agentd_bus::lane::memfd::check_sealed;
 use agentd_bus::message::{Response, Status};
 use agentd_bus::router::{CloseReason, ConnId, ConnectRefused};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
@@ -154,7 +155,12 @@ async fn read_loop(
             whole = true;
             greeted = true;
             let fd = if frame.has_fd_flag() {
-                Some(fds.pop_front().ok_or(CloseReason::StrayDescriptor)?)
+                let fd = fds.pop_front().ok_or(CloseReason::StrayDescriptor)?;
+                // All that descriptors are for; whoever gets this one must be able to trust its seals.
+                check_sealed(fd.as_fd()).map_err(|error| CloseReason::LaneMemory {
+                    why: error.to_string(),
+                })?;
+                Some(fd)
             } else {
                 None
             };

@@ -614,6 +614,153 @@ async fn a_flood_that_is_never_read_holds_up_only_the_flooder() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
+    use agentd_bus::lane::ring::{RecvError, SendError, Tag};
+    let bus = Fixture::new();
+    let (a, a_path) = bus.attach("a");
+    let (_b, b_path) = bus.attach("b");
+    let tag = |n| Tag {
+        kind: 4,
+        flags: 0,
+        correlation: n,
+    };
+    blocking(move || {
+        let (sender, receiver) = (
+            Client::connect_to(&a_path).unwrap(),
+            Client::connect_to(&b_path).unwrap(),
+        );
+        let refused = sender.open_lane("b", 64).unwrap_err();
+        assert!(refused.to_string().contains("takes no lanes"), "{refused}");
+        let offers = receiver.accept_lanes().unwrap();
+        let opening = {
+            let sender = sender.clone();
+            std::thread::spawn(move || sender.open_lane("b", 1024))
+        };
+        let offer = offers.next(WATCHDOG).unwrap().unwrap();
+        assert_eq!(offer.from, sender.id());
+        let mut incoming = offer.accept().unwrap();
+        let mut outgoing = opening.join().unwrap().unwrap();
+        let mut buffer = Vec::new();
+        for n in 0..5000u32 {
+            outgoing.send(tag(n), &n.to_le_bytes(), WATCHDOG).unwrap();
+            if n % 100 == 99 {
+                for m in n - 99..=n {
+                    assert_eq!(incoming.recv(&mut buffer, WATCHDOG).unwrap(), tag(m));
+                    assert_eq!(buffer, m.to_le_bytes());
+                }
+            }
+        }
+        // The producer closes: what it sent is received first.
+        outgoing.send(tag(1), b"last", WATCHDOG).unwrap();
+        drop(outgoing);
+        assert_eq!(incoming.recv(&mut buffer, WATCHDOG).unwrap(), tag(1));
+        assert_eq!(
+            incoming.recv(&mut buffer, WATCHDOG),
+            Err(RecvError::Closed(Status::OK))
+        );
+        drop(incoming);
+
+        // An offer that is not taken, and one whose taker goes.
+        let opening = {
+            let sender = sender.clone();
+            std::thread::spawn(move || sender.open_lane("b", 64))
+        };
+        offers
+            .next(WATCHDOG)
+            .unwrap()
+            .unwrap()
+            .refuse("busy")
+            .unwrap();
+        assert!(
+            opening
+                .join()
+                .unwrap()
+                .unwrap_err()
+                .to_string()
+                .contains("busy")
+        );
+        let opening = {
+            let sender = sender.clone();
+            std::thread::spawn(move || sender.open_lane("b", 64))
+        };
+        let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+        let mut outgoing = opening.join().unwrap().unwrap();
+        drop(incoming);
+        let end = loop {
+            if let Err(end) = outgoing.send(tag(2), b"x", WATCHDOG) {
+                break end;
+            }
+        };
+        assert_eq!(end, SendError::Closed(Status::OK));
+
+        // An agent that ends takes its lanes with it.
+        let opening = {
+            let sender = sender.clone();
+            std::thread::spawn(move || sender.open_lane("b", 64))
+        };
+        let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+        opening
+            .join()
+            .unwrap()
+            .unwrap()
+            .send(tag(3), b"x", WATCHDOG)
+            .unwrap();
+        a.detach();
+        assert_eq!(incoming.recv(&mut buffer, WATCHDOG).unwrap(), tag(3));
+        assert!(matches!(
+            incoming.recv(&mut buffer, WATCHDOG),
+            Err(RecvError::Closed(_))
+        ));
+    })
+    .await;
+    bus.server.flush().await;
+    let lanes = bus
+        .kept
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|meta| meta.kind == "lane")
+        .count();
+    assert_eq!(
+        lanes, 8,
+        "a refused offer, then an offer and its answer each"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsealed_memory_never_reaches_the_other_side() {
+    use std::os::fd::AsFd;
+    let bus = Fixture::new();
+    let (_a, a_path) = bus.attach("a");
+    let (b, b_path) = bus.attach("b");
+    let b_id = PeerId(*b.identity().id.0.as_bytes());
+    blocking(move || {
+        let receiver = Client::connect_to(&b_path).unwrap();
+        let offers = receiver.accept_lanes().unwrap();
+        let mut bytes = Vec::new();
+        let payload = Control::LaneOffer { to: b_id }.encode().unwrap();
+        let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, payload);
+        frame.set_fd_flag(agentd_bus::frame::WithFd::Yes);
+        frame.encode_into(&mut bytes);
+        for (file, reason) in [
+            (
+                std::fs::File::open("/dev/null").unwrap(),
+                "no sealable memory",
+            ),
+            (tempfile::tempfile().unwrap(), "no sealable memory"),
+        ] {
+            let raw = Raw::greeted(&a_path);
+            agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[file.as_fd()]).unwrap();
+            let why = raw.last_words();
+            assert!(why.contains(reason), "{why}");
+        }
+        assert!(offers.next(Duration::ZERO).unwrap().is_none());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_of_one_agent_are_bounded() {
     let bus = Fixture::with_limits(Limits {
         max_connections: 2,

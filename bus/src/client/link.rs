@@ -22,13 +22,17 @@ use super::ClientError;
 use super::mailbox::Mailbox;
 use super::serve::Subscriber;
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
-use crate::message::{Control, Event, Response};
+use crate::lane::park::Closer;
+use crate::message::{Control, Event, Response, Status};
 use crate::topic::matches;
 
 /// Events held for one subscription that is not being read.
 pub(super) const EVENTS_HELD: usize = 1024;
 /// Requests held; the window that was asked for is smaller.
 const REQUESTS_HELD: usize = 4096;
+
+/// Lane offers held, each with a descriptor.
+const OFFERS_HELD: usize = 64;
 
 /// A frame and what came with it.
 #[derive(Debug)]
@@ -43,6 +47,8 @@ pub(super) struct Link {
     writer: Mutex<Writer>,
     state: Mutex<LinkState>,
     pub requests: Mailbox<Frame>,
+    /// Offered lanes: from whom, which, and the data memory.
+    pub offers: Mailbox<(PeerId, u32, OwnedFd)>,
     next_correlation: AtomicU32,
     heartbeat_ms: AtomicU64,
 }
@@ -59,6 +65,9 @@ struct LinkState {
     subscribers: Vec<Subscriber>,
     /// Requests that were handed to this client and not answered yet: was it withdrawn?
     in_hand: HashMap<u32, bool>,
+    lanes: HashMap<u32, Closer>,
+    /// Lanes that ended before their opener had made them known here.
+    ended_early: VecDeque<(u32, Status)>,
     /// Set once the connection is lost; says why.
     closed: Option<String>,
 }
@@ -71,6 +80,7 @@ impl Link {
             writer: Mutex::default(),
             state: Mutex::default(),
             requests: Mailbox::new(REQUESTS_HELD),
+            offers: Mailbox::new(OFFERS_HELD),
             next_correlation: AtomicU32::new(1),
             heartbeat_ms: AtomicU64::new(5_000),
         });
@@ -283,8 +293,45 @@ impl Link {
                     *withdrawn = true;
                 }
             }
+            Ok(Control::LaneOffered { from, lane }) => {
+                // Without its memory it is no offer; the bus never sends one like that.
+                if let Some(memory) = arrived.fd {
+                    self.offers.push((from, lane, memory));
+                }
+            }
+            Ok(Control::LaneClosed { lane, status }) => {
+                let mut state = self.lock();
+                if let Some(closer) = state.lanes.remove(&lane) {
+                    closer.close(status);
+                } else {
+                    state.ended_early.truncate(OFFERS_HELD);
+                    state.ended_early.push_front((lane, status));
+                }
+            }
             _ => {}
         }
+    }
+
+    /// The lane ends when the bus says so, or with the connection.
+    pub fn register_lane(&self, lane: u32, closer: Closer) {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            closer.close(Status::PEER_GONE);
+        } else if let Some(at) = state
+            .ended_early
+            .iter()
+            .position(|(ended, _)| *ended == lane)
+        {
+            if let Some((_, status)) = state.ended_early.remove(at) {
+                closer.close(status);
+            }
+        } else {
+            state.lanes.insert(lane, closer);
+        }
+    }
+
+    pub fn forget_lane(&self, lane: u32) {
+        self.lock().lanes.remove(&lane);
     }
 
     pub fn is_cancelled(&self, request: u32) -> bool {
@@ -327,8 +374,13 @@ impl Link {
         for subscriber in &state.subscribers {
             subscriber.mailbox.close();
         }
+        for closer in state.lanes.values() {
+            closer.close(Status::PEER_GONE);
+        }
+        state.lanes.clear();
         drop(state);
         self.requests.close();
+        self.offers.close();
     }
 }
 

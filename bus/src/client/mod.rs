@@ -14,6 +14,7 @@
 //! and sends heartbeats; every queue it fills is bounded. Fails with [`ClientError`]; once the
 //! connection is lost every call says so, and the program connects anew.
 
+mod lanes;
 mod link;
 mod mailbox;
 mod serve;
@@ -28,6 +29,9 @@ use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::{InboxBatch, PeerEntry, Welcome};
 use crate::message::{Control, Delivery, Event, MessageError, Request, Response, Status};
 
+pub use lanes::{
+    DEFAULT_SLOTS, LaneError, LaneOffer, LaneOffers, LaneReceiver, LaneSender, SLOTS_MIN,
+};
 pub use mailbox::Received;
 pub use serve::{Incoming, Requests, Subscription};
 
@@ -279,7 +283,7 @@ impl Client {
     fn addressed(
         &self,
         name: &str,
-        call: impl Fn(PeerId) -> Result<Frame, ClientError>,
+        mut call: impl FnMut(PeerId) -> Result<Frame, ClientError>,
     ) -> Result<Frame, ClientError> {
         let remembered = self
             .names

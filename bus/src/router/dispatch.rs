@@ -388,7 +388,7 @@ impl<F> Router<F> {
             open.server,
             asker,
             None,
-            "response",
+            if open.is_lane { "lane" } else { "response" },
             open.what,
             0,
             wire,

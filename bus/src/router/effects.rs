@@ -38,6 +38,8 @@ pub enum CloseReason {
     SlowReader,
     #[error("file descriptors came with a frame that takes none")]
     StrayDescriptor,
+    #[error("not the memory of a lane: {why}")]
+    LaneMemory { why: String },
     #[error("the stream ended inside a frame, {bytes} bytes into it")]
     CutOff { bytes: usize },
     #[error("no hello within {seconds} s")]

@@ -235,7 +235,8 @@ impl View {
                 let number = number.of(u64::from(grant.borrow().raw().unsigned_abs()));
                 let link = link.join(&[b"/proc/self/fd/", number.to_bytes()])?;
                 let source = self.host(fs::readlinkat(FdRef::CWD, link, &mut target)?)?;
-                if fs::fstat(source.borrow())? != granted {
+                let found = fs::fstat(source.borrow())?;
+                if (found.dev, found.ino) != (granted.dev, granted.ino) {
                     return Err(Errno::STALE);
                 }
                 self.clone_to(&source, granted.kind, dst, flags)

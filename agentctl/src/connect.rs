@@ -119,9 +119,9 @@ pub fn connect_in(dir: &Path, context: &Context) -> Result<UnixStream, Absent> {
 }
 
 /// A socket in a directory that somebody else made is not our daemon's: `/tmp/agentd-UID` could be
-/// anybody's. What the user typed is the user's choice.
+/// anybody's. What the user typed or set is the user's choice.
 fn check_owner(dir: &Path, context: &Context) -> Result<(), Absent> {
-    if context.runtime_dir.is_some() {
+    if context.runtime_dir.is_some() || context.dirs.agentd_runtime_dir.is_some() {
         return Ok(());
     }
     let Ok(stat) = std::fs::symlink_metadata(dir) else {

@@ -26,14 +26,16 @@ pub fn open_all(
             .collect(),
     };
     let mut opened = Vec::with_capacity(wanted.len());
+    let mut skipped = Vec::new();
     for want in wanted {
         match open(&want) {
             Ok(grant) => opened.push(grant),
-            Err(_) if want.optional => {
-                context.tell(&format!("not granted: {}", want.src.display()))
-            }
+            Err(_) if want.optional => skipped.push(want.src.display().to_string()),
             Err(failure) => return Err(failure),
         }
+    }
+    if !skipped.is_empty() {
+        context.tell(&format!("not there, so not granted: {}", skipped.join(" ")));
     }
     Ok(opened)
 }

@@ -309,9 +309,10 @@ fn show_tokens(record: &Record, out: &mut Out) -> Result<(), Failure> {
         return out.line("  none");
     }
     out.line(format!(
-        "  {} in {} requests: {} input, {} output, {} read from and {} written to the provider's cache",
+        "  {} in {} request{}: {} input, {} output, {} read from and {} written to the provider's cache",
         grouped(t.input.saturating_add(t.output)),
         grouped(t.requests),
+        if t.requests == 1 { "" } else { "s" },
         grouped(t.input),
         grouped(t.output),
         grouped(t.cache_read),

@@ -154,7 +154,12 @@ impl Meter {
                 self.name(&data["message"]);
                 self.message_usage(&data["message"]["usage"], false);
             }
-            Some("content_block_start") => self.text.add_all(&data["content_block"]),
+            Some("content_block_start") => {
+                for key in ["text", "name"] {
+                    self.text
+                        .add(data["content_block"][key].as_str().unwrap_or_default());
+                }
+            }
             Some("content_block_delta") => {
                 let Some(delta) = data["delta"].as_object() else {
                     return Err(Malformed("a content_block_delta has no delta".into()));

@@ -328,7 +328,11 @@ fn make_answer(
         output: written.div_ceil(4) as u64,
         ..Usage::default()
     };
-    let usage = (!reply.omit_usage).then(|| reply.usage.unwrap_or(computed));
+    let mut usage = reply.usage.unwrap_or(computed);
+    if let (Some(limit), false) = (conv.max_tokens, reply.ignore_limit) {
+        usage.output = usage.output.min(limit);
+    }
+    let usage = (!reply.omit_usage).then_some(usage);
     Answer {
         number,
         model: conv.model.clone(),

@@ -1,0 +1,5 @@
+//! The daemon's parts, each against its real neighbours: one test binary, one module for each part.
+
+mod egress;
+mod gateway;
+mod lab;

@@ -723,8 +723,8 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         .filter(|meta| meta.kind == "lane")
         .count();
     assert_eq!(
-        lanes, 8,
-        "a refused offer, then an offer and its answer each"
+        lanes, 9,
+        "a refused offer, then four offers with their answers"
     );
 }
 

@@ -18,7 +18,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use agentd_broker::client::BrokerClient;
-use agentd_kernel::probe::{HostCaps, Roots, probe_host};
+use agentd_broker::protocol::CgroupFeatures;
+use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 
@@ -56,6 +57,8 @@ pub struct BrokerProcess {
     pub lifeline: OwnedFd,
     /// The last request id that start-up used.
     pub last_id: u64,
+    /// What it can do with cgroups.
+    pub cgroups: CgroupFeatures,
 }
 
 /// Phase 1. See the module.
@@ -76,7 +79,8 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let broker = spawn_broker(options.broker.as_deref())?;
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
 
-    let host = probe_host(&Roots::default());
+    let mut host = probe_host(&Roots::default());
+    trust_broker(&mut host, broker.cgroups);
 
     Ok(Prepared {
         config,
@@ -228,6 +232,28 @@ fn bind_control(runtime_dir: &Path, root: bool) -> anyhow::Result<UnixListener> 
     Ok(listener)
 }
 
+/// The broker has tried to make its subtree: what it found usable counts more than what a probe could tell.
+fn trust_broker(host: &mut HostCaps, cgroups: CgroupFeatures) {
+    for (feature, usable) in [
+        (Feature::CgroupMemory, cgroups.memory),
+        (Feature::CgroupPids, cgroups.pids),
+        (Feature::CgroupCpu, cgroups.cpu),
+    ] {
+        if usable {
+            host.observe(feature, ProbeState::Supported);
+        } else if host.has(feature) {
+            let why = "the broker could not enable it in a cgroup of its own".to_owned();
+            host.observe(
+                feature,
+                ProbeState::Denied {
+                    capability: "a delegated cgroup".into(),
+                    why,
+                },
+            );
+        }
+    }
+}
+
 /// Starts the broker and greets it. It inherits one socket and nothing else.
 fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
     let program = match named {
@@ -250,5 +276,6 @@ fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
         last_id: client.last_id(),
         socket: client.into_socket(),
         lifeline,
+        cgroups: welcome.cgroups,
     })
 }

@@ -17,11 +17,12 @@ const SYSTEM_PATH: [&str; 6] = [
 ];
 
 /// What the agent starts with. Later sources win: defaults, what the policy passes on, what it sets, what the sandbox
-/// says about itself, what the daemon adds. `visible` tells whether a path of the caller's shows in the view.
+/// says about itself, what the daemon adds. `program` is one that was granted by itself; `visible` tells whether a path of the caller's shows in the view.
 pub(crate) fn environment(
     policy: &EffectivePolicy,
     inputs: &LaunchInputs,
     home: &Path,
+    program: Option<&Path>,
     visible: impl Fn(&Path) -> bool,
 ) -> BTreeMap<String, String> {
     let mut env: BTreeMap<String, String> = BTreeMap::new();
@@ -46,7 +47,7 @@ pub(crate) fn environment(
     set(
         "PATH",
         &search_path(
-            program_folder(inputs),
+            program.and_then(Path::parent).and_then(Path::to_str),
             passed("PATH").map(String::as_str),
             &visible,
         ),
@@ -100,16 +101,6 @@ pub(crate) fn environment(
         set(name, value);
     }
     env
-}
-
-/// The folder of a program that was granted by itself, so that its bare name finds it.
-fn program_folder(inputs: &LaunchInputs) -> Option<&str> {
-    let bare = inputs.argv.first().is_some_and(|a| !a.contains('/'));
-    let program = inputs
-        .grants
-        .iter()
-        .find(|g| bare && inputs.is_program(&g.dst))?;
-    program.dst.parent()?.to_str()
 }
 
 /// The program's own folder, the caller's PATH without what the view does not show, then the system's folders.

@@ -4,6 +4,7 @@ use super::PlanRefused;
 pub use agentd_kernel::grant::Access;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// Under whose rights the broker runs.
@@ -73,15 +74,20 @@ pub struct LaunchInputs {
 }
 
 impl LaunchInputs {
-    /// Whether a grant at this path is of the program itself: what `argv[0]` names, or a program of that name
+    /// Whether this very path is named as the program.
+    pub(crate) fn names_program(&self, path: &Path) -> bool {
+        self.exe_hint.as_deref() == Some(path) || self.argv.first().map(Path::new) == Some(path)
+    }
+
+    /// Whether a grant at this path can be of the program: what is named, or a program of the bare name in `argv[0]`,
     /// which the caller found on its own PATH.
     pub(crate) fn is_program(&self, path: &Path) -> bool {
-        let name = self.argv.first().map(Path::new);
-        self.exe_hint.as_deref() == Some(path)
-            || name == Some(path)
-            || name.is_some_and(|n| {
-                n.components().count() == 1 && path.file_name() == Some(n.as_os_str())
-            })
+        let bare = self
+            .argv
+            .first()
+            .filter(|a| !a.contains('/'))
+            .map(OsStr::new);
+        self.names_program(path) || (bare.is_some() && path.file_name() == bare)
     }
 
     /// Refuses what no plan could carry.

@@ -99,7 +99,9 @@ pub fn plan(
         inputs,
         landlock_abi: host.landlock_abi.min(landlock::WRITTEN_FOR),
         cgroup: cgroup_limits(policy, host),
-        env: env::environment(policy, inputs, &view.home, |p| view.shows(p)),
+        env: env::environment(policy, inputs, &view.home, view.program.as_deref(), |p| {
+            view.shows(p)
+        }),
         view,
         listeners: &listeners,
         required_layers,

@@ -65,6 +65,8 @@ pub(crate) struct View {
     pub mounts: Vec<Mount>,
     /// What is hidden inside it.
     pub masks: Vec<PathBuf>,
+    /// The program, where it is shown only because it is the program.
+    pub program: Option<PathBuf>,
 }
 
 impl View {
@@ -127,10 +129,14 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
             exec,
         });
     }
+    let mut program = None;
     for (index, grant) in (0u32..).zip(&inputs.grants) {
-        let writable = granted_access(policy, inputs, &grant.dst)? == Access::ReadWrite
-            && grant.access == Access::ReadWrite;
-        let exec = may_exec(&grant.dst) || inputs.is_program(&grant.dst);
+        let by_policy = policy_access(policy, inputs, &grant.dst)?;
+        if by_policy.is_none() {
+            program = Some(grant.dst.clone());
+        }
+        let writable = by_policy == Some(Access::ReadWrite) && grant.access == Access::ReadWrite;
+        let exec = by_policy.is_none() || may_exec(&grant.dst) || inputs.names_program(&grant.dst);
         // What the caller hands over stands before what the launcher would bind there.
         mounts.retain(|m| m.source != Source::System || m.dst != grant.dst);
         mounts.push(Mount {
@@ -152,6 +158,7 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         home,
         mounts,
         masks: Vec::new(),
+        program,
     };
     for entry in &fs.deny {
         if let Some(path) = entry.value.resolve(caller_home, workspace)
@@ -165,12 +172,13 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
     Ok(view)
 }
 
-/// What the policy lets this grant be. Grants are the caller's to give, within the policy.
-fn granted_access(
+/// What the policy lets this grant be; `None` when it is the program and no line of the policy shows it. Grants are the
+/// caller's to give, within the policy.
+fn policy_access(
     policy: &EffectivePolicy,
     inputs: &LaunchInputs,
     dst: &Path,
-) -> Result<Access, PlanRefused> {
+) -> Result<Option<Access>, PlanRefused> {
     let resolve = |p: &crate::policy::PathTemplate| {
         p.resolve(inputs.caller_home.as_deref(), inputs.workspace.as_deref())
     };
@@ -192,10 +200,10 @@ fn granted_access(
             .max()
     };
     match (deepest(&policy.fs.write), deepest(&policy.fs.read)) {
-        (Some(w), Some(r)) if w < r => Ok(Access::ReadOnly),
-        (Some(_), _) => Ok(Access::ReadWrite),
-        (None, Some(_)) => Ok(Access::ReadOnly),
-        (None, None) if inputs.is_program(dst) => Ok(Access::ReadOnly),
+        (Some(w), Some(r)) if w < r => Ok(Some(Access::ReadOnly)),
+        (Some(_), _) => Ok(Some(Access::ReadWrite)),
+        (None, Some(_)) => Ok(Some(Access::ReadOnly)),
+        (None, None) if inputs.is_program(dst) => Ok(None),
         (None, None) => Err(refuse_grant(
             dst,
             format!("policy {} does not show it", policy.name),

@@ -373,6 +373,23 @@ fn the_program_may_be_granted_and_is_found() {
 }
 
 #[test]
+fn a_granted_file_that_happens_to_have_the_programs_name_is_not_the_program() {
+    let mut i = inputs(Mode::User);
+    i.argv = vec!["registry".into()];
+    i.grants.push(GrantInput {
+        dst: "/home/ada/.cargo/registry".into(),
+        access: Access::ReadOnly,
+    });
+    let plan = plan(&named("coding"), &i, &host(7, &[])).expect("planned");
+    let path = plan
+        .summary
+        .env
+        .iter()
+        .find_map(|e| e.strip_prefix("PATH="));
+    assert!(path.is_some_and(|p| p.starts_with("/home/ada/.cargo/bin:")));
+}
+
+#[test]
 fn a_workspace_that_holds_home_moves_home_away() {
     let mut i = inputs(Mode::User);
     i.workspace = Some("/home/ada".into());

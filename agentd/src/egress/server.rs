@@ -133,8 +133,9 @@ impl Shared {
             })?;
         let network = self.context.connect(&destination).await?;
         let shared = self.clone();
+        let counters = self.context.counters();
+        let open = counters.opened();
         self.tasks.spawn(async move {
-            let counters = shared.context.counters();
             let agent = tokio::select! {
                 upgraded = hyper::upgrade::on(request) => match upgraded {
                     Ok(upgraded) => TokioIo::new(upgraded),
@@ -142,7 +143,6 @@ impl Shared {
                 },
                 () = shared.cancel.cancelled() => return,
             };
-            let open = counters.opened();
             tokio::select! {
                 () = tunnel::run(agent, network, &counters, shared.context.idle_timeout) => {}
                 () = shared.cancel.cancelled() => {}

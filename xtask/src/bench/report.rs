@@ -97,12 +97,12 @@ impl Report {
                 (None, _) => String::new(),
             };
             text += &format!(
-                "{:<24} {:>10.3} {:<5} [{:.3} … {:.3}]  {promise}\n",
+                "{:<28} {:>10.3} {:<5} [{:.3} … {:.3}]  {promise}\n",
                 row.id, row.value, row.unit, row.spread[0], row.spread[1]
             );
         }
         for skipped in &self.skipped {
-            text += &format!("{:<24} skipped: {}\n", skipped.id, skipped.why);
+            text += &format!("{:<28} skipped: {}\n", skipped.id, skipped.why);
         }
         text
     }

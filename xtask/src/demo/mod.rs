@@ -9,7 +9,7 @@
 //! after Ctrl-C or a failure. Progress goes to stderr; stdout carries the account, and with `--json` one object as its
 //! last line. Exit code 0 means that the job was done and the record shows it.
 
-mod claude;
+pub mod claude;
 mod record;
 mod repository;
 mod show;
@@ -70,7 +70,7 @@ pub fn demo(args: &Args) -> Result<ExitCode> {
     };
 
     let played = play(programs, &kit, &cast)?;
-    println!("{}", show::account(&played.records));
+    print!("{}", show::account(&played.records));
     println!("Change made by the agents\n{}", indent(&played.diff));
     println!(
         "The test {} now {}.",

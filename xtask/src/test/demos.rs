@@ -15,6 +15,7 @@ use super::needs::which;
 use super::skips::Skip;
 use super::tier::Outcome;
 use crate::child::{Child, outcome};
+use crate::demo::claude;
 use crate::lab::{Profile, Programs};
 use crate::workspace::root;
 
@@ -46,27 +47,7 @@ pub fn stand_in() -> Result<Outcome> {
         return Ok(result);
     }
     let copy = Copy::make(&programs)?;
-    let mut other = Command::new("setpriv");
-    other
-        .args([
-            "--reuid",
-            SOMEBODY,
-            "--regid",
-            SOMEBODY,
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--",
-        ])
-        .arg(copy.path("xtask"))
-        .args(["demo", "--json", "--bin-dir"])
-        .arg(copy.path("."))
-        .arg("--kit-dir")
-        .arg(copy.path("kit"))
-        .current_dir(copy.path("home"))
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("HOME", copy.path("home"));
-    judge(&mut result, "demo as an ordinary user", &mut other)?;
+    judge(&mut result, "demo as an ordinary user", &mut copy.demo())?;
     Ok(result)
 }
 
@@ -80,12 +61,25 @@ pub fn claude() -> Result<Outcome> {
         ));
         return Ok(result);
     }
-    let mut command = Command::new(std::env::current_exe().context("find xtask")?);
-    judge(
-        &mut result,
-        "demo with Claude Code",
-        command.args(["demo", "--claude", "--json"]),
-    )?;
+    let programs = Programs::build(Profile::Debug)?;
+    let binary = claude::install()?;
+    let mut own = Command::new(std::env::current_exe().context("find xtask")?);
+    own.args(["demo", "--claude", "--json", "--bin-dir"])
+        .arg(programs.path("."));
+    judge(&mut result, "demo with Claude Code as the caller", &mut own)?;
+
+    if rustix::process::geteuid().is_root() {
+        let copy = Copy::make(&programs)?;
+        let reachable = copy.path("claude");
+        place(&binary, &reachable)?;
+        let mut other = copy.demo();
+        other.args(["--claude", "--claude-bin"]).arg(reachable);
+        judge(
+            &mut result,
+            "demo with Claude Code as an ordinary user",
+            &mut other,
+        )?;
+    }
     Ok(result)
 }
 
@@ -159,6 +153,31 @@ impl Copy {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// The demo as the ordinary user would start it.
+    fn demo(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid",
+                SOMEBODY,
+                "--regid",
+                SOMEBODY,
+                "--clear-groups",
+                "--inh-caps=-all",
+                "--",
+            ])
+            .arg(self.path("xtask"))
+            .args(["demo", "--json", "--bin-dir"])
+            .arg(self.path("."))
+            .arg("--kit-dir")
+            .arg(self.path("kit"))
+            .current_dir(self.path("home"))
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.path("home"));
+        command
     }
 }
 

@@ -25,6 +25,7 @@ use self::record::Record;
 use self::repository::Repository;
 use crate::child::{Child, capture, outcome};
 use crate::lab::{Lab, Profile, Programs, Setup};
+use crate::stop::Interrupted;
 use crate::test::needs;
 use crate::workspace::root;
 
@@ -175,8 +176,11 @@ fn play(programs: Programs, kit: &Path, cast: &Cast) -> Result<Played> {
         capture(lab.agentctl().args(["stop", "fixer"]))?;
         Ok(ended)
     };
-    let ended =
-        scene(&lab).with_context(|| format!("the end of the daemon's log:\n{}", lab.log_tail()))?;
+    let ended = scene(&lab).inspect_err(|error| {
+        if !error.is::<Interrupted>() {
+            eprint!("the end of the daemon's log:\n{}", lab.log_tail());
+        }
+    })?;
 
     say("reading the record");
     let mut played = Played {

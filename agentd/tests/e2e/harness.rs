@@ -150,7 +150,9 @@ impl Daemon {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if line == "ready" {
                     // The receiver is gone once start-up has timed out; then nobody cares.
-                    drop(ready.send(()));
+                    if ready.send(()).is_err() {
+                        return;
+                    }
                 }
                 writeln!(log, "{line}").expect("write the log");
             }
@@ -223,13 +225,21 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("agentd's log:\n{}", self.log());
+            // The failure is what counts; the daemon's agents die with their lifelines.
+            for pid in [self.broker, self.pid()] {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid)
+                    && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                {
+                    eprintln!("kill {pid:?}: {error}");
+                }
+            }
+            return;
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             signal(self.pid(), rustix::process::Signal::TERM);
             wait_child(&mut self.child);
-        }
-        if std::thread::panicking() {
-            eprintln!("agentd's log:\n{}", self.log());
-            return;
         }
         wait_until("the broker ends with agentd", || !is_alive(self.broker));
     }

@@ -92,11 +92,12 @@ fn the_proxy_refuses_what_no_rule_allows_and_says_so() {
 fn no_set_id_file_can_be_left_on_disk() {
     // chmod fchmod fchmodat open openat creat mknod mknodat fchmodat2 mkdir mkdirat by number, then the tools.
     let attempts = r#"
-        my $m = 06755; open(my $f, ">", "base"); close $f;
-        syscall(90, "base", $m); open($f, "+<", "base"); syscall(91, fileno($f), $m); syscall(268, -100, "base", $m);
-        syscall(452, -100, "base", $m, 0); syscall(2, "o1", 0101, $m); syscall(257, -100, "o2", 0101, $m); syscall(85, "c1", $m);
-        syscall(133, "m1", 0100000 | $m, 0); syscall(259, -100, "m2", 0100000 | $m, 0);
-        my $how = pack("QQQ", 0101, $m, 0); syscall(437, -100, "o3", $how, 24);
+        my $m = 06755; my ($b, $o1, $o2, $o3, $c1, $m1, $m2) = qw(base o1 o2 o3 c1 m1 m2);
+        open(my $f, ">", $b); close $f;
+        syscall(90, $b, $m); open($f, "+<", $b); syscall(91, fileno($f), $m); syscall(268, -100, $b, $m);
+        syscall(452, -100, $b, $m, 0); syscall(2, $o1, 0101, $m); syscall(257, -100, $o2, 0101, $m); syscall(85, $c1, $m);
+        syscall(133, $m1, 0100000 | $m, 0); syscall(259, -100, $m2, 0100000 | $m, 0);
+        my $how = pack("QQQ", 0101, $m, 0); syscall(437, -100, $o3, $how, 24);
         system("chmod u+s base; chmod 6755 base; cp /bin/sh sh; chmod u+s sh; install -m 4755 /bin/sh sh2; mkdir d; chmod g+s d; true");
     "#;
     for mode in modes() {

@@ -27,7 +27,8 @@ impl Standin {
             .expect("start the stand-in");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
-        let address = line.trim().rsplit(' ').next().expect("an address").trim_start_matches("http://").to_owned();
+        let address = line.trim().trim_start_matches("http://").to_owned();
+        assert!(address.contains(':'), "the stand-in prints its address: {line:?}");
         Self { child, address }
     }
 }
@@ -40,9 +41,11 @@ impl Drop for Standin {
 }
 
 const SCRIPT: &str = r#"
-key = "sk-ant-e2e-THE-REAL-KEY-0123456789"
+require_key = "sk-ant-e2e-THE-REAL-KEY-0123456789"
 [[rule]]
-text = "hello from the model"
+name = "greet"
+when = {}
+reply = { text = "hello from the model" }
 "#;
 
 /// A model request with nothing but perl, which every Debian has.
@@ -79,7 +82,7 @@ fn the_key_is_used_and_never_seen() {
         // From inside: environment, files, every process that it can see, the daemon's sockets.
         let hunt = format!(
             "env; cat /proc/*/environ /proc/*/cmdline; cat {0} {1}/agentd.db {1}/agentd.db-wal; \
-             for f in /proc/*/mem /proc/*/maps /proc/*/fd/*; do head -c 65536 \"$f\"; done; cat /proc/*/root{0}; true",
+             for f in /proc/*/mem /proc/*/maps; do head -c 65536 \"$f\"; done; cat /proc/*/root{0}; true",
             key_file.display(),
             daemon.state_dir().display()
         );
@@ -116,9 +119,8 @@ fn the_key_is_used_and_never_seen() {
 fn tokens_are_metered_and_the_ceiling_holds() {
     for mode in modes() {
         let kit = tempfile::tempdir().expect("a directory");
-        let standin = Standin::start(kit.path(), SCRIPT.trim_start_matches("\nkey = \"sk-ant-e2e-THE-REAL-KEY-0123456789\""));
-        // An ordinary user's daemon has no rights to root's files, so the key comes from its environment there.
-        let config = format!("[model.anthropic]\nbase_url = \"http://{}\"\nkey = {{ none = true }}\n", standin.address);
+        let standin = Standin::start(kit.path(), &SCRIPT.replace("require_key", "# require_key"));
+        let config = format!("[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n", standin.address);
         let daemon = Daemon::with_config(mode, &config);
         let work = daemon.workspace();
         let (code, out, err) = text(&daemon.run_with(work.path(), &["--name", "asker"], &["perl", "-e", ASK]));
@@ -128,7 +130,7 @@ fn tokens_are_metered_and_the_ceiling_holds() {
         let record: serde_json::Value = serde_json::from_str(&out).expect("JSON");
         assert!(record["tokens"]["input"].as_u64() > Some(0) && record["tokens"]["output"].as_u64() > Some(0), "{out}");
 
-        let (_, out, _) = text(&daemon.run_with(work.path(), &["--set", "model.max_tokens=1"], &["perl", "-e", ASK]));
+        let (_, out, _) = text(&daemon.run_with(work.path(), &["--set", "limits.tokens=1"], &["perl", "-e", ASK]));
         assert!(!out.starts_with("HTTP/1.1 200"), "{mode:?}: {out}");
         assert!(out.contains("ceiling") || out.contains("budget"), "{mode:?}: the reason is said: {out}");
         wait_until("the stand-in has logged", || kit.path().join("requests.jsonl").exists());

@@ -102,7 +102,12 @@ fn ctrl_z_of_the_program_suspends_agentctl_and_fg_resumes_it() {
         let work = daemon.workspace();
         let Some(tmux) = session(&daemon, work.path(), "cat") else { return };
         tmux.keys(&["before", "Enter"]);
-        wait_until("cat answers", || tmux.screen().matches("before").count() == 2);
+        // The terminal's echo and cat's answer.
+        let mut screen = String::new();
+        wait_until("cat answers", || {
+            screen = tmux.screen();
+            screen.matches("before").count() >= 2
+        });
         tmux.keys(&["C-z"]);
         tmux.wait_for("Stopped");
         tmux.keys(&["fg", "Enter"]);

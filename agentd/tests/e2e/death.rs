@@ -1,6 +1,8 @@
 //! Whatever is killed, nothing of an agent is left behind, and what is left is said.
 
-use crate::harness::{Daemon, Mode, descendants_of, is_alive, modes, output, signal, text, wait_until};
+use crate::harness::{
+    Daemon, Mode, descendants_of, is_alive, modes, output, signal, text, wait_until,
+};
 use rustix::process::Signal;
 
 /// Orphans in sessions of their own, one of which ignores every polite signal.
@@ -9,7 +11,8 @@ const TREE: &str = "for i in 1 2 3; do (setsid sh -c 'trap \"\" TERM HUP INT; wh
 
 /// Starts the tree and returns every process of it.
 fn grow(daemon: &Daemon, work: &std::path::Path) -> Vec<i32> {
-    let (code, _, err) = text(&daemon.run_with(work, &["--detach", "--name", "tree"], &["sh", "-c", TREE]));
+    let (code, _, err) =
+        text(&daemon.run_with(work, &["--detach", "--name", "tree"], &["sh", "-c", TREE]));
     assert_eq!(code, 0, "{err}");
     let mut all = Vec::new();
     wait_until("the tree has grown", || {
@@ -21,7 +24,9 @@ fn grow(daemon: &Daemon, work: &std::path::Path) -> Vec<i32> {
 }
 
 fn wait_dead(tree: &[i32]) {
-    wait_until("everything is dead", || !tree.iter().any(|pid| is_alive(*pid)));
+    wait_until("everything is dead", || {
+        !tree.iter().any(|pid| is_alive(*pid))
+    });
 }
 
 #[test]
@@ -48,11 +53,19 @@ fn the_death_of_the_program_the_init_or_its_main_process_takes_the_whole_tree() 
             sorted.sort_unstable();
             signal(sorted[victim], Signal::KILL);
             wait_dead(&tree);
-            wait_until("agentd knows", || !text(&output(&mut daemon.agentctl(["ps"]))).1.contains("tree"));
+            wait_until("agentd knows", || {
+                !text(&output(&mut daemon.agentctl(["ps"])))
+                    .1
+                    .contains("tree")
+            });
             let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "inspect", "tree"])));
             let record: serde_json::Value = serde_json::from_str(&out).expect("JSON");
             let kind = record["exit"]["kind"].as_str().expect("an exit").to_owned();
-            assert_eq!(kind, if victim == 0 { "lost" } else { "signaled" }, "{mode:?}: {out}");
+            assert_eq!(
+                kind,
+                if victim == 0 { "lost" } else { "signaled" },
+                "{mode:?}: {out}"
+            );
         }
     }
 }
@@ -98,7 +111,9 @@ fn agentd_ends_with_its_broker_and_says_why() {
         let (pid, broker) = (daemon.pid(), daemon.broker);
         signal(broker, Signal::KILL);
         wait_until("agentd ends", || !is_alive(pid));
-        wait_until("it says why", || daemon.log().contains("agentd-broker has gone"));
+        wait_until("it says why", || {
+            daemon.log().contains("agentd-broker has gone")
+        });
     }
 }
 
@@ -131,8 +146,13 @@ fn the_record_survives_the_kill_of_agentd() {
         assert!(database.exists());
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let launches = runtime.block_on(async {
-            let store = agentd_storage::Store::open(&database).await.expect("opens after the kill");
-            store.launches(agentd_storage::Viewer::Root, 10).await.expect("reads")
+            let store = agentd_storage::Store::open(&database)
+                .await
+                .expect("opens after the kill");
+            store
+                .launches(agentd_storage::Viewer::Root, 10)
+                .await
+                .expect("reads")
         });
         assert_eq!(launches.len(), 1);
         assert_eq!(launches[0].name, "tree");

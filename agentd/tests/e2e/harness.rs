@@ -37,7 +37,10 @@ pub fn modes() -> Vec<Mode> {
     if is_root() {
         return vec![Mode::Root, Mode::User];
     }
-    agentd_testkit::skip("root", "agentd's root mode needs root: run the tests with sudo");
+    agentd_testkit::skip(
+        "root",
+        "agentd's root mode needs root: run the tests with sudo",
+    );
     vec![Mode::User]
 }
 
@@ -164,7 +167,12 @@ impl Daemon {
         }
         let broker = children_of(child.id().cast_signed());
         assert_eq!(broker.len(), 1, "agentd has one child, its broker");
-        Self { mode, child, dir, broker: broker[0] }
+        Self {
+            mode,
+            child,
+            dir,
+            broker: broker[0],
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -189,9 +197,17 @@ impl Daemon {
     }
 
     /// agentctl as `uid`.
-    pub fn agentctl_as<A: AsRef<OsStr>>(&self, uid: u32, args: impl IntoIterator<Item = A>) -> Command {
+    pub fn agentctl_as<A: AsRef<OsStr>>(
+        &self,
+        uid: u32,
+        args: impl IntoIterator<Item = A>,
+    ) -> Command {
         let mut command = as_user(program("agentctl"), uid);
-        command.arg("--runtime-dir").arg(self.runtime_dir()).args(args).stdin(Stdio::null());
+        command
+            .arg("--runtime-dir")
+            .arg(self.runtime_dir())
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -230,7 +246,8 @@ impl Drop for Daemon {
             // The failure is what counts; the daemon's agents die with their lifelines.
             for pid in [self.broker, self.pid()] {
                 if let Some(pid) = rustix::process::Pid::from_raw(pid)
-                    && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                    && let Err(error) =
+                        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
                 {
                     eprintln!("kill {pid:?}: {error}");
                 }
@@ -248,7 +265,11 @@ impl Drop for Daemon {
 /// `program` as `uid`, with an environment that is the same on every machine.
 pub fn as_user(program: PathBuf, uid: u32) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/nonexistent").env("LANG", "C.UTF-8");
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", "/nonexistent")
+        .env("LANG", "C.UTF-8");
     if is_root() && uid != 0 {
         command.uid(uid).gid(uid);
     }
@@ -257,8 +278,15 @@ pub fn as_user(program: PathBuf, uid: u32) -> Command {
 
 /// Runs to the end, within the watchdog's time.
 pub fn output(command: &mut Command) -> Output {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the command");
-    let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the command");
+    let (mut out, mut err) = (
+        child.stdout.take().expect("piped"),
+        child.stderr.take().expect("piped"),
+    );
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();
         out.read_to_end(&mut bytes).map(|_| bytes)
@@ -302,28 +330,44 @@ pub fn wait_child(child: &mut Child) -> ExitStatus {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < WATCHDOG, "waited {WATCHDOG:?} in vain until {what}");
+        assert!(
+            start.elapsed() < WATCHDOG,
+            "waited {WATCHDOG:?} in vain until {what}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-    rustix::process::kill_process(pid, signal).expect("send a signal to a process that this test started");
+    rustix::process::kill_process(pid, signal)
+        .expect("send a signal to a process that this test started");
 }
 
 /// Alive and no zombie.
 pub fn is_alive(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    !stat
+        .rsplit(") ")
+        .next()
+        .is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
 }
 
 /// Direct children of `pid`.
 pub fn children_of(pid: i32) -> Vec<i32> {
     let mut children = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
     }
     children
 }

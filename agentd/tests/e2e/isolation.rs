@@ -13,8 +13,13 @@ fn files_of_others_do_not_exist_inside() {
         let work = daemon.workspace();
         let secret = dir_of(daemon.owner());
         std::fs::write(secret.path().join("id_rsa"), "SECRET-OF-THE-USER").expect("write");
-        std::fs::set_permissions(secret.path().join("id_rsa"), std::fs::Permissions::from_mode(0o644)).expect("chmod");
-        std::os::unix::fs::symlink(secret.path().join("id_rsa"), work.path().join("link")).expect("symlink");
+        std::fs::set_permissions(
+            secret.path().join("id_rsa"),
+            std::fs::Permissions::from_mode(0o644),
+        )
+        .expect("chmod");
+        std::os::unix::fs::symlink(secret.path().join("id_rsa"), work.path().join("link"))
+            .expect("symlink");
         let script = format!(
             "cat {0}/id_rsa; cat link; cat /proc/self/root{0}/id_rsa; cat /proc/1/root{0}/id_rsa; ls {0}; \
              cat {1}/agentd.db; ls /root /home/*/.ssh; cat /etc/shadow; true",
@@ -23,7 +28,10 @@ fn files_of_others_do_not_exist_inside() {
         );
         let (code, out, err) = text(&daemon.run(work.path(), &["sh", "-c", &script]));
         assert_eq!(code, 0, "{err}");
-        assert!(!out.contains("SECRET-OF-THE-USER") && !out.contains("SQLite"), "{mode:?}: {out}");
+        assert!(
+            !out.contains("SECRET-OF-THE-USER") && !out.contains("SQLite"),
+            "{mode:?}: {out}"
+        );
         assert!(err.contains("No such file or directory"), "{mode:?}: {err}");
     }
 }
@@ -34,12 +42,22 @@ fn another_agents_files_and_processes_do_not_exist_inside() {
         let daemon = Daemon::start(mode);
         let (mine, theirs) = (daemon.workspace(), daemon.workspace());
         let script = "echo SECRET-OF-A > $HOME/a; echo SECRET-OF-A > /tmp/a; echo SECRET-OF-A > a; exec sleep 1000";
-        let (code, _, err) = text(&daemon.run_with(theirs.path(), &["--detach", "--name", "a"], &["sh", "-c", script]));
+        let (code, _, err) = text(&daemon.run_with(
+            theirs.path(),
+            &["--detach", "--name", "a"],
+            &["sh", "-c", script],
+        ));
         assert_eq!(code, 0, "{err}");
-        let script = format!("cat $HOME/a /tmp/a {0}/a; for p in /proc/[0-9]*; do cat $p/cmdline; done; true", theirs.path().display());
+        let script = format!(
+            "cat $HOME/a /tmp/a {0}/a; for p in /proc/[0-9]*; do cat $p/cmdline; done; true",
+            theirs.path().display()
+        );
         let (code, out, err) = text(&daemon.run(mine.path(), &["sh", "-c", &script]));
         assert_eq!(code, 0, "{err}");
-        assert!(!out.contains("SECRET-OF-A") && !out.contains("1000"), "{mode:?}: {out}");
+        assert!(
+            !out.contains("SECRET-OF-A") && !out.contains("1000"),
+            "{mode:?}: {out}"
+        );
         let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", "a"])));
         assert_eq!(code, 0, "{err}");
     }
@@ -57,16 +75,31 @@ fn no_address_but_the_daemons_own_sockets_can_be_reached() {
         let connect = r#"use Socket; for my $a (@ARGV) { my ($h, $p) = split /:/, $a;
             socket(my $s, PF_INET, SOCK_STREAM, 0) or do { print "$a socket $!\n"; next };
             print "$a ", (connect($s, sockaddr_in($p, inet_aton($h))) ? "CONNECTED" : "$!"), "\n"; }"#;
-        let targets = [format!("127.0.0.1:{port}"), "10.0.0.1:80".into(), "169.254.169.254:80".into(), "1.1.1.1:443".into()];
+        let targets = [
+            format!("127.0.0.1:{port}"),
+            "10.0.0.1:80".into(),
+            "169.254.169.254:80".into(),
+            "1.1.1.1:443".into(),
+        ];
         let mut argv = vec!["perl", "-e", connect];
         argv.extend(targets.iter().map(String::as_str));
         let (code, out, err) = text(&daemon.run(work.path(), &argv));
         assert_eq!(code, 0, "{err}");
         assert!(!out.contains("CONNECTED"), "{mode:?}: {out}");
         assert_eq!(out.lines().count(), 4, "{out}");
-        assert!(host.accept().is_err(), "{mode:?}: somebody connected to the host");
-        let (_, out, _) = text(&daemon.run(work.path(), &["perl", "-e", connect, "127.0.0.1:8080", "127.0.0.1:3128"]));
-        assert_eq!(out.matches("CONNECTED").count(), 2, "{mode:?}: the daemon's own sockets: {out}");
+        assert!(
+            host.accept().is_err(),
+            "{mode:?}: somebody connected to the host"
+        );
+        let (_, out, _) = text(&daemon.run(
+            work.path(),
+            &["perl", "-e", connect, "127.0.0.1:8080", "127.0.0.1:3128"],
+        ));
+        assert_eq!(
+            out.matches("CONNECTED").count(),
+            2,
+            "{mode:?}: the daemon's own sockets: {out}"
+        );
     }
 }
 
@@ -77,14 +110,28 @@ fn the_proxy_refuses_what_no_rule_allows_and_says_so() {
         let work = daemon.workspace();
         let ask = r#"use Socket; socket(my $s, PF_INET, SOCK_STREAM, 0); connect($s, sockaddr_in(3128, inet_aton("127.0.0.1"))) or die $!;
             syswrite($s, "CONNECT $ARGV[0] HTTP/1.1\r\nHost: $ARGV[0]\r\n\r\n"); local $/; print scalar <$s>;"#;
-        for target in ["evil.example:443", "169.254.169.254:80", "127.0.0.1:22", "[::1]:22"] {
-            let (code, out, err) = text(&daemon.run_with(work.path(), &["--name", "curious"], &["perl", "-e", ask, target]));
+        for target in [
+            "evil.example:443",
+            "169.254.169.254:80",
+            "127.0.0.1:22",
+            "[::1]:22",
+        ] {
+            let (code, out, err) = text(&daemon.run_with(
+                work.path(),
+                &["--name", "curious"],
+                &["perl", "-e", ask, target],
+            ));
             assert_eq!(code, 0, "{err}");
             assert!(out.starts_with("HTTP/1.1 403"), "{mode:?} {target}: {out}");
         }
-        let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "inspect", "curious"])));
+        let (_, out, _) = text(&output(
+            &mut daemon.agentctl(["--json", "inspect", "curious"]),
+        ));
         let record: serde_json::Value = serde_json::from_str(&out).expect("JSON");
-        assert!(!record["denials"].as_array().expect("denials").is_empty(), "the refusal is on record: {out}");
+        assert!(
+            !record["denials"].as_array().expect("denials").is_empty(),
+            "the refusal is on record: {out}"
+        );
     }
 }
 
@@ -109,7 +156,12 @@ fn no_set_id_file_can_be_left_on_disk() {
         for entry in std::fs::read_dir(work.path()).expect("list") {
             let entry = entry.expect("entry");
             let mode_bits = entry.metadata().expect("metadata").mode();
-            assert_eq!(mode_bits & 0o6000, 0, "{mode:?}: {:?} has mode {mode_bits:o}", entry.file_name());
+            assert_eq!(
+                mode_bits & 0o6000,
+                0,
+                "{mode:?}: {:?} has mode {mode_bits:o}",
+                entry.file_name()
+            );
             seen += 1;
         }
         assert!(seen >= 2, "the attempts ran: {err}");
@@ -133,7 +185,9 @@ fn privileged_calls_are_refused_by_number() {
         assert_eq!(code, 0, "{err}");
         assert_eq!(out.lines().count(), 15, "{out}");
         for line in out.lines() {
-            let refused = ["-1 1", "-1 13", "-1 38"].iter().any(|end| line.ends_with(end));
+            let refused = ["-1 1", "-1 13", "-1 38"]
+                .iter()
+                .any(|end| line.ends_with(end));
             assert!(refused, "{mode:?}: {line}");
         }
     }
@@ -145,17 +199,31 @@ fn the_inside_is_clean() {
         let daemon = Daemon::start(mode);
         let work = daemon.workspace();
         let mut command = daemon.agentctl(["run", "--no-tty", "--workspace"]);
-        command.arg(work.path()).env("AWS_SECRET_ACCESS_KEY", "SECRET-IN-ENV").env("ANTHROPIC_API_KEY", "SECRET-IN-ENV");
+        command
+            .arg(work.path())
+            .env("AWS_SECRET_ACCESS_KEY", "SECRET-IN-ENV")
+            .env("ANTHROPIC_API_KEY", "SECRET-IN-ENV");
         // An inherited descriptor of the caller must not arrive.
         command.args(["--", "sh", "-c", "env; cat /proc/1/environ; ls /proc/self/fd; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; cat /proc/net/dev"]);
         let (code, out, err) = text(&output(&mut command));
         assert_eq!(code, 0, "{err}");
         assert!(!out.contains("SECRET-IN-ENV"), "{mode:?}: {out}");
         for cap in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert!(out.contains(&format!("{cap}:\t0000000000000000")), "{mode:?} {cap}: {out}");
+            assert!(
+                out.contains(&format!("{cap}:\t0000000000000000")),
+                "{mode:?} {cap}: {out}"
+            );
         }
-        assert!(out.contains("NoNewPrivs:\t1") && out.contains("Seccomp:\t2"), "{mode:?}: {out}");
-        let interfaces = out.lines().filter(|l| l.contains(':') && l.split(':').nth(1).is_some_and(|r| r.split_whitespace().count() == 16));
+        assert!(
+            out.contains("NoNewPrivs:\t1") && out.contains("Seccomp:\t2"),
+            "{mode:?}: {out}"
+        );
+        let interfaces = out.lines().filter(|l| {
+            l.contains(':')
+                && l.split(':')
+                    .nth(1)
+                    .is_some_and(|r| r.split_whitespace().count() == 16)
+        });
         assert_eq!(interfaces.count(), 1, "only lo: {out}");
     }
 }
@@ -165,11 +233,24 @@ fn agentd_confines_itself() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
         let mut status = String::new();
-        std::fs::File::open(format!("/proc/{}/status", daemon.pid())).expect("status").read_to_string(&mut status).expect("read");
-        for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
+        std::fs::File::open(format!("/proc/{}/status", daemon.pid()))
+            .expect("status")
+            .read_to_string(&mut status)
+            .expect("read");
+        for line in [
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+        ] {
             assert!(status.contains(line), "{mode:?} {line}: {status}");
         }
-        let uid: u32 = status.lines().find_map(|l| l.strip_prefix("Uid:\t")).and_then(|l| l.split('\t').next()).and_then(|u| u.parse().ok()).expect("a uid");
+        let uid: u32 = status
+            .lines()
+            .find_map(|l| l.strip_prefix("Uid:\t"))
+            .and_then(|l| l.split('\t').next())
+            .and_then(|u| u.parse().ok())
+            .expect("a uid");
         assert_ne!(uid, 0, "{mode:?}: agentd does not stay root");
     }
 }

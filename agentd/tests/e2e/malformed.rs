@@ -19,16 +19,30 @@ fn a_malformed_policy_names_file_line_and_key() {
         let work = daemon.workspace();
         let policy = work.path().join("mine.toml");
         for (content, needles) in [
-            ("extends = \"coding\"\n[limits]\nmemroy = \"1GiB\"\n", &["mine.toml", "3", "memroy", "memory"][..]),
-            ("extends = \"coding\"\n[net]\nmode = \"everything\"\n", &["mine.toml", "3", "everything", "proxy"][..]),
+            (
+                "extends = \"coding\"\n[limits]\nmemroy = \"1GiB\"\n",
+                &["mine.toml", "3", "memroy", "memory"][..],
+            ),
+            (
+                "extends = \"coding\"\n[net]\nmode = \"everything\"\n",
+                &["mine.toml", "3", "everything", "proxy"][..],
+            ),
             ("extends = \"nothing-such\"\n", &["nothing-such"][..]),
             ("this is not toml", &["mine.toml", "1"][..]),
         ] {
             std::fs::write(&policy, content).expect("write");
-            let result = text(&daemon.run_with(work.path(), &["--policy", policy.to_str().expect("utf-8")], &["true"]));
+            let result = text(&daemon.run_with(
+                work.path(),
+                &["--policy", policy.to_str().expect("utf-8")],
+                &["true"],
+            ));
             assert_eq!(result.0, 125, "{content}: {result:?}");
             for needle in needles {
-                assert!(result.2.contains(needle), "{mode:?} {content:?} lacks {needle}: {}", result.2);
+                assert!(
+                    result.2.contains(needle),
+                    "{mode:?} {content:?} lacks {needle}: {}",
+                    result.2
+                );
             }
         }
         still_works(&daemon);
@@ -39,15 +53,28 @@ fn a_malformed_policy_names_file_line_and_key() {
 fn garbage_on_the_control_socket_is_dropped() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
-        for garbage in [&b"\0AUTH NONSENSE\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 4096], b"\0"] {
-            let mut stream = UnixStream::connect(daemon.runtime_dir().join("control.sock")).expect("connect");
+        for garbage in [
+            &b"\0AUTH NONSENSE\r\n"[..],
+            b"GET / HTTP/1.1\r\n\r\n",
+            &[0xff; 4096],
+            b"\0",
+        ] {
+            let mut stream =
+                UnixStream::connect(daemon.runtime_dir().join("control.sock")).expect("connect");
             // The daemon may close before everything is written; that is a refusal too.
-            if stream.write_all(garbage).is_ok() && stream.shutdown(std::net::Shutdown::Write).is_ok() {
+            if stream.write_all(garbage).is_ok()
+                && stream.shutdown(std::net::Shutdown::Write).is_ok()
+            {
                 let mut answer = Vec::new();
-                stream.set_read_timeout(Some(crate::harness::WATCHDOG)).expect("time-out");
+                stream
+                    .set_read_timeout(Some(crate::harness::WATCHDOG))
+                    .expect("time-out");
                 if stream.read_to_end(&mut answer).is_ok() {
                     let answer = String::from_utf8_lossy(&answer);
-                    assert!(!answer.contains("BEGIN") && !answer.contains("org.agentd1"), "{answer}");
+                    assert!(
+                        !answer.contains("BEGIN") && !answer.contains("org.agentd1"),
+                        "{answer}"
+                    );
                 }
             }
         }
@@ -77,18 +104,30 @@ fn wrong_arguments_say_what_is_allowed() {
     let daemon = Daemon::start(*modes().last().expect("a mode"));
     let work = daemon.workspace();
     for (args, code, needles) in [
-        (&["run", "--name", "a b", "--", "true"][..], 125, &["a b", "letters"][..]),
+        (
+            &["run", "--name", "a b", "--", "true"][..],
+            125,
+            &["a b", "letters"][..],
+        ),
         (&["run"][..], 2, &["run"][..]),
         (&["frobnicate"][..], 2, &["frobnicate"][..]),
         (&["stop", "nobody"][..], 1, &["nobody", "ps"][..]),
-        (&["run", "--set", "limits.memory=lots", "--", "true"][..], 125, &["limits.memory", "lots"][..]),
+        (
+            &["run", "--set", "limits.memory=lots", "--", "true"][..],
+            125,
+            &["limits.memory", "lots"][..],
+        ),
     ] {
         let mut command = daemon.agentctl(args);
         command.current_dir(work.path());
         let result = text(&output(&mut command));
         assert_eq!(result.0, code, "{args:?}: {result:?}");
         for needle in needles {
-            assert!(result.2.contains(needle), "{args:?} lacks {needle}: {}", result.2);
+            assert!(
+                result.2.contains(needle),
+                "{args:?} lacks {needle}: {}",
+                result.2
+            );
         }
     }
     assert_ne!(daemon.mode, Mode::Root, "the last mode is the user's");
@@ -100,8 +139,17 @@ fn a_malformed_configuration_stops_agentd_with_the_place() {
     let config = dir.path().join("agentd.toml");
     std::fs::write(&config, "[daemon]\nmax_agents = \"many\"\n").expect("write");
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_agentd"));
-    command.arg("--config").arg(&config).arg("--runtime-dir").arg(dir.path().join("r")).arg("--state-dir").arg(dir.path().join("s"));
+    command
+        .arg("--config")
+        .arg(&config)
+        .arg("--runtime-dir")
+        .arg(dir.path().join("r"))
+        .arg("--state-dir")
+        .arg(dir.path().join("s"));
     let (code, _, err) = text(&output(&mut command));
     assert_eq!(code, 1, "{err}");
-    assert!(err.contains("agentd.toml") && err.contains("line 2") && err.contains("max_agents"), "{err}");
+    assert!(
+        err.contains("agentd.toml") && err.contains("line 2") && err.contains("max_agents"),
+        "{err}"
+    );
 }

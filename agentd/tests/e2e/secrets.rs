@@ -26,9 +26,14 @@ impl Standin {
             .spawn()
             .expect("start the stand-in");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
+        BufReader::new(child.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("its address");
         let address = line.trim().trim_start_matches("http://").to_owned();
-        assert!(address.contains(':'), "the stand-in prints its address: {line:?}");
+        assert!(
+            address.contains(':'),
+            "the stand-in prints its address: {line:?}"
+        );
         Self { child, address }
     }
 }
@@ -59,10 +64,20 @@ fn the_key_is_used_and_never_seen() {
     for mode in modes() {
         let kit = tempfile::tempdir().expect("a directory");
         let standin = Standin::start(kit.path(), SCRIPT);
-        let keys = crate::harness::dir_of(if crate::harness::is_root() && mode == crate::harness::Mode::User { crate::harness::ALICE } else { rustix::process::geteuid().as_raw() });
+        let keys = crate::harness::dir_of(
+            if crate::harness::is_root() && mode == crate::harness::Mode::User {
+                crate::harness::ALICE
+            } else {
+                rustix::process::geteuid().as_raw()
+            },
+        );
         let key_file = keys.path().join("key");
         std::fs::write(&key_file, KEY).expect("write the key");
-        std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+        std::fs::set_permissions(
+            &key_file,
+            std::os::unix::fs::PermissionsExt::from_mode(0o600),
+        )
+        .expect("chmod");
         if crate::harness::is_root() && mode == crate::harness::Mode::User {
             std::os::unix::fs::chown(&key_file, Some(crate::harness::ALICE), None).expect("chown");
         }
@@ -74,10 +89,17 @@ fn the_key_is_used_and_never_seen() {
         let daemon = Daemon::with_config(mode, &config);
         let work = daemon.workspace();
 
-        let (code, out, err) = text(&daemon.run_with(work.path(), &["--name", "asker"], &["perl", "-e", ASK]));
+        let (code, out, err) =
+            text(&daemon.run_with(work.path(), &["--name", "asker"], &["perl", "-e", ASK]));
         assert_eq!(code, 0, "{err}");
-        assert!(out.starts_with("HTTP/1.1 200") && out.contains("hello from the model"), "{mode:?}: {out} {err}");
-        assert!(!out.contains(KEY), "{mode:?}: the answer shows the key: {out}");
+        assert!(
+            out.starts_with("HTTP/1.1 200") && out.contains("hello from the model"),
+            "{mode:?}: {out} {err}"
+        );
+        assert!(
+            !out.contains(KEY),
+            "{mode:?}: the answer shows the key: {out}"
+        );
 
         // From inside: environment, files, every process that it can see, the daemon's sockets.
         let hunt = format!(
@@ -86,30 +108,57 @@ fn the_key_is_used_and_never_seen() {
             key_file.display(),
             daemon.state_dir().display()
         );
-        let (_, out, err) = text(&daemon.run(work.path(), &["sh", "-c", &format!("({hunt}) 2>&1")]));
-        assert!(!out.contains(KEY) && !err.contains(KEY), "{mode:?}: an agent found the key");
+        let (_, out, err) =
+            text(&daemon.run(work.path(), &["sh", "-c", &format!("({hunt}) 2>&1")]));
+        assert!(
+            !out.contains(KEY) && !err.contains(KEY),
+            "{mode:?}: an agent found the key"
+        );
 
         // From outside: state, logs, records, and what the processes of the sandbox were given.
-        let (code, _, err) = text(&daemon.run_with(work.path(), &["--detach", "--name", "idle"], &["sleep", "1000"]));
+        let (code, _, err) = text(&daemon.run_with(
+            work.path(),
+            &["--detach", "--name", "idle"],
+            &["sleep", "1000"],
+        ));
         assert_eq!(code, 0, "{err}");
-        for pid in descendants_of(daemon.broker).into_iter().chain([daemon.broker]) {
+        for pid in descendants_of(daemon.broker)
+            .into_iter()
+            .chain([daemon.broker])
+        {
             for file in ["environ", "cmdline"] {
                 let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                assert!(!contains(&bytes, KEY), "{mode:?}: /proc/{pid}/{file} shows the key");
+                assert!(
+                    !contains(&bytes, KEY),
+                    "{mode:?}: /proc/{pid}/{file} shows the key"
+                );
             }
         }
         let agentd = std::fs::read(format!("/proc/{}/environ", daemon.pid())).unwrap_or_default();
         assert!(!contains(&agentd, KEY));
-        let (_, records, _) = text(&output(&mut daemon.agentctl(["--json", "inspect", "asker"])));
-        assert!(records.contains("\"usage\"") && !records.contains(KEY), "{records}");
+        let (_, records, _) = text(&output(
+            &mut daemon.agentctl(["--json", "inspect", "asker"]),
+        ));
+        assert!(
+            records.contains("\"usage\"") && !records.contains(KEY),
+            "{records}"
+        );
         assert_no_file_contains(&daemon.state_dir(), KEY);
         assert_no_file_contains(&daemon.runtime_dir(), KEY);
-        assert!(!daemon.log().contains(KEY), "{mode:?}: the daemon's log shows the key");
+        assert!(
+            !daemon.log().contains(KEY),
+            "{mode:?}: the daemon's log shows the key"
+        );
 
         // A core would show it: agentd is not dumpable, so no ordinary process can read its memory either.
         let status = std::fs::read_to_string(format!("/proc/{}/coredump_filter", daemon.pid()));
-        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{}/mem", daemon.pid())).expect("mem"));
-        assert_eq!(owner, 0, "{mode:?}: a dumpable process owns its own /proc files ({status:?})");
+        let owner = std::os::unix::fs::MetadataExt::uid(
+            &std::fs::metadata(format!("/proc/{}/mem", daemon.pid())).expect("mem"),
+        );
+        assert_eq!(
+            owner, 0,
+            "{mode:?}: a dumpable process owns its own /proc files ({status:?})"
+        );
         let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", "idle"])));
         assert_eq!(code, 0, "{err}");
     }
@@ -120,20 +169,39 @@ fn tokens_are_metered_and_the_ceiling_holds() {
     for mode in modes() {
         let kit = tempfile::tempdir().expect("a directory");
         let standin = Standin::start(kit.path(), &SCRIPT.replace("require_key", "# require_key"));
-        let config = format!("[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n", standin.address);
+        let config = format!(
+            "[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n",
+            standin.address
+        );
         let daemon = Daemon::with_config(mode, &config);
         let work = daemon.workspace();
-        let (code, out, err) = text(&daemon.run_with(work.path(), &["--name", "asker"], &["perl", "-e", ASK]));
+        let (code, out, err) =
+            text(&daemon.run_with(work.path(), &["--name", "asker"], &["perl", "-e", ASK]));
         assert_eq!(code, 0, "{err}");
         assert!(out.starts_with("HTTP/1.1 200"), "{out}");
-        let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "inspect", "asker"])));
+        let (_, out, _) = text(&output(
+            &mut daemon.agentctl(["--json", "inspect", "asker"]),
+        ));
         let record: serde_json::Value = serde_json::from_str(&out).expect("JSON");
-        assert!(record["tokens"]["input"].as_u64() > Some(0) && record["tokens"]["output"].as_u64() > Some(0), "{out}");
+        assert!(
+            record["tokens"]["input"].as_u64() > Some(0)
+                && record["tokens"]["output"].as_u64() > Some(0),
+            "{out}"
+        );
 
-        let (_, out, _) = text(&daemon.run_with(work.path(), &["--set", "limits.tokens=1"], &["perl", "-e", ASK]));
+        let (_, out, _) = text(&daemon.run_with(
+            work.path(),
+            &["--set", "limits.tokens=1"],
+            &["perl", "-e", ASK],
+        ));
         assert!(!out.starts_with("HTTP/1.1 200"), "{mode:?}: {out}");
-        assert!(out.contains("ceiling") || out.contains("budget"), "{mode:?}: the reason is said: {out}");
-        wait_until("the stand-in has logged", || kit.path().join("requests.jsonl").exists());
+        assert!(
+            out.contains("ceiling") || out.contains("budget"),
+            "{mode:?}: the reason is said: {out}"
+        );
+        wait_until("the stand-in has logged", || {
+            kit.path().join("requests.jsonl").exists()
+        });
     }
 }
 
@@ -148,7 +216,11 @@ fn assert_no_file_contains(dir: &Path, needle: &str) {
             assert_no_file_contains(&entry.path(), needle);
         } else if kind.is_file() {
             let bytes = std::fs::read(entry.path()).expect("read");
-            assert!(!contains(&bytes, needle), "{} shows the key", entry.path().display());
+            assert!(
+                !contains(&bytes, needle),
+                "{} shows the key",
+                entry.path().display()
+            );
         }
     }
 }

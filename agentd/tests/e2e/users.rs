@@ -11,7 +11,8 @@ fn users_see_and_touch_only_their_own_agents_and_records() {
     let daemon = Daemon::start(Mode::Root);
     let work = dir_of(ALICE);
     let mut run = daemon.agentctl_as(ALICE, ["run", "--detach", "--name", "mine", "--workspace"]);
-    run.arg(work.path()).args(["--", "sh", "-c", "touch made; exec sleep 1000"]);
+    run.arg(work.path())
+        .args(["--", "sh", "-c", "touch made; exec sleep 1000"]);
     let (code, _, err) = text(&output(&mut run));
     assert_eq!(code, 0, "{err}");
 
@@ -29,7 +30,12 @@ fn users_see_and_touch_only_their_own_agents_and_records() {
     assert!(out.contains("mine"), "alice still has hers: {out}");
     let (code, _, err) = text(&output(&mut daemon.agentctl_as(0, ["kill", "mine"])));
     assert_eq!(code, 0, "root may: {err}");
-    assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(work.path().join("made")).expect("made")), ALICE);
+    assert_eq!(
+        std::os::unix::fs::MetadataExt::uid(
+            &std::fs::metadata(work.path().join("made")).expect("made")
+        ),
+        ALICE
+    );
 }
 
 #[test]
@@ -41,7 +47,8 @@ fn a_user_cannot_launch_into_anothers_directory() {
     let daemon = Daemon::start(Mode::Root);
     let work = dir_of(ALICE);
     let mut run = daemon.agentctl_as(BOB, ["run", "--no-tty", "--workspace"]);
-    run.arg(work.path()).args(["--", "sh", "-c", "touch planted"]);
+    run.arg(work.path())
+        .args(["--", "sh", "-c", "touch planted"]);
     let (code, out, err) = text(&output(&mut run));
     assert_ne!(code, 0, "{out} {err}");
     assert!(!work.path().join("planted").exists());

@@ -14,7 +14,7 @@ pub const MAX_PAYLOAD: usize = 32 * 1024;
 pub const MAX_FRAME: usize = 1 + MAX_PAYLOAD;
 
 /// The fixed part of an exit frame; a text of at most [`MAX_EXIT_TEXT`] bytes may follow it.
-const EXIT_BYTES: usize = 16;
+const EXIT_BYTES: usize = 24;
 
 /// Longest text in an exit frame, in bytes; longer ones are cut at a character boundary.
 pub const MAX_EXIT_TEXT: usize = 4096;
@@ -167,7 +167,7 @@ impl<'a> AttachFrame<'a> {
             }
             EXIT => {
                 if !(EXIT_BYTES..=EXIT_BYTES + MAX_EXIT_TEXT).contains(&payload.len()) {
-                    return Err(wrong("16 and a text"));
+                    return Err(wrong("24 and a text"));
                 }
                 decode_exit(payload)
             }
@@ -192,8 +192,12 @@ fn encode_i32(out: &mut Vec<u8>, kind: u8, value: i32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Layout of the 16 bytes: cause u8, flags u8 (1 = code, 2 = signal, 4 = core dumped), code u8,
-/// signal u8, largest resident set in KiB u32, CPU time in microseconds u64 (all ones: unknown).
+/// Stands for an unknown figure.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Layout of the 24 bytes: cause u8, flags u8 (1 = code, 2 = signal, 4 = core dumped), code u8,
+/// signal u8, largest resident set in KiB u32, CPU time in user space and in the kernel in
+/// microseconds u64 each; all ones where unknown.
 fn encode_exit(out: &mut Vec<u8>, info: &ExitInfo) {
     let flags = u8::from(info.code.is_some())
         | u8::from(info.signal.is_some()) << 1
@@ -201,17 +205,14 @@ fn encode_exit(out: &mut Vec<u8>, info: &ExitInfo) {
     let rss = info
         .max_rss_kb
         .map_or(u32::MAX, |kb| kb.min(u64::from(u32::MAX - 1)) as u32);
-    let cpu = match (info.utime_us, info.stime_us) {
-        (None, None) => u64::MAX,
-        (user, system) => user.unwrap_or(0).saturating_add(system.unwrap_or(0)),
-    };
     out.push(EXIT);
     out.push(info.cause.to_byte());
     out.push(flags);
     out.push((info.code.unwrap_or(0) & 0xff) as u8);
     out.push((info.signal.unwrap_or(0) & 0x7f) as u8);
     out.extend_from_slice(&rss.to_le_bytes());
-    out.extend_from_slice(&cpu.to_le_bytes());
+    out.extend_from_slice(&info.utime_us.unwrap_or(UNKNOWN).to_le_bytes());
+    out.extend_from_slice(&info.stime_us.unwrap_or(UNKNOWN).to_le_bytes());
     if let Some(text) = &info.text {
         let end = text.floor_char_boundary(MAX_EXIT_TEXT);
         out.extend_from_slice(&text.as_bytes()[..end]);
@@ -220,20 +221,25 @@ fn encode_exit(out: &mut Vec<u8>, info: &ExitInfo) {
 
 fn decode_exit(payload: &[u8]) -> Result<AttachFrame<'_>, AttachFrameError> {
     let (fixed, text) = payload.split_at(EXIT_BYTES);
-    let &[cause, flags, code, signal, r0, r1, r2, r3, ref cpu @ ..] = fixed else {
+    let &[cause, flags, code, signal, r0, r1, r2, r3, ref times @ ..] = fixed else {
         unreachable!("split at {EXIT_BYTES}")
     };
     let cause = ExitCause::from_byte(cause).ok_or(AttachFrameError::UnknownCause(cause))?;
     let rss = u32::from_le_bytes([r0, r1, r2, r3]);
-    let cpu = u64::from_le_bytes(cpu.try_into().expect("16 - 8 bytes are left"));
+    let time = |at: usize| {
+        let bytes = times[at..at + 8]
+            .try_into()
+            .expect("two times of 8 bytes are left");
+        Some(u64::from_le_bytes(bytes)).filter(|us| *us != UNKNOWN)
+    };
     Ok(AttachFrame::Exit(Box::new(ExitInfo {
         cause,
         code: (flags & 1 != 0).then_some(i32::from(code)),
         signal: (flags & 2 != 0).then_some(i32::from(signal & 0x7f)),
         core_dumped: (flags & 2 != 0).then_some(flags & 4 != 0),
         text: (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned()),
-        utime_us: (cpu != u64::MAX).then_some(cpu),
-        stime_us: None,
+        utime_us: time(0),
+        stime_us: time(8),
         max_rss_kb: (rss != u32::MAX).then_some(u64::from(rss)),
     })))
 }
@@ -256,11 +262,15 @@ mod tests {
         let exit = AttachFrame::Exit(Box::new(ExitInfo {
             max_rss_kb: Some(0x0102),
             utime_us: Some(7),
+            stime_us: Some(8),
             ..ExitInfo::from_wait_status(3 << 8)
         }));
         assert_eq!(
             exit.to_vec(),
-            [b'X', 0, 1, 3, 0, 2, 1, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]
+            [
+                b'X', 0, 1, 3, 0, 2, 1, 0, 0, // cause, flags, code, signal, resident set
+                7, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0 // times
+            ]
         );
         assert_eq!(AttachFrame::decode(&exit.to_vec()), Ok(exit));
     }
@@ -287,7 +297,7 @@ mod tests {
             "attach frame of type 's' has signal 200, outside 1..=64"
         );
         let mut exit = vec![b'X'];
-        exit.extend_from_slice(&[99; 16]);
+        exit.extend_from_slice(&[99; 24]);
         assert_eq!(
             err(&exit),
             "attach frame of type 'X' has an unknown exit cause 99"

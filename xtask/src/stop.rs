@@ -20,18 +20,6 @@ const SIGNALS: [i32; 3] = [
 
 static STOPPED: OnceLock<UnixStream> = OnceLock::new();
 
-/// The error of a wait that Ctrl-C, SIGTERM or SIGHUP ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
@@ -70,7 +58,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> Result<Woken> {
             .get(1)
             .is_some_and(|stopped| !stopped.revents().is_empty())
         {
-            bail!(Interrupted);
+            bail!("interrupted: tearing down what was started");
         }
         if !fds[0].revents().is_empty() {
             return Ok(Woken::Ready);
@@ -91,7 +79,7 @@ pub fn check() -> Result<()> {
     if fds[0].revents().is_empty() {
         Ok(())
     } else {
-        bail!(Interrupted)
+        bail!("interrupted")
     }
 }
 

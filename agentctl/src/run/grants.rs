@@ -58,18 +58,18 @@ pub fn caller(context: &Context, request: &RunRequest) -> CallerContext {
     }
 }
 
-/// The program as our own shell would find it.
+/// The program as our own shell would find it; `None` if there is none that we could execute.
 fn find_program(name: &str) -> Option<PathBuf> {
+    let is_program =
+        |path: &PathBuf| rustix::fs::access(path, Check::EXEC_OK).is_ok() && path.is_file();
     if name.contains('/') {
-        return std::path::absolute(name).ok();
+        return std::path::absolute(name).ok().filter(is_program);
     }
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(name))
-        .find(|candidate| {
-            rustix::fs::access(candidate, Check::EXEC_OK).is_ok() && candidate.is_file()
-        })
+        .find(is_program)
 }
 
 /// Opens for reading, so that nobody grants what they could not read, and checks writing where it is

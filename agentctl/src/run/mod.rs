@@ -189,7 +189,12 @@ async fn launch(
             agentd_api::ErrorCode::LaunchRefused | agentd_api::ErrorCode::LaunchFailed => {
                 failure.try_next("agentctl doctor")
             }
-            agentd_api::ErrorCode::InvalidPolicy => failure.try_next("agentctl policy lint POLICY"),
+            agentd_api::ErrorCode::InvalidPolicy => match &request.policy {
+                PolicyRef::Name(_) => failure.try_next("agentctl policy list"),
+                PolicyRef::Text { origin, .. } => {
+                    failure.try_next(format!("agentctl policy lint {origin}"))
+                }
+            },
             agentd_api::ErrorCode::Exists => failure.try_next("agentctl ps"),
             agentd_api::ErrorCode::ProgramNotFound => {
                 failure.try_next("agentctl policy show --plan, for what is visible inside")
@@ -274,9 +279,13 @@ pub fn finish(
     mut about: Value,
     outcome: SessionOutcome,
 ) -> Result<u8, Failure> {
+    let say = |text: &str| {
+        let before = if outcome.mid_line { "\n" } else { "" };
+        stderr_line(&format!("{before}agentctl: {text}"));
+    };
     if outcome.lost_bytes > 0 {
-        stderr_line(&format!(
-            "agentctl: {} bytes of output were not read in time and are missing here; agentctl logs {name} has them",
+        say(&format!(
+            "{} bytes of output were not read in time and are missing here; agentctl logs {name} has them",
             outcome.lost_bytes
         ));
     }
@@ -286,7 +295,7 @@ pub fn finish(
             if !context.is_json()
                 && let Some(line) = exit_line(info)
             {
-                stderr_line(&format!("agentctl: {line}"));
+                say(&line);
             }
             if outcome.broken_pipe && info.signal == Some(libc::SIGPIPE) {
                 0
@@ -297,8 +306,8 @@ pub fn finish(
         SessionEnd::Detached => {
             about["detached"] = json!(true);
             if !context.is_json() {
-                stderr_line(&format!(
-                    "agentctl: {name} runs on; come back with: agentctl attach {name}"
+                say(&format!(
+                    "{name} runs on; come back with: agentctl attach {name}"
                 ));
             }
             0

@@ -66,6 +66,8 @@ pub struct SessionOutcome {
     pub end: SessionEnd,
     /// Bytes of output that the daemon dropped because they were not read in time.
     pub lost_bytes: u64,
+    /// The program's last output did not end its line; a message on the same terminal should.
+    pub mid_line: bool,
     /// Our stdout was closed by its reader, and the program was told by SIGPIPE.
     pub broken_pipe: bool,
 }
@@ -109,6 +111,7 @@ impl Session<'_> {
             end: None,
             lost_bytes: 0,
             unheard: 0,
+            mid_line: false,
             broken_pipe: false,
             buffer: vec![0; MAX_FRAME],
             session: &self,
@@ -121,6 +124,7 @@ impl Session<'_> {
         Ok(SessionOutcome {
             end,
             lost_bytes: loop_.lost_bytes,
+            mid_line: loop_.mid_line,
             broken_pipe: loop_.broken_pipe,
         })
     }
@@ -140,6 +144,7 @@ struct Loop<'a> {
     end: Option<SessionEnd>,
     lost_bytes: u64,
     unheard: u32,
+    mid_line: bool,
     broken_pipe: bool,
     buffer: Vec<u8>,
 }
@@ -265,6 +270,7 @@ impl Loop<'_> {
             AttachFrame::Stdout(bytes) => {
                 if let Some(modes) = &mut self.modes {
                     modes.feed(bytes);
+                    self.mid_line = !bytes.ends_with(b"\n");
                 }
                 self.stdout.put(bytes);
             }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use agentd_api::{AgentState, AgentSummary, AttachOptions};
+use agentd_api::{AgentState, AgentSummary, AttachOptions, Error, ErrorCode};
 use agentd_kernel::signals::SignalFd;
 use serde_json::{Value, json};
 
@@ -111,7 +111,9 @@ pub async fn attach(
     let window = raw::window(std::io::stdout()).filter(|_| streams == Streams::Pty);
     let options = AttachOptions {
         stdin: Some(input == Input::Send),
-        rows: window.map(|(rows, _)| rows),
+        // One row more than there is: the session then sends the real size, and the program, told of a
+        // change, draws its screen for us.
+        rows: window.map(|(rows, _)| rows.saturating_add(1)),
         cols: window.map(|(_, cols)| cols),
     };
     let signals = SignalFd::new(SIGNALS).map_err(|e| Failure::local("can't watch signals", e))?;
@@ -143,7 +145,7 @@ pub async fn stop(context: &Context, agents: &[String], grace: Duration) -> Resu
     for agent in agents {
         let result = async {
             let stopped = daemon.agent(agent).await?.stop(grace_ms).await;
-            stopped.map_err(|e| Failure::api(format!("can't stop {agent:?}"), &e))
+            ended_or(stopped, agent).map_err(|e| Failure::api(format!("can't stop {agent:?}"), &e))
         };
         results.add(agent, result.await)?;
     }
@@ -156,11 +158,22 @@ pub async fn kill(context: &Context, agents: &[String]) -> Result<u8, Failure> {
     for agent in agents {
         let result = async {
             let killed = daemon.agent(agent).await?.kill().await;
-            killed.map_err(|e| Failure::api(format!("can't kill {agent:?}"), &e))
+            ended_or(killed, agent).map_err(|e| Failure::api(format!("can't kill {agent:?}"), &e))
         };
         results.add(agent, result.await)?;
     }
     results.finish()
+}
+
+/// An agent that has ended already is what the user wanted.
+fn ended_or(result: Result<(), Error>, agent: &str) -> Result<(), Error> {
+    match result {
+        Err(error) if error.code() == ErrorCode::Unavailable => {
+            stderr_line(&format!("agentctl: {agent}: {}", error.text()));
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// What became of several agents: each name on stdout, each failure on stderr, the last one returned.

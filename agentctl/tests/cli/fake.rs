@@ -250,6 +250,9 @@ impl FakeAgent {
 
     async fn stop(&self, grace_ms: u32) -> Result<(), Error> {
         self.note(format!("stop {grace_ms}"));
+        if grace_ms == 1 {
+            return Err(Error::Unavailable("it has already ended".to_owned()));
+        }
         Ok(())
     }
 

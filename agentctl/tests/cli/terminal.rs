@@ -84,7 +84,7 @@ fn detach_keys_leave_with_0_and_say_how_to_come_back() {
     terminal.wait_for("\x01x");
     terminal.type_keys("\x01d");
     assert_eq!(code(child), Some(0));
-    terminal.wait_for("agentctl attach bob");
+    terminal.wait_for("\r\nagentctl: bob runs on; come back with: agentctl attach bob");
     assert_eq!(state(&terminal), before);
 }
 

@@ -109,6 +109,17 @@ fn stop_signal_and_wait_reach_the_agent() {
 }
 
 #[test]
+fn stopping_what_has_ended_is_no_failure() {
+    let daemon = FakeDaemon::start();
+    let output = run(&daemon, &["stop", "--grace", "1ms", "bob"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        text(&output.stderr),
+        "agentctl: bob: it has already ended\n"
+    );
+}
+
+#[test]
 fn attach_without_stdin_only_watches() {
     let daemon = FakeDaemon::start();
     let child = daemon

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentd_api::{AgentState, AttachOptions, Error, ExitInfo, LogOptions};
+use agentd_api::{AgentState, AttachOptions, Error, ExitInfo, LogOptions, StdioMode};
 use zbus::Connection;
 use zbus::object_server::SignalEmitter;
 
@@ -11,6 +11,7 @@ use crate::agents::Agent;
 use crate::agents::agent::{Command, Ended, TakesInput};
 use crate::agents::attachment::{Attachment, Manner};
 use crate::agents::log::{self, Extent, Follow};
+use crate::agents::stdio::Input;
 use crate::daemon::Daemon;
 
 /// Longest grace a stop may ask for.
@@ -26,6 +27,13 @@ pub struct AgentObject {
 impl AgentObject {
     pub fn new(daemon: Arc<Daemon>, agent: Arc<Agent>) -> Self {
         Self { daemon, agent }
+    }
+
+    /// Returns when nothing of the agent is left, as a caller of `stop` expects.
+    async fn end(&self, command: Command) -> Result<(), Error> {
+        self.agent.command(command).await.map_err(self.ended())?;
+        self.agent.wait().await;
+        Ok(())
     }
 
     fn ended(&self) -> impl FnOnce(Ended) -> Error + '_ {
@@ -61,7 +69,7 @@ impl AgentObject {
             grace,
             by: "agentctl stop".into(),
         };
-        self.agent.command(stop).await.map_err(self.ended())
+        self.end(stop).await
     }
 
     async fn kill(&self) -> Result<(), Error> {
@@ -69,7 +77,7 @@ impl AgentObject {
             grace: Duration::ZERO,
             by: "agentctl kill".into(),
         };
-        self.agent.command(kill).await.map_err(self.ended())
+        self.end(kill).await
     }
 
     async fn signal(&self, signo: i32) -> Result<(), Error> {
@@ -132,6 +140,16 @@ impl AgentObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn policy(&self) -> &str {
         &self.agent.facts.policy
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn stdio(&self) -> &'static str {
+        let mode = match &self.agent.input {
+            Input::Terminal(_) => StdioMode::Pty,
+            Input::Pipe(_) => StdioMode::Pipes,
+            Input::Nothing => StdioMode::Null,
+        };
+        mode.as_str()
     }
 
     #[zbus(property(emits_changed_signal = "false"))]

@@ -592,7 +592,8 @@ async fn record_for_ever(path: &Path) {
                 for n in 0.. {
                     let text = format!("{task}-{n}");
                     store.record_durable(note(&launch_id, &text)).await.unwrap();
-                    writeln!(std::io::stdout(), "acknowledged {launch_id} {text}").unwrap();
+                    let mut out = std::io::stdout();
+                    writeln!(out, "acknowledged {launch_id} {text}").unwrap();
                 }
             })
         })

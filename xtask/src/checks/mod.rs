@@ -26,6 +26,7 @@ pub fn all() -> Result<Outcome> {
             "--workspace",
             "--all-targets",
             "--quiet",
+            "--keep-going",
             "--",
             "-D",
             "warnings",

@@ -101,7 +101,7 @@ impl Conversation {
     }
 }
 
-/// Writes lines until the queue is closed, then closes the agent's stdin by dropping it.
+/// Writes lines until the queue is closed, then closes the agent's stdin.
 async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, mut to_agent: W) {
     while let Some(mut line) = queue.recv().await {
         line.push('\n');
@@ -110,6 +110,9 @@ async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, m
             tracing::debug!("a driven agent does not take input any more: {error}");
             queue.close();
         }
+    }
+    if let Err(error) = to_agent.shutdown().await {
+        tracing::debug!("the stdin of a driven agent could not be closed: {error}");
     }
 }
 

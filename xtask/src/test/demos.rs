@@ -28,13 +28,15 @@ const PROGRAMS: [&str; 5] = [
     "model-standin",
     "small-agent",
 ];
+/// What runs now, whatever became of its path.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 
 /// The demo with small agents.
-pub fn stand_in() -> Result<Outcome> {
+pub fn stand_in(scratch: &Path) -> Result<Outcome> {
     let programs = Programs::build(Profile::Debug)?;
     let mut result = Outcome::default();
-    let mut own = Command::new(std::env::current_exe().context("find xtask")?);
+    let mut own = Command::new(own_program(scratch)?);
     own.args(["demo", "--json", "--bin-dir"])
         .arg(programs.path("."));
     judge(&mut result, "demo as the caller", &mut own)?;
@@ -52,7 +54,7 @@ pub fn stand_in() -> Result<Outcome> {
 }
 
 /// The demo with the real Claude Code.
-pub fn claude() -> Result<Outcome> {
+pub fn claude(scratch: &Path) -> Result<Outcome> {
     let mut result = Outcome::default();
     if which("npm").is_none() {
         result.skip(Skip::new(
@@ -63,7 +65,7 @@ pub fn claude() -> Result<Outcome> {
     }
     let programs = Programs::build(Profile::Debug)?;
     let binary = claude::install()?;
-    let mut own = Command::new(std::env::current_exe().context("find xtask")?);
+    let mut own = Command::new(own_program(scratch)?);
     own.args(["demo", "--claude", "--json", "--bin-dir"])
         .arg(programs.path("."));
     judge(&mut result, "demo with Claude Code as the caller", &mut own)?;
@@ -81,6 +83,16 @@ pub fn claude() -> Result<Outcome> {
         )?;
     }
     Ok(result)
+}
+
+/// A copy of this program that nobody replaces: the unit tier may have built xtask anew in the meantime, and then the
+/// path under which this process was started is gone.
+fn own_program(scratch: &Path) -> Result<PathBuf> {
+    let copy = scratch.join("xtask");
+    if !copy.exists() {
+        place(Path::new(OWN_PROGRAM), &copy)?;
+    }
+    Ok(copy)
 }
 
 fn judge(result: &mut Outcome, name: &str, command: &mut Command) -> Result<()> {

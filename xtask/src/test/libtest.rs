@@ -3,13 +3,19 @@
 //! Pure: lines in, [`Counts`] out. It knows `test NAME ... FAILED` and the `test result:` line that closes each test
 //! program; everything else on a test program's standard output is none of its business.
 
+/// How the reason of an `#[ignore]` begins that marks no test but the child process of one.
+const PART: &str = "a part of other tests";
+
 /// What the test programs seen so far have reported.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub passed: u32,
     pub failed: u32,
+    /// Marked `#[ignore]`, without those that are no tests by themselves ([`PART`]).
     pub ignored: u32,
     pub failed_names: Vec<String>,
+    /// Seen since the last result line.
+    parts: u32,
 }
 
 impl Counts {
@@ -21,6 +27,9 @@ impl Counts {
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
             self.failed_names.push(name.to_owned());
+        }
+        if line.starts_with("test ") && line.contains(&format!(" ... ignored, {PART}")) {
+            self.parts += 1;
         }
         let Some(result) = line.strip_prefix("test result: ") else {
             return;
@@ -39,7 +48,7 @@ impl Counts {
             match what {
                 "passed" => self.passed += number,
                 "failed" => self.failed += number,
-                "ignored" => self.ignored += number,
+                "ignored" => self.ignored += number.saturating_sub(std::mem::take(&mut self.parts)),
                 _ => {}
             }
         }
@@ -66,6 +75,15 @@ mod tests {
         );
         assert_eq!((counts.passed, counts.failed, counts.ignored), (3, 2, 1));
         assert_eq!(counts.failed_names, ["c::d"]);
+    }
+
+    #[test]
+    fn the_child_process_of_a_test_is_not_a_skip() {
+        let counts = read(
+            "test child ... ignored, a part of other tests, which start it\ntest slow ... ignored, takes a day\n\
+             test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        );
+        assert_eq!((counts.passed, counts.ignored), (1, 1));
     }
 
     #[test]

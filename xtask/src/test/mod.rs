@@ -77,8 +77,8 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Unit => suites::unit(scratch),
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
-        Tier::Demo => demos::stand_in(),
-        Tier::Claude => demos::claude(),
+        Tier::Demo => demos::stand_in(scratch),
+        Tier::Claude => demos::claude(scratch),
     };
     // Ctrl-C ends the run; anything else that kept a tier from running is that tier's failure.
     crate::stop::check()?;

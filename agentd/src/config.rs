@@ -4,6 +4,7 @@
 //! needs: which user it becomes, where the models are and where their keys lie. A key never stands in this file.
 //! Every error names the file, the key, the value and what is allowed. Without a file the defaults hold.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -92,7 +93,13 @@ impl Config {
     pub fn load(path: &Path, required: bool) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
+            Err(e) if e.kind() == ErrorKind::NotFound && !required => Self::parse("", path),
+            // HOME of somebody else, as `su` without `-` leaves it: no reason not to start.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied && !required => {
+                tracing::warn!(
+                    "{} cannot be read, so the defaults hold; name a file with --config",
+                    path.display()
+                );
                 Self::parse("", path)
             }
             Err(source) => Err(ConfigError::Read {

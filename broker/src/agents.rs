@@ -2,7 +2,7 @@
 //!
 //! A slot goes free → running → dying (init reaped, cgroup on its way out) → gone → released. Only agentd's release makes
 //! the number free again, so a late request never hits a newer agent. Pure bookkeeping over descriptors that the agents
-//! own; makes no system call but through [`Group`] and [`PidFd`].
+//! own; makes no system call but through [`Group`] and [`PidFd`]. A gone agent holds no descriptor.
 
 use crate::failure::{failed, refused};
 use agentd_broker::protocol::{ErrorCode, Failure, Gone, MAX_AGENTS, Slot, Stats};
@@ -20,7 +20,8 @@ const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Agent {
     pub pid: i32,
-    pub group: Group,
+    /// Until it is removed.
+    group: Option<Group>,
     /// How long it outlives agentd.
     pub grace: Duration,
     pub state: State,
@@ -46,15 +47,37 @@ pub enum State {
 }
 
 impl Agent {
+    /// A launched agent.
+    pub fn new(pid: i32, pidfd: PidFd, group: Group, grace: Duration) -> Self {
+        let state = State::Running {
+            pidfd,
+            deadline: None,
+        };
+        Self {
+            pid,
+            group: Some(group),
+            grace,
+            state,
+        }
+    }
+
+    /// The cgroup of an agent that runs.
+    pub fn running_group(&self) -> Result<&Group, Failure> {
+        match (&self.state, &self.group) {
+            (State::Running { .. }, Some(group)) => Ok(group),
+            _ => Err(refused(ErrorCode::NoSuchSlot, "the agent has ended")),
+        }
+    }
+
     /// Kills the whole tree: the cgroup at once where the host can, else the init and with it the pid namespace.
     pub fn kill(&self) -> Result<(), Failure> {
         let State::Running { pidfd, .. } = &self.state else {
             return Ok(());
         };
-        match self.group.kill() {
-            Ok(true) => return Ok(()),
-            Ok(false) => {}
-            Err(error) => eprintln!("agentd-broker: {error}; killing the init instead"),
+        match self.group.as_ref().map(Group::kill) {
+            Some(Ok(true)) => return Ok(()),
+            Some(Ok(false)) | None => {}
+            Some(Err(error)) => eprintln!("agentd-broker: {error}; killing the init instead"),
         }
         pidfd
             .kill()
@@ -76,7 +99,7 @@ impl Agent {
         };
         self.state = State::Dying {
             wait_status: ending.to_wait_status(),
-            usage: self.group.usage(),
+            usage: self.group.as_ref().map(Group::usage).unwrap_or_default(),
             events: None,
             next_try: now,
             give_up: now + REMOVAL_PATIENCE,
@@ -95,10 +118,14 @@ impl Agent {
         else {
             return None;
         };
-        match self.group.try_remove() {
+        let removal = self
+            .group
+            .as_ref()
+            .map_or(Ok(Removal::Done), Group::try_remove);
+        match removal {
             Ok(Removal::Busy) if now < *give_up => {
                 if events.is_none() {
-                    *events = self.group.events();
+                    *events = self.group.as_ref().and_then(Group::events);
                 }
                 *next_try = now + REMOVAL_INTERVAL;
                 return None;
@@ -116,6 +143,7 @@ impl Agent {
             stats: stats(*usage),
         };
         self.state = State::Gone;
+        self.group = None;
         Some(gone)
     }
 

@@ -4,7 +4,7 @@
 //! pass the floor, ids come from the broker's own range, and who granted what is what the kernel attests. The first thing
 //! that is wrong refuses the launch with the rule it broke; nothing is left behind, though consumed grants are spent.
 
-use crate::agents::{Agent, State};
+use crate::agents::Agent;
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
 use crate::spawn::{Launcher, Spawn};
@@ -140,14 +140,6 @@ impl Workshop {
             Ok((spawned, layers))
         });
         let (spawned, layers) = started.inspect_err(|_| abandon(&group))?;
-        let pidfd = spawned.pidfd.as_fd().try_clone_to_owned().map_err(|error| {
-            // Out of descriptors: the agent must not live on unknown to agentd.
-            if let Err(error) = spawned.pidfd.kill() {
-                eprintln!("agentd-broker: killing pid {}: {error}", spawned.pid);
-            }
-            failed(ErrorCode::Spawn, "duplicating the pidfd", &error)
-        });
-
         let path = group
             .unified_path()
             .map(|path| path.as_os_str().as_bytes().to_vec())
@@ -168,20 +160,11 @@ impl Workshop {
             },
         };
         let grace = Duration::from_millis(plan.lifeline_grace_ms().into());
-        let state = State::Running {
-            pidfd: spawned.pidfd,
-            deadline: None,
-        };
-        let agent = Agent {
-            pid: spawned.pid,
-            group,
-            grace,
-            state,
-        };
+        let agent = Agent::new(spawned.pid, spawned.pidfd, group, grace);
         Ok(Started {
             agent,
             reply,
-            pidfd: pidfd?,
+            pidfd: spawned.client_pidfd,
             status: spawned.status,
         })
     }

@@ -270,14 +270,8 @@ impl Server {
             Request::Freeze(slot) => self.freeze(slot, Freeze::Frozen).map(done)?,
             Request::Thaw(slot) => self.freeze(slot, Freeze::Thawed).map(done)?,
             Request::Stat(slot) => {
-                let agent = self.agents.get(slot)?;
-                if !matches!(agent.state, State::Running { .. }) {
-                    return Err(refused(
-                        ErrorCode::NoSuchSlot,
-                        format!("the agent in slot {slot} has ended"),
-                    ));
-                }
-                (Reply::Stats(stats(agent.group.usage())), Vec::new())
+                let usage = self.agents.get(slot)?.running_group()?.usage();
+                (Reply::Stats(stats(usage)), Vec::new())
             }
             Request::Release(slot) => self.agents.release(slot).map(done)?,
             Request::Shutdown => {
@@ -329,7 +323,7 @@ impl Server {
     }
 
     fn freeze(&mut self, slot: Slot, state: Freeze) -> Result<(), Failure> {
-        match self.agents.get(slot)?.group.freeze(state) {
+        match self.agents.get(slot)?.running_group()?.freeze(state) {
             Ok(true) => Ok(()),
             Ok(false) => Err(refused(
                 ErrorCode::Unsupported,

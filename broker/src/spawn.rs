@@ -64,6 +64,8 @@ pub struct Spawn<'a> {
 pub struct Spawned {
     pub pid: i32,
     pub pidfd: PidFd,
+    /// The same for agentd.
+    pub client_pidfd: OwnedFd,
     /// agentd's end.
     pub status: OwnedFd,
 }
@@ -193,13 +195,22 @@ impl Launcher {
         let pidfd = PidFd::from(unsafe { OwnedFd::from_raw_fd(pidfd) });
         let maps = (spawn.mode == Mode::Root).then_some((uid_map.as_c_str(), gid_map.as_c_str()));
         let released = complete(pid, maps, spawn.group).and_then(|()| {
-            let written = rustix::io::write(&release, &[1]);
-            written
-                .map(drop)
-                .map_err(|errno| failed(ErrorCode::Spawn, "releasing the launcher", &errno.into()))
+            let client_pidfd = pidfd
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(fault("duplicating the pidfd"))?;
+            rustix::io::write(&release, &[1]).map_err(|errno| {
+                failed(ErrorCode::Spawn, "releasing the launcher", &errno.into())
+            })?;
+            Ok(client_pidfd)
         });
         match released {
-            Ok(()) => Ok(Spawned { pid, pidfd, status }),
+            Ok(client_pidfd) => Ok(Spawned {
+                pid,
+                pidfd,
+                client_pidfd,
+                status,
+            }),
             Err(failure) => {
                 discard(&pidfd);
                 Err(failure)

@@ -20,6 +20,18 @@ const SIGNALS: [i32; 3] = [
 
 static STOPPED: OnceLock<UnixStream> = OnceLock::new();
 
+/// The error of a wait that Ctrl-C, SIGTERM or SIGHUP ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
@@ -58,7 +70,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> Result<Woken> {
             .get(1)
             .is_some_and(|stopped| !stopped.revents().is_empty())
         {
-            bail!("interrupted: tearing down what was started");
+            bail!(Interrupted);
         }
         if !fds[0].revents().is_empty() {
             return Ok(Woken::Ready);
@@ -79,7 +91,7 @@ pub fn check() -> Result<()> {
     if fds[0].revents().is_empty() {
         Ok(())
     } else {
-        bail!("interrupted")
+        bail!(Interrupted)
     }
 }
 

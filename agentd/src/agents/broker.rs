@@ -139,6 +139,24 @@ impl BrokerLink {
         receiver.await.map_err(|_| BrokerError::Gone)
     }
 
+    /// Gives the slot's number back. Only after [`BrokerLink::end_of`], and nothing may name the slot afterwards: the next
+    /// launch may get it.
+    pub async fn release(&self, slot: Slot) -> Result<(), BrokerError> {
+        self.done(Request::Release(slot)).await
+    }
+
+    /// Ends what a launch that came to nothing left in the slot, and frees it.
+    pub async fn discard(&self, slot: Slot) {
+        let discarded = async {
+            self.kill(slot).await?;
+            self.end_of(slot).await?;
+            self.release(slot).await
+        };
+        if let Err(error) = discarded.await {
+            tracing::error!(%slot, "after a failed launch: {error}");
+        }
+    }
+
     async fn done(&self, request: Request) -> Result<(), BrokerError> {
         match self.call(&request, &[]).await?.reply {
             Reply::Done => Ok(()),

@@ -83,7 +83,7 @@ impl Daemon {
             (Err(error), launched) => {
                 // An agent that cannot be put on record does not run.
                 if let Ok(launched) = launched {
-                    self.kill(&launched).await;
+                    self.broker.discard(launched.info.slot).await;
                 }
                 return Err(Error::Unavailable(format!(
                     "the launch cannot be recorded: {error}"
@@ -107,6 +107,7 @@ impl Daemon {
             .iter()
             .map(|d| format!("{}: {}", d.property, d.missing))
             .collect();
+        let slot = up.slot;
         match self.start(up, reservation, identity, &spec, plan).await {
             Ok((agent, attachment)) => Ok(Launched {
                 agent,
@@ -114,6 +115,7 @@ impl Daemon {
                 degradations,
             }),
             Err(error) => {
+                self.broker.discard(slot).await;
                 let failure = agentd_storage::LaunchFailure {
                     step: "start the session".into(),
                     errno: 0,
@@ -234,8 +236,13 @@ impl Daemon {
             pidfd: _,
             status,
         } = launched;
-        let status =
-            StatusLink::new(status).map_err(|e| Refusal::internal("watch the sandbox", &e))?;
+        let status = match StatusLink::new(status) {
+            Ok(status) => status,
+            Err(error) => {
+                self.broker.discard(info.slot).await;
+                return Err(Refusal::internal("watch the sandbox", &error));
+            }
+        };
         let report = tokio::time::timeout(READY_LIMIT, status.receive()).await;
         let refusal = match report {
             Ok(Ok((
@@ -270,16 +277,8 @@ impl Daemon {
                 &format_args!("no report in {} s", READY_LIMIT.as_secs()),
             ),
         };
-        if let Err(error) = self.broker.kill(info.slot).await {
-            tracing::debug!("after a failed launch: {error}");
-        }
+        self.broker.discard(info.slot).await;
         Err(refusal)
-    }
-
-    async fn kill(&self, launched: &LaunchedAgent) {
-        if let Err(error) = self.broker.kill(launched.info.slot).await {
-            tracing::error!("an unrecorded agent could not be killed: {error}");
-        }
     }
 
     /// Puts the daemon's services on the sandbox's sockets and starts the session.

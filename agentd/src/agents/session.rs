@@ -136,6 +136,11 @@ impl Session {
                 }
             };
         }
+        if gone.is_some()
+            && let Err(error) = self.broker.release(self.slot).await
+        {
+            tracing::warn!(agent = %self.agent.identity, "its slot stays taken: {error}");
+        }
         Ending {
             exit: explain(reported, reason),
             gone,

@@ -68,6 +68,8 @@ pub fn drop_root(ids: ServiceIds) -> Result<(), ConfineError> {
         rustix::fs::Uid::from_raw(ids.uid),
         rustix::fs::Gid::from_raw(ids.gid),
     );
+    // While root still may: what is not in the bounding set can never come back by executing anything.
+    caps::clear(None, caps::CapSet::Bounding)?;
     rustix::thread::set_thread_groups(&[]).map_err(fault("setgroups"))?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fault("setresgid"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fault("setresuid"))?;

@@ -71,7 +71,8 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         None
     };
 
-    make_dir(&options.runtime_dir, 0o755, service).context("runtime directory")?;
+    // Stays root's in root mode: whoever owns it could put another daemon's socket there.
+    make_dir(&options.runtime_dir, 0o755, None).context("runtime directory")?;
     make_dir(&options.state_dir, 0o700, service).context("state directory")?;
     make_dir(&options.state_dir.join("logs"), 0o700, service).context("log directory")?;
     let instance_lock = lock_instance(&options.runtime_dir)?;
@@ -115,7 +116,7 @@ impl Prepared {
                 .context("set `[daemon] confine = \"degrade\"` to run without this protection"),
         };
         let landlock = soften(confine::restrict_files(
-            &[&self.state_dir, &self.runtime_dir],
+            &[&self.state_dir],
             &self.config.daemon.policy_dirs,
         ))?;
         let seccomp = soften(confine::restrict_syscalls())?;

@@ -1,9 +1,14 @@
 //! Who survives whom: agents die with their time, never outlive both agentd and the broker, and leave nothing.
 
 use crate::harness::{
-    Agent, Broker, WATCHDOG, assert_dies, assert_swept, readable, root, shell, subtrees, wait,
+    Agent, Broker, WATCHDOG, assert_dies, assert_swept, grant, readable, root, shell, subtrees,
+    wait,
 };
+use agentd_broker::client;
+use agentd_broker::protocol::{Launch, Request};
+use agentd_kernel::grant::Access;
 use agentd_kernel::pidfd::PidFd;
+use agentd_launch::plan::MountFlags;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -49,8 +54,6 @@ fn broker_killed_then_agentd_gone_means_death_at_once() {
     assert!(!any_exited(&tree), "one lifeline holds");
     broker.lifeline = None;
     assert_all_die(&tree);
-    let left = subtrees(broker.process.id());
-    assert!(!left.is_empty(), "a killed broker can't clean up");
     assert_swept(broker.process.id());
 }
 
@@ -180,4 +183,67 @@ fn a_program_that_ends_takes_what_it_started_along() {
     assert!(readable(agent.launched.pidfd.as_fd(), WATCHDOG));
     broker.wait_gone(agent.slot);
     broker.finish();
+}
+
+/// Runs in a process of its own that adopts orphans, so that whatever a killed broker leaves becomes its child.
+#[test]
+fn a_broker_killed_at_any_point_of_a_launch_leaves_no_process() {
+    const NAME: &str = "death::a_broker_killed_at_any_point_of_a_launch_leaves_no_process";
+    const MARK: &str = "BROKER_TEST_ADOPTS";
+    if !root() {
+        return;
+    }
+    if std::env::var_os(MARK).is_none() {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("own path"));
+        let output = command
+            .args([NAME, "--exact", "--nocapture"])
+            .env(MARK, "1")
+            .output()
+            .expect("run");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{:?}: {text}", output.status);
+        return;
+    }
+    // SAFETY: numbers only. The alarm ends this process, and so fails the test, if a process is left for ever.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1), 0);
+        libc::alarm(60);
+    }
+    let folder = tempfile::tempdir().expect("tempdir");
+    let mut brokers = Vec::new();
+    let mut reaped = 0;
+    for round in 0..60u64 {
+        let mut broker = Broker::start();
+        brokers.push(broker.process.id());
+        let mut plan = shell("trap '' TERM; setsid sleep 1000 & sleep 1000");
+        plan.lifeline_grace(LONG)
+            .grant_mount(0, "/work", MountFlags::NONE);
+        let plan = plan.finish().expect("plan");
+        let memfd = client::seal_plan(&plan).expect("seal");
+        let launch = Launch {
+            plan_len: plan.len() as u32,
+            grants: 1,
+            caller_uid: 0,
+            caller_gid: 0,
+        };
+        for id in 1..4 {
+            let given = grant(folder.path(), Access::ReadWrite, "/work");
+            let fds = [memfd.as_fd(), given.as_fd()];
+            client::try_send(broker.client.as_fd(), id, &Request::Launch(launch), &fds)
+                .expect("send");
+        }
+        // Anywhere between before the first launch and after the last.
+        std::thread::sleep(Duration::from_micros(round * 7919 % 20_000));
+        broker.process.kill().expect("SIGKILL");
+        drop(broker);
+        // SAFETY: waitpid with a null status; ends when no child is left.
+        while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {
+            reaped += 1;
+        }
+    }
+    assert!(
+        reaped > brokers.len(),
+        "no round left an orphan: nothing was tested"
+    );
+    brokers.into_iter().for_each(assert_swept);
 }

@@ -185,6 +185,8 @@ impl EffectivePolicy {
         self.pin_ancestors(&mut wanted, home, workspace);
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
+            && !crate::plan::is_private_path(exe)
+            && !exe.starts_with("/etc")
             && !wanted.iter().any(|w| exe.starts_with(&w.src))
         {
             wanted.push(WantedGrant {

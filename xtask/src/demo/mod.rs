@@ -23,8 +23,9 @@ use serde_json::{Map, Value, json};
 
 use self::record::Record;
 use self::repository::Repository;
-use crate::child::{Child, capture, outcome};
+use crate::child::{Child, capture, capture_any, outcome};
 use crate::lab::{Lab, Profile, Programs, Setup};
+use crate::stop::Interrupted;
 use crate::test::needs;
 use crate::workspace::root;
 
@@ -175,8 +176,11 @@ fn play(programs: Programs, kit: &Path, cast: &Cast) -> Result<Played> {
         capture(lab.agentctl().args(["stop", "fixer"]))?;
         Ok(ended)
     };
-    let ended =
-        scene(&lab).with_context(|| format!("the end of the daemon's log:\n{}", lab.log_tail()))?;
+    let ended = scene(&lab).inspect_err(|error| {
+        if !error.is::<Interrupted>() {
+            eprint!("the end of the daemon's log:\n{}", lab.log_tail());
+        }
+    })?;
 
     say("reading the record");
     let mut played = Played {
@@ -328,13 +332,16 @@ fn agent(record: &Record) -> Value {
 /// Names what this machine or user lacks, each with the command that gives it; an error where the demo can't run so.
 fn check_host(programs: &Programs) -> Result<()> {
     let mut command = Command::new(programs.path("agentctl"));
-    let said = capture(command.args(["--json", "doctor"]))?;
-    let doctor: Value = serde_json::from_str(&said).context("read what agentctl doctor says")?;
+    // Its exit code says whether agents can run at all; the reasons are in what it prints.
+    let said = capture_any(command.args(["--json", "doctor"]))?.stdout;
+    let doctor: Value = serde_json::from_slice(&said).context("read what agentctl doctor says")?;
     let probes = doctor["probes"]
         .as_array()
         .context("agentctl doctor lists no probes")?;
     let mut fatal = Vec::new();
-    for probe in probes.iter().filter(|probe| probe["state"] != "supported") {
+    // What is optional protects nobody and is of no use to the demo.
+    let missing = |probe: &&Value| probe["state"] != "supported" && probe["need"] != "optional";
+    for probe in probes.iter().filter(missing) {
         let text = |key: &str| probe[key].as_str().unwrap_or_default();
         let told = format!(
             "{}: without it: {}; {}",

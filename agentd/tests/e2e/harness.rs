@@ -1,0 +1,385 @@
+//! A real agentd with its broker, on temporary directories, driven by the real agentctl.
+//!
+//! The programs are copied to a directory that every user can enter, because a checkout often lies in somebody's
+//! private home. Everything a [`Daemon`] made is gone when it is dropped: it is stopped by pid, and the test fails
+//! if a process or a cgroup of it is left.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Nothing here takes longer unless it hangs.
+pub const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Who runs agentd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Root,
+    /// An ordinary user, who needs no passwd entry.
+    User,
+}
+
+/// The ordinary users of these tests.
+pub const ALICE: u32 = 61_230;
+pub const BOB: u32 = 61_231;
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The modes that this process can test; as an ordinary user it says which one it cannot.
+pub fn modes() -> Vec<Mode> {
+    if is_root() {
+        return vec![Mode::Root, Mode::User];
+    }
+    agentd_testkit::skip(
+        "root",
+        "agentd's root mode needs root: run the tests with sudo",
+    );
+    vec![Mode::User]
+}
+
+/// `agentd`, `agentd-broker`, `agentctl` and the test kit's programs, where everybody can execute them.
+pub fn program(name: &str) -> PathBuf {
+    static COPIES: OnceLock<PathBuf> = OnceLock::new();
+    let copies = COPIES.get_or_init(|| {
+        let built = Path::new(env!("CARGO_BIN_EXE_agentd")).parent().expect("a program lies in a directory");
+        let dir = std::env::temp_dir().join(format!("agentd-e2e-bin-{}", std::process::id()));
+        std::fs::create_dir(&dir).expect("a fresh directory");
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        for name in ["agentd", "agentd-broker", "agentctl", "model-standin", "small-agent"] {
+            let from = built.join(name);
+            assert!(
+                from.exists(),
+                "{} is missing: build it first with `cargo build && cargo build -p agentd-testkit` (cargo xtask test does)",
+                from.display()
+            );
+            std::fs::copy(&from, dir.join(name)).expect("copy a program");
+        }
+        // libtest has no exit hook.
+        CleanUp::at_exit(&dir);
+        dir
+    });
+    copies.join(name)
+}
+
+/// Removes a directory when this process has ended, however it ends.
+struct CleanUp;
+
+impl CleanUp {
+    fn at_exit(dir: &Path) {
+        // The shell reads until our end of its stdin closes with this process.
+        Command::new("/bin/sh")
+            .args(["-c", "cat >/dev/null; rm -rf -- \"$1\"", "sh"])
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map(|mut child| std::mem::forget(child.stdin.take()))
+            .expect("start the clean-up shell");
+    }
+}
+
+/// A running agentd.
+pub struct Daemon {
+    pub mode: Mode,
+    child: Child,
+    /// Holds runtime and state directory, configuration and workspaces.
+    pub dir: tempfile::TempDir,
+    /// The broker, as agentd's only child.
+    pub broker: i32,
+}
+
+/// A temporary directory that belongs to `uid` and can be entered by everyone.
+pub fn dir_of(uid: u32) -> tempfile::TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("agentd-e2e-")
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .expect("a temporary directory");
+    if is_root() {
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).expect("chown");
+    }
+    dir
+}
+
+impl Daemon {
+    pub fn start(mode: Mode) -> Self {
+        Self::with_config(mode, "")
+    }
+
+    /// The uid of whoever runs this daemon.
+    pub fn owner(&self) -> u32 {
+        match self.mode {
+            Mode::Root => 0,
+            Mode::User if is_root() => ALICE,
+            Mode::User => rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    /// Starts agentd and waits for its `ready`.
+    pub fn with_config(mode: Mode, config: &str) -> Self {
+        let owner = match mode {
+            Mode::Root => 0,
+            Mode::User if is_root() => ALICE,
+            Mode::User => rustix::process::geteuid().as_raw(),
+        };
+        let dir = dir_of(owner);
+        std::fs::write(dir.path().join("agentd.toml"), config).expect("write the configuration");
+        let mut command = as_user(program("agentd"), owner);
+        command
+            .arg("--config")
+            .arg(dir.path().join("agentd.toml"))
+            .arg("--runtime-dir")
+            .arg(dir.path().join("run"))
+            .arg("--state-dir")
+            .arg(dir.path().join("state"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start agentd");
+        let stderr = child.stderr.take().expect("piped");
+        let log = std::fs::File::create(dir.path().join("agentd.log")).expect("a log file");
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            use std::io::Write as _;
+            let mut log = log;
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line == "ready" {
+                    // The receiver is gone once start-up has timed out; then nobody cares.
+                    if ready.send(()).is_err() {
+                        return;
+                    }
+                }
+                writeln!(log, "{line}").expect("write the log");
+            }
+        });
+        if is_ready.recv_timeout(WATCHDOG).is_err() {
+            let status = child.try_wait();
+            let log = std::fs::read_to_string(dir.path().join("agentd.log")).unwrap_or_default();
+            panic!("agentd did not become ready ({status:?}):\n{log}");
+        }
+        let broker = children_of(child.id().cast_signed());
+        assert_eq!(broker.len(), 1, "agentd has one child, its broker");
+        Self {
+            mode,
+            child,
+            dir,
+            broker: broker[0],
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("agentd.log")).unwrap_or_default()
+    }
+
+    /// agentctl as this daemon's owner.
+    pub fn agentctl<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        self.agentctl_as(self.owner(), args)
+    }
+
+    /// agentctl as `uid`.
+    pub fn agentctl_as<A: AsRef<OsStr>>(
+        &self,
+        uid: u32,
+        args: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = as_user(program("agentctl"), uid);
+        command
+            .arg("--runtime-dir")
+            .arg(self.runtime_dir())
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `agentctl run` in `workspace` under `coding`; what it printed and how it ended.
+    pub fn run(&self, workspace: &Path, argv: &[&str]) -> Output {
+        self.run_with(workspace, &[], argv)
+    }
+
+    /// As [`Self::run`], with more options before the `--`.
+    pub fn run_with(&self, workspace: &Path, options: &[&str], argv: &[&str]) -> Output {
+        let mut command = self.agentctl(["run", "--no-tty", "--workspace"]);
+        command.arg(workspace).args(options).arg("--").args(argv);
+        output(&mut command)
+    }
+
+    /// A workspace that belongs to the owner.
+    pub fn workspace(&self) -> tempfile::TempDir {
+        dir_of(self.owner())
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill agentd");
+        self.child.wait().expect("reap agentd");
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        signal(self.pid(), rustix::process::Signal::TERM);
+        wait_child(&mut self.child)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("agentd's log:\n{}", self.log());
+            // The failure is what counts; the daemon's agents die with their lifelines.
+            for pid in [self.broker, self.pid()] {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid)
+                    && let Err(error) =
+                        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                {
+                    eprintln!("kill {pid:?}: {error}");
+                }
+            }
+            return;
+        }
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.pid(), rustix::process::Signal::TERM);
+            wait_child(&mut self.child);
+        }
+        wait_until("the broker ends with agentd", || !is_alive(self.broker));
+    }
+}
+
+/// `program` as `uid`, with an environment that is the same on every machine.
+pub fn as_user(program: PathBuf, uid: u32) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", "/nonexistent")
+        .env("LANG", "C.UTF-8");
+    if is_root() && uid != 0 {
+        command.uid(uid).gid(uid);
+    }
+    command
+}
+
+/// Runs to the end, within the watchdog's time.
+pub fn output(command: &mut Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the command");
+    let (mut out, mut err) = (
+        child.stdout.take().expect("piped"),
+        child.stderr.take().expect("piped"),
+    );
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        out.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let err_reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        err.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let status = wait_child(&mut child);
+    Output {
+        status,
+        stdout: reader.join().expect("reader").expect("stdout"),
+        stderr: err_reader.join().expect("reader").expect("stderr"),
+    }
+}
+
+/// What a command printed, for assertions and their messages.
+pub fn text(output: &Output) -> (i32, String, String) {
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+pub fn wait_child(child: &mut Child) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status;
+        }
+        if start.elapsed() > WATCHDOG {
+            child.kill().expect("kill");
+            panic!("a command hung for {WATCHDOG:?} and was killed");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Polls until `condition`; the watchdog fails the test, no test asserts a time.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < WATCHDOG,
+            "waited {WATCHDOG:?} in vain until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn signal(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, signal)
+        .expect("send a signal to a process that this test started");
+}
+
+/// Alive and no zombie.
+pub fn is_alive(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    !stat
+        .rsplit(") ")
+        .next()
+        .is_some_and(|rest| rest.starts_with('Z') || rest.starts_with('X'))
+}
+
+/// Direct children of `pid`.
+pub fn children_of(pid: i32) -> Vec<i32> {
+    let mut children = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
+    }
+    children
+}
+
+/// All descendants of `pid`.
+pub fn descendants_of(pid: i32) -> Vec<i32> {
+    let mut all = Vec::new();
+    let mut next = vec![pid];
+    while let Some(pid) = next.pop() {
+        let children = children_of(pid);
+        all.extend(&children);
+        next.extend(children);
+    }
+    all
+}

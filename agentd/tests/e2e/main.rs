@@ -1,0 +1,11 @@
+//! The installed product, end to end: real agentd, broker, launcher and agentctl, real namespaces, as root and as an
+//! ordinary user. One module per promise; `SPECIFICATION.md` says which.
+
+mod death;
+mod harness;
+mod isolation;
+mod malformed;
+mod run;
+mod secrets;
+mod terminal;
+mod users;

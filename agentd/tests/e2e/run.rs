@@ -1,0 +1,182 @@
+//! `agentctl run` behaves like a good `docker run`.
+
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
+
+use crate::harness::{Daemon, modes, output, text, wait_until};
+
+#[test]
+fn exit_codes_are_the_programs_own_or_dockers() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        for (argv, code) in [
+            (&["true"][..], 0),
+            (&["sh", "-c", "exit 7"][..], 7),
+            (&["sh", "-c", "kill -TERM $$"][..], 128 + 15),
+            (&["no-such-program"][..], 127),
+            (&["/etc/passwd"][..], 126),
+        ] {
+            let result = text(&daemon.run(work.path(), argv));
+            assert_eq!(result.0, code, "{mode:?} {argv:?}: {result:?}");
+        }
+        let result = text(&daemon.run_with(work.path(), &["--timeout", "1"], &["sleep", "60"]));
+        assert_eq!(result.0, 124, "{mode:?}: {result:?}");
+        let result =
+            text(&daemon.run_with(work.path(), &["--policy", "no-such-policy"], &["true"]));
+        assert_eq!(result.0, 125, "{mode:?}: {result:?}");
+        assert!(
+            result.2.contains("no-such-policy") && result.2.contains("coding"),
+            "{result:?}"
+        );
+    }
+}
+
+#[test]
+fn streams_are_separate_and_whole() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let (code, out, err) =
+            text(&daemon.run(work.path(), &["sh", "-c", "echo out; echo err >&2"]));
+        assert_eq!((code, out.as_str()), (0, "out\n"), "{err}");
+        assert!(err.contains("err\n"), "{err}");
+
+        let size = 3_000_000;
+        let (code, out, err) = text(&daemon.run(
+            work.path(),
+            &[
+                "sh",
+                "-c",
+                &format!("head -c {size} /dev/zero | tr '\\0' x"),
+            ],
+        ));
+        assert_eq!((code, out.len()), (0, size), "{err}");
+
+        let mut child = daemon
+            .agentctl([
+                "run",
+                "--no-tty",
+                "--workspace",
+                work.path().to_str().expect("utf-8"),
+                "--",
+                "wc",
+                "-c",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start agentctl");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(&vec![b'x'; 1_000_000]).expect("write");
+        drop(stdin);
+        let result = child.wait_with_output().expect("wait");
+        assert_eq!(text(&result).1.trim(), "1000000");
+    }
+}
+
+#[test]
+fn the_workspace_is_writable_and_its_files_belong_to_the_caller() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let script = "umask 022; echo text > new && mkdir dir && touch dir/file && id -u && pwd";
+        let (code, out, err) = text(&daemon.run(work.path(), &["sh", "-c", script]));
+        assert_eq!(code, 0, "{err}");
+        let inside = if daemon.owner() == 0 {
+            1000
+        } else {
+            daemon.owner()
+        };
+        assert_eq!(out, format!("{inside}\n{}\n", work.path().display()));
+        for name in ["new", "dir", "dir/file"] {
+            let meta = std::fs::metadata(work.path().join(name)).expect("it was made");
+            assert_eq!(
+                (meta.uid(), meta.gid()),
+                (daemon.owner(), daemon.owner()),
+                "{mode:?} {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn everything_is_on_record() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let result = text(&daemon.run_with(
+            work.path(),
+            &["--name", "scribe"],
+            &["sh", "-c", "echo said; exit 3"],
+        ));
+        assert_eq!(result.0, 3, "{result:?}");
+        let (code, out, err) = text(&output(
+            &mut daemon.agentctl(["--json", "inspect", "scribe"]),
+        ));
+        assert_eq!(code, 0, "{err}");
+        let record: serde_json::Value = serde_json::from_str(&out).expect("one JSON object");
+        assert_eq!(record["exit"]["code"], 3);
+        assert_eq!(record["policy"], "coding");
+        assert_eq!(
+            record["argv"],
+            serde_json::json!(["sh", "-c", "echo said; exit 3"])
+        );
+        let layers: Vec<&str> = record["layers"]
+            .as_array()
+            .expect("layers")
+            .iter()
+            .filter_map(|l| l.as_str())
+            .collect();
+        for layer in [
+            "user-ns",
+            "mount-ns",
+            "pid-ns",
+            "net-ns",
+            "mount-view",
+            "landlock",
+            "seccomp",
+            "no-new-privs",
+            "caps-dropped",
+        ] {
+            assert!(
+                layers.contains(&layer),
+                "{mode:?}: {layer} is missing in {layers:?}"
+            );
+        }
+        let (code, out, err) = text(&output(&mut daemon.agentctl(["logs", "scribe"])));
+        assert_eq!((code, out.as_str()), (0, "said\n"), "{err}");
+    }
+}
+
+#[test]
+fn a_detached_agent_is_listed_stopped_and_waited_for() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let (code, _, err) = text(&daemon.run_with(
+            work.path(),
+            &["--detach", "--name", "bg"],
+            &["sh", "-c", "echo up; exec sleep 1000"],
+        ));
+        assert_eq!(code, 0, "{err}");
+        let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "ps"])));
+        assert!(out.contains("\"bg\""), "{out}");
+        let mut follow = daemon
+            .agentctl(["logs", "--follow", "bg"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("logs");
+        let (code, _, err) = text(&output(&mut daemon.agentctl(["stop", "bg"])));
+        assert_eq!(code, 0, "{err}");
+        wait_until("the follower ends with the agent", || {
+            matches!(follow.try_wait(), Ok(Some(_)))
+        });
+        assert_eq!(text(&follow.wait_with_output().expect("logs")).1, "up\n");
+        let (_, out, _) = text(&output(&mut daemon.agentctl(["ps"])));
+        assert!(!out.contains("bg"), "{out}");
+        let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "inspect", "bg"])));
+        assert!(out.contains("stopped"), "{out}");
+    }
+}

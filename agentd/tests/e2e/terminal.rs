@@ -1,0 +1,159 @@
+//! A person at a terminal: a real terminal emulator (tmux) runs `agentctl run`.
+
+use std::process::Command;
+
+use crate::harness::{
+    ALICE, Daemon, Mode, as_user, is_root, modes, output, program, text, wait_until,
+};
+
+/// A tmux server of this test's own.
+struct Tmux {
+    socket: tempfile::TempDir,
+    uid: u32,
+}
+
+impl Tmux {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = as_user("tmux".into(), self.uid);
+        command
+            .env("TERM", "xterm-256color")
+            .arg("-S")
+            .arg(self.socket.path().join("s"))
+            .arg("-f")
+            .arg("/dev/null")
+            .args(args);
+        command
+    }
+
+    fn start(uid: u32, line: &str) -> Option<Self> {
+        let tmux = Self {
+            socket: crate::harness::dir_of(uid),
+            uid,
+        };
+        match tmux
+            .command(&["new-session", "-d", "-x", "100", "-y", "30", line])
+            .output()
+        {
+            Ok(out) if out.status.success() => Some(tmux),
+            Ok(out) => panic!("tmux: {}", String::from_utf8_lossy(&out.stderr)),
+            Err(_) => {
+                agentd_testkit::skip(
+                    "tmux",
+                    "the terminal tests need tmux: sudo apt-get install -y tmux",
+                );
+                None
+            }
+        }
+    }
+
+    fn screen(&self) -> String {
+        text(&output(&mut self.command(&["capture-pane", "-p"]))).1
+    }
+
+    fn keys(&self, keys: &[&str]) {
+        let mut args = vec!["send-keys"];
+        args.extend(keys);
+        let (code, _, err) = text(&output(&mut self.command(&args)));
+        assert_eq!(code, 0, "{err}");
+    }
+
+    fn wait_for(&self, needle: &str) {
+        let mut screen = String::new();
+        wait_until(&format!("{needle:?} is on the screen"), || {
+            screen = self.screen();
+            screen.contains(needle)
+        });
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        // The server may have ended with its last session.
+        drop(self.command(&["kill-server"]).output());
+    }
+}
+
+/// A shell that runs `agentctl run` with `argv` and stays to show what came after.
+fn session(daemon: &Daemon, work: &std::path::Path, argv: &str) -> Option<Tmux> {
+    let line = format!(
+        "PS1='outside> ' exec bash --norc --noprofile -ic '{} --runtime-dir {} run --workspace {} -- {argv}; echo \"code=$?\"; exec bash --norc --noprofile -i'",
+        program("agentctl").display(),
+        daemon.runtime_dir().display(),
+        work.display()
+    );
+    let uid = if is_root() && daemon.mode == Mode::User {
+        ALICE
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    Tmux::start(uid, &line)
+}
+
+#[test]
+fn a_shell_in_a_terminal_has_its_own_tty_its_size_and_ctrl_c() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let Some(tmux) = session(&daemon, work.path(), "bash --norc --noprofile") else {
+            return;
+        };
+        tmux.keys(&["PS1=in\\>\\ ; tty; stty size", "Enter"]);
+        tmux.wait_for("/dev/pts/0");
+        tmux.wait_for("30 100");
+        tmux.keys(&["sleep 1000", "Enter"]);
+        tmux.keys(&["C-c"]);
+        tmux.keys(&["echo rc=$?", "Enter"]);
+        tmux.wait_for("rc=130");
+        let (code, _, err) = text(&output(&mut tmux.command(&[
+            "resize-window",
+            "-x",
+            "90",
+            "-y",
+            "25",
+        ])));
+        assert_eq!(code, 0, "{err}");
+        wait_until("the new size arrives", || {
+            tmux.keys(&["clear; stty size", "Enter"]);
+            tmux.screen().contains("25 90")
+        });
+        tmux.keys(&["exit 5", "Enter"]);
+        tmux.wait_for("code=5");
+        // The caller's terminal is as it was: it echoes and ends lines.
+        tmux.keys(&[
+            "stty -a | tr ';' '\\n' | grep -c -w -E 'echo|icanon'",
+            "Enter",
+        ]);
+        tmux.wait_for("outside");
+    }
+}
+
+#[test]
+fn ctrl_z_of_the_program_suspends_agentctl_and_fg_resumes_it() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let Some(tmux) = session(&daemon, work.path(), "cat") else {
+            return;
+        };
+        tmux.keys(&["before", "Enter"]);
+        // The terminal's echo and cat's answer.
+        let mut screen = String::new();
+        wait_until("cat answers", || {
+            screen = tmux.screen();
+            screen.matches("before").count() >= 2
+        });
+        tmux.keys(&["C-z"]);
+        tmux.wait_for("Stopped");
+        tmux.keys(&["fg", "Enter"]);
+        tmux.keys(&["after", "Enter"]);
+        wait_until("cat answers again", || {
+            tmux.screen().matches("after").count() >= 2
+        });
+        tmux.keys(&["C-d"]);
+        wait_until("cat has ended", || {
+            !text(&output(&mut daemon.agentctl(["ps"])))
+                .1
+                .contains("cat")
+        });
+    }
+}

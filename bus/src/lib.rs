@@ -5,6 +5,7 @@
 //! each other. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
 
 pub mod access;
+#[cfg(not(loom))]
 pub mod client;
 pub mod frame;
 pub mod lane;

@@ -6,7 +6,7 @@
 //! `F_SEAL_SEAL` fixes the seals. Whoever receives such a descriptor asks the kernel for the seals
 //! ([`check_sealed`]) and believes nothing else.
 //!
-//! All unsafe code of the bus is in this file and in `park`. Any thread; no privilege.
+//! All unsafe code of the bus is in this file and in `futex`. Any thread; no privilege.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

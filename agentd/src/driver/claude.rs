@@ -103,6 +103,8 @@ pub fn home_files(trusted: &[&str]) -> Vec<HomeFile> {
         .collect();
     let state = json!({
         "hasCompletedOnboarding": true,
+        // The offer of another permission mode, which comes before the first prompt.
+        "hasSeenAutoDefaultNudge": true,
         "theme": "dark",
         "autoUpdates": false,
         "customApiKeyResponses": {"approved": [approved], "rejected": []},

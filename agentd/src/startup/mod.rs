@@ -103,6 +103,15 @@ impl Prepared {
             confine::drop_root(ids)?;
         }
         confine::drop_privileges()?;
+        // Said here, because the first call that fails for it would blame something else.
+        std::fs::metadata(self.state_dir.join(".")).with_context(|| {
+            format!(
+                "agentd, as uid {}, cannot enter its state directory {}: every directory above must let others \
+                 pass (chmod o+x), or choose another with --state-dir",
+                rustix::process::geteuid().as_raw(),
+                self.state_dir.display()
+            )
+        })?;
         let soften = |result: Result<(), confine::ConfineError>| match (
             result,
             self.config.daemon.confine,

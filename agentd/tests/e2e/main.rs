@@ -7,5 +7,6 @@ mod isolation;
 mod malformed;
 mod run;
 mod secrets;
+mod standin;
 mod terminal;
 mod users;

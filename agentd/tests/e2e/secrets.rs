@@ -1,49 +1,11 @@
 //! The model key lives in agentd and nowhere else.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Daemon, descendants_of, modes, output, program, text, wait_until};
+use crate::harness::{Daemon, descendants_of, modes, output, text, wait_until};
+use crate::standin::Standin;
 
 const KEY: &str = "sk-ant-e2e-THE-REAL-KEY-0123456789";
-
-/// A stand-in model server that insists on [`KEY`].
-struct Standin {
-    child: Child,
-    address: String,
-}
-
-impl Standin {
-    fn start(dir: &Path, script: &str) -> Self {
-        std::fs::write(dir.join("script.toml"), script).expect("write the script");
-        let mut child = Command::new(program("model-standin"))
-            .args(["--listen", "127.0.0.1:0", "--script"])
-            .arg(dir.join("script.toml"))
-            .arg("--log")
-            .arg(dir.join("requests.jsonl"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start the stand-in");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("its address");
-        let address = line.trim().trim_start_matches("http://").to_owned();
-        assert!(
-            address.contains(':'),
-            "the stand-in prints its address: {line:?}"
-        );
-        Self { child, address }
-    }
-}
-
-impl Drop for Standin {
-    fn drop(&mut self) {
-        self.child.kill().expect("kill the stand-in");
-        self.child.wait().expect("reap the stand-in");
-    }
-}
 
 const SCRIPT: &str = r#"
 require_key = "sk-ant-e2e-THE-REAL-KEY-0123456789"

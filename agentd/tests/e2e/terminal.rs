@@ -5,6 +5,7 @@ use std::process::Command;
 use crate::harness::{
     ALICE, Daemon, Mode, as_user, is_root, modes, output, program, text, wait_until,
 };
+use crate::standin::Standin;
 
 /// A tmux server of this test's own.
 struct Tmux {
@@ -144,7 +145,14 @@ fn ctrl_z_of_the_program_suspends_agentctl_and_fg_resumes_it() {
         });
         tmux.keys(&["C-z"]);
         tmux.wait_for("Stopped");
+        let is = |state: &str| {
+            let (_, out, _) = text(&output(&mut daemon.agentctl(["ps"])));
+            out.contains(state)
+        };
+        assert!(is("stopped"), "the agent stopped before agentctl did");
         tmux.keys(&["fg", "Enter"]);
+        // Only now does the terminal belong to cat again.
+        wait_until("the agent runs again", || is("running"));
         tmux.keys(&["after", "Enter"]);
         wait_until("cat answers again", || {
             tmux.screen().matches("after").count() >= 2
@@ -155,5 +163,52 @@ fn ctrl_z_of_the_program_suspends_agentctl_and_fg_resumes_it() {
                 .1
                 .contains("cat")
         });
+    }
+}
+
+/// The real Claude Code, with a stand-in for its model, as a person would use it.
+#[test]
+fn claude_starts_without_questions_answers_and_leaves() {
+    let Some(claude) = std::env::var_os("AGENTD_TEST_CLAUDE").map(std::path::PathBuf::from) else {
+        agentd_testkit::skip(
+            "claude",
+            "AGENTD_TEST_CLAUDE does not name the program; cargo xtask test installs it",
+        );
+        return;
+    };
+    for mode in modes() {
+        let kit = tempfile::tempdir().expect("a directory");
+        let standin = Standin::start(
+            kit.path(),
+            "[[rule]]\nname = \"greet\"\nwhen = {}\nreply = { text = \"Greetings from the stand-in.\" }\n",
+        );
+        let config = format!(
+            "[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n",
+            standin.address
+        );
+        let daemon = Daemon::with_config(mode, &config);
+        let work = daemon.workspace();
+        // Where an ordinary user can read it as well.
+        let program = work.path().join("claude");
+        std::fs::copy(&claude, &program).expect("copy claude");
+        let Some(tmux) = session(&daemon, work.path(), program.to_str().expect("utf-8")) else {
+            return;
+        };
+        tmux.wait_for("Claude Code v");
+        tmux.wait_for("? for shortcuts");
+        tmux.keys(&["good day"]);
+        tmux.wait_for("good day");
+        tmux.keys(&["Enter"]);
+        tmux.wait_for("Greetings from the stand-in.");
+        tmux.keys(&["/exit", "Enter"]);
+        tmux.wait_for("code=0");
+        let (_, out, _) = text(&output(
+            &mut daemon.agentctl(["--json", "inspect", "claude"]),
+        ));
+        let record: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert!(
+            record["tokens"]["output"].as_u64() > Some(0),
+            "{mode:?}: {out}"
+        );
     }
 }

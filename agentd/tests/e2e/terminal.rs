@@ -74,20 +74,23 @@ impl Drop for Tmux {
     }
 }
 
-/// A shell that runs `agentctl run` with `argv` and stays to show what came after.
+/// An interactive shell into which a person types `agentctl run … -- argv`.
 fn session(daemon: &Daemon, work: &std::path::Path, argv: &str) -> Option<Tmux> {
-    let line = format!(
-        "PS1='outside> ' exec bash --norc --noprofile -ic '{} --runtime-dir {} run --workspace {} -- {argv}; echo \"code=$?\"; exec bash --norc --noprofile -i'",
-        program("agentctl").display(),
-        daemon.runtime_dir().display(),
-        work.display()
-    );
     let uid = if is_root() && daemon.mode == Mode::User {
         ALICE
     } else {
         rustix::process::geteuid().as_raw()
     };
-    Tmux::start(uid, &line)
+    let tmux = Tmux::start(uid, "PS1='outside> ' exec bash --norc --noprofile -i")?;
+    tmux.wait_for("outside>");
+    let line = format!(
+        "clear; {} --runtime-dir {} run --workspace {} -- {argv}",
+        program("agentctl").display(),
+        daemon.runtime_dir().display(),
+        work.display()
+    );
+    tmux.keys(&[&line, "Enter"]);
+    Some(tmux)
 }
 
 #[test]
@@ -118,13 +121,15 @@ fn a_shell_in_a_terminal_has_its_own_tty_its_size_and_ctrl_c() {
             tmux.screen().contains("25 90")
         });
         tmux.keys(&["exit 5", "Enter"]);
+        tmux.wait_for("outside>");
+        tmux.keys(&["echo code=$?", "Enter"]);
         tmux.wait_for("code=5");
-        // The caller's terminal is as it was: it echoes and ends lines.
+        // The caller's terminal is as it was: it echoes and edits lines.
         tmux.keys(&[
-            "stty -a | tr ';' '\\n' | grep -c -w -E 'echo|icanon'",
+            "echo modes=$(stty -a | tr ' ' '\\n' | grep -cxE 'echo|icanon')",
             "Enter",
         ]);
-        tmux.wait_for("outside");
+        tmux.wait_for("modes=2");
     }
 }
 
@@ -201,6 +206,8 @@ fn claude_starts_without_questions_answers_and_leaves() {
         tmux.keys(&["Enter"]);
         tmux.wait_for("Greetings from the stand-in.");
         tmux.keys(&["/exit", "Enter"]);
+        tmux.wait_for("outside>");
+        tmux.keys(&["echo code=$?", "Enter"]);
         tmux.wait_for("code=0");
         let (_, out, _) = text(&output(
             &mut daemon.agentctl(["--json", "inspect", "claude"]),

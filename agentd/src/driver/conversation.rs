@@ -380,6 +380,8 @@ impl State {
     }
 
     async fn end_turn(&mut self, turn: TurnId, outcome: TurnOutcome) {
+        self.note(format!("driver: turn {} ended: {}", turn.0, outcome.kind))
+            .await;
         match self.current.take() {
             Some((id, Current::Request(request))) if id == turn => {
                 let result = answer_of(&outcome, self.conversation.port.max_payload());

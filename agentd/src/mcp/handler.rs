@@ -5,8 +5,8 @@ use std::sync::Arc;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
-    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
-    Tool, ToolAnnotations,
+    Implementation, ListToolsResult, MetaObject, PaginatedRequestParams, ServerCapabilities,
+    ServerConfig, Tool, ToolAnnotations,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
@@ -33,9 +33,18 @@ impl Handler {
                     .open_world(false);
                 Tool::new(spec.name, spec.description, Arc::new(schema))
                     .with_annotations(annotations)
+                    .with_meta(always_load())
             })
             .collect()
     }
+}
+
+/// Claude Code keeps the tools of MCP servers out of the prompt until its model searches for them; the other agents
+/// are worth five descriptions from the start.
+fn always_load() -> MetaObject {
+    let mut meta = MetaObject::new();
+    meta.insert("anthropic/alwaysLoad".to_owned(), Value::Bool(true));
+    meta
 }
 
 impl ServerHandler for Handler {

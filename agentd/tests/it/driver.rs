@@ -366,7 +366,7 @@ reply = { text = "the tool said: {{1}}" }
 when = { user = "run: (.*)" }
 reply = { tools = [{ name = "Bash", input = { command = "{{1}}", description = "as told" } }] }
 [[rule]]
-when = { user = "who is there" }
+when = { user = "who is there", tool = "mcp__agentd__agents" }
 reply = { tools = [{ name = "mcp__agentd__agents", input = {} }] }
 [[rule]]
 reply = { text = "hello" }

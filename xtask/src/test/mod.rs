@@ -75,6 +75,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
     let ran = match tier {
         Tier::Checks => crate::checks::all(),
         Tier::Unit => suites::unit(scratch),
+        Tier::Model => suites::model(scratch),
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Demo => demos::stand_in(scratch),

@@ -41,6 +41,18 @@ pub fn unit(scratch: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Every schedule of the bus's lanes, under loom: another build of the crate, so in a target directory of its own.
+pub fn model(scratch: &Path) -> Result<Outcome> {
+    let target = Metadata::of_members()?.target_directory.join("loom");
+    let mut command = cargo();
+    command
+        .args(["test", "-p", "agentd-bus", "--lib", "lane::model"])
+        .env("CARGO_TARGET_DIR", target)
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("LOOM_MAX_PREEMPTIONS", "3");
+    run(&mut command, scratch)
+}
+
 /// `tests/` of the library crates.
 pub fn integration(scratch: &Path) -> Result<Outcome> {
     of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))

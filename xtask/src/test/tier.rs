@@ -9,6 +9,8 @@ pub enum Tier {
     Checks,
     /// Inline tests of every crate, and the examples in its documentation.
     Unit,
+    /// Every schedule of the lock-free parts, under loom.
+    Model,
     /// `tests/` of the library crates: real kernel objects, many of them as root.
     Integration,
     /// The daemon as a whole: agentd, broker, launcher, agentctl.
@@ -20,9 +22,10 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Checks,
         Self::Unit,
+        Self::Model,
         Self::Integration,
         Self::E2e,
         Self::Demo,
@@ -33,6 +36,7 @@ impl Tier {
         match self {
             Self::Checks => "checks",
             Self::Unit => "unit",
+            Self::Model => "model",
             Self::Integration => "integration",
             Self::E2e => "e2e",
             Self::Demo => "demo",

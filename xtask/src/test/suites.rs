@@ -5,7 +5,7 @@
 //! doesn't end in time each count as one failure.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -79,7 +79,23 @@ fn of_packages(scratch: &Path, wanted: impl Fn(&str) -> bool) -> Result<Outcome>
     for package in packages {
         command.args(["-p", package]);
     }
+    if let Some(claude) = claude_program() {
+        command.env(CLAUDE_ENV, claude);
+    }
     run(&mut command, scratch)
+}
+
+/// Names the real Claude Code to the tests that use it; without it they are counted skips.
+const CLAUDE_ENV: &str = "AGENTD_TEST_CLAUDE";
+
+/// What the caller chose, or the pinned version from npm.
+fn claude_program() -> Option<PathBuf> {
+    if let Some(chosen) = std::env::var_os(CLAUDE_ENV) {
+        return Some(chosen.into());
+    }
+    crate::demo::claude::install()
+        .inspect_err(|error| eprintln!("no Claude Code for the tests: {error:#}"))
+        .ok()
 }
 
 fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {

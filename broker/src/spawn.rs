@@ -86,6 +86,8 @@ struct Child<'a> {
     become_ids: Option<(u32, u32)>,
     soft_nofile: Option<libc::rlimit>,
     shielded: bool,
+    /// Version 1 cgroups to enter.
+    tasks: Vec<RawFd>,
 }
 
 impl Launcher {
@@ -133,6 +135,10 @@ impl Launcher {
             map(spawn.gid, spawn.host_gid),
         );
 
+        let tasks = spawn
+            .group
+            .v1_tasks()
+            .map_err(|error| failed(ErrorCode::Cgroup, &error.operation, &error.source))?;
         let null = self.null.as_raw_fd();
         let mut sources = vec![null; FIRST_GRANT_FD as usize];
         sources[PLAN_FD as usize] = spawn.plan.as_raw_fd();
@@ -148,6 +154,7 @@ impl Launcher {
             barrier_writer: release.as_raw_fd(),
             argv,
             shielded: self.shielded,
+            tasks: tasks.iter().map(AsRawFd::as_raw_fd).collect(),
             own_maps: (spawn.mode == Mode::User).then_some((&uid_map, &gid_map)),
             become_ids: (spawn.mode == Mode::Root).then_some((spawn.uid, spawn.gid)),
             soft_nofile: self.soft_nofile.map(|soft| {
@@ -194,7 +201,7 @@ impl Launcher {
         // SAFETY: clone3 succeeded with CLONE_PIDFD: a new descriptor that nobody else owns.
         let pidfd = PidFd::from(unsafe { OwnedFd::from_raw_fd(pidfd) });
         let maps = (spawn.mode == Mode::Root).then_some((uid_map.as_c_str(), gid_map.as_c_str()));
-        let released = complete(pid, maps, spawn.group).and_then(|()| {
+        let released = write_maps(pid, maps).and_then(|()| {
             let client_pidfd = pidfd
                 .as_fd()
                 .try_clone_to_owned()
@@ -228,33 +235,32 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWTIME) as u64;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// The parent's part while the child waits: maps (root mode), version 1 cgroups.
-fn complete(pid: i32, maps: Option<(&CStr, &CStr)>, group: &Group) -> Result<(), Failure> {
-    if let Some((uid_map, gid_map)) = maps {
-        for (name, content) in [
-            ("setgroups", c"deny"),
-            ("uid_map", uid_map),
-            ("gid_map", gid_map),
-        ] {
-            let path = format!("/proc/{pid}/{name}");
-            let write = || {
-                fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)?
-                    .write_all(content.to_bytes())
-            };
-            write().map_err(|error| {
-                failed(
-                    ErrorCode::Spawn,
-                    format_args!("writing the agent's {name}"),
-                    &error,
-                )
-            })?;
-        }
+/// The parent's part while the child waits: the id maps, in root mode.
+fn write_maps(pid: i32, maps: Option<(&CStr, &CStr)>) -> Result<(), Failure> {
+    let Some((uid_map, gid_map)) = maps else {
+        return Ok(());
+    };
+    for (name, content) in [
+        ("setgroups", c"deny"),
+        ("uid_map", uid_map),
+        ("gid_map", gid_map),
+    ] {
+        let path = format!("/proc/{pid}/{name}");
+        let write = || {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&path)?
+                .write_all(content.to_bytes())
+        };
+        write().map_err(|error| {
+            failed(
+                ErrorCode::Spawn,
+                format_args!("writing the agent's {name}"),
+                &error,
+            )
+        })?;
     }
-    group
-        .attach_v1(pid)
-        .map_err(|error| failed(ErrorCode::Cgroup, &error.operation, &error.source))
+    Ok(())
 }
 
 /// Kills and reaps a child that waits at the barrier.
@@ -298,6 +304,10 @@ impl Child<'_> {
             // End of file: the broker died or gave this launch up.
             if libc::read(self.barrier, byte.as_mut_ptr().cast(), 1) != 1 {
                 return Err(libc::ECANCELED);
+            }
+            for &tasks in &self.tasks {
+                // 0 is the writer itself; the right to move it is that of the broker, who opened the file.
+                check(libc::write(tasks, c"0".as_ptr().cast(), 1) as i32)?;
             }
             if let Some((uid_map, gid_map)) = self.own_maps {
                 // The copy of a non-dumpable process is not dumpable either, and its /proc files then belong to root.

@@ -4,8 +4,8 @@
 //!    `CLONE_NEWUTS | CLONE_NEWCGROUP` as the host gives, so that the child is pid 1. (`CLONE_NEWTIME` of `clone3` puts the
 //!    child itself into the new namespace.)
 //! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id each, the plan's
-//!    [`Record::Ids`](crate::plan::Record::Ids) inside. On cgroup v1 move it. Release it.
-//! 3. The child becomes that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
+//!    [`Record::Ids`](crate::plan::Record::Ids) inside. Release it.
+//! 3. On cgroup v1 the child writes `0` to the `tasks` files that its parent opened. It becomes that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
 //!    namespace into its inheritable and ambient sets, so that they survive the exec. Supplementary groups are inherited
 //!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.
 //! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan, [`STATUS_FD`] one end of a

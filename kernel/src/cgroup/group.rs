@@ -171,11 +171,18 @@ impl Group {
         Ok(missing)
     }
 
-    /// Moves `pid` into the group's version 1 directories. It enters the cgroup2 directory by `CLONE_INTO_CGROUP`.
-    pub fn attach_v1(&self, pid: i32) -> Result<(), CgroupError> {
-        self.v1.iter().try_for_each(|hierarchy| {
-            write_file(&hierarchy.own.join("cgroup.procs"), &pid.to_string())
-        })
+    /// The `tasks` files of the group's version 1 directories. A single-threaded process that writes `0` to each moves
+    /// itself there; into the cgroup2 directory it comes by `CLONE_INTO_CGROUP`.
+    ///
+    /// Moving *another* process, by its pid, makes the kernel stop every fork and exit on the host for an RCU grace period:
+    /// ten milliseconds and more, where this takes microseconds.
+    pub fn v1_tasks(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        let open_tasks = |hierarchy: &Hierarchy| {
+            let path = hierarchy.own.join("tasks");
+            open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| CgroupError::new("open", &path, errno.into()))
+        };
+        self.v1.iter().map(open_tasks).collect()
     }
 
     /// SIGKILLs every process in the group at once; `false` where the host can't (no cgroup2, or Linux before 5.14).

@@ -115,7 +115,7 @@ features! {
         lost "killing a whole agent in one write; its pid namespace is killed through its init instead (Linux 5.14)",
         fix None;
     CloneIntoCgroup, "clone-into-cgroup", Optional,
-        lost "starting an agent inside its cgroup; it waits at a barrier while it is moved there instead",
+        lost "starting an agent inside its cgroup; its first process enters it before it does anything else instead",
         fix None;
     MemfdNoexec, "memfd-noexec", Optional,
         lost "refusing to execute an anonymous memory file inside a sandbox (vm.memfd_noexec; Linux 6.3)",

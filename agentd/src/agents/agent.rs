@@ -113,7 +113,7 @@ impl Agent {
         self.commands.send(command).await.map_err(|_| Ended)
     }
 
-    /// Resolves when the agent has ended.
+    /// Resolves when the agent has ended: nothing of it is left, and its exit is on record.
     pub async fn wait(&self) -> ExitInfo {
         let mut ended = self.ended.subscribe();
         // The sender lives as long as `self`.
@@ -127,11 +127,9 @@ impl Agent {
         self.ended.borrow().as_ref().map(|(exit, _)| exit.clone())
     }
 
-    /// The agent is dead: waiters learn it now, everybody attached when they have got the last output.
-    pub(super) fn end(self: &Arc<Self>, exit: ExitInfo, at_ms: u64, output: JoinHandle<()>) {
+    /// The program has ended: everybody attached learns it after the last byte of output. Nothing is waited for.
+    pub(super) fn farewell(self: &Arc<Self>, exit: &ExitInfo, output: JoinHandle<()>) {
         let farewell: Arc<[u8]> = AttachFrame::Exit(Box::new(exit.clone())).to_vec().into();
-        self.set_state(AgentState::Exited);
-        self.ended.send_replace(Some((exit, at_ms)));
         let agent = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = output.await {
@@ -147,6 +145,19 @@ impl Agent {
                 send_farewell(peer, Arc::clone(&farewell));
             }
         });
+    }
+
+    /// Nothing of the agent is left and its exit is on record.
+    pub(super) fn end(&self, exit: ExitInfo, at_ms: u64) {
+        self.ended.send_replace(Some((exit, at_ms)));
+    }
+
+    /// Resolves when the record says of the agent what its state says: at once while it lives, after its exit is on
+    /// record when its program has ended.
+    pub async fn settled(&self) {
+        if !self.state().is_live() {
+            self.wait().await;
+        }
     }
 
     /// Tells everybody attached, in order with the output.

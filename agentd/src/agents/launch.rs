@@ -18,6 +18,7 @@ use agentd_broker::client::{ClientError, LaunchedAgent};
 use agentd_broker::protocol::ErrorCode;
 use agentd_launch::plan::{self, Plan};
 use agentd_launch::status::{Failure, Status, Step};
+use agentd_orchestrator::agent::{Happening, Life};
 use agentd_sandbox::{EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources};
 use agentd_storage::{Event, Fact};
 use tokio::time::Instant;
@@ -372,6 +373,8 @@ impl Daemon {
         .into_iter()
         .flatten()
         .min();
+        let mut life = Life::new();
+        life.see(Happening::Ready)?;
         let session = Session {
             agent: Arc::clone(&agent),
             slot,
@@ -379,6 +382,8 @@ impl Daemon {
             broker: self.broker.clone(),
             commands: channels.commands,
             deadline: limit.map(|limit| (Instant::now() + limit, limit)),
+            life,
+            output,
         };
         self.agents.add(reservation, &agent);
         let daemon = Arc::clone(self);
@@ -387,7 +392,7 @@ impl Daemon {
             let ending = session.run().await;
             cancel.cancel();
             port.detach();
-            daemon.finish(&followed, ending, output).await;
+            daemon.finish(&followed, ending).await;
         });
         Ok((agent, attachment))
     }
@@ -452,13 +457,8 @@ impl Daemon {
         Ok(port)
     }
 
-    /// Writes the end down, then tells everyone.
-    async fn finish(
-        &self,
-        agent: &Arc<Agent>,
-        ending: Ending,
-        output: tokio::task::JoinHandle<()>,
-    ) {
+    /// Writes the end down, then lets those who wait go on.
+    async fn finish(&self, agent: &Arc<Agent>, ending: Ending) {
         let Ending { exit, gone } = ending;
         let fact = exit_fact(&exit, gone.and_then(|g| g.stats.memory_peak));
         if let Err(error) = self
@@ -468,7 +468,7 @@ impl Daemon {
         {
             tracing::error!(agent = %agent.identity, "its exit cannot be recorded: {error}");
         }
-        agent.end(exit, unix_ms(), output);
+        agent.end(exit, unix_ms());
         self.agents.retire(agent);
     }
 

@@ -11,7 +11,9 @@ use agentd_api::attach::AttachFrame;
 use agentd_api::{AgentState, ExitCause, ExitInfo};
 use agentd_broker::protocol::{Gone, Slot};
 use agentd_launch::status::{Status, Target};
+use agentd_orchestrator::agent::{Happening, Life, State};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::agent::{Agent, Command};
@@ -28,13 +30,10 @@ pub struct Session {
     pub commands: mpsc::Receiver<Command>,
     /// Absolute end by `--timeout` or the policy's wall clock.
     pub deadline: Option<(Instant, Duration)>,
-}
-
-/// Why the session began to end its agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Reason {
-    TimedOut(Duration),
-    Stopped(String),
+    /// What the reports so far amount to; it says which may follow.
+    pub life: Life,
+    /// The task that reads the agent's output.
+    pub output: JoinHandle<()>,
 }
 
 /// How it ended, before the daemon's reason is laid over it.
@@ -53,7 +52,8 @@ impl Session {
         let end = broker.end_of(slot);
         tokio::pin!(end);
         let mut gone = None;
-        let mut reason: Option<Reason> = None;
+        // Why the session began to end its agent; who asked for it is in `life`.
+        let mut reason: Option<ExitCause> = None;
         // When a stop's grace is over.
         let mut kill_at: Option<Instant> = None;
 
@@ -69,8 +69,17 @@ impl Session {
                             ..ExitInfo::from_wait_status(wait_status)
                         });
                     }
-                    Ok((Status::Stopped { signal }, _)) => self.stopped(signal),
-                    Ok((Status::Continued, _)) => self.continued(),
+                    Ok((Status::Stopped { signal }, _)) => {
+                        let signal = signal.cast_signed();
+                        if self.see(Happening::Stopped { signal }) {
+                            self.agent.notify(AttachFrame::Stopped(signal));
+                        }
+                    }
+                    Ok((Status::Continued, _)) => {
+                        if self.see(Happening::Continued) {
+                            self.agent.notify(AttachFrame::Continued);
+                        }
+                    }
                     Ok((Status::Ready { .. } | Status::Failed(_), _)) | Err(StatusError::Malformed) => {
                         tracing::error!(agent = %self.agent.identity, "its init broke the status protocol; killing it");
                         self.kill().await;
@@ -93,7 +102,8 @@ impl Session {
                 command = self.commands.recv() => match command {
                     Some(Command::Signal(signal)) => self.signal(signal, Target::Foreground),
                     Some(Command::Stop { grace, by }) => {
-                        reason.get_or_insert(Reason::Stopped(by));
+                        self.see(Happening::EndRequested(format!("stopped by {by}")));
+                        reason.get_or_insert(ExitCause::Stopped);
                         if grace.is_zero() {
                             self.kill().await;
                         } else {
@@ -105,14 +115,17 @@ impl Session {
                         }
                     }
                     None => {
-                        reason.get_or_insert(Reason::Stopped("agentd".into()));
+                        self.see(Happening::EndRequested("stopped by agentd".into()));
+                        reason.get_or_insert(ExitCause::Stopped);
                         self.kill().await;
                         break None;
                     }
                 },
                 () = until(deadline.map(|(at, _)| at)) => {
                     if let Some((_, limit)) = deadline {
-                        reason = Some(Reason::TimedOut(limit));
+                        let limit = limit.as_secs_f64();
+                        self.see(Happening::EndRequested(format!("still running after its limit of {limit} s")));
+                        reason = Some(ExitCause::TimedOut);
                         self.kill().await;
                     }
                 }
@@ -127,6 +140,19 @@ impl Session {
             Some(exit) => Some(exit),
             None => self.last_word().await,
         };
+        self.see(match &reported {
+            Some(ExitInfo {
+                code: Some(code), ..
+            }) => Happening::Exited { code: *code },
+            Some(ExitInfo {
+                signal: Some(signal),
+                ..
+            }) => Happening::Signaled { signal: *signal },
+            _ => Happening::Vanished,
+        });
+        let exit = explain(reported, reason, self.life.end_cause());
+        // Whoever ran the program need not wait for the reaping and the record.
+        self.agent.farewell(&exit, self.output);
         if gone.is_none() {
             gone = match end.await {
                 Ok(end) => Some(end),
@@ -137,13 +163,27 @@ impl Session {
             };
         }
         if gone.is_some()
-            && let Err(error) = self.broker.release(self.slot).await
+            && let Err(error) = broker.release(slot).await
         {
             tracing::warn!(agent = %self.agent.identity, "its slot stays taken: {error}");
         }
-        Ending {
-            exit: explain(reported, reason),
-            gone,
+        Ending { exit, gone }
+    }
+
+    /// Takes what was reported; whether the agent's state changed by it.
+    fn see(&mut self, happening: Happening) -> bool {
+        match self.life.see(happening) {
+            Ok(Some(change)) => {
+                tracing::debug!(agent = %self.agent.identity, "{} -> {}: {}", change.from, change.to, change.cause);
+                self.agent.set_state(public(change.to));
+                true
+            }
+            Ok(None) => false,
+            // Reports come from the agent's own init: one that makes no sense changes nothing.
+            Err(impossible) => {
+                tracing::warn!(agent = %self.agent.identity, "{impossible}");
+                false
+            }
         }
     }
 
@@ -173,17 +213,6 @@ impl Session {
         }
     }
 
-    fn stopped(&self, signal: u32) {
-        self.agent.set_state(AgentState::Stopped);
-        self.agent
-            .notify(AttachFrame::Stopped(signal.cast_signed()));
-    }
-
-    fn continued(&self) {
-        self.agent.set_state(AgentState::Running);
-        self.agent.notify(AttachFrame::Continued);
-    }
-
     fn signal(&self, signal: u32, target: Target) {
         if let Err(error) = self.status.signal(signal, target) {
             tracing::debug!(agent = %self.agent.identity, signal, "not delivered: {error}");
@@ -205,25 +234,34 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Lays the daemon's reason over what the kernel reported.
-fn explain(reported: Option<ExitInfo>, reason: Option<Reason>) -> ExitInfo {
-    let killed = ExitInfo {
-        signal: Some(rustix::process::Signal::KILL.as_raw()),
-        ..ExitInfo::new(ExitCause::Signaled)
-    };
+/// The state as the control interface names it.
+fn public(state: State) -> AgentState {
+    match state {
+        State::Starting => AgentState::Starting,
+        State::Running => AgentState::Running,
+        State::Stopped => AgentState::Stopped,
+        State::Exited => AgentState::Exited,
+        State::Failed => AgentState::Failed,
+    }
+}
+
+/// Lays the daemon's reason, and whose wish it was, over what the kernel reported.
+fn explain(reported: Option<ExitInfo>, reason: Option<ExitCause>, asked: Option<&str>) -> ExitInfo {
     match (reported, reason) {
-        (reported, Some(Reason::TimedOut(limit))) => reported.unwrap_or(killed).because(
-            ExitCause::TimedOut,
-            format!("still running after its limit of {} s", limit.as_secs_f64()),
-        ),
-        (reported, Some(Reason::Stopped(by))) => reported
-            .unwrap_or(killed)
-            .because(ExitCause::Stopped, format!("stopped by {by}")),
         (Some(exit), None) => exit,
         (None, None) => ExitInfo::new(ExitCause::Lost).because(
             ExitCause::Lost,
             "its sandbox was killed from outside agentd, or its init died",
         ),
+        (reported, Some(cause)) => {
+            let killed = ExitInfo {
+                signal: Some(rustix::process::Signal::KILL.as_raw()),
+                ..ExitInfo::new(ExitCause::Signaled)
+            };
+            reported
+                .unwrap_or(killed)
+                .because(cause, asked.unwrap_or_default())
+        }
     }
 }
 
@@ -233,30 +271,25 @@ mod tests {
 
     #[test]
     fn a_timed_out_agent_exits_124_whatever_the_kernel_saw() {
-        let exit = explain(
-            Some(ExitInfo::from_wait_status(9)),
-            Some(Reason::TimedOut(Duration::from_secs(3))),
-        );
-        assert_eq!((exit.exit_code(), exit.cause), (124, ExitCause::TimedOut));
-        assert_eq!(
-            explain(None, Some(Reason::TimedOut(Duration::from_secs(3)))).exit_code(),
-            124
-        );
+        let late = Some("still running after its limit of 3 s");
+        for reported in [Some(ExitInfo::from_wait_status(9)), None] {
+            let exit = explain(reported, Some(ExitCause::TimedOut), late);
+            assert_eq!((exit.exit_code(), exit.cause), (124, ExitCause::TimedOut));
+            assert_eq!(exit.text.as_deref(), late);
+        }
     }
 
     #[test]
     fn a_stopped_agent_keeps_its_own_exit_code() {
-        let exit = explain(
-            Some(ExitInfo::from_wait_status(7 << 8)),
-            Some(Reason::Stopped("alice".into())),
-        );
+        let reported = Some(ExitInfo::from_wait_status(7 << 8));
+        let exit = explain(reported, Some(ExitCause::Stopped), Some("stopped by alice"));
         assert_eq!((exit.exit_code(), exit.cause), (7, ExitCause::Stopped));
         assert_eq!(exit.text.as_deref(), Some("stopped by alice"));
     }
 
     #[test]
     fn an_agent_that_vanished_is_lost_not_successful() {
-        let exit = explain(None, None);
+        let exit = explain(None, None, None);
         assert_eq!((exit.exit_code(), exit.cause), (125, ExitCause::Lost));
     }
 }

@@ -35,6 +35,7 @@ impl ManagerObject {
     /// The id of a living or recorded launch.
     async fn recorded_id(&self, name_or_id: &str) -> Result<String, Error> {
         if let Ok(agent) = self.daemon.agents.find(self.caller, name_or_id) {
+            agent.settled().await;
             return Ok(agent.identity.id.to_string());
         }
         let id = self
@@ -116,6 +117,9 @@ impl ManagerObject {
     }
 
     async fn records(&self) -> Result<String, Error> {
+        for agent in self.daemon.agents.visible(self.caller) {
+            agent.settled().await;
+        }
         self.daemon.store.flush().await.map_err(internal)?;
         let launches = self
             .daemon

@@ -384,14 +384,14 @@ impl Daemon {
             deadline: limit.map(|limit| (Instant::now() + limit, limit)),
             life,
             output,
+            cancel,
+            port,
         };
         self.agents.add(reservation, &agent);
         let daemon = Arc::clone(self);
         let followed = Arc::clone(&agent);
         tokio::spawn(async move {
             let ending = session.run().await;
-            cancel.cancel();
-            port.detach();
             daemon.finish(&followed, ending).await;
         });
         Ok((agent, attachment))

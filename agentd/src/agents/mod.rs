@@ -130,10 +130,9 @@ impl Registry {
         }
         let taken = |name: &str| {
             inner.reserved.iter().any(|(u, n)| *u == uid && n == name)
-                || inner
-                    .live
-                    .values()
-                    .any(|a| a.identity.uid == uid && a.identity.name == name)
+                || inner.live.values().any(|a| {
+                    a.identity.uid == uid && a.identity.name == name && a.state().is_live()
+                })
         };
         let name = match name {
             Some(name) if taken(name) => {

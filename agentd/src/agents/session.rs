@@ -15,10 +15,12 @@ use agentd_orchestrator::agent::{Happening, Life, State};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, Command};
 use super::broker::BrokerLink;
 use super::status::{StatusError, StatusLink};
+use crate::bus::AgentPort;
 
 /// What a session is started with.
 #[derive(Debug)]
@@ -34,6 +36,9 @@ pub struct Session {
     pub life: Life,
     /// The task that reads the agent's output.
     pub output: JoinHandle<()>,
+    /// Ends what is served on the sandbox's sockets.
+    pub cancel: CancellationToken,
+    pub port: AgentPort,
 }
 
 /// How it ended, before the daemon's reason is laid over it.
@@ -140,6 +145,10 @@ impl Session {
             Some(exit) => Some(exit),
             None => self.last_word().await,
         };
+        // The name is free for the next launch from here on, so it leaves the bus first. Whoever ran the program need
+        // not wait for the reaping and the record.
+        self.cancel.cancel();
+        self.port.detach();
         self.see(match &reported {
             Some(ExitInfo {
                 code: Some(code), ..
@@ -151,7 +160,6 @@ impl Session {
             _ => Happening::Vanished,
         });
         let exit = explain(reported, reason, self.life.end_cause());
-        // Whoever ran the program need not wait for the reaping and the record.
         self.agent.farewell(&exit, self.output);
         if gone.is_none() {
             gone = match end.await {

@@ -144,10 +144,7 @@ impl Copy {
         for name in PROGRAMS {
             place(&programs.path(name), &copy.path(name))?;
         }
-        place(
-            &std::env::current_exe().context("find xtask")?,
-            &copy.path("xtask"),
-        )?;
+        place(Path::new(OWN_PROGRAM), &copy.path("xtask"))?;
         let cp = crate::child::capture(
             Command::new("cp")
                 .arg("-r")

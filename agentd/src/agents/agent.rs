@@ -13,6 +13,9 @@ use super::log::OutputLog;
 use super::stdio::{Input, OpenStreams, Output, Stream};
 use crate::gateway::TokenBudget;
 
+/// Notices that may wait for the pump. An agent that stops and continues itself faster than its viewers read loses some.
+const NOTICES: usize = 64;
+
 /// What a session can be asked to do.
 #[derive(Debug)]
 pub enum Command {
@@ -49,7 +52,7 @@ pub struct Agent {
     ended: watch::Sender<Option<(ExitInfo, u64)>>,
     /// What the session wants everybody attached to know; the pump sends it, so that it keeps its place in the output
     /// and a peer that does not read holds up nobody else.
-    notices: mpsc::UnboundedSender<AttachFrame<'static>>,
+    notices: mpsc::Sender<AttachFrame<'static>>,
     attachments: Mutex<Attachments>,
 }
 
@@ -74,7 +77,7 @@ impl Agent {
         input: Input,
     ) -> (Arc<Self>, Channels) {
         let (commands, command_receiver) = mpsc::channel(16);
-        let (notices, notice_receiver) = mpsc::unbounded_channel();
+        let (notices, notice_receiver) = mpsc::channel(NOTICES);
         let agent = Self {
             identity,
             facts,
@@ -162,8 +165,8 @@ impl Agent {
 
     /// Tells everybody attached, in order with the output.
     pub(super) fn notify(&self, frame: AttachFrame<'static>) {
-        if self.notices.send(frame).is_err() {
-            tracing::debug!(agent = %self.identity, "its output has ended; a notice was dropped");
+        if self.notices.try_send(frame).is_err() {
+            tracing::debug!(agent = %self.identity, "its output has ended, or nobody reads; a notice was dropped");
         }
     }
 
@@ -268,7 +271,7 @@ impl Agent {
     pub async fn pump(
         self: Arc<Self>,
         mut output: Output,
-        mut notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+        mut notices: mpsc::Receiver<AttachFrame<'static>>,
     ) {
         let (mut out, mut err) = (vec![0; MAX_PAYLOAD], vec![0; MAX_PAYLOAD]);
         let mut open = OpenStreams::default();
@@ -315,7 +318,7 @@ impl Agent {
 #[derive(Debug)]
 pub struct Channels {
     pub commands: mpsc::Receiver<Command>,
-    pub notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+    pub notices: mpsc::Receiver<AttachFrame<'static>>,
 }
 
 /// Not awaited by anyone: a peer that never reads must not keep the others waiting.

@@ -2,7 +2,7 @@
 //!
 //! One task receives. Replies find their caller by request id; `Gone` events find the session of their slot. When the
 //! broker goes away every pending and later request fails with [`BrokerError::Gone`], and the daemon ends, because
-//! it has given up the right to start another (see `docs/adr`).
+//! it has given up the right to start another (ADR 9).
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

@@ -87,7 +87,7 @@ pub struct Start<'a> {
     pub spec: &'a LaunchSpec,
     pub agent: Arc<Agent>,
     pub output: Output,
-    pub notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+    pub notices: mpsc::Receiver<AttachFrame<'static>>,
     pub port: AgentPort,
     pub tools: ToolRules,
     pub store: Store,
@@ -145,7 +145,7 @@ async fn relay(
     agent: Arc<Agent>,
     mut stderr: pipe::Receiver,
     mut words: mpsc::Receiver<Said>,
-    mut notices: mpsc::UnboundedReceiver<AttachFrame<'static>>,
+    mut notices: mpsc::Receiver<AttachFrame<'static>>,
 ) {
     let mut buffer = vec![0; STDERR_BYTES];
     let (mut reading, mut talking) = (true, true);

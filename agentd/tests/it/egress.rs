@@ -202,7 +202,7 @@ async fn a_tunnel_to_an_allowed_host_carries_bytes_both_ways_and_half_closes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_policy_does_not_list_is_refused_with_the_line_to_add_and_recorded_once() {
-    let lab = Lab::start(vec![rule(exact("crates.io"), 443, false)]).await;
+    let lab = Lab::start(vec![rule(exact("packages.example"), 443, false)]).await;
     for _ in 0..3 {
         let answer = lab.refused("evil.example:443").await;
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
@@ -212,7 +212,7 @@ async fn what_the_policy_does_not_list_is_refused_with_the_line_to_add_and_recor
         );
         assert!(answer.contains("not in [net] allow"), "{answer}");
     }
-    let wrong_port = lab.refused("crates.io:22").await;
+    let wrong_port = lab.refused("packages.example:22").await;
     assert!(
         wrong_port.contains("coding.toml:7") && wrong_port.contains("443"),
         "{wrong_port}"
@@ -225,7 +225,7 @@ async fn what_the_policy_does_not_list_is_refused_with_the_line_to_add_and_recor
         .into_iter()
         .map(|d| d.target)
         .collect();
-    assert_eq!(targets, ["evil.example:443", "crates.io:22"]);
+    assert_eq!(targets, ["evil.example:443", "packages.example:22"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

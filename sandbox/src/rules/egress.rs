@@ -226,14 +226,14 @@ mod tests {
 
     #[test]
     fn exact_rule_ignores_case_and_trailing_dot_and_nothing_else() {
-        let r = || rule(HostPattern::Exact("crates.io".into()), None);
+        let r = || rule(HostPattern::Exact("packages.example".into()), None);
         assert!(allows(r(), "Crates.IO.", 443));
-        assert!(allows(r(), "crates.io", 80));
-        assert!(!allows(r(), "crates.io", 22));
-        assert!(!allows(r(), "evilcrates.io", 443));
-        assert!(!allows(r(), "crates.io.evil.org", 443));
-        assert!(!allows(r(), "crates.io..", 443));
-        assert!(!allows(r(), "crates.io\0.evil", 443));
+        assert!(allows(r(), "packages.example", 80));
+        assert!(!allows(r(), "packages.example", 22));
+        assert!(!allows(r(), "evilpackages.example", 443));
+        assert!(!allows(r(), "packages.example.evil.org", 443));
+        assert!(!allows(r(), "packages.example..", 443));
+        assert!(!allows(r(), "packages.example\0.evil", 443));
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn disabled_rules_deny_everything_and_say_why() {
-        let Decision::Deny { why } = EgressRules::default().allows("crates.io", 443) else {
+        let Decision::Deny { why } = EgressRules::default().allows("packages.example", 443) else {
             panic!("allowed")
         };
         assert!(why.contains("no network"), "{why}");

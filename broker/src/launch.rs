@@ -8,7 +8,9 @@ use crate::agents::Agent;
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
 use crate::spawn::{Launcher, Spawn};
-use agentd_broker::protocol::{ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, Slot};
+use agentd_broker::protocol::{
+    ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
+};
 use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
 use agentd_kernel::grant::{self, Access, Grant};
 use agentd_launch::floor::{self, FloorContext};
@@ -20,9 +22,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
-
-/// First kernel uid and gid of agents; agent n has this plus its slot. Number 0 is agentd's own where no user exists for it.
-pub const RESERVED_ID_BASE: u32 = 2_046_820_352;
 
 /// What `clone3` gives every agent.
 const NAMESPACE_LAYERS: u64 = LAYER_USER_NS

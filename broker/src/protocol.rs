@@ -10,6 +10,9 @@
 use std::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// First kernel uid and gid of agents; agent n has this plus its slot. Number 0 is agentd's own where no user exists for it.
+pub const RESERVED_ID_BASE: u32 = 2_046_820_352;
+
 /// Version of this protocol; [`Request::Hello`] carries it and the broker refuses any other.
 pub const VERSION: u32 = 1;
 /// No message is longer than this; a receive buffer of this size never truncates.

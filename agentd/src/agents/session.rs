@@ -66,14 +66,7 @@ impl Session {
             let deadline = self.deadline.filter(|_| reason.is_none());
             tokio::select! {
                 status = self.status.receive() => match status {
-                    Ok((Status::Exited { wait_status, utime_us, stime_us, maxrss_kb }, _)) => {
-                        break Some(ExitInfo {
-                            utime_us: Some(utime_us),
-                            stime_us: Some(stime_us),
-                            max_rss_kb: Some(maxrss_kb),
-                            ..ExitInfo::from_wait_status(wait_status)
-                        });
-                    }
+                    Ok((exited @ Status::Exited { .. }, _)) => break reported_exit(&exited),
                     Ok((Status::Stopped { signal }, _)) => {
                         let signal = signal.cast_signed();
                         if self.see(Happening::Stopped { signal }) {
@@ -199,22 +192,7 @@ impl Session {
     async fn last_word(&self) -> Option<ExitInfo> {
         loop {
             match self.status.receive().await {
-                Ok((
-                    Status::Exited {
-                        wait_status,
-                        utime_us,
-                        stime_us,
-                        maxrss_kb,
-                    },
-                    _,
-                )) => {
-                    return Some(ExitInfo {
-                        utime_us: Some(utime_us),
-                        stime_us: Some(stime_us),
-                        max_rss_kb: Some(maxrss_kb),
-                        ..ExitInfo::from_wait_status(wait_status)
-                    });
-                }
+                Ok((exited @ Status::Exited { .. }, _)) => return reported_exit(&exited),
                 Ok(_) => {}
                 Err(_) => return None,
             }
@@ -240,6 +218,25 @@ async fn until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+/// What the init's exit report says; `None` for any other report.
+fn reported_exit(status: &Status) -> Option<ExitInfo> {
+    let Status::Exited {
+        wait_status,
+        utime_us,
+        stime_us,
+        maxrss_kb,
+    } = *status
+    else {
+        return None;
+    };
+    Some(ExitInfo {
+        utime_us: Some(utime_us),
+        stime_us: Some(stime_us),
+        max_rss_kb: Some(maxrss_kb),
+        ..ExitInfo::from_wait_status(wait_status)
+    })
 }
 
 /// The state as the control interface names it.

@@ -29,7 +29,7 @@ use crate::gateway::Upstreams;
 use crate::options::Options;
 
 /// Lowest kernel uid of the reserved range; slot 0 is the daemon itself where no service user exists.
-const FALLBACK_SERVICE_ID: u32 = 2_046_820_352;
+const FALLBACK_SERVICE_ID: u32 = agentd_broker::protocol::RESERVED_ID_BASE;
 
 /// Everything that start-up made while it still could.
 #[derive(Debug)]

@@ -125,6 +125,9 @@ pub enum Fact {
         direction: Direction,
         /// The line without its newline.
         line: String,
+        /// Where it ends in its stream, its newline included: bytes of the agent's stdout for `In`, of its stdin for
+        /// `Out`. `None` where the stream is not counted.
+        end: Option<u64>,
     },
     /// A tool permission was decided.
     Approval(Approval),

@@ -18,13 +18,30 @@ use crate::error::{StoreError, classify};
 
 /// Numbered, embedded, never edited once merged.
 fn migrations() -> Vec<Migration> {
-    vec![Migration::new(
-        1,
-        "record".into(),
-        MigrationType::Simple,
-        include_str!("../../migrations/sqlite/0001_record.sql").into_sql_str(),
-        false,
-    )]
+    // Numbers are dealt out to parts of the project, so there may be gaps for a while; the order is that of numbers.
+    [
+        (
+            1,
+            "record",
+            include_str!("../../migrations/sqlite/0001_record.sql"),
+        ),
+        (
+            5,
+            "driver offsets",
+            include_str!("../../migrations/sqlite/0005_driver_offsets.sql"),
+        ),
+    ]
+    .into_iter()
+    .map(|(version, name, sql)| {
+        Migration::new(
+            version,
+            name.into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
+    })
+    .collect()
 }
 
 /// "agnd": marks the file as ours (`PRAGMA application_id`).

@@ -61,6 +61,26 @@ impl Store {
         .map_err(|error: sqlx::Error| self.public(error))
     }
 
+    /// The launches that were accepted and neither failed nor ended, as far as the record knows: oldest first.
+    ///
+    /// # Errors
+    /// The trouble of the database.
+    pub async fn unended(&self, viewer: Viewer) -> Result<Vec<LaunchId>, StoreError> {
+        let db = &mut self.snapshot().await?;
+        let ids: Result<Vec<String>, sqlx::Error> = sqlx::query_scalar(
+            "SELECT l.id FROM launches l LEFT JOIN exits e ON e.launch = l.id
+             WHERE e.launch IS NULL AND l.state <> 'failed' AND (?1 IS NULL OR l.uid = ?1) ORDER BY l.seq",
+        )
+        .bind(viewer.uid())
+        .fetch_all(&mut **db)
+        .await;
+        Ok(ids
+            .map_err(|error| self.public(error))?
+            .into_iter()
+            .map(LaunchId::new)
+            .collect())
+    }
+
     /// Finds a launch by its id, an unambiguous beginning of its id (8 characters or more), or its name, in this
     /// order; of several with the same name the newest.
     ///
@@ -192,7 +212,8 @@ impl Store {
         let db = &mut self.snapshot().await?;
         async {
             let rows = sqlx::query(
-                "SELECT t.seq, t.at_ms, t.direction, t.line FROM driver_lines t JOIN launches l ON l.id = t.launch
+                "SELECT t.seq, t.at_ms, t.direction, t.line, t.end_offset
+                 FROM driver_lines t JOIN launches l ON l.id = t.launch
                  WHERE l.id = ?1 AND (?2 IS NULL OR l.uid = ?2) AND t.seq > ?3 ORDER BY t.seq LIMIT ?4",
             )
             .bind(id.as_str())
@@ -211,6 +232,9 @@ impl Store {
                             _ => Direction::In,
                         },
                         line: row.try_get("line")?,
+                        end: row
+                            .try_get::<Option<i64>, _>("end_offset")?
+                            .and_then(|end| u64::try_from(end).ok()),
                     })
                 })
                 .collect::<Result<Vec<_>, _>>()

@@ -176,4 +176,6 @@ pub struct DriverLine {
     pub direction: Direction,
     /// The line.
     pub line: String,
+    /// Where it ends in its stream, if that was counted.
+    pub end: Option<u64>,
 }

@@ -218,17 +218,23 @@ pub(crate) async fn insert(
             )
             .await
         }
-        Fact::DriverLine { direction, line } => {
+        Fact::DriverLine {
+            direction,
+            line,
+            end,
+        } => {
             run(
                 connection,
                 sqlx::query(
-                    "INSERT INTO driver_lines (seq, launch, at_ms, direction, line) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    "INSERT INTO driver_lines (seq, launch, at_ms, direction, line, end_offset)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 )
                 .bind(seq)
                 .bind(launch)
                 .bind(at_ms)
                 .bind(tag(direction))
-                .bind(line),
+                .bind(line)
+                .bind(end.map(int)),
             )
             .await
         }

@@ -264,6 +264,7 @@ impl State {
             .map(|line| Fact::DriverLine {
                 direction: Direction::In,
                 line: line.record().to_owned(),
+                end: None,
             })
             .collect();
         self.record(facts).await;
@@ -497,6 +498,7 @@ impl State {
         facts.push(Fact::DriverLine {
             direction: Direction::Out,
             line: line.clone(),
+            end: None,
         });
         self.record(facts).await;
         if let Some(lines) = &self.lines

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agentd_api::MANAGER_PATH;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use zbus::{Connection, Guid};
 
 use crate::agents::{Agent, Caller, Change};
@@ -114,35 +114,77 @@ pub async fn accept(listener: UnixListener, daemon: Arc<Daemon>) {
 
 /// Serves one connection until the peer leaves.
 async fn serve(stream: UnixStream, caller: Caller, daemon: &Arc<Daemon>) -> zbus::Result<()> {
-    // Subscribed before the first listing, so that no agent falls between the two.
-    let mut changes = daemon.agents.changes();
-    let connection = zbus::connection::Builder::unix_stream(stream.into_std()?)
-        .server(Guid::generate())
-        .p2p()
-        .max_queued(MAX_QUEUED)
-        .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
-        .build()
-        .await?;
-    for agent in daemon.agents.visible(caller) {
-        publish(&connection, daemon, &agent).await?;
+    let builder =
+        zbus::connection::Builder::unix_stream(stream.into_std()?).server(Guid::generate());
+    Tree::build(builder, caller, daemon).await?.follow().await
+}
+
+/// The objects of one caller on one connection: the same tree on the control socket and, for each of its peers, on the
+/// system bus.
+#[derive(Debug)]
+struct Tree {
+    connection: Connection,
+    caller: Caller,
+    daemon: Arc<Daemon>,
+    changes: Receiver<Change>,
+}
+
+impl Tree {
+    /// Puts everything that `caller` may see on a peer-to-peer connection. A plane adds its object here and nowhere else.
+    async fn build(
+        builder: zbus::connection::Builder<'_>,
+        caller: Caller,
+        daemon: &Arc<Daemon>,
+    ) -> zbus::Result<Self> {
+        // Subscribed before the first listing, so that no agent falls between the two.
+        let changes = daemon.agents.changes();
+        let connection = builder
+            .p2p()
+            .max_queued(MAX_QUEUED)
+            .serve_at(MANAGER_PATH, zbus::fdo::ObjectManager)
+            .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
+            .build()
+            .await?;
+        let tree = Self {
+            connection,
+            caller,
+            daemon: Arc::clone(daemon),
+            changes,
+        };
+        tree.publish_all().await?;
+        Ok(tree)
     }
-    loop {
-        tokio::select! {
-            () = connection.closed() => return Ok(()),
-            change = changes.recv() => match change {
-                Ok(Change::Added(agent)) if caller.may_touch(agent.identity.uid) => publish(&connection, daemon, &agent).await?,
-                Ok(Change::Forgotten(agent)) if caller.may_touch(agent.identity.uid) => {
-                    connection.object_server().remove::<AgentObject, _>(agent.identity.id.object_path()).await?;
+
+    /// Keeps the tree as it should be until the peer leaves.
+    async fn follow(mut self) -> zbus::Result<()> {
+        loop {
+            let change = tokio::select! {
+                () = self.connection.closed() => return Ok(()),
+                change = self.changes.recv() => change,
+            };
+            match change {
+                Ok(Change::Added(agent)) if self.caller.may_touch(agent.identity.uid) => {
+                    publish(&self.connection, &self.daemon, &agent).await?;
+                }
+                Ok(Change::Forgotten(agent)) if self.caller.may_touch(agent.identity.uid) => {
+                    let path = agent.identity.id.object_path();
+                    self.connection
+                        .object_server()
+                        .remove::<AgentObject, _>(path)
+                        .await?;
                 }
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => {
-                    for agent in daemon.agents.visible(caller) {
-                        publish(&connection, daemon, &agent).await?;
-                    }
-                }
+                Err(RecvError::Lagged(_)) => self.publish_all().await?,
                 Err(RecvError::Closed) => return Ok(()),
-            },
+            }
         }
+    }
+
+    async fn publish_all(&self) -> zbus::Result<()> {
+        for agent in self.daemon.agents.visible(self.caller) {
+            publish(&self.connection, &self.daemon, &agent).await?;
+        }
+        Ok(())
     }
 }
 

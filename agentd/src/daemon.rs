@@ -49,6 +49,11 @@ impl Daemon {
         self.state_dir.join("logs").join(format!("{id}.log"))
     }
 
+    /// Where the agent's init writes its last report.
+    pub fn status_path(&self, id: AgentId) -> PathBuf {
+        self.state_dir.join("agents").join(format!("{id}.status"))
+    }
+
     pub fn sandbox_mode(&self) -> agentd_sandbox::Mode {
         match self.mode {
             DaemonMode::Root => agentd_sandbox::Mode::Root,

@@ -139,7 +139,7 @@ impl Agent {
         let gone = Gone {
             slot,
             pid: self.pid,
-            wait_status: *wait_status,
+            wait_status: Some(*wait_status),
             stats: stats(*usage),
         };
         self.state = State::Gone;

@@ -7,7 +7,8 @@
 //! Never interprets plans, never retries. Needs no privilege of its own; fails with [`ClientError`].
 
 use crate::protocol::{
-    self, DecodeError, Failure, Gone, Launch, Launched, Reply, Request, Slot, Stats, Welcome,
+    self, DecodeError, Failure, Gone, Held, HeldState, Launch, Launched, MAX_REPLY_FDS, Reply,
+    Request, Slot, Stats, Welcome,
 };
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use std::collections::VecDeque;
@@ -53,7 +54,7 @@ pub struct Incoming {
     /// The request that this answers; 0 for events.
     pub request: u64,
     pub reply: Reply,
-    /// For [`Reply::Launched`]: the pidfd, then the status socket. Empty otherwise.
+    /// For [`Reply::Launched`] and [`Reply::Held`]: the pidfd, the status socket, what was kept. Empty otherwise.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -86,7 +87,7 @@ fn is_hang_up(error: &io::Error) -> bool {
 /// [`ClientError::Gone`] at end of file; a [`Reply::Failed`] is returned as a message, not as an error.
 pub fn try_receive(socket: BorrowedFd<'_>) -> Result<Incoming, ClientError> {
     let mut buffer = [0u8; protocol::MAX_MESSAGE];
-    let received = match fdpass::receive(socket, &mut buffer, 2, Wait::AsSocket) {
+    let received = match fdpass::receive(socket, &mut buffer, MAX_REPLY_FDS, Wait::AsSocket) {
         Err(ReceiveError::Io(error)) if is_hang_up(&error) => return Err(ClientError::Gone),
         other => other?,
     };
@@ -155,6 +156,52 @@ impl TryFrom<Incoming> for LaunchedAgent {
     }
 }
 
+/// An agent that the broker held, with its descriptors.
+#[derive(Debug)]
+pub struct HeldAgent {
+    pub info: Launched,
+    pub state: HeldState,
+    /// As in [`LaunchedAgent`].
+    pub pidfd: OwnedFd,
+    /// As in [`LaunchedAgent`]; reports that nobody has read are still in it.
+    pub status: OwnedFd,
+    /// What the former agentd gave with [`Request::Keep`], in its order.
+    pub kept: Vec<OwnedFd>,
+}
+
+impl HeldAgent {
+    /// The answer to [`Request::Next`]; `None` when there is no further agent.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], or [`ClientError::Unexpected`] for any other reply and a wrong number of descriptors.
+    pub fn from_reply(incoming: Incoming) -> Result<Option<Self>, ClientError> {
+        match incoming.reply {
+            Reply::Done => Ok(None),
+            Reply::Held(Held { info, state, kept }) => {
+                let wrong = ClientError::Unexpected {
+                    expected: "held with its descriptors",
+                    got: "held with others",
+                };
+                let mut fds = incoming.fds.into_iter();
+                let (Some(pidfd), Some(status)) = (fds.next(), fds.next()) else {
+                    return Err(wrong);
+                };
+                if fds.len() != kept as usize {
+                    return Err(wrong);
+                }
+                Ok(Some(Self {
+                    info,
+                    state,
+                    pidfd,
+                    status,
+                    kept: fds.collect(),
+                }))
+            }
+            other => Err(unexpected("held", other)),
+        }
+    }
+}
+
 /// A blocking client: each call sends one request and waits for its reply; events that arrive meanwhile are kept.
 #[derive(Debug)]
 pub struct BrokerClient {
@@ -196,10 +243,11 @@ impl BrokerClient {
         }
     }
 
-    /// Launches `plan`; `caller` is only recorded, see [`Launch::caller_uid`].
+    /// Launches `plan`; its init writes its end to `status_file`. `caller` is only recorded, see [`Launch::caller_uid`].
     pub fn launch(
         &mut self,
         plan: &[u8],
+        status_file: BorrowedFd<'_>,
         grants: &[BorrowedFd<'_>],
         caller: (u32, u32),
     ) -> Result<LaunchedAgent, ClientError> {
@@ -210,7 +258,8 @@ impl BrokerClient {
             caller_uid: caller.0,
             caller_gid: caller.1,
         };
-        let fds: Vec<_> = std::iter::once(memfd.as_fd())
+        let fds: Vec<_> = [memfd.as_fd(), status_file]
+            .into_iter()
             .chain(grants.iter().copied())
             .collect();
         self.call(&Request::Launch(launch), &fds)?.try_into()
@@ -230,6 +279,34 @@ impl BrokerClient {
 
     pub fn release(&mut self, slot: Slot) -> Result<(), ClientError> {
         self.done(&Request::Release(slot))
+    }
+
+    /// Makes the broker keep `fds` for the slot, instead of what it kept before.
+    pub fn keep(&mut self, slot: Slot, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let count = fds.len() as u32;
+        self.done_with(&Request::Keep { slot, count }, fds)
+    }
+
+    /// The held agent with the lowest slot above `after`.
+    pub fn next_held(&mut self, after: Option<Slot>) -> Result<Option<HeldAgent>, ClientError> {
+        HeldAgent::from_reply(self.call(&Request::Next { after }, &[])?)
+    }
+
+    /// Hands an agent of a former broker over; `kept` as in [`BrokerClient::keep`].
+    pub fn adopt(
+        &mut self,
+        info: Launched,
+        pidfd: BorrowedFd<'_>,
+        status: BorrowedFd<'_>,
+        kept: &[BorrowedFd<'_>],
+    ) -> Result<(), ClientError> {
+        let fds = [&[pidfd, status], kept].concat();
+        self.done_with(&Request::Adopt(info), &fds)
+    }
+
+    /// Leaves the agents to the next agentd, and hangs up.
+    pub fn detach(mut self) -> Result<(), ClientError> {
+        self.done(&Request::Detach)
     }
 
     pub fn stat(&mut self, slot: Slot) -> Result<Stats, ClientError> {
@@ -278,7 +355,11 @@ impl BrokerClient {
     }
 
     fn done(&mut self, request: &Request) -> Result<(), ClientError> {
-        match self.call(request, &[])?.reply {
+        self.done_with(request, &[])
+    }
+
+    fn done_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.call(request, fds)?.reply {
             Reply::Done => Ok(()),
             other => Err(unexpected("done", other)),
         }
@@ -301,6 +382,7 @@ fn name(reply: &Reply) -> &'static str {
         Reply::Launched(_) => "launched",
         Reply::Done => "done",
         Reply::Stats(_) => "stats",
+        Reply::Held(_) => "held",
         Reply::Failed(_) => "failed",
         Reply::Gone(_) => "gone",
     }
@@ -371,7 +453,7 @@ mod tests {
         let gone = Gone {
             slot: Slot(3),
             pid: 9,
-            wait_status: 0,
+            wait_status: Some(0),
             stats: Stats::default(),
         };
         for (id, reply) in [(0, Reply::Gone(gone)), (1, Reply::Done)] {

@@ -1,8 +1,8 @@
-//! One launch: check the plan against the floor, consume the grants, map their ids, make the cgroup, start the launcher.
+//! One launch: check the plan against the floor, receive the grants, map their ids, make the cgroup, start the launcher.
 //!
 //! Everything from the client is untrusted here: the plan file must be sealed before it is read, the plan must parse and
 //! pass the floor, ids come from the broker's own range, and who granted what is what the kernel attests. The first thing
-//! that is wrong refuses the launch with the rule it broke; nothing is left behind, though consumed grants are spent.
+//! that is wrong refuses the launch with the rule it broke; nothing is left behind, though grants for one use are spent.
 
 use crate::agents::Agent;
 use crate::failure::{failed, refused};
@@ -61,15 +61,15 @@ impl Workshop {
         agentd_lifeline: BorrowedFd<'_>,
     ) -> Result<Started, Failure> {
         let mut fds = fds.into_iter();
-        let plan_file = fds
-            .next()
-            .filter(|_| fds.len() == request.grants as usize)
-            .ok_or_else(|| {
-                refused(
-                    ErrorCode::Malformed,
-                    "a launch carries the plan's descriptor and one per grant",
-                )
-            })?;
+        let (Some(plan_file), Some(status_file), true) =
+            (fds.next(), fds.next(), fds.len() == request.grants as usize)
+        else {
+            return Err(refused(
+                ErrorCode::Malformed,
+                "a launch carries the plan, the status file and one socket per grant",
+            ));
+        };
+        check_status_file(&status_file)?;
         let bytes = read_sealed(plan_file, request.plan_len)?;
         let plan = Plan::parse(&bytes.content)
             .map_err(|error| refused(ErrorCode::Plan, format!("the plan: {error}")))?;
@@ -79,7 +79,7 @@ impl Workshop {
         };
         floor::check(&plan, &context)
             .map_err(|violation| refused(ErrorCode::Floor, violation.to_string()))?;
-        let grants = consume(fds, &plan)?;
+        let grants = receive(fds, &plan)?;
         let (caller_uid, caller_gid) = self.caller(&grants, request)?;
 
         let own = (
@@ -132,6 +132,7 @@ impl Workshop {
                 layers,
                 plan,
                 agentd_lifeline,
+                status_file: status_file.as_fd(),
                 grants,
                 group,
             };
@@ -146,6 +147,7 @@ impl Workshop {
         let reply = Launched {
             slot,
             pid: spawned.pid,
+            grace_ms: plan.lifeline_grace_ms(),
             host_uid,
             host_gid,
             caller_uid,
@@ -236,8 +238,24 @@ fn read_sealed(file: OwnedFd, len: u32) -> Result<SealedPlan, Failure> {
     Ok(SealedPlan { file, content })
 }
 
-/// Consumes all grants, and checks that each goes where the giver said and with no more access.
-fn consume(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Vec<Grant>, Failure> {
+/// The init writes at offset 0 of it for as long as it lives, so it is nothing that reacts to being written.
+fn check_status_file(file: &OwnedFd) -> Result<(), Failure> {
+    use rustix::fs::{FileType, OFlags};
+    let stat = rustix::fs::fstat(file);
+    let regular = stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile);
+    let flags = rustix::fs::fcntl_getfl(file).unwrap_or(OFlags::PATH);
+    let writable = matches!(flags & OFlags::ACCMODE, OFlags::WRONLY | OFlags::RDWR);
+    if regular && writable && !flags.contains(OFlags::PATH) {
+        return Ok(());
+    }
+    Err(refused(
+        ErrorCode::Malformed,
+        "the second descriptor of a launch is the status file: a regular file open for writing",
+    ))
+}
+
+/// Receives all grants, and checks that each goes where the giver said and with no more access.
+fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Vec<Grant>, Failure> {
     let mut grants = Vec::new();
     for (index, socket) in sockets.enumerate() {
         let grant = grant::receive(socket)

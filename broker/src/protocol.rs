@@ -14,15 +14,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const RESERVED_ID_BASE: u32 = 2_046_820_352;
 
 /// Version of this protocol; [`Request::Hello`] carries it and the broker refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// No message is longer than this; a receive buffer of this size never truncates.
 pub const MAX_MESSAGE: usize = 1024;
 /// Most grants in one launch.
 pub const MAX_GRANTS: usize = 128;
 /// Most agents that one broker holds at a time.
 pub const MAX_AGENTS: usize = 4096;
-/// Most descriptors that any message carries: a plan and its grants.
-pub const MAX_FDS: usize = 1 + MAX_GRANTS;
+/// Most descriptors that the broker keeps for one agent.
+pub const MAX_KEPT: usize = 32;
+/// Most descriptors that any message carries: a plan, the status file, the grants.
+pub const MAX_FDS: usize = 2 + MAX_GRANTS;
+/// Most descriptors in any reply: pidfd, status socket, what was kept.
+pub const MAX_REPLY_FDS: usize = 2 + MAX_KEPT;
 /// Longest cgroup path in [`Launched`], bytes.
 pub const MAX_CGROUP_PATH: usize = 512;
 /// Longest text in [`Failure`], bytes.
@@ -50,21 +54,38 @@ pub enum Mode {
 }
 
 /// agentd → broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// The first message, once. Descriptors: the read end of agentd's lifeline pipe.
+    /// The first message of each connection, once. Descriptors: the read end of agentd's lifeline pipe.
     Hello {
         version: u32,
     },
-    /// Descriptors: the sealed plan memfd, then `grants` grant sockets in plan order.
+    /// Descriptors: the sealed plan memfd, the status file (a regular file open for writing), then `grants` grant sockets
+    /// in plan order.
     Launch(Launch),
     /// Kills everything in the agent's cgroup (or its init, and so its pid namespace). `Gone` follows.
     Kill(Slot),
     Freeze(Slot),
     Thaw(Slot),
     Stat(Slot),
-    /// Frees the slot of an agent that is [`Gone`]; only then can its number be used again.
+    /// Frees the slot of an agent that is [`Gone`], and closes what was kept for it; only then can its number be used again.
     Release(Slot),
+    /// Descriptors: `count`, which the broker keeps for the slot instead of those it kept before, and hands to the next
+    /// agentd with [`Request::Next`].
+    Keep {
+        slot: Slot,
+        count: u32,
+    },
+    /// Asks for the held agent with the lowest slot above `after`; `None` for the first.
+    Next {
+        after: Option<Slot>,
+    },
+    /// Hands an agent of a broker that has died to this one. Descriptors: the init's pidfd, the status socket, then what is
+    /// to be kept. The broker verifies what it can of [`Launched`] and takes nothing that decides a right from it.
+    Adopt(Launched),
+    /// agentd is about to end on purpose and leaves its agents to the next one, for their grace. Everything it sent before
+    /// is done when the reply arrives.
+    Detach,
     /// Kill all agents, clean up, exit. No reply: the socket reaches end of file.
     Shutdown,
 }
@@ -88,10 +109,12 @@ pub enum Reply {
     Welcome(Welcome),
     /// To [`Request::Launch`]. Descriptors: the init's pidfd, then agentd's end of the status socket.
     Launched(Launched),
-    /// To kill, freeze, thaw and release.
+    /// To kill, freeze, thaw, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
     Done,
     /// To [`Request::Stat`].
     Stats(Stats),
+    /// To [`Request::Next`]. Descriptors: the init's pidfd, the status socket, then what is kept.
+    Held(Held),
     /// To any request that was refused or failed.
     Failed(Failure),
     /// Not a reply (request id 0): an agent's init was reaped and its cgroup removed.
@@ -106,6 +129,8 @@ pub struct Welcome {
     pub pid: i32,
     /// Which cgroup features are usable for agents.
     pub cgroups: CgroupFeatures,
+    /// How many agents [`Request::Next`] will tell of: those of an agentd that has gone.
+    pub held: u32,
 }
 
 /// What the broker can do with agents' cgroups on this host.
@@ -142,6 +167,8 @@ pub struct Launched {
     pub slot: Slot,
     /// The init's pid as the broker sees it.
     pub pid: i32,
+    /// How long it outlives agentd or the broker, as its plan says.
+    pub grace_ms: u32,
     /// Kernel ids of the agent's processes.
     pub host_uid: u32,
     pub host_gid: u32,
@@ -154,6 +181,26 @@ pub struct Launched {
     pub cgroup_id: u64,
     /// The agent's cgroup2 directory as an absolute path, empty without one.
     pub cgroup_path: Vec<u8>,
+}
+
+/// One agent that the broker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub info: Launched,
+    pub state: HeldState,
+    /// Descriptors that follow the first two.
+    pub kept: u32,
+}
+
+/// What became of a held agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldState {
+    Running,
+    /// As [`Gone`] said, or would have said had anybody listened.
+    Gone {
+        wait_status: Option<i32>,
+        stats: Stats,
+    },
 }
 
 /// Observed use of one agent's cgroup. A value that this host can't give is `None`.
@@ -172,8 +219,9 @@ pub struct Stats {
 pub struct Gone {
     pub slot: Slot,
     pub pid: i32,
-    /// The init's wait status as `wait(2)` encodes it.
-    pub wait_status: i32,
+    /// The init's wait status as `wait(2)` encodes it; unknown for an adopted agent where the kernel tells it to the
+    /// parent only (`PIDFD_GET_INFO` tells of exits since Linux 6.15).
+    pub wait_status: Option<i32>,
     /// Last figures before the cgroup was removed.
     pub stats: Stats,
 }
@@ -223,6 +271,8 @@ pub enum ErrorCode {
     Unsupported = 14,
     /// The broker is shutting down.
     ShuttingDown = 15,
+    /// An agent handed over by [`Request::Adopt`] is not what it is said to be.
+    Adopt = 16,
 }
 
 impl ErrorCode {
@@ -244,6 +294,7 @@ impl ErrorCode {
             Spawn,
             Unsupported,
             ShuttingDown,
+            Adopt,
         ]
         .into_iter()
         .find(|code| *code as u16 == raw)
@@ -267,6 +318,7 @@ impl ErrorCode {
             Self::Spawn => "spawn",
             Self::Unsupported => "unsupported",
             Self::ShuttingDown => "shutting-down",
+            Self::Adopt => "adopt",
         }
     }
 }
@@ -306,12 +358,17 @@ mod kind {
     pub const STAT: u16 = 6;
     pub const RELEASE: u16 = 7;
     pub const SHUTDOWN: u16 = 8;
+    pub const KEEP: u16 = 9;
+    pub const NEXT: u16 = 10;
+    pub const ADOPT: u16 = 11;
+    pub const DETACH: u16 = 12;
     pub const WELCOME: u16 = 101;
     pub const LAUNCHED: u16 = 102;
     pub const DONE: u16 = 103;
     pub const STATS: u16 = 104;
     pub const FAILED: u16 = 105;
     pub const GONE: u16 = 106;
+    pub const HELD: u16 = 107;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -349,11 +406,20 @@ struct SlotBody {
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
+struct KeepBody {
+    slot: u32,
+    count: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
 struct WelcomeBody {
     version: u32,
     mode: u32,
     pid: i32,
     cgroups: u32,
+    held: u32,
+    reserved: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -367,7 +433,8 @@ struct LaunchedBody {
     caller_gid: u32,
     layers: u64,
     cgroup_id: u64,
-    path_len: u64,
+    grace_ms: u32,
+    path_len: u32,
     path: [u8; MAX_CGROUP_PATH],
 }
 
@@ -393,9 +460,26 @@ struct FailedBody {
 struct GoneBody {
     slot: u32,
     pid: i32,
+    end: EndBody,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct EndBody {
     wait_status: i32,
-    reserved: u32,
+    /// 1: the wait status is known.
+    known: u32,
     stats: StatsBody,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct HeldBody {
+    info: LaunchedBody,
+    /// 0: running, and `end` is zero. 1: gone.
+    state: u32,
+    kept: u32,
+    end: EndBody,
 }
 
 const _: () = assert!(size_of::<Header>() == 16);
@@ -403,7 +487,7 @@ const _: () = assert!(size_of::<LaunchBody>() == 24);
 const _: () = assert!(size_of::<LaunchedBody>() == 48 + MAX_CGROUP_PATH);
 const _: () = assert!(size_of::<FailedBody>() == 8 + MAX_TEXT);
 const _: () = assert!(size_of::<GoneBody>() == 64);
-const _: () = assert!(size_of::<Header>() + size_of::<LaunchedBody>() <= MAX_MESSAGE);
+const _: () = assert!(size_of::<Header>() + size_of::<HeldBody>() <= MAX_MESSAGE);
 const _: () = assert!(
     cfg!(target_endian = "little"),
     "the layouts above are the wire form on little-endian machines"
@@ -455,6 +539,60 @@ fn slot_body(kind: u16, bytes: &[u8]) -> Result<Slot, DecodeError> {
     Ok(Slot(body.slot))
 }
 
+impl LaunchedBody {
+    fn new(info: &Launched) -> Self {
+        let (path, path_len) = field(&info.cgroup_path);
+        Self {
+            slot: info.slot.0,
+            pid: info.pid,
+            host_uid: info.host_uid,
+            host_gid: info.host_gid,
+            caller_uid: info.caller_uid,
+            caller_gid: info.caller_gid,
+            layers: info.layers,
+            cgroup_id: info.cgroup_id,
+            grace_ms: info.grace_ms,
+            path_len: path_len as u32,
+            path,
+        }
+    }
+
+    /// What is behind the path must be zero: every message has one encoding.
+    fn info(&self, kind: u16) -> Result<Launched, DecodeError> {
+        let path = self.path.split_at_checked(self.path_len as usize);
+        let path = path.filter(|(_, rest)| rest.iter().all(|byte| *byte == 0));
+        let field = "path";
+        let (path, _) = path.ok_or(DecodeError::Field { kind, field })?;
+        Ok(Launched {
+            slot: Slot(self.slot),
+            pid: self.pid,
+            grace_ms: self.grace_ms,
+            host_uid: self.host_uid,
+            host_gid: self.host_gid,
+            caller_uid: self.caller_uid,
+            caller_gid: self.caller_gid,
+            layers: self.layers,
+            cgroup_id: self.cgroup_id,
+            cgroup_path: path.to_vec(),
+        })
+    }
+}
+
+impl EndBody {
+    fn new(wait_status: Option<i32>, stats: Stats) -> Self {
+        Self {
+            wait_status: wait_status.unwrap_or_default(),
+            known: wait_status.is_some().into(),
+            stats: encode_stats(stats),
+        }
+    }
+
+    fn end(&self) -> (Option<i32>, Stats) {
+        let wait_status = (self.known == 1).then_some(self.wait_status);
+        (wait_status, decode_stats(&self.stats))
+    }
+}
+
 /// The bytes of a request. `request` comes back in the reply; 0 is reserved for events.
 pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
     let slot = |kind, slot: Slot| {
@@ -467,8 +605,8 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
             },
         )
     };
-    match *message_ {
-        Request::Hello { version } => message(
+    match message_ {
+        &Request::Hello { version } => message(
             request,
             kind::HELLO,
             HelloBody {
@@ -476,7 +614,7 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
                 reserved: 0,
             },
         ),
-        Request::Launch(Launch {
+        &Request::Launch(Launch {
             plan_len,
             grants,
             caller_uid,
@@ -491,12 +629,19 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
             };
             message(request, kind::LAUNCH, body)
         }
-        Request::Kill(number) => slot(kind::KILL, number),
-        Request::Freeze(number) => slot(kind::FREEZE, number),
-        Request::Thaw(number) => slot(kind::THAW, number),
-        Request::Stat(number) => slot(kind::STAT, number),
-        Request::Release(number) => slot(kind::RELEASE, number),
+        &Request::Kill(number) => slot(kind::KILL, number),
+        &Request::Freeze(number) => slot(kind::FREEZE, number),
+        &Request::Thaw(number) => slot(kind::THAW, number),
+        &Request::Stat(number) => slot(kind::STAT, number),
+        &Request::Release(number) => slot(kind::RELEASE, number),
         Request::Shutdown => message(request, kind::SHUTDOWN, [0u8; 0]),
+        &Request::Keep { slot, count } => {
+            let slot = slot.0;
+            message(request, kind::KEEP, KeepBody { slot, count })
+        }
+        &Request::Next { after } => slot(kind::NEXT, after.unwrap_or(Slot(0))),
+        Request::Adopt(info) => message(request, kind::ADOPT, LaunchedBody::new(info)),
+        Request::Detach => message(request, kind::DETACH, [0u8; 0]),
     }
 }
 
@@ -537,6 +682,25 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), DecodeError> {
             empty(kind, rest)?;
             Request::Shutdown
         }
+        kind::KEEP => {
+            let keep: KeepBody = body(kind, rest)?;
+            check(keep.count as usize <= MAX_KEPT, kind, "count")?;
+            Request::Keep {
+                slot: Slot(keep.slot),
+                count: keep.count,
+            }
+        }
+        kind::NEXT => {
+            let after = slot_body(kind, rest)?;
+            Request::Next {
+                after: (after != Slot(0)).then_some(after),
+            }
+        }
+        kind::ADOPT => Request::Adopt(body::<LaunchedBody>(kind, rest)?.info(kind)?),
+        kind::DETACH => {
+            empty(kind, rest)?;
+            Request::Detach
+        }
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok((header.request, request))
@@ -554,24 +718,24 @@ pub fn encode_reply(request: u64, reply: &Reply) -> Vec<u8> {
                 },
                 pid: welcome.pid,
                 cgroups: welcome.cgroups.to_bits(),
+                held: welcome.held,
+                reserved: 0,
             };
             message(request, kind::WELCOME, body)
         }
-        Reply::Launched(launched) => {
-            let (path, path_len) = field(&launched.cgroup_path);
-            let body = LaunchedBody {
-                slot: launched.slot.0,
-                pid: launched.pid,
-                host_uid: launched.host_uid,
-                host_gid: launched.host_gid,
-                caller_uid: launched.caller_uid,
-                caller_gid: launched.caller_gid,
-                layers: launched.layers,
-                cgroup_id: launched.cgroup_id,
-                path_len: path_len as u64,
-                path,
+        Reply::Launched(info) => message(request, kind::LAUNCHED, LaunchedBody::new(info)),
+        Reply::Held(held) => {
+            let (state, end) = match held.state {
+                HeldState::Running => (0, EndBody::new(None, Stats::default())),
+                HeldState::Gone { wait_status, stats } => (1, EndBody::new(wait_status, stats)),
             };
-            message(request, kind::LAUNCHED, body)
+            let body = HeldBody {
+                info: LaunchedBody::new(&held.info),
+                state,
+                kept: held.kept,
+                end,
+            };
+            message(request, kind::HELD, body)
         }
         Reply::Done => message(request, kind::DONE, [0u8; 0]),
         Reply::Stats(stats) => message(request, kind::STATS, encode_stats(*stats)),
@@ -590,9 +754,7 @@ pub fn encode_reply(request: u64, reply: &Reply) -> Vec<u8> {
             let body = GoneBody {
                 slot: gone.slot.0,
                 pid: gone.pid,
-                wait_status: gone.wait_status,
-                reserved: 0,
-                stats: encode_stats(gone.stats),
+                end: EndBody::new(gone.wait_status, gone.stats),
             };
             message(request, kind::GONE, body)
         }
@@ -621,28 +783,27 @@ pub fn decode_reply(bytes: &[u8]) -> Result<(u64, Reply), DecodeError> {
                 mode,
                 pid: welcome.pid,
                 cgroups: CgroupFeatures::from_bits(welcome.cgroups),
+                held: welcome.held,
             })
         }
         kind::LAUNCHED => {
             let launched: LaunchedBody = body(kind, rest)?;
-            let path = usize::try_from(launched.path_len)
-                .ok()
-                .and_then(|len| launched.path.get(..len));
-            Reply::Launched(Launched {
-                slot: Slot(launched.slot),
-                pid: launched.pid,
-                host_uid: launched.host_uid,
-                host_gid: launched.host_gid,
-                caller_uid: launched.caller_uid,
-                caller_gid: launched.caller_gid,
-                layers: launched.layers,
-                cgroup_id: launched.cgroup_id,
-                cgroup_path: path
-                    .ok_or(DecodeError::Field {
-                        kind,
-                        field: "path",
-                    })?
-                    .to_vec(),
+            Reply::Launched(launched.info(kind)?)
+        }
+        kind::HELD => {
+            let held: HeldBody = body(kind, rest)?;
+            let (wait_status, stats) = held.end.end();
+            Reply::Held(Held {
+                info: held.info.info(kind)?,
+                state: match held.state {
+                    0 => HeldState::Running,
+                    1 => HeldState::Gone { wait_status, stats },
+                    _ => {
+                        let field = "state";
+                        return Err(DecodeError::Field { kind, field });
+                    }
+                },
+                kept: held.kept,
             })
         }
         kind::DONE => {
@@ -669,11 +830,12 @@ pub fn decode_reply(bytes: &[u8]) -> Result<(u64, Reply), DecodeError> {
         }
         kind::GONE => {
             let gone: GoneBody = body(kind, rest)?;
+            let (wait_status, stats) = gone.end.end();
             Reply::Gone(Gone {
                 slot: Slot(gone.slot),
                 pid: gone.pid,
-                wait_status: gone.wait_status,
-                stats: decode_stats(&gone.stats),
+                wait_status,
+                stats,
             })
         }
         kind => return Err(DecodeError::Kind { kind }),
@@ -738,7 +900,32 @@ mod tests {
             Request::Stat(Slot(u32::MAX)),
             Request::Release(Slot(5)),
             Request::Shutdown,
+            Request::Keep {
+                slot: Slot(6),
+                count: MAX_KEPT as u32,
+            },
+            Request::Next { after: None },
+            Request::Next {
+                after: Some(Slot(7)),
+            },
+            Request::Adopt(launched()),
+            Request::Detach,
         ]
+    }
+
+    fn launched() -> Launched {
+        Launched {
+            slot: Slot(4),
+            pid: 1234,
+            grace_ms: 30_000,
+            host_uid: 2_046_820_356,
+            host_gid: 2_046_820_356,
+            caller_uid: 1000,
+            caller_gid: 100,
+            layers: 0x1ff,
+            cgroup_id: 99,
+            cgroup_path: b"/sys/fs/cgroup/agentd-1/agent-4".to_vec(),
+        }
     }
 
     fn every_reply() -> Vec<Reply> {
@@ -757,17 +944,27 @@ mod tests {
                     unified: true,
                     ..CgroupFeatures::default()
                 },
+                held: 3,
             }),
-            Reply::Launched(Launched {
-                slot: Slot(4),
-                pid: 1234,
-                host_uid: 2_046_820_356,
-                host_gid: 2_046_820_356,
-                caller_uid: 1000,
-                caller_gid: 100,
-                layers: 0x1ff,
-                cgroup_id: 99,
-                cgroup_path: b"/sys/fs/cgroup/agentd-1/agent-4".to_vec(),
+            Reply::Launched(launched()),
+            Reply::Held(Held {
+                info: launched(),
+                state: HeldState::Running,
+                kept: 32,
+            }),
+            Reply::Held(Held {
+                info: launched(),
+                state: HeldState::Gone {
+                    wait_status: Some(0),
+                    stats,
+                },
+                kept: 0,
+            }),
+            Reply::Gone(Gone {
+                slot: Slot(9),
+                pid: 1,
+                wait_status: None,
+                stats,
             }),
             Reply::Done,
             Reply::Stats(stats),
@@ -779,7 +976,7 @@ mod tests {
             Reply::Gone(Gone {
                 slot: Slot(4),
                 pid: 1234,
-                wait_status: 9,
+                wait_status: Some(9),
                 stats,
             }),
         ]
@@ -859,6 +1056,17 @@ mod tests {
     }
 
     #[test]
+    fn more_to_keep_than_is_kept_is_refused() {
+        let keep = Request::Keep {
+            slot: Slot(1),
+            count: MAX_KEPT as u32 + 1,
+        };
+        let (kind, field) = (kind::KEEP, "count");
+        let error = decode_request(&encode_request(1, &keep));
+        assert_eq!(error, Err(DecodeError::Field { kind, field }));
+    }
+
+    #[test]
     fn long_texts_are_cut_at_a_character() {
         let text = "é".repeat(MAX_TEXT);
         let failure = Failure {
@@ -880,7 +1088,7 @@ mod tests {
                 assert_eq!(code as u16, raw);
             }
         }
-        assert_eq!((0..=u16::MAX).filter_map(ErrorCode::from_raw).count(), 15);
+        assert_eq!((0..=u16::MAX).filter_map(ErrorCode::from_raw).count(), 16);
     }
 
     proptest! {

@@ -237,10 +237,14 @@ impl Server {
                 "the broker is shutting down",
             ));
         }
-        if !matches!(request, Request::Hello { .. } | Request::Launch(_)) && !fds.is_empty() {
+        let carries = matches!(
+            request,
+            Request::Hello { .. } | Request::Launch(_) | Request::Keep { .. } | Request::Adopt(_)
+        );
+        if !carries && !fds.is_empty() {
             return Err(refused(
                 ErrorCode::Malformed,
-                "only hello and launch carry descriptors",
+                "only hello, launch, keep and adopt carry descriptors",
             ));
         }
         if matches!(request, Request::Hello { .. }) != self.agentd_lifeline.is_none() {
@@ -274,6 +278,9 @@ impl Server {
                 (Reply::Stats(stats(usage)), Vec::new())
             }
             Request::Release(slot) => self.agents.release(slot).map(done)?,
+            Request::Keep { .. } | Request::Next { .. } | Request::Adopt(_) | Request::Detach => {
+                return Err(refused(ErrorCode::Unsupported, "this broker keeps nothing"));
+            }
             Request::Shutdown => {
                 self.stop();
                 return Ok(None);
@@ -319,6 +326,7 @@ impl Server {
             mode: self.workshop.mode,
             pid,
             cgroups,
+            held: 0,
         }))
     }
 

@@ -14,7 +14,7 @@ use agentd_kernel::cgroup::Group;
 use agentd_kernel::pidfd::PidFd;
 use agentd_launch::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
-    STATUS_FD,
+    STATUS_FD, STATUS_FILE_FD,
 };
 use agentd_launch::status::{self, Status, Step};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -55,6 +55,8 @@ pub struct Spawn<'a> {
     pub layers: u64,
     pub plan: BorrowedFd<'a>,
     pub agentd_lifeline: BorrowedFd<'a>,
+    /// Where the init leaves its last report.
+    pub status_file: BorrowedFd<'a>,
     pub grants: Vec<BorrowedFd<'a>>,
     pub group: &'a Group,
 }
@@ -145,6 +147,7 @@ impl Launcher {
         sources[STATUS_FD as usize] = launcher_status.as_raw_fd();
         sources[AGENTD_LIFELINE_FD as usize] = spawn.agentd_lifeline.as_raw_fd();
         sources[BROKER_LIFELINE_FD as usize] = self.lifeline.as_raw_fd();
+        sources[STATUS_FILE_FD as usize] = spawn.status_file.as_raw_fd();
         sources.extend(spawn.grants.iter().map(AsRawFd::as_raw_fd));
         let child = Child {
             sources,

@@ -180,6 +180,29 @@ pub fn receive(
     max_fds: usize,
     wait: Wait,
 ) -> Result<Received, ReceiveError> {
+    let flags = match wait {
+        Wait::Never => libc::MSG_DONTWAIT,
+        Wait::AsSocket => 0,
+    };
+    take(socket, buffer, max_fds, flags)
+}
+
+/// As [`receive`], never waiting, but leaves the message in the queue: the descriptors are further duplicates.
+#[doc(alias = "MSG_PEEK")]
+pub fn peek(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    max_fds: usize,
+) -> Result<Received, ReceiveError> {
+    take(socket, buffer, max_fds, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+}
+
+fn take(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    max_fds: usize,
+    flags: libc::c_int,
+) -> Result<Received, ReceiveError> {
     let mut control = [0u64; CONTROL_WORDS];
     let mut iov = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
@@ -191,12 +214,7 @@ pub fn receive(
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control) as _;
-    let flags = libc::MSG_CMSG_CLOEXEC
-        | if wait == Wait::Never {
-            libc::MSG_DONTWAIT
-        } else {
-            0
-        };
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let len = loop {
         // SAFETY: all pointers in `header` refer to live, writable memory of the stated lengths for the whole call.
         let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };

@@ -1,15 +1,18 @@
 //! Grants: the right to use one file object in one sandbox, given by whoever opened it.
 //!
 //! agentctl opens the workspace *as the caller* and makes a grant for it ([`send`]); agentd only forwards the grant; the
-//! broker alone consumes it ([`receive`]). A grant is one end of a SOCK_SEQPACKET pair in whose queue sits one message:
+//! broker alone uses it ([`receive`]). A grant is one end of a SOCK_SEQPACKET pair in whose queue sits one message:
 //! the opened object (`SCM_RIGHTS`), the wanted access, the path inside the sandbox, and the giver's ids as the kernel
 //! attests them (`SCM_CREDENTIALS`). The other end is already closed, so nobody can add to it or alter it. Whoever forwards
-//! it may drop it or look at it, but can't make one in somebody else's name, nor use one twice: the message is consumed.
+//! it may drop it or look at it, but can't make one in somebody else's name.
+//!
+//! The giver also says how often it can be used ([`Uses`]): a grant for one launch is consumed by it; a lasting one is read
+//! with `MSG_PEEK` and stays whole, so that an agent can be started again, by the same socket and in the same giver's name.
 //!
 //! Never opens a path, never trusts an id from the bytes. Callable from any thread; needs no privilege. Every way in which
 //! a grant can be wrong is a [`GrantError`]; the socket is closed in any case.
 
-use crate::fdpass::{self, ReceiveError, Wait};
+use crate::fdpass::{self, ReceiveError, Received, Wait};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +24,7 @@ pub const MAX_DST: usize = 4095;
 
 const MAGIC: [u8; 4] = *b"AGGR";
 const VERSION: u16 = 1;
-/// magic, version u16, access u8, zero u8.
+/// magic, version u16, access u8, uses u8.
 const HEADER: usize = 8;
 /// What the kernel shows for ids that it was not told or that have no name in our namespace.
 const OVERFLOW_ID: u32 = 65534;
@@ -34,7 +37,26 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A consumed grant.
+/// How often a grant can be used; its giver decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uses {
+    /// By one launch, which consumes it.
+    Once,
+    /// By any number of launches, for as long as somebody keeps the grant's socket.
+    Lasting,
+}
+
+/// What a grant's bytes say; nothing of it is attested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub access: Access,
+    /// Absolute, without `.` or `..` components.
+    pub dst: PathBuf,
+    pub uses: Uses,
+}
+
+/// A grant as its user gets it.
 #[derive(Debug)]
 pub struct Grant {
     /// The directory or file, opened by the giver.
@@ -42,6 +64,7 @@ pub struct Grant {
     pub access: Access,
     /// Absolute, without `.` or `..` components.
     pub dst: PathBuf,
+    pub uses: Uses,
     /// The giver's effective ids when the grant was made, attested by the kernel.
     pub uid: u32,
     pub gid: u32,
@@ -78,7 +101,12 @@ pub enum GrantError {
 ///
 /// # Errors
 /// [`GrantError::Path`] and [`GrantError::Kind`] before anything is sent, [`GrantError::Os`] if a call fails.
-pub fn send(object: BorrowedFd<'_>, access: Access, dst: &Path) -> Result<OwnedFd, GrantError> {
+pub fn send(
+    object: BorrowedFd<'_>,
+    access: Access,
+    dst: &Path,
+    uses: Uses,
+) -> Result<OwnedFd, GrantError> {
     check_dst(dst)?;
     check_kind(object)?;
     let mut message = Vec::with_capacity(HEADER + dst.as_os_str().len());
@@ -88,7 +116,10 @@ pub fn send(object: BorrowedFd<'_>, access: Access, dst: &Path) -> Result<OwnedF
         Access::ReadOnly => 0,
         Access::ReadWrite => 1,
     });
-    message.push(0);
+    message.push(match uses {
+        Uses::Once => 0,
+        Uses::Lasting => 1,
+    });
     message.extend_from_slice(dst.as_os_str().as_bytes());
     let (ours, theirs) = fdpass::seqpacket_pair().map_err(|source| GrantError::Os {
         call: "socketpair",
@@ -103,7 +134,7 @@ pub fn send(object: BorrowedFd<'_>, access: Access, dst: &Path) -> Result<OwnedF
     Ok(theirs)
 }
 
-/// Consumes a grant. Never blocks.
+/// Uses a grant: consumes one that is for one use, leaves a lasting one whole. Never blocks.
 ///
 /// # Errors
 /// Anything that is not exactly one well-formed grant message with one object and an attested sender.
@@ -119,6 +150,13 @@ pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
         source,
     })?;
     let mut buffer = [0u8; HEADER + MAX_DST + 1];
+    // A message that does not parse is taken out of the queue too, like one for one use.
+    if let Ok(received) = fdpass::peek(socket.as_fd(), &mut buffer, 1)
+        && let Ok(terms) = parse_message(&buffer[..received.len])
+        && terms.uses == Uses::Lasting
+    {
+        return attest(received, terms);
+    }
     let received = fdpass::receive(socket.as_fd(), &mut buffer, 1, Wait::Never).map_err(
         |error| match error {
             error if error.is_would_block() => GrantError::Spent,
@@ -135,7 +173,13 @@ pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
     if received.len == 0 && received.fds.is_empty() {
         return Err(GrantError::Spent);
     }
-    let (access, dst) = parse_message(&buffer[..received.len])?;
+    let terms = parse_message(&buffer[..received.len])?;
+    attest(received, terms)
+}
+
+/// One message's object with what the kernel says of its sender; `terms` are those of the same message.
+fn attest(received: Received, terms: Terms) -> Result<Grant, GrantError> {
+    let Terms { access, dst, uses } = terms;
     let credentials = received.credentials.ok_or(GrantError::Unattested)?;
     if credentials.pid == 0 || is_nobody(credentials.uid) || is_nobody(credentials.gid) {
         return Err(GrantError::Unattested);
@@ -152,6 +196,7 @@ pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
         object,
         access,
         dst,
+        uses,
         uid: credentials.uid,
         gid: credentials.gid,
         pid: credentials.pid,
@@ -160,11 +205,11 @@ pub fn receive(socket: OwnedFd) -> Result<Grant, GrantError> {
 
 /// What a grant says of itself, without consuming it: for whoever forwards it and must plan a place for it.
 ///
-/// Nothing here is attested; the broker decides by what it consumes. No descriptor is received. Never blocks.
+/// Nothing here is attested; the broker decides by what it receives. No descriptor is received. Never blocks.
 ///
 /// # Errors
 /// As [`receive`], as far as the bytes tell.
-pub fn peek(socket: BorrowedFd<'_>) -> Result<(Access, PathBuf), GrantError> {
+pub fn peek(socket: BorrowedFd<'_>) -> Result<Terms, GrantError> {
     use rustix::net::RecvFlags;
     let mut buffer = [0u8; HEADER + MAX_DST + 1];
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::TRUNC;
@@ -188,14 +233,14 @@ fn is_nobody(id: u32) -> bool {
     id == OVERFLOW_ID || id == u32::MAX
 }
 
-fn parse_message(bytes: &[u8]) -> Result<(Access, PathBuf), GrantError> {
+fn parse_message(bytes: &[u8]) -> Result<Terms, GrantError> {
     let Some((header, dst)) = bytes.split_at_checked(HEADER) else {
         return Err(GrantError::Malformed { what: "too short" });
     };
     if header[..4] != MAGIC {
         return Err(GrantError::Malformed { what: "magic" });
     }
-    if header[4..6] != VERSION.to_le_bytes() || header[7] != 0 {
+    if header[4..6] != VERSION.to_le_bytes() {
         return Err(GrantError::Malformed { what: "version" });
     }
     let access = match header[6] {
@@ -203,9 +248,15 @@ fn parse_message(bytes: &[u8]) -> Result<(Access, PathBuf), GrantError> {
         1 => Access::ReadWrite,
         _ => return Err(GrantError::Malformed { what: "access" }),
     };
+    let uses = match header[7] {
+        0 => Uses::Once,
+        1 => Uses::Lasting,
+        _ => return Err(GrantError::Malformed { what: "uses" }),
+    };
     let dst = Path::new(OsStr::from_bytes(dst));
     check_dst(dst)?;
-    Ok((access, dst.to_path_buf()))
+    let dst = dst.to_path_buf();
+    Ok(Terms { access, dst, uses })
 }
 
 /// Absolute, no NUL, no empty, `.` or `..` component, not the root itself.
@@ -262,12 +313,11 @@ mod tests {
     #[test]
     fn a_peek_leaves_the_grant_whole() {
         let dir = std::fs::File::open("/").expect("open /");
-        let socket = send(dir.as_fd(), Access::ReadWrite, Path::new("/w")).expect("send");
+        let (access, dst, uses) = (Access::ReadWrite, PathBuf::from("/w"), Uses::Once);
+        let socket = send(dir.as_fd(), access, &dst, uses).expect("send");
+        let terms = Terms { access, dst, uses };
         for _ in 0..2 {
-            assert_eq!(
-                peek(socket.as_fd()).expect("peek"),
-                (Access::ReadWrite, PathBuf::from("/w"))
-            );
+            assert_eq!(peek(socket.as_fd()).expect("peek"), terms);
         }
         let spare = socket.try_clone().expect("dup");
         assert_eq!(receive(socket).expect("receive").dst, Path::new("/w"));
@@ -281,6 +331,7 @@ mod tests {
             open_dir(folder.path()).as_fd(),
             Access::ReadWrite,
             Path::new("/workspace"),
+            Uses::Once,
         )
         .expect("grant");
         let grant = receive(socket).expect("receive");
@@ -306,11 +357,47 @@ mod tests {
             open_dir(folder.path()).as_fd(),
             Access::ReadOnly,
             Path::new("/w"),
+            Uses::Once,
         )
         .expect("grant");
         let copy = socket.try_clone().expect("dup");
         receive(socket).expect("first use");
         assert!(matches!(receive(copy), Err(GrantError::Spent)));
+    }
+
+    #[test]
+    fn a_lasting_grant_is_the_same_at_each_use() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let dir = open_dir(folder.path());
+        let socket = send(
+            dir.as_fd(),
+            Access::ReadOnly,
+            Path::new("/w"),
+            Uses::Lasting,
+        )
+        .expect("grant");
+        for _ in 0..3 {
+            let grant = receive(socket.try_clone().expect("dup")).expect("each use");
+            assert_eq!(
+                (grant.access, grant.uses),
+                (Access::ReadOnly, Uses::Lasting)
+            );
+            assert_eq!(grant.uid, rustix::process::geteuid().as_raw());
+            let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).expect("fstat").st_ino;
+            assert_eq!(inode(&grant.object), inode(&dir));
+        }
+    }
+
+    #[test]
+    fn a_lasting_grant_without_attested_sender_is_refused_each_time() {
+        let dir = open_dir(Path::new("/"));
+        let (ours, theirs) = fdpass::seqpacket_pair().expect("socketpair");
+        fdpass::send(ours.as_fd(), b"AGGR\x01\x00\x00\x01/x", &[dir.as_fd()]).expect("send");
+        drop(ours);
+        for _ in 0..2 {
+            let copy = theirs.try_clone().expect("dup");
+            assert!(matches!(receive(copy), Err(GrantError::Unattested)));
+        }
     }
 
     #[test]
@@ -320,7 +407,8 @@ mod tests {
         for path in [
             "", "/", "relative", "/a/../b", "/a/./b", "/a//b", "/a/", "/a\0b",
         ] {
-            let error = send(dir.as_fd(), Access::ReadOnly, Path::new(path)).expect_err(path);
+            let error =
+                send(dir.as_fd(), Access::ReadOnly, Path::new(path), Uses::Once).expect_err(path);
             assert!(
                 matches!(error, GrantError::Path { .. }),
                 "{path:?}: {error}"
@@ -331,7 +419,7 @@ mod tests {
         }
         let long = format!("/{}", "a".repeat(MAX_DST));
         assert!(matches!(
-            send(dir.as_fd(), Access::ReadOnly, Path::new(&long)),
+            send(dir.as_fd(), Access::ReadOnly, Path::new(&long), Uses::Once),
             Err(GrantError::Path { .. })
         ));
     }
@@ -340,7 +428,7 @@ mod tests {
     fn only_directories_and_regular_files_can_be_granted() {
         let null = open("/dev/null", OFlags::RDWR, Mode::empty()).expect("open /dev/null");
         assert!(matches!(
-            send(null.as_fd(), Access::ReadOnly, Path::new("/x")),
+            send(null.as_fd(), Access::ReadOnly, Path::new("/x"), Uses::Once),
             Err(GrantError::Kind)
         ));
         let socket = forged(b"AGGR\x01\x00\x00\x00/x", &[null.as_fd()]);
@@ -357,7 +445,7 @@ mod tests {
             (b"XXXX\x01\x00\x00\x00/x", one),
             (b"AGGR\x02\x00\x00\x00/x", one),
             (b"AGGR\x01\x00\x02\x00/x", one),
-            (b"AGGR\x01\x00\x00\x01/x", one),
+            (b"AGGR\x01\x00\x00\x02/x", one),
             (b"AGGR\x01\x00\x00\x00/x", &[]),
             (b"AGGR\x01\x00\x00\x00/x", &[dir.as_fd(), dir.as_fd()]),
         ] {

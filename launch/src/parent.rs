@@ -10,12 +10,13 @@
 //!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.
 //! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan, [`STATUS_FD`] one end of a
 //!    `SOCK_SEQPACKET` pair, [`AGENTD_LIFELINE_FD`] and [`BROKER_LIFELINE_FD`] read ends of pipes whose write ends only
-//!    agentd and only the broker hold, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a
+//!    agentd and only the broker hold, [`STATUS_FILE_FD`] a file open for writing, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a
 //!    detached mount, in user mode the granted file or directory itself. Everything above closed or close-on-exec.
 //! 5. `execveat` of [`LAUNCHER_ELF`](crate::LAUNCHER_ELF) from a sealed memfd with the [`Arguments`] and an *empty*
 //!    environment: what is in it would be in `/proc/1/environ`.
 //!
-//! The launcher answers on the status socket ([`crate::status`]) and, once the program has ended, exits with the
+//! The launcher answers on the status socket ([`crate::status`]), writes its last report to the status file before it sends
+//! it (so that the outcome outlives every reader), and, once the program has ended, exits with the
 //! program's code (128 + signal when one ended it), or with [`LAUNCH_FAILED`], or with [`LIFELINES_LOST`].
 
 use core::ffi::CStr;
@@ -30,8 +31,12 @@ pub const STATUS_FD: i32 = 4;
 pub const AGENTD_LIFELINE_FD: i32 = 5;
 /// Hangs up when the broker is gone.
 pub const BROKER_LIFELINE_FD: i32 = 6;
+/// Takes the launcher's last report, [`Status::Exited`](crate::status::Status::Exited) or
+/// [`Status::Failed`](crate::status::Status::Failed), at offset 0. It stays empty when the init is killed or ends because
+/// its lifelines have gone.
+pub const STATUS_FILE_FD: i32 = 7;
 /// The first grant; the others follow in order.
-pub const FIRST_GRANT_FD: i32 = 7;
+pub const FIRST_GRANT_FD: i32 = 8;
 
 /// The launcher's exit code when it could not execute the program.
 pub const LAUNCH_FAILED: i32 = 125;

@@ -2,7 +2,7 @@
 //!
 //! Pure encoding; both sides treat the other's bytes as untrusted. `Ready` carries fds by `SCM_RIGHTS` (the PTY's
 //! master, or the write end of stdin and the read ends of stdout and stderr, or nothing; then the listeners in the
-//! plan's order); nothing else carries any. A packet of another length or with an unknown kind does not decode.
+//! plan's order), [`Control::Lifeline`] carries one; nothing else carries any. A packet of another length or with an unknown kind does not decode.
 
 use core::fmt;
 
@@ -72,6 +72,21 @@ pub enum Control {
         /// Who gets it.
         target: Target,
     },
+    /// The read end that travels with this packet takes the place of one lifeline: who held the other end of the old one has
+    /// gone, and a successor has taken over. Once both lifelines are alive again the grace no longer runs.
+    Lifeline {
+        /// Whose.
+        which: Lifeline,
+    },
+}
+
+/// Whose life a lifeline tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifeline {
+    /// The daemon's.
+    Agentd,
+    /// The broker's.
+    Broker,
 }
 
 /// Who gets a signal.
@@ -264,6 +279,7 @@ const STOPPED: u16 = 3;
 const CONTINUED: u16 = 4;
 const EXITED: u16 = 5;
 const SIGNAL: u16 = 16;
+const LIFELINE: u16 = 17;
 
 // Every message: kind u16, a u16, b u32, then three u64.
 fn pack(kind: u16, a: u16, b: u32, words: [u64; 3]) -> [u8; MESSAGE_LEN] {
@@ -358,25 +374,50 @@ impl Status {
 impl Control {
     /// The packet.
     pub fn encode(&self) -> [u8; MESSAGE_LEN] {
-        let Control::Signal { signal, target } = *self;
-        let target = match target {
-            Target::Main => 0,
-            Target::Foreground => 1,
-            Target::All => 2,
-        };
-        pack(SIGNAL, target, signal, [0; 3])
+        match *self {
+            Control::Signal { signal, target } => {
+                let target = match target {
+                    Target::Main => 0,
+                    Target::Foreground => 1,
+                    Target::All => 2,
+                };
+                pack(SIGNAL, target, signal, [0; 3])
+            }
+            Control::Lifeline { which } => {
+                let which = match which {
+                    Lifeline::Agentd => 0,
+                    Lifeline::Broker => 1,
+                };
+                pack(LIFELINE, which, 0, [0; 3])
+            }
+        }
     }
 
     /// The message in a packet; `None` if it is not one.
     pub fn decode(packet: &[u8]) -> Option<Control> {
         let (kind, a, signal, _) = unpack(packet)?;
-        let target = match a {
-            0 => Target::Main,
-            1 => Target::Foreground,
-            2 => Target::All,
-            _ => return None,
-        };
-        (kind == SIGNAL && (1..=64).contains(&signal)).then_some(Control::Signal { signal, target })
+        match kind {
+            SIGNAL => {
+                let target = match a {
+                    0 => Target::Main,
+                    1 => Target::Foreground,
+                    2 => Target::All,
+                    _ => return None,
+                };
+                (1..=64)
+                    .contains(&signal)
+                    .then_some(Control::Signal { signal, target })
+            }
+            LIFELINE => {
+                let which = match a {
+                    0 => Lifeline::Agentd,
+                    1 => Lifeline::Broker,
+                    _ => return None,
+                };
+                Some(Control::Lifeline { which })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -417,6 +458,10 @@ mod tests {
         }
         for target in [Target::Main, Target::Foreground, Target::All] {
             let control = Control::Signal { signal: 9, target };
+            assert_eq!(Control::decode(&control.encode()), Some(control));
+        }
+        for which in [Lifeline::Agentd, Lifeline::Broker] {
+            let control = Control::Lifeline { which };
             assert_eq!(Control::decode(&control.encode()), Some(control));
         }
     }

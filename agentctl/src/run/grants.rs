@@ -96,7 +96,13 @@ fn open(want: &WantedGrant) -> Result<OwnedFd, Failure> {
         Access::ReadOnly => grant::Access::ReadOnly,
         Access::ReadWrite => grant::Access::ReadWrite,
     };
-    grant::send(std::os::fd::AsFd::as_fd(&object), access, &want.dst).map_err(|e| fail(&e))
+    grant::send(
+        std::os::fd::AsFd::as_fd(&object),
+        access,
+        &want.dst,
+        grant::Uses::Once,
+    )
+    .map_err(|e| fail(&e))
 }
 
 #[cfg(test)]

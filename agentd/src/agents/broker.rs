@@ -82,10 +82,11 @@ impl BrokerLink {
         }
     }
 
-    /// Starts an agent. `caller` is used only where no grant attests one.
+    /// Starts an agent, whose init writes its end to `status_file`. `caller` is used only where no grant attests one.
     pub async fn launch(
         &self,
         plan: &[u8],
+        status_file: BorrowedFd<'_>,
         grants: &[OwnedFd],
         caller: (u32, u32),
     ) -> Result<LaunchedAgent, BrokerError> {
@@ -96,7 +97,8 @@ impl BrokerLink {
             caller_uid: caller.0,
             caller_gid: caller.1,
         };
-        let fds: Vec<_> = std::iter::once(memfd.as_fd())
+        let fds: Vec<_> = [memfd.as_fd(), status_file]
+            .into_iter()
             .chain(grants.iter().map(|g| g.as_fd()))
             .collect();
         Ok(self

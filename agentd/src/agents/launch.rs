@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdTcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,14 +70,26 @@ impl Daemon {
         let identity = AgentIdentity::new(AgentId::new(), reservation.name(), caller.uid);
         let plan = self.plan(caller, &spec, &grants, &identity)?;
         let id = identity.id.to_string();
+        let status_path = self.status_path(identity.id);
+        let status_file = std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&status_path)
+            .map_err(|e| {
+                Error::Unavailable(format!("cannot make {}: {e}", status_path.display()))
+            })?;
 
         let record = self.store.record_durable(Event::now(
             id.clone(),
             Fact::Launch(self.launch_fact(&identity, &spec, &plan)),
         ));
-        let launched = self
-            .broker
-            .launch(&plan.wire, &grants, (caller.uid, caller.gid));
+        let launched = self.broker.launch(
+            &plan.wire,
+            status_file.as_fd(),
+            &grants,
+            (caller.uid, caller.gid),
+        );
         let (recorded, launched) = tokio::join!(record, launched);
         let up = match (recorded, launched) {
             (Ok(()), Ok(launched)) => self.await_ready(launched, &plan).await,
@@ -161,14 +174,17 @@ impl Daemon {
         let grants = grants
             .iter()
             .map(|socket| {
-                let (access, dst) = agentd_kernel::grant::peek(socket.as_fd()).map_err(|e| {
+                let terms = agentd_kernel::grant::peek(socket.as_fd()).map_err(|e| {
                     Error::InvalidArgument(format!("a path handed over is unusable: {e}"))
                 })?;
-                let access = match access {
+                let access = match terms.access {
                     agentd_kernel::grant::Access::ReadOnly => agentd_sandbox::Access::ReadOnly,
                     agentd_kernel::grant::Access::ReadWrite => agentd_sandbox::Access::ReadWrite,
                 };
-                Ok(GrantInput { dst, access })
+                Ok(GrantInput {
+                    dst: terms.dst,
+                    access,
+                })
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let driver = spec.driver.unwrap_or(Driver::None);

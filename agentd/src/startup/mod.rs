@@ -75,6 +75,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     make_dir(&options.runtime_dir, 0o755, None).context("runtime directory")?;
     make_dir(&options.state_dir, 0o700, service).context("state directory")?;
     make_dir(&options.state_dir.join("logs"), 0o700, service).context("log directory")?;
+    make_dir(&options.state_dir.join("agents"), 0o700, service).context("agents directory")?;
     let instance_lock = lock_instance(&options.runtime_dir)?;
     let control = bind_control(&options.runtime_dir, root)?;
     let broker = spawn_broker(options.broker.as_deref())?;

@@ -23,7 +23,7 @@ fn a_program_runs_and_its_exit_code_arrives() {
     );
     assert_eq!(agent.output(), (42, "out\n".into(), "err\n".into()));
     let gone = broker.wait_gone(agent.slot);
-    assert_eq!((gone.pid, gone.wait_status), (info.pid, 42 << 8));
+    assert_eq!((gone.pid, gone.wait_status), (info.pid, Some(42 << 8)));
     broker.finish();
 }
 

@@ -1,8 +1,8 @@
 //! Who survives whom: agents die with their time, never outlive both agentd and the broker, and leave nothing.
 
 use crate::harness::{
-    Agent, Broker, WATCHDOG, assert_dies, assert_swept, grant, readable, root, shell, subtrees,
-    wait,
+    Agent, Broker, WATCHDOG, assert_dies, assert_swept, grant, readable, root, shell, status_file,
+    subtrees, wait,
 };
 use agentd_broker::client;
 use agentd_broker::protocol::{Launch, Request};
@@ -161,7 +161,7 @@ fn an_init_killed_from_outside_takes_its_tree_along() {
     let (agent, tree) = stubborn(&mut broker, LONG);
     agent.pidfd().kill().expect("SIGKILL");
     let gone = broker.wait_gone(agent.slot);
-    assert_eq!(gone.wait_status, libc::SIGKILL);
+    assert_eq!(gone.wait_status, Some(libc::SIGKILL));
     for process in tree {
         assert!(
             process.has_exited().expect("poll"),
@@ -226,9 +226,10 @@ fn a_broker_killed_at_any_point_of_a_launch_leaves_no_process() {
             caller_uid: 0,
             caller_gid: 0,
         };
+        let file = status_file();
         for id in 1..4 {
             let given = grant(folder.path(), Access::ReadWrite, "/work");
-            let fds = [memfd.as_fd(), given.as_fd()];
+            let fds = [memfd.as_fd(), file.as_fd(), given.as_fd()];
             client::try_send(broker.client.as_fd(), id, &Request::Launch(launch), &fds)
                 .expect("send");
         }

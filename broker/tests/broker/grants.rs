@@ -3,7 +3,7 @@
 use crate::harness::{Broker, as_user, assert_refused, folder_of, grant, open_dir, root, shell};
 use agentd_broker::protocol::ErrorCode;
 use agentd_kernel::fdpass;
-use agentd_kernel::grant::{self as kernel_grant, Access};
+use agentd_kernel::grant::{self as kernel_grant, Access, Uses};
 use agentd_launch::layers::LAYER_IDMAP;
 use agentd_launch::plan::{MountFlags, PlanBuilder};
 use std::fs;
@@ -355,7 +355,13 @@ fn a_single_file_can_be_granted() {
     std::os::unix::fs::chown(&path, Some(ALICE.0), Some(ALICE.1)).expect("chown");
     let file = fs::File::open(&path).expect("open");
     let given = as_user(ALICE.0, ALICE.1, || {
-        kernel_grant::send(file.as_fd(), Access::ReadOnly, Path::new("/work")).expect("grant")
+        kernel_grant::send(
+            file.as_fd(),
+            Access::ReadOnly,
+            Path::new("/work"),
+            Uses::Once,
+        )
+        .expect("grant")
     });
     let agent = broker.launch_with(&granted("cat /work", MountFlags::RDONLY), &[given]);
     let (code, stdout, stderr) = agent.output();

@@ -5,7 +5,7 @@ use agentd_broker::client::{self, BrokerClient, ClientError, LaunchedAgent};
 use agentd_broker::protocol::{ErrorCode, Failure, Gone, Slot, Welcome};
 use agentd_kernel::cgroup::Layout;
 use agentd_kernel::fdpass::{self, Wait};
-use agentd_kernel::grant::{self, Access};
+use agentd_kernel::grant::{self, Access, Uses};
 use agentd_kernel::pidfd::PidFd;
 use agentd_kernel::probe::Roots;
 use agentd_launch::plan::{Mode, MountFlags, PlanBuilder, Stdio};
@@ -108,8 +108,12 @@ impl Broker {
         grants: &[OwnedFd],
     ) -> Result<LaunchedAgent, ClientError> {
         let borrowed: Vec<BorrowedFd<'_>> = grants.iter().map(AsFd::as_fd).collect();
-        self.client
-            .launch(&plan.finish().expect("plan"), &borrowed, (0, 0))
+        self.client.launch(
+            &plan.finish().expect("plan"),
+            status_file().as_fd(),
+            &borrowed,
+            (0, 0),
+        )
     }
 
     /// Waits for the agent's end, and frees its slot.
@@ -339,9 +343,14 @@ pub fn open_dir(path: &Path) -> OwnedFd {
     .expect("open directory")
 }
 
+/// Where an init leaves its last report, for tests that don't read it.
+pub fn status_file() -> File {
+    tempfile::tempfile().expect("status file")
+}
+
 /// A grant of `path`, made by this process.
 pub fn grant(path: &Path, access: Access, dst: &str) -> OwnedFd {
-    grant::send(open_dir(path).as_fd(), access, Path::new(dst)).expect("grant")
+    grant::send(open_dir(path).as_fd(), access, Path::new(dst), Uses::Once).expect("grant")
 }
 
 /// Runs `work` in a thread that has become another user: kernel credentials belong to threads.

@@ -2,6 +2,7 @@
 
 use crate::harness::{
     Broker, assert_dies, assert_refused, plan, plan_as, refusal, root, shell, start_silent,
+    status_file,
 };
 use agentd_broker::client::{self, ClientError, LaunchedAgent};
 use agentd_broker::protocol::{self, ErrorCode, Failure, Launch, Reply, Request, Slot, VERSION};
@@ -170,7 +171,7 @@ fn launch_file(
     };
     broker
         .client
-        .call(&Request::Launch(launch), &[file])?
+        .call(&Request::Launch(launch), &[file, status_file().as_fd()])?
         .try_into()
 }
 
@@ -228,7 +229,7 @@ fn launches_with_too_few_or_too_many_descriptors_are_refused() {
     }
     let mut broker = Broker::start();
     let sealed = client::seal_plan(&plan(&["true"]).finish().expect("plan")).expect("seal");
-    for (grants, fds) in [(0, 0), (1, 1), (0, 2), (128, 3)] {
+    for (grants, fds) in [(0, 0), (0, 1), (1, 2), (0, 3), (128, 4)] {
         let launch = Launch {
             plan_len: 1,
             grants,

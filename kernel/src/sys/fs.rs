@@ -170,6 +170,18 @@ pub fn write_all(fd: FdRef<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Writes up to all of `bytes` at `offset`; returns how many were written.
+pub fn write_at(fd: FdRef<'_>, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
+    let args = [
+        fd.arg(),
+        bytes.as_ptr().expose_provenance(),
+        bytes.len(),
+        offset as usize,
+    ];
+    // SAFETY: the kernel reads `bytes.len()` bytes from `bytes`.
+    unsafe { call_retry(nr::PWRITE64, args) }
+}
+
 /// Reads up to `buffer.len()` bytes.
 pub fn read(fd: FdRef<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`.

@@ -129,23 +129,70 @@ pub fn send_packet(socket: FdRef<'_>, packet: &[u8], fds: &[FdRef<'_>]) -> Resul
     unsafe { call_retry(nr::SENDMSG, args) }.map(drop)
 }
 
-/// Receives one packet without blocking; `None` when there is none. Descriptors sent along are discarded by the kernel.
-pub fn receive_packet(socket: FdRef<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+/// One received packet.
+#[derive(Debug)]
+pub struct Packet {
+    /// How many bytes of the buffer it fills.
+    pub len: usize,
+    /// The descriptor that came along, close-on-exec.
+    pub fd: Option<Fd>,
+}
+
+/// Receives one packet without blocking; `None` when there is none. Of the descriptors sent along the first is received,
+/// the kernel discards all others.
+pub fn receive_packet(socket: FdRef<'_>, buffer: &mut [u8]) -> Result<Option<Packet>, Errno> {
     const MSG_DONTWAIT: usize = 0x40;
+    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+    const SOL_SOCKET: u32 = 1;
+    const SCM_RIGHTS: u32 = 1;
+
+    /// `struct cmsghdr` (its length, level, type) and one descriptor; aligned as the kernel wants it.
+    #[repr(C)]
+    struct Control {
+        len: usize,
+        level: u32,
+        kind: u32,
+        fd: i32,
+    }
+    // Not the structure's padding: the kernel counts how many descriptors have room, and there is room for one.
+    const CONTROL_LEN: usize = 20;
+
+    let mut control = Control {
+        len: 0,
+        level: 0,
+        kind: 0,
+        fd: -1,
+    };
     let vector = [buffer.as_mut_ptr().expose_provenance(), buffer.len()];
-    let mut message = [0, 0, vector.as_ptr().expose_provenance(), 1, 0, 0, 0usize];
-    // SAFETY: `message` is a `struct msghdr` whose one vector is all of `buffer`.
+    let mut message = [
+        0,
+        0,
+        vector.as_ptr().expose_provenance(),
+        1,
+        (&raw mut control).expose_provenance(),
+        CONTROL_LEN,
+        0usize,
+    ];
+    // SAFETY: `message` is a `struct msghdr` whose one vector is all of `buffer`, and whose control data is `control`.
     match unsafe {
         call_retry(
             nr::RECVMSG,
             [
                 socket.arg(),
                 message.as_mut_ptr().expose_provenance(),
-                MSG_DONTWAIT,
+                MSG_DONTWAIT | MSG_CMSG_CLOEXEC,
             ],
         )
     } {
-        Ok(len) => Ok(Some(len)),
+        Ok(len) => {
+            // SAFETY: reads a live local, which the kernel wrote behind the compiler's back.
+            let control = unsafe { (&raw const control).read_volatile() };
+            let arrived = message[5] >= CONTROL_LEN
+                && control.len >= CONTROL_LEN
+                && (control.level, control.kind) == (SOL_SOCKET, SCM_RIGHTS);
+            let fd = arrived.then(|| Fd::returned(control.fd as usize));
+            Ok(Some(Packet { len, fd }))
+        }
         Err(Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno),
     }

@@ -10,10 +10,10 @@ use crate::floor::{self, FloorContext};
 use crate::layers::{LAYER_KEYRING, LAYER_MOUNT_VIEW, LAYERS_FROM_PARENT};
 use crate::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
-    STATUS_FD,
+    STATUS_FD, STATUS_FILE_FD,
 };
 use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, Plan, Record};
-use crate::status::{Failure, MAX_READY_FDS, NO_RECORD, Status, Step};
+use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step};
 
 mod agent;
 mod confine;
@@ -40,7 +40,9 @@ impl<T> During<T> for Result<T, Errno> {
 struct Inherited {
     plan: Fd,
     status: FdRef<'static>,
-    lifelines: [FdRef<'static>; 2],
+    status_file: FdRef<'static>,
+    /// agentd's, the broker's.
+    lifelines: [Fd; 2],
     grants: Grants,
 }
 
@@ -88,9 +90,18 @@ pub unsafe fn run(arguments: Option<Arguments>) -> ! {
         },
         None => Failure::new(Step::Init, Errno::INVAL.raw(), NO_RECORD),
     };
+    // SAFETY: as for the status socket.
+    let file = unsafe { FdRef::always_open(STATUS_FILE_FD) };
+    let report = Status::Failed(failure).encode();
+    put_on_file(file, &report);
     // Nobody may be listening any more, and there is nobody else to tell.
-    net::send_packet(status, &Status::Failed(failure).encode(), &[]).unwrap_or(());
+    net::send_packet(status, &report, &[]).unwrap_or(());
     process::exit(LAUNCH_FAILED)
+}
+
+/// The last report, for whoever asks when the status socket has gone. A full disk can't be told to anyone.
+fn put_on_file(file: FdRef<'_>, report: &[u8; MESSAGE_LEN]) {
+    fs::write_at(file, report, 0).unwrap_or(0);
 }
 
 impl Inherited {
@@ -107,14 +118,15 @@ impl Inherited {
             // SAFETY: the caller's promise: the parent placed a grant at this number for us alone.
             *slot = Some(unsafe { Fd::from_raw(raw) });
         }
-        // SAFETY: the caller's promise; the plan is ours to close, the other three stay open until the process ends.
+        // SAFETY: the caller's promise; plan and lifelines are ours to close, the other two stay open until the process ends.
         unsafe {
             Ok(Inherited {
                 plan: Fd::from_raw(PLAN_FD),
                 status: FdRef::always_open(STATUS_FD),
+                status_file: FdRef::always_open(STATUS_FILE_FD),
                 lifelines: [
-                    FdRef::always_open(AGENTD_LIFELINE_FD),
-                    FdRef::always_open(BROKER_LIFELINE_FD),
+                    Fd::from_raw(AGENTD_LIFELINE_FD),
+                    Fd::from_raw(BROKER_LIFELINE_FD),
                 ],
                 grants: Grants(grants),
             })
@@ -127,6 +139,7 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     let Inherited {
         plan,
         status,
+        status_file,
         lifelines,
         mut grants,
     } = inherited;
@@ -169,6 +182,7 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     let terminal = stdio.into_terminal();
     let mut sandbox = supervise::Sandbox::new(
         status,
+        status_file,
         lifelines,
         children,
         terminal,

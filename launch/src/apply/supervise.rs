@@ -1,21 +1,26 @@
 //! The sandbox's init while the program runs: reaps everything, reports the program's state, passes signals on, and ends
 //! the sandbox when the program has ended or its lifelines are gone.
 //!
+//! A successor of agentd or of the broker renews its lifeline over the status socket; whoever holds the other end of that
+//! socket, which only those two ever do, is believed.
+//!
 //! It has no capabilities. When it exits, the kernel kills whatever is left in the pid namespace.
 
+use agentd_kernel::sys::net::Packet;
 use agentd_kernel::sys::wait::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, Poll};
 use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process};
 
-use super::stdio;
+use super::{put_on_file, stdio};
 use crate::parent::LIFELINES_LOST;
-use crate::status::{Control, MESSAGE_LEN, Status, Target};
+use crate::status::{Control, Lifeline, MESSAGE_LEN, Status, Target};
 
 const SIGKILL: u32 = 9;
 
 pub(super) struct Sandbox {
     status: Option<FdRef<'static>>,
-    /// `None` for one that is gone.
-    lifelines: [Option<FdRef<'static>>; 2],
+    status_file: FdRef<'static>,
+    /// agentd's and the broker's; `None` for one that is gone.
+    lifelines: [Option<Fd>; 2],
     /// Set when one lifeline is gone: when the sandbox ends.
     deadline_ms: Option<u64>,
     grace_ms: u64,
@@ -31,7 +36,8 @@ pub(super) struct Sandbox {
 impl Sandbox {
     pub(super) fn new(
         status: FdRef<'static>,
-        lifelines: [FdRef<'static>; 2],
+        status_file: FdRef<'static>,
+        lifelines: [Fd; 2],
         children: Fd,
         terminal: Option<Fd>,
         program: u32,
@@ -39,6 +45,7 @@ impl Sandbox {
     ) -> Sandbox {
         Sandbox {
             status: Some(status),
+            status_file,
             lifelines: lifelines.map(Some),
             deadline_ms: None,
             grace_ms: grace_ms.into(),
@@ -73,8 +80,8 @@ impl Sandbox {
             };
             let mut polls = [
                 self.status.map_or(Poll::off(), |fd| Poll::on(fd, interest)),
-                self.lifelines[0].map_or(Poll::off(), |fd| Poll::on(fd, 0)),
-                self.lifelines[1].map_or(Poll::off(), |fd| Poll::on(fd, 0)),
+                Self::watch(&self.lifelines[0]),
+                Self::watch(&self.lifelines[1]),
                 Poll::on(self.children.borrow(), POLLIN),
             ];
             if wait::poll(&mut polls, timeout).is_err() {
@@ -103,9 +110,15 @@ impl Sandbox {
         }
     }
 
+    fn watch(lifeline: &Option<Fd>) -> Poll {
+        lifeline
+            .as_ref()
+            .map_or(Poll::off(), |fd| Poll::on(fd.borrow(), 0))
+    }
+
     fn count_lifelines(&mut self) {
         match self.lifelines.iter().flatten().count() {
-            2 => {}
+            2 => self.deadline_ms = None,
             1 => {
                 self.deadline_ms = self
                     .deadline_ms
@@ -151,12 +164,14 @@ impl Sandbox {
             maxrss_kb: 0,
         };
         let usage = wait::children_usage().unwrap_or(none);
-        self.report(Status::Exited {
+        let exited = Status::Exited {
             wait_status,
             utime_us: usage.user_us,
             stime_us: usage.system_us,
             maxrss_kb: usage.maxrss_kb,
-        });
+        };
+        put_on_file(self.status_file, &exited.encode());
+        self.report(exited);
         if self.unsent.is_some() {
             // The init has to stay until it can report; nothing else has a reason to. Only an empty sandbox is an error.
             process::kill(-1, SIGKILL).unwrap_or(());
@@ -168,15 +183,22 @@ impl Sandbox {
         let Some(socket) = self.status else { return };
         let mut packet = [0; MESSAGE_LEN + 1];
         match net::receive_packet(socket, &mut packet) {
-            Ok(Some(0)) | Err(_) => self.status = None,
-            Ok(Some(len)) => {
-                if let Some(Control::Signal { signal, target }) =
-                    packet.get(..len).and_then(Control::decode)
-                {
-                    self.signal(signal, target);
-                }
-            }
+            Ok(Some(Packet { len: 0, .. })) | Err(_) => self.status = None,
+            Ok(Some(Packet { len, fd })) => match packet.get(..len).and_then(Control::decode) {
+                Some(Control::Signal { signal, target }) => self.signal(signal, target),
+                Some(Control::Lifeline { which }) if fd.is_some() => self.renew(which, fd),
+                Some(Control::Lifeline { .. }) | None => {}
+            },
             Ok(None) => {}
+        }
+    }
+
+    /// Dead or alive, the next poll tells.
+    fn renew(&mut self, which: Lifeline, lifeline: Option<Fd>) {
+        let [agentd, broker] = &mut self.lifelines;
+        match which {
+            Lifeline::Agentd => *agentd = lifeline,
+            Lifeline::Broker => *broker = lifeline,
         }
     }
 

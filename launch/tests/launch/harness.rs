@@ -13,7 +13,7 @@ use agentd_launch::LAUNCHER_ELF;
 use agentd_launch::layers::*;
 use agentd_launch::parent::{Arguments, FIRST_GRANT_FD, NEEDED_CAPABILITIES, PLAN_FD};
 use agentd_launch::plan::{Mode, MountFlags, PlanBuilder, Stdio};
-use agentd_launch::status::{Control, MESSAGE_LEN, Status};
+use agentd_launch::status::{Control, Lifeline, MESSAGE_LEN, Status};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -117,6 +117,7 @@ pub struct Sandbox {
     pub status: OwnedFd,
     pub agentd_lifeline: Option<OwnedFd>,
     pub broker_lifeline: Option<OwnedFd>,
+    pub status_file: File,
     reaped: bool,
 }
 
@@ -276,6 +277,7 @@ fn write_proc(pid: i32, file: &str, text: &str) {
 /// Starts the launcher on these bytes. Call it through [`as_broker`].
 pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let plan = sealed("plan", plan);
+    let status_file = OwnedFd::from(tempfile::tempfile().unwrap());
     let (status, inner_status) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -299,7 +301,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let placed: Vec<(OwnedFd, RawFd)> = (0..3)
         .map(|number| (high(null.as_fd()), number))
         .chain(
-            [&plan, &inner_status, &agentd, &broker]
+            [&plan, &inner_status, &agentd, &broker, &status_file]
                 .into_iter()
                 .zip(PLAN_FD..)
                 .map(|(fd, to)| (high(fd.as_fd()), to)),
@@ -353,6 +355,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
         status,
         agentd_lifeline: Some(agentd_lifeline),
         broker_lifeline: Some(broker_lifeline),
+        status_file: status_file.into(),
         reaped: false,
     }
 }
@@ -435,6 +438,23 @@ impl Sandbox {
             rustix::net::SendFlags::empty(),
         )
         .unwrap();
+    }
+
+    /// Renews a lifeline; returns the end to hold.
+    pub fn renew(&self, which: Lifeline) -> OwnedFd {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let packet = Control::Lifeline { which }.encode();
+        agentd_kernel::fdpass::send(self.status.as_fd(), &packet, &[read.as_fd()]).unwrap();
+        write
+    }
+
+    /// What the init left on file.
+    pub fn on_file(&self) -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = vec![0; MESSAGE_LEN + 1];
+        let len = self.status_file.read_at(&mut bytes, 0).unwrap();
+        bytes.truncate(len);
+        bytes
     }
 
     /// The fds of `Ready`, and the layers.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 
 use agentd_launch::plan::{Mode, PlanBuilder, Stdio};
-use agentd_launch::status::{Control, Status, Step, Target};
+use agentd_launch::status::{Control, Lifeline, Status, Step, Target};
 
 use crate::harness::*;
 
@@ -267,6 +267,91 @@ fn one_lifeline_is_enough_for_the_grace_and_no_longer() {
                 "died before the grace was over"
             );
         }
+    }
+}
+
+#[test]
+fn a_renewed_lifeline_takes_the_place_of_the_old_one() {
+    for mode in modes() {
+        // Without grace the end of any lifeline that counts is the end of all.
+        let (mut sandbox, mut out, streams) =
+            start(mode, "echo up; while read x; do echo $x; done; sleep 1000");
+        assert_eq!(line(&mut out), "up");
+        let mut input = File::from(streams.into_iter().next().unwrap());
+        let agentd = sandbox.renew(Lifeline::Agentd);
+        let broker = sandbox.renew(Lifeline::Broker);
+        // Answered: the init has read what was sent before.
+        sandbox.send(Control::Signal {
+            signal: libc::SIGSTOP.cast_unsigned(),
+            target: Target::Main,
+        });
+        assert!(matches!(
+            sandbox.receive(),
+            Some((Status::Stopped { .. }, _))
+        ));
+        sandbox.send(Control::Signal {
+            signal: libc::SIGCONT.cast_unsigned(),
+            target: Target::Main,
+        });
+        assert!(matches!(sandbox.receive(), Some((Status::Continued, _))));
+        sandbox.agentd_lifeline = None;
+        sandbox.broker_lifeline = None;
+        input.write_all(b"alive\n").unwrap();
+        assert_eq!(line(&mut out), "alive");
+        drop(broker);
+        assert_eq!(sandbox.wait(), Some(agentd_launch::parent::LIFELINES_LOST));
+        drop(agentd);
+    }
+}
+
+#[test]
+fn with_both_lifelines_alive_again_the_grace_no_longer_runs() {
+    for mode in modes() {
+        let script = "echo up; read x; sleep 2.5; echo still; sleep 1000";
+        let mut plan = plan(mode, &["/bin/sh", "-c", script]);
+        plan.lifeline_grace(2000);
+        let (mut sandbox, mut out, streams) = start_plan(mode, &plan);
+        assert_eq!(line(&mut out), "up");
+        sandbox.agentd_lifeline = None;
+        let agentd = sandbox.renew(Lifeline::Agentd);
+        let mut input = File::from(streams.into_iter().next().unwrap());
+        input.write_all(b"x\n").unwrap();
+        assert_eq!(line(&mut out), "still");
+        drop((agentd, sandbox.broker_lifeline.take()));
+        assert_eq!(sandbox.wait(), Some(agentd_launch::parent::LIFELINES_LOST));
+    }
+}
+
+#[test]
+fn the_last_report_is_on_file_whether_or_not_anybody_listens() {
+    for mode in modes() {
+        let (mut sandbox, mut out, streams) = start(mode, "echo up; read x; exit 7");
+        assert_eq!(line(&mut out), "up");
+        assert!(sandbox.on_file().is_empty());
+        let (nobody, _) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        sandbox.status = nobody;
+        drop(streams);
+        assert_eq!(sandbox.wait(), Some(7));
+        assert!(matches!(
+            Status::decode(&sandbox.on_file()),
+            Some(Status::Exited {
+                wait_status: 0x700,
+                ..
+            })
+        ));
+        let bytes = plan(mode, &["/no/such/program"]).finish().unwrap();
+        let mut sandbox = as_broker(mode, || spawn(mode, &bytes, &[]));
+        let Some((failed @ Status::Failed(_), _)) = sandbox.receive() else {
+            panic!("executed nothing")
+        };
+        assert_eq!(sandbox.wait(), Some(agentd_launch::parent::LAUNCH_FAILED));
+        assert_eq!(Status::decode(&sandbox.on_file()), Some(failed));
     }
 }
 

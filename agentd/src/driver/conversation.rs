@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use agentd_orchestrator::driver::{
-    Action, Answer, Asker, Line, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
+    Action, Answer, Asker, Cut, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
     TurnOutcome, Verdict,
 };
 use agentd_sandbox::{ToolDecision, ToolRules};
@@ -255,21 +255,21 @@ impl State {
     }
 
     /// Puts lines on record, then acts on them.
-    async fn receive(&mut self, lines: Vec<Line>) {
+    async fn receive(&mut self, lines: Vec<Cut>) {
         if lines.is_empty() {
             return;
         }
         let facts = lines
             .iter()
-            .map(|line| Fact::DriverLine {
+            .map(|cut| Fact::DriverLine {
                 direction: Direction::In,
-                line: line.record().to_owned(),
-                end: None,
+                line: cut.line.record().to_owned(),
+                end: Some(cut.end),
             })
             .collect();
         self.record(facts).await;
-        for line in &lines {
-            let actions = self.conversation.machine.receive(line);
+        for cut in &lines {
+            let actions = self.conversation.machine.receive(&cut.line);
             self.perform(actions).await;
         }
     }

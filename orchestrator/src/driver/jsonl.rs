@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     Action, AgentUsage, Answer, Line, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
-    TurnOutcome, TurnRefused, Verdict, excerpt,
+    TurnOutcome, TurnRefused, Verdict, Wrote, excerpt,
 };
 
 /// Questions that may be open at once.
@@ -307,6 +307,42 @@ impl Machine for Jsonl {
             )],
             Phase::Idle | Phase::Ended => Vec::new(),
         }
+    }
+
+    fn is_resumable(&self) -> bool {
+        true
+    }
+
+    fn wrote(&mut self, line: &str) -> Wrote {
+        #[derive(Deserialize)]
+        #[serde(tag = "type", rename_all = "lowercase")]
+        enum Written {
+            Turn { id: String },
+            Response { id: String },
+            Verdict { id: String },
+            Interrupt {},
+            Error {},
+        }
+        match serde_json::from_str(line) {
+            Ok(Written::Turn { id }) => match id.parse().map(TurnId) {
+                Ok(turn) => {
+                    self.phase = Phase::Busy(turn);
+                    Wrote::Turn(turn)
+                }
+                Err(_) => Wrote::Unknown,
+            },
+            Ok(Written::Response { id } | Written::Verdict { id }) => {
+                let id = RequestId(id);
+                self.pending.remove(&id);
+                Wrote::Answer(id)
+            }
+            Ok(Written::Interrupt {} | Written::Error {}) => Wrote::Other,
+            Err(_) => Wrote::Unknown,
+        }
+    }
+
+    fn is_open(&self, id: &RequestId) -> bool {
+        self.pending.contains_key(id)
     }
 }
 

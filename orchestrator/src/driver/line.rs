@@ -28,6 +28,15 @@ impl Line {
     }
 }
 
+/// A line and where it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The line.
+    pub line: Line,
+    /// Bytes of the stream up to its end, its newline included.
+    pub end: u64,
+}
+
 /// The beginning of a text, for messages.
 pub fn excerpt(text: &str) -> String {
     let mut out: String = text.chars().take(EXCERPT_CHARS).collect();
@@ -44,6 +53,8 @@ pub struct Lines {
     partial: Vec<u8>,
     /// Bytes of the present line that were thrown away.
     dropped: usize,
+    /// Bytes of the stream taken so far.
+    taken: u64,
 }
 
 impl Default for Lines {
@@ -59,14 +70,24 @@ impl Lines {
             max,
             partial: Vec::new(),
             dropped: 0,
+            taken: 0,
+        }
+    }
+
+    /// For a stream of which `taken` bytes, up to the end of a line, were taken before.
+    pub fn starting_at(taken: u64) -> Self {
+        Self {
+            taken,
+            ..Self::default()
         }
     }
 
     /// Takes what was read; the lines it completes. Empty lines are left out.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Line> {
+    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Cut> {
         let mut lines = Vec::new();
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
             self.keep(&bytes[..end]);
+            self.taken += 1;
             lines.extend(self.take());
             bytes = &bytes[end + 1..];
         }
@@ -75,18 +96,24 @@ impl Lines {
     }
 
     /// The stream has ended: the last line, if it had no newline.
-    pub fn finish(&mut self) -> Option<Line> {
+    pub fn finish(&mut self) -> Option<Cut> {
         self.take()
     }
 
     fn keep(&mut self, bytes: &[u8]) {
+        self.taken += bytes.len() as u64;
         let room = self.max - self.partial.len();
         let (kept, dropped) = bytes.split_at(bytes.len().min(room));
         self.partial.extend_from_slice(kept);
         self.dropped += dropped.len();
     }
 
-    fn take(&mut self) -> Option<Line> {
+    fn take(&mut self) -> Option<Cut> {
+        let end = self.taken;
+        self.take_line().map(|line| Cut { line, end })
+    }
+
+    fn take_line(&mut self) -> Option<Line> {
         let mut bytes = std::mem::take(&mut self.partial);
         let dropped = std::mem::take(&mut self.dropped);
         if dropped > 0 {
@@ -116,6 +143,13 @@ mod tests {
 
     use super::*;
 
+    fn cut(text: &str, end: u64) -> Cut {
+        Cut {
+            line: Line::Text(text.to_owned()),
+            end,
+        }
+    }
+
     #[test]
     fn a_line_over_the_bound_is_cut_and_the_next_is_whole() {
         let mut lines = Lines::with_max(10);
@@ -123,11 +157,14 @@ mod tests {
         assert_eq!(
             lines.push(b"def\nok\n"),
             [
-                Line::TooLong {
-                    start: "0123456789".into(),
-                    bytes: 16
+                Cut {
+                    line: Line::TooLong {
+                        start: "0123456789".into(),
+                        bytes: 16
+                    },
+                    end: 17
                 },
-                Line::Text("ok".into())
+                cut("ok", 20)
             ]
         );
     }
@@ -135,14 +172,14 @@ mod tests {
     #[test]
     fn a_line_of_exactly_the_bound_is_whole() {
         let mut lines = Lines::with_max(4);
-        assert_eq!(lines.push(b"abcd\n"), [Line::Text("abcd".into())]);
+        assert_eq!(lines.push(b"abcd\n"), [cut("abcd", 5)]);
     }
 
     #[test]
     fn the_last_line_needs_no_newline() {
         let mut lines = Lines::default();
-        assert_eq!(lines.push(b"a\r\n\n b"), [Line::Text("a".into())]);
-        assert_eq!(lines.finish(), Some(Line::Text(" b".into())));
+        assert_eq!(lines.push(b"a\r\n\n b"), [cut("a", 3)]);
+        assert_eq!(lines.finish(), Some(cut(" b", 6)));
         assert_eq!(lines.finish(), None);
     }
 

@@ -9,10 +9,12 @@
 pub mod claude;
 pub mod jsonl;
 mod line;
+mod resume;
 
 use serde_json::Value;
 
-pub use line::{Line, Lines, MAX_LINE_BYTES, excerpt};
+pub use line::{Cut, Line, Lines, MAX_LINE_BYTES, excerpt};
+pub use resume::{Recorded, Resumed, Unresumable, Wrote, resume};
 
 /// One piece of work for the agent, numbered by the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -238,4 +240,20 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
 
     /// The agent's stdout is closed: an open turn ends as an error.
     fn close(&mut self) -> Vec<Action>;
+
+    /// Whether [`resume`] can bring a new machine of this kind into the state of an old one.
+    fn is_resumable(&self) -> bool {
+        false
+    }
+
+    /// An earlier daemon wrote `line` to the agent, and it was not a consequence of [`Self::start`] or
+    /// [`Self::receive`]: the machine gets the state that writing it left. Only for machines that are resumable.
+    fn wrote(&mut self, _line: &str) -> Wrote {
+        Wrote::Unknown
+    }
+
+    /// Whether this question still waits for [`Self::answer`].
+    fn is_open(&self, _id: &RequestId) -> bool {
+        false
+    }
 }

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 
 use super::{
     Action, Answer, Asker, Line, Machine, RequestId, Session, ToolRequest, Turn, TurnId,
-    TurnOutcome, TurnRefused, Verdict, excerpt,
+    TurnOutcome, TurnRefused, Verdict, Wrote, excerpt,
 };
-use wire::{Content, ControlRequest, ControlResponse, Incoming};
+use wire::{Content, ControlRequest, ControlResponse, Incoming, Written};
 
 /// The name under which Claude knows the in-band MCP server.
 pub const MCP_SERVER: &str = "agentd";
@@ -27,6 +27,8 @@ const HOOK_TIMEOUT_S: u32 = 60;
 /// Questions that may be open at once; an agent that asks more is refused at once.
 const MAX_PENDING: usize = 256;
 const INITIALIZE: &str = "agentd-initialize";
+/// What a number makes the id of a control request.
+const CONTROL: &str = "agentd-";
 
 /// What an unanswered question of Claude was.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +53,10 @@ enum Phase {
 pub struct Claude {
     phase: Phase,
     pending: BTreeMap<RequestId, Pending>,
+    /// Control requests after the first.
     sent: u64,
+    /// The last turn that was begun: a user message carries no number of its own.
+    turns: u64,
 }
 
 impl Default for Claude {
@@ -67,6 +72,7 @@ impl Claude {
             phase: Phase::New,
             pending: BTreeMap::new(),
             sent: 0,
+            turns: 0,
         }
     }
 
@@ -85,7 +91,7 @@ impl Claude {
             return Vec::new();
         }
         self.sent += 1;
-        let id = format!("agentd-{}", self.sent);
+        let id = format!("{CONTROL}{}", self.sent);
         vec![write(
             &json!({"type": "control_request", "request_id": id, "request": request}),
         )]
@@ -242,6 +248,7 @@ impl Machine for Claude {
             Phase::Ended => Err(TurnRefused::Ended),
             Phase::Idle => {
                 self.phase = Phase::Busy(turn.id);
+                self.turns = turn.id.0;
                 Ok(vec![write(&json!({
                     "type": "user",
                     "message": {"role": "user", "content": prompt(turn)},
@@ -403,6 +410,38 @@ impl Machine for Claude {
             }
             Phase::Idle | Phase::Ended => Vec::new(),
         }
+    }
+
+    fn is_resumable(&self) -> bool {
+        true
+    }
+
+    fn wrote(&mut self, line: &str) -> Wrote {
+        match Written::parse(line) {
+            Some(Written::User) => {
+                self.turns += 1;
+                let turn = TurnId(self.turns);
+                self.phase = Phase::Busy(turn);
+                Wrote::Turn(turn)
+            }
+            Some(Written::ControlResponse { request_id }) => {
+                let id = RequestId(request_id);
+                self.pending.remove(&id);
+                Wrote::Answer(id)
+            }
+            Some(Written::ControlRequest { request_id }) => {
+                let number = request_id
+                    .strip_prefix(CONTROL)
+                    .and_then(|number| number.parse().ok());
+                self.sent = self.sent.max(number.unwrap_or(0));
+                Wrote::Other
+            }
+            None => Wrote::Unknown,
+        }
+    }
+
+    fn is_open(&self, id: &RequestId) -> bool {
+        self.pending.contains_key(id)
     }
 }
 

@@ -30,6 +30,31 @@ pub(super) enum Incoming {
     },
 }
 
+/// One line of this driver's own, as far as it matters to a later daemon.
+#[derive(Debug)]
+pub(super) enum Written {
+    User,
+    ControlRequest { request_id: String },
+    ControlResponse { request_id: String },
+}
+
+impl Written {
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(line).ok()?;
+        let id = |at: &str| value.pointer(at).and_then(Value::as_str).map(str::to_owned);
+        match value.get("type")?.as_str()? {
+            "user" => Some(Self::User),
+            "control_request" => Some(Self::ControlRequest {
+                request_id: id("/request_id")?,
+            }),
+            "control_response" => Some(Self::ControlResponse {
+                request_id: id("/response/request_id")?,
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// What kind of answer a broken question wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {

@@ -18,9 +18,11 @@ use crate::agents::{Caller, Registry};
 use crate::bus::BusServer;
 use crate::config::Config;
 use crate::control;
+use crate::driver::{NoTasks, TaskSink};
 use crate::gateway::Upstreams;
 use crate::record::BusRecord;
 use crate::startup::Prepared;
+use crate::tasks::FleetChanged;
 
 /// How long agents get between TERM and KILL when the daemon is told to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -38,7 +40,10 @@ pub struct Daemon {
     pub broker: BrokerLink,
     pub bus: BusServer,
     pub upstreams: Arc<Upstreams>,
-    pub agents: Registry,
+    pub agents: Arc<Registry>,
+    /// Where conversations report the ends of their tasks.
+    pub task_sink: Arc<dyn TaskSink>,
+    pub fleet_changed: FleetChanged,
     /// Somebody asked for the end over the control socket.
     pub shutdown: Notify,
 }
@@ -93,7 +98,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         bus: BusServer::start(Arc::new(BusRecord::new(store.clone()))),
         store,
         upstreams: Arc::new(prepared.upstreams),
-        agents: Registry::new(prepared.config.daemon.max_agents),
+        agents: Arc::new(Registry::new(prepared.config.daemon.max_agents)),
+        task_sink: Arc::new(NoTasks),
+        fleet_changed: FleetChanged::default(),
         shutdown: Notify::new(),
         config: prepared.config,
     });

@@ -6,6 +6,7 @@
 //! - [`control`]: the D-Bus tree, per caller.
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
 //! - [`driver`]: speaking an agent's own protocol.
+//! - [`tasks`]: work that survives restarts, and who gets it.
 //! - [`record`]: what the planes say, put on record.
 //!
 //! Start reading at `main.rs`, then [`startup`].
@@ -24,3 +25,4 @@ pub mod mcp;
 pub mod options;
 pub mod record;
 pub mod startup;
+pub mod tasks;

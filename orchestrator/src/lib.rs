@@ -1,11 +1,12 @@
-//! Agent life cycles and driver protocols, as pure state machines.
+//! Agent life cycles, driver protocols and tasks, as pure state machines.
 //!
 //! Nothing here reads a clock, a file or a socket, and nothing is async: bytes, answers and events go in, [`driver::Action`]s and
 //! transitions come out. The daemon runs these machines over an agent's pipes (`agentd::driver`) and acts on what
 //! they say. So every protocol rule is a unit test, and recorded transcripts of real agents are fixtures.
 //!
-//! Start reading at [`agent::Life`], then [`driver::Machine`].
+//! Start reading at [`agent::Life`], then [`driver::Machine`]; work that can't get lost is in [`task`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod driver;
+pub mod task;

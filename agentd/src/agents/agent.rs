@@ -1,6 +1,6 @@
 //! What the rest of the daemon knows of one agent: its facts, its state, and the ways to reach its session.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agentd_api::attach::{AttachFrame, MAX_FRAME, MAX_PAYLOAD};
@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::attachment::Attachment;
 use super::log::OutputLog;
 use super::stdio::{Input, OpenStreams, Output, Stream};
+use crate::driver::WorkPort;
 use crate::gateway::TokenBudget;
 
 /// Notices that may wait for the pump. An agent that stops and continues itself faster than its viewers read loses some.
@@ -54,6 +55,8 @@ pub struct Agent {
     /// and a peer that does not read holds up nobody else.
     notices: mpsc::Sender<AttachFrame<'static>>,
     attachments: Mutex<Attachments>,
+    /// Set once by its driver.
+    work: OnceLock<WorkPort>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +92,7 @@ impl Agent {
             ended: watch::Sender::new(None),
             notices,
             attachments: Mutex::default(),
+            work: OnceLock::new(),
         };
         (
             Arc::new(agent),
@@ -109,6 +113,18 @@ impl Agent {
 
     pub(super) fn set_state(&self, state: AgentState) {
         self.state.send_replace(state);
+    }
+
+    /// Where it takes tasks, if it is driven and not started for one prompt.
+    pub fn work(&self) -> Option<&WorkPort> {
+        self.work.get()
+    }
+
+    /// Its driver takes tasks for it from now on.
+    pub(crate) fn takes_work(&self, port: WorkPort) {
+        if self.work.set(port).is_err() {
+            tracing::error!(agent = %self.identity, "a second driver wants to take its tasks");
+        }
     }
 
     /// Hands `command` to the session.

@@ -378,6 +378,7 @@ impl Daemon {
                     port: port.clone(),
                     tools: plan.tools.clone(),
                     store: self.store.clone(),
+                    tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
                 })
                 .await?
             }

@@ -2,13 +2,15 @@
 //!
 //! The order that makes it safe to die at any point: a line from the agent is on the disk before the machine sees it;
 //! an answer, and the decision it carries, is on the disk before it is written. If the record can't be written,
-//! questions are still answered, with a refusal. Work comes one turn at a time: the prompt of the launch, or else the
-//! requests of other agents in order of arrival.
+//! questions are still answered, with a refusal. Work comes one turn at a time: the prompt of the launch, or else
+//! requests of other agents and tasks, in order of arrival. A task's turn is on record as such before it is written, and
+//! its outcome before anything follows from it.
 //!
 //! Runs as one task per driven agent in the daemon, plus one task for each question that needs the bus and one that
 //! writes to the agent, so that an agent which doesn't read can't stop us from reading it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_orchestrator::driver::{
@@ -21,8 +23,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::bus::{AgentPort, IncomingRequest, Requests};
+use crate::driver::{Taking, TaskSink, Work, WorkInbox};
 use crate::mcp::InBand;
 
 /// Bytes read from the agent at once.
@@ -66,6 +70,9 @@ pub struct Conversation {
     pub workspace: Option<String>,
     /// With a prompt, the conversation ends with its turn. Without, the agent serves the requests of others.
     pub prompt: Option<String>,
+    /// Tasks for this agent, and where their ends are reported.
+    pub work: WorkInbox,
+    pub tasks: Arc<dyn TaskSink>,
     pub said: mpsc::Sender<Said>,
 }
 
@@ -187,6 +194,7 @@ fn mcp_error(message: &Value, text: &str) -> Option<Value> {
 enum Current {
     Prompt,
     Request(IncomingRequest),
+    Task(Work),
     /// Its asker is gone.
     Unwanted,
 }
@@ -215,6 +223,14 @@ impl State {
         self.perform(first).await;
         loop {
             let idle = self.ready && self.current.is_none() && self.outcome.is_none();
+            // Who serves requests takes tasks too; who was launched for a prompt takes neither.
+            let serves = self.requests.is_some();
+            self.conversation.work.set(match (idle, serves) {
+                _ if self.outcome.is_some() => Taking::Over,
+                (true, true) => Taking::Idle,
+                (false, true) => Taking::Busy,
+                (_, false) => Taking::NotYet,
+            });
             tokio::select! {
                 read = from_agent.read(&mut buffer) => {
                     let lines = match read {
@@ -236,10 +252,16 @@ impl State {
                     // Detached from the bus: the agent is ending.
                     None => self.requests = None,
                 },
+                work = self.conversation.work.next(), if idle && serves => self.begin_task(work).await,
                 () = withdrawn(&self.current) => {
-                    // The asker is gone: nobody wants the answer. The turn still ends in the agent's own words.
-                    if let Some((turn, _)) = self.current.take() {
-                        self.current = Some((turn, Current::Unwanted));
+                    // Nobody wants the answer any more. The turn still ends in the agent's own words.
+                    if let Some((turn, current)) = self.current.take() {
+                        let unwanted = match current {
+                            // The task's seat is taken until the turn is really over.
+                            Current::Task(work) => Current::Task(Work { cancel: CancellationToken::new(), ..work }),
+                            Current::Prompt | Current::Request(_) | Current::Unwanted => Current::Unwanted,
+                        };
+                        self.current = Some((turn, unwanted));
                         let actions = self.conversation.machine.interrupt();
                         self.perform(actions).await;
                     }
@@ -366,6 +388,30 @@ impl State {
         self.perform(actions).await;
     }
 
+    /// Begins a task's turn: first on record, then in the agent's hands.
+    async fn begin_task(&mut self, work: Work) {
+        let (task, attempt) = (work.task, work.attempt);
+        let (launch, turn) = (self.conversation.port.identity().id, TurnId(self.turns + 1));
+        let tasks = Arc::clone(&self.conversation.tasks);
+        if let Err(why) = tasks.begun(launch, task, attempt, turn).await {
+            tracing::debug!(agent = self.launch, %task, "its turn does not begin: {why}");
+            tasks.ended(task, attempt, not_begun(why.to_string())).await;
+            return;
+        }
+        self.note(format!(
+            "driver: turn {} is attempt {attempt} of task {task}",
+            turn.0
+        ))
+        .await;
+        let text = work.text.clone();
+        let actions = self.begin(None, text, Current::Task(work));
+        if self.current.is_none() {
+            let why = "the agent could not take a turn".to_owned();
+            tasks.ended(task, attempt, not_begun(why)).await;
+        }
+        self.perform(actions).await;
+    }
+
     fn begin(&mut self, asked_by: Option<Asker>, text: String, current: Current) -> Vec<Action> {
         self.turns += 1;
         let id = TurnId(self.turns);
@@ -395,6 +441,12 @@ impl State {
                 }
                 self.outcome.get_or_insert(Outcome::PromptDone(outcome));
                 self.lines = None;
+            }
+            Some((id, Current::Task(work))) if id == turn => {
+                self.conversation
+                    .tasks
+                    .ended(work.task, work.attempt, outcome)
+                    .await;
             }
             Some((id, Current::Unwanted)) if id == turn => {}
             other => self.current = other,
@@ -554,10 +606,20 @@ async fn next_request(requests: &mut Option<Requests>) -> Option<IncomingRequest
     }
 }
 
-/// Resolves when the asker of the present turn no longer waits.
+/// The end of a turn that never was.
+fn not_begun(why: String) -> TurnOutcome {
+    TurnOutcome {
+        text: why,
+        is_error: true,
+        kind: "not-begun".to_owned(),
+    }
+}
+
+/// Resolves when nobody waits for the present turn any more.
 async fn withdrawn(current: &Option<(TurnId, Current)>) {
     match current {
         Some((_, Current::Request(request))) => request.cancelled().await,
+        Some((_, Current::Task(work))) => work.cancel.cancelled().await,
         _ => std::future::pending().await,
     }
 }

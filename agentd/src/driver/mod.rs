@@ -9,6 +9,7 @@
 
 pub mod claude;
 mod conversation;
+mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,8 +30,13 @@ use crate::agents::Agent;
 use crate::agents::agent::Command;
 use crate::agents::stdio::{Output, Stream};
 use crate::bus::AgentPort;
+use crate::tasks::FleetChanged;
 
 pub use conversation::{Conversation, Outcome, Said};
+pub use work::{
+    NoTasks, NotBegun, OpenWork, Recording, Taking, TaskSink, Work, WorkInbox, WorkLease, WorkPort,
+    work_port,
+};
 
 /// Words of the agent that may wait for slow readers.
 const UNSAID: usize = 256;
@@ -91,6 +97,8 @@ pub struct Start<'a> {
     pub port: AgentPort,
     pub tools: ToolRules,
     pub store: Store,
+    /// Where its work is reported, and who is told when it is free for more.
+    pub tasks: (Arc<dyn TaskSink>, FleetChanged),
 }
 
 /// Starts the driver's task, which owns the agent's streams and ends when they have ended.
@@ -109,6 +117,12 @@ pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
         anyhow::bail!("a driven agent needs pipes");
     };
     let (said, words) = mpsc::channel(UNSAID);
+    let (tasks, changed) = start.tasks;
+    let (work_port, work) = work_port(changed.0);
+    // Whoever was launched for a prompt ends with it.
+    if start.spec.prompt.is_none() {
+        start.agent.takes_work(work_port);
+    }
     let conversation = Conversation {
         machine,
         port: start.port,
@@ -116,6 +130,8 @@ pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
         tools: start.tools,
         workspace: start.spec.workspace.clone(),
         prompt: start.spec.prompt.clone(),
+        work,
+        tasks,
         said,
     };
     let agent = start.agent;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use agentd::bus::{AgentPort, BusServer, Unrecorded};
-use agentd::driver::{Conversation, Outcome, Said, claude};
+use agentd::driver::{Conversation, NoTasks, Outcome, Said, claude, work_port};
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_orchestrator::driver::{Machine, claude::Claude, jsonl::Jsonl};
 use agentd_sandbox::rules::ToolRule;
@@ -93,6 +93,8 @@ impl House {
             },
             workspace: None,
             prompt: prompt.map(str::to_owned),
+            work: work_port(Arc::default()).1,
+            tasks: Arc::new(NoTasks),
             said,
         };
         (conversation, words)

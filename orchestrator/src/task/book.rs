@@ -88,7 +88,7 @@ struct Task {
 /// The open tasks of all users.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
-    limits: Limits,
+    pub(super) limits: Limits,
     tasks: BTreeMap<TaskId, Task>,
     queue: Queue,
     deadlines: BTreeSet<(u64, TaskId)>,
@@ -157,7 +157,7 @@ impl Book {
         let mut failed = None;
         for &dependency in &terms.after {
             match self.tasks.get(&dependency) {
-                Some(open) if open.uid == uid => {
+                Some(open) if open.uid == uid && open.committed => {
                     open_dependencies.insert(dependency);
                 }
                 Some(_) => return Err(Refused::NoSuchDependency(dependency)),
@@ -600,6 +600,16 @@ impl Book {
     /// Tasks that could be assigned at once.
     pub fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Whether a queued task is where it will be found.
+    #[cfg(test)]
+    pub(super) fn is_placed(&self, id: TaskId) -> bool {
+        let task = &self.tasks[&id];
+        let delayed = task
+            .not_before_boot_ms
+            .is_some_and(|at| self.delayed.contains(&(at, id)));
+        delayed != self.queue.contains(&task.lane(), task.rank(id))
     }
 
     // -------------------------------------------------------------------------------------------- inside

@@ -57,6 +57,13 @@ impl Queue {
         heads.into_iter().map(|Rank(_, id)| id).collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn contains(&self, lane: &Lane, rank: Rank) -> bool {
+        self.lanes
+            .get(lane)
+            .is_some_and(|ranks| ranks.contains(&rank))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.lanes.values().map(BTreeSet::len).sum()
     }

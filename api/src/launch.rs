@@ -73,6 +73,10 @@ pub struct LaunchSpec {
     /// Nobody will attach at once: with pipes, stdin is at its end from the start. Output goes to
     /// the log, and to whoever attaches later.
     pub detach: Option<bool>,
+    /// The unit that this launch belongs to. Set by agentd's units alone: from a client it is refused.
+    pub unit: Option<String>,
+    /// Topics whose messages go to the agent's inbox from its start, as far as the policy lets it follow them.
+    pub subscriptions: Option<Vec<String>>,
     /// Put the attach socket into the reply, so that no output is lost and no round trip spent.
     pub attach: Option<bool>,
 }
@@ -100,6 +104,8 @@ impl LaunchSpec {
             home: None,
             user: None,
             detach: None,
+            unit: None,
+            subscriptions: None,
             attach: None,
         }
     }

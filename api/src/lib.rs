@@ -17,6 +17,7 @@ pub mod error;
 pub mod exit;
 pub mod launch;
 pub mod proxies;
+pub mod units;
 mod vocabulary;
 
 pub use agent::{
@@ -27,6 +28,7 @@ pub use error::{Error, ErrorCode};
 pub use exit::{ExitCause, ExitInfo};
 pub use launch::{AttachOptions, Driver, LaunchReply, LaunchSpec, LogOptions, StdioMode};
 pub use proxies::{AgentProxy, ManagerProxy};
+pub use units::{UnitState, UnitStatus, UnitsProxy};
 
 /// The version that daemon and clients report.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

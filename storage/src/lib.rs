@@ -19,6 +19,7 @@ mod query;
 mod record;
 mod row;
 mod store;
+mod unit;
 mod writer;
 
 pub use error::StoreError;
@@ -28,3 +29,4 @@ pub use event::{
 };
 pub use record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Viewer};
 pub use store::{Health, Store};
+pub use unit::{UnitRow, UnitText};

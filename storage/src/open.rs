@@ -26,6 +26,11 @@ fn migrations() -> Vec<Migration> {
             include_str!("../../migrations/sqlite/0001_record.sql"),
         ),
         (
+            4,
+            "units",
+            include_str!("../../migrations/sqlite/0004_units.sql"),
+        ),
+        (
             5,
             "driver offsets",
             include_str!("../../migrations/sqlite/0005_driver_offsets.sql"),

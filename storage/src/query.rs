@@ -267,7 +267,7 @@ impl Store {
             .map_err(|error| self.public(error))
     }
 
-    fn public(&self, error: sqlx::Error) -> StoreError {
+    pub(crate) fn public(&self, error: sqlx::Error) -> StoreError {
         match error {
             sqlx::Error::PoolClosed => StoreError::Closed,
             error => classify(self.path(), &error),

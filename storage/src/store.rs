@@ -15,6 +15,7 @@ use crate::{
     error::StoreError,
     event::Event,
     open,
+    unit::UnitWrite,
     writer::{self, Command, Job},
 };
 
@@ -148,6 +149,16 @@ impl Store {
             .map_err(|_closed| StoreError::Closed)?;
         self.shared.readers.close().await;
         answer.await.map_err(|_gone| StoreError::Closed)
+    }
+
+    pub(crate) async fn write_unit(&self, write: UnitWrite) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.shared
+            .queue
+            .send(Command::Unit(write, done))
+            .await
+            .map_err(|_closed| StoreError::Closed)?;
+        answer.await.map_err(|_gone| StoreError::Closed)?
     }
 
     /// How the writer fares.

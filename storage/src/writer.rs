@@ -15,6 +15,7 @@ use crate::{
     event::Event,
     row::{self, kind_of},
     store::Health,
+    unit::{self, UnitWrite},
 };
 
 /// Jobs in one transaction.
@@ -23,6 +24,7 @@ const BATCH: usize = 512;
 /// What the writer is asked.
 pub(crate) enum Command {
     Write(Job),
+    Unit(UnitWrite, oneshot::Sender<Result<(), StoreError>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -81,13 +83,20 @@ impl Writer {
         let mut closer = None;
         while closer.is_none() && commands.recv_many(&mut taken, BATCH).await > 0 {
             let mut jobs = Vec::with_capacity(taken.len());
+            let mut units = Vec::new();
             for command in taken.drain(..) {
                 match command {
                     Command::Write(job) => jobs.push(job),
+                    Command::Unit(write, done) => units.push((write, done)),
                     Command::Close(done) => closer = Some(done),
                 }
             }
             self.write(jobs).await;
+            for (write, done) in units {
+                let written = unit::write(&mut self.connection, &write).await;
+                // A waiter that has gone away needs no answer.
+                drop(done.send(written.map_err(|error| classify(&self.path, &error))));
+            }
         }
         commands.close();
         // Closing checkpoints the log. If that fails the log stays and is replayed at the next opening, so there is

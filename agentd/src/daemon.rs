@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::agents::agent::Command;
 use crate::agents::broker::BrokerLink;
 use crate::agents::{Caller, Registry};
+use crate::approvals::{self, Approvals};
 use crate::bus::BusServer;
 use crate::config::Config;
 use crate::control;
@@ -44,6 +45,7 @@ pub struct Daemon {
     /// Where conversations report the ends of their tasks.
     pub task_sink: Arc<dyn TaskSink>,
     pub fleet_changed: FleetChanged,
+    pub approvals: Arc<Approvals>,
     /// Somebody asked for the end over the control socket.
     pub shutdown: Notify,
 }
@@ -96,6 +98,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         host: prepared.host,
         broker: BrokerLink::start(prepared.broker.socket, prepared.broker.last_id)?,
         bus: BusServer::start(Arc::new(BusRecord::new(store.clone()))),
+        approvals: Approvals::start(store.clone())
+            .await
+            .context("cannot read the open questions")?,
         store,
         upstreams: Arc::new(prepared.upstreams),
         agents: Arc::new(Registry::new(prepared.config.daemon.max_agents)),
@@ -107,6 +112,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let control = UnixListener::from_std(prepared.control)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // No agent outlives its daemon yet, so nobody will ask the questions of an earlier one again.
+    daemon.approvals.forget_lost(|_| false).await;
+    tokio::spawn(approvals::tell_attached(Arc::clone(&daemon)));
     let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
     announce_ready()?;
 

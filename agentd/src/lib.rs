@@ -3,6 +3,7 @@
 //! - [`startup`]: from a program of root's (or the user's) to a confined process, in phases.
 //! - [`daemon`]: what every part shares, and the main loop.
 //! - [`agents`]: launching, following and ending agents.
+//! - [`approvals`]: questions that a person decides.
 //! - [`control`]: the D-Bus tree, per caller.
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
 //! - [`driver`]: speaking an agent's own protocol.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agents;
+pub mod approvals;
 pub mod bus;
 pub mod config;
 pub mod control;

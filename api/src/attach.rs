@@ -5,6 +5,8 @@
 //! bytes, integers little-endian. Closing the socket detaches; the agent lives on. The codec
 //! borrows, never allocates to decode, and treats every byte as hostile.
 
+use std::borrow::Cow;
+
 use crate::{ExitCause, ExitInfo};
 
 /// Largest payload of a frame, in bytes.
@@ -29,6 +31,7 @@ const EXIT: u8 = b'X';
 const STOPPED: u8 = b'Z';
 const CONTINUED: u8 = b'C';
 const LOST: u8 = b'L';
+const NOTICE: u8 = b'N';
 
 /// One packet on an attach socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,9 @@ pub enum AttachFrame<'a> {
     Continued,
     /// Daemon → client: this many bytes of output were dropped for a client that did not read.
     Lost(u64),
+    /// Daemon → client: a line for the person at the client, such as that an approval waits. Not part of the
+    /// program's output. Never empty.
+    Notice(Cow<'a, str>),
 }
 
 /// A packet that is not a frame.
@@ -72,6 +78,8 @@ pub enum AttachFrameError {
     },
     #[error("attach frame of type 'X' has an unknown exit cause {0}")]
     UnknownCause(u8),
+    #[error("attach frame of type 'N' is not UTF-8")]
+    NoticeText,
     #[error("attach frame of type 's' has signal {0}, outside 1..=64")]
     BadSignal(i32),
 }
@@ -95,6 +103,13 @@ impl<'a> AttachFrame<'a> {
             Self::Stdout(bytes) => encode_bytes(out, STDOUT, bytes),
             Self::Stderr(bytes) => encode_bytes(out, STDERR, bytes),
             Self::Exit(info) => encode_exit(out, info),
+            Self::Notice(text) => {
+                encode_bytes(
+                    out,
+                    NOTICE,
+                    &text.as_bytes()[..text.floor_char_boundary(MAX_PAYLOAD)],
+                );
+            }
             Self::Stopped(signo) => encode_i32(out, STOPPED, *signo),
             Self::Continued => out.push(CONTINUED),
             Self::Lost(count) => {
@@ -140,6 +155,10 @@ impl<'a> AttachFrame<'a> {
             STDIN => some_bytes().map(Self::Stdin),
             STDOUT => some_bytes().map(Self::Stdout),
             STDERR => some_bytes().map(Self::Stderr),
+            NOTICE => match std::str::from_utf8(some_bytes()?) {
+                Ok(text) => Ok(Self::Notice(text.into())),
+                Err(_) => Err(AttachFrameError::NoticeText),
+            },
             STDIN_EOF => nothing(Self::StdinEof),
             CONTINUED => nothing(Self::Continued),
             RESIZE => match *payload {
@@ -320,7 +339,7 @@ mod tests {
 
     fn any_frame() -> impl Strategy<Value = (u8, Vec<u8>, u64)> {
         (
-            0u8..10,
+            0u8..11,
             proptest::collection::vec(any::<u8>(), 1..2000),
             any::<u64>(),
         )
@@ -340,6 +359,7 @@ mod tests {
                 6 => AttachFrame::Exit(Box::new(ExitInfo::from_wait_status((n & 0xff) as i32))),
                 7 => AttachFrame::Stopped(signo),
                 8 => AttachFrame::Continued,
+                9 => AttachFrame::Notice(format!("{n} wait").into()),
                 _ => AttachFrame::Lost(n),
             };
             let packet = frame.to_vec();

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod approvals;
 pub mod attach;
 pub mod dirs;
 pub mod error;
@@ -23,6 +24,7 @@ mod vocabulary;
 pub use agent::{
     AgentId, AgentIdParseError, AgentIdentity, AgentState, AgentSummary, DaemonInfo, DaemonMode,
 };
+pub use approvals::ApprovalsProxy;
 pub use attach::{AttachFrame, AttachFrameError};
 pub use error::{Error, ErrorCode};
 pub use exit::{ExitCause, ExitInfo};

@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::{Question, Settlement, StandingRule};
+
 /// The id of one launch, unique for ever on this host (agentd makes it from a UUID of version 7).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -80,6 +82,7 @@ impl Event {
             + match &self.fact {
                 Fact::DriverLine { line, .. } => line.len(),
                 Fact::Note { text } => text.len(),
+                Fact::Asked(question) => question.input.to_string().len(),
                 Fact::Launch(launch) => launch.argv.iter().map(String::len).sum(),
                 _ => 0,
             }
@@ -131,6 +134,19 @@ pub enum Fact {
     },
     /// A tool permission was decided.
     Approval(Approval),
+    /// A person is asked. Recorded before anybody is shown the question.
+    Asked(Box<Question>),
+    /// A question ended. Recorded before the agent hears of it.
+    Settled(Settlement),
+    /// A decision is to be remembered.
+    RuleMade(Box<StandingRule>),
+    /// A remembered decision holds no more.
+    RuleRevoked {
+        /// Which rule.
+        id: String,
+        /// Who took it back.
+        by: String,
+    },
     /// Anything else worth reading later.
     Note {
         /// One line for people.
@@ -352,7 +368,7 @@ pub struct Approval {
     pub tool: String,
     /// allow or deny.
     pub decision: String,
-    /// Who decided: "policy", later also a user.
+    /// Who decided: "policy", "uid 1000", "rule ID", "time-out".
     pub by: String,
     /// Why: the rule, or the trouble that turned it into a deny.
     pub reason: String,

@@ -12,6 +12,7 @@
 //! Start reading at [`Event`] (what goes in) and [`Record`] (what comes out), then `writer.rs`.
 #![forbid(unsafe_code)]
 
+mod approval;
 mod error;
 mod event;
 mod open;
@@ -22,6 +23,7 @@ mod store;
 mod unit;
 mod writer;
 
+pub use approval::{Asked, Question, Settlement, StandingRule};
 pub use error::StoreError;
 pub use event::{
     Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,

@@ -26,6 +26,11 @@ fn migrations() -> Vec<Migration> {
             include_str!("../../migrations/sqlite/0001_record.sql"),
         ),
         (
+            3,
+            "approvals",
+            include_str!("../../migrations/sqlite/0003_approvals.sql"),
+        ),
+        (
             4,
             "units",
             include_str!("../../migrations/sqlite/0004_units.sql"),

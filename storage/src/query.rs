@@ -19,7 +19,7 @@ const RECORD_SCHEMA: u32 = 1;
 
 impl Viewer {
     /// What the statements compare with: NULL sees all.
-    fn uid(self) -> Option<i64> {
+    pub(crate) fn uid(self) -> Option<i64> {
         match self {
             Self::Uid(uid) => Some(i64::from(uid)),
             Self::Root => None,
@@ -260,7 +260,7 @@ impl Store {
     }
 
     /// Begins a read-only transaction, which sees one snapshot.
-    async fn snapshot(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(crate) async fn snapshot(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.readers()
             .begin()
             .await

@@ -32,6 +32,10 @@ pub(crate) fn kind_of(fact: &Fact) -> &'static str {
         Fact::Denial(_) => "denial",
         Fact::DriverLine { .. } => "driver-line",
         Fact::Approval(_) => "approval",
+        Fact::Asked(_) => "asked",
+        Fact::Settled(_) => "settled",
+        Fact::RuleMade(_) => "rule-made",
+        Fact::RuleRevoked { .. } => "rule-revoked",
         Fact::Note { .. } => "note",
     }
 }
@@ -43,7 +47,8 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
              SELECT max(seq) AS seq FROM launches UNION ALL SELECT max(seq) FROM events
              UNION ALL SELECT max(seq) FROM exits UNION ALL SELECT max(seq) FROM messages
              UNION ALL SELECT max(seq) FROM usage UNION ALL SELECT max(seq) FROM denials
-             UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines)",
+             UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines
+             UNION ALL SELECT max(seq) FROM standing_rules)",
     )
     .fetch_one(connection)
     .await
@@ -215,6 +220,84 @@ pub(crate) async fn insert(
                 .bind(&it.decision)
                 .bind(&it.by)
                 .bind(&it.reason),
+            )
+            .await
+        }
+        Fact::Asked(it) => {
+            let until = it.expires_at_ms.saturating_sub(it.asked_at_ms) / 1000;
+            let text = format!("asked about {} {}, for {until} s", it.kind, it.tool);
+            timeline(connection, seq, event, json(&text)).await?;
+            run(
+                connection,
+                sqlx::query(
+                    "INSERT INTO questions (id, seq, launch, uid, request_id, kind, tool, input, rule, asked_at_ms,
+                         expires_at_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                )
+                .bind(&it.id)
+                .bind(seq)
+                .bind(launch)
+                .bind(it.uid)
+                .bind(&it.request_id)
+                .bind(&it.kind)
+                .bind(&it.tool)
+                .bind(json(&it.input))
+                .bind(&it.rule)
+                .bind(it.asked_at_ms)
+                .bind(it.expires_at_ms),
+            )
+            .await
+        }
+        Fact::Settled(it) => {
+            let text = format!("{} by {}: {}", it.decision, it.by, it.reason);
+            timeline(connection, seq, event, json(&text)).await?;
+            run(
+                connection,
+                sqlx::query(
+                    "UPDATE questions SET decided_at_ms = ?2, decision = ?3, decided_by = ?4, scope = ?5, reason = ?6
+                     WHERE id = ?1 AND decided_at_ms IS NULL",
+                )
+                .bind(&it.id)
+                .bind(at_ms)
+                .bind(&it.decision)
+                .bind(&it.by)
+                .bind(&it.scope)
+                .bind(&it.reason),
+            )
+            .await
+        }
+        Fact::RuleMade(it) => {
+            run(
+                connection,
+                sqlx::query(
+                    "INSERT INTO standing_rules (id, seq, uid, scope, subject, kind, decision, covers, made_at_ms,
+                         made_by, question)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                )
+                .bind(&it.id)
+                .bind(seq)
+                .bind(it.uid)
+                .bind(&it.scope)
+                .bind(&it.subject)
+                .bind(&it.kind)
+                .bind(&it.decision)
+                .bind(json(&it.covers))
+                .bind(it.made_at_ms)
+                .bind(&it.made_by)
+                .bind(&it.question),
+            )
+            .await
+        }
+        Fact::RuleRevoked { id, by } => {
+            run(
+                connection,
+                sqlx::query(
+                    "UPDATE standing_rules SET revoked_at_ms = ?2, revoked_by = ?3
+                     WHERE id = ?1 AND revoked_at_ms IS NULL",
+                )
+                .bind(id)
+                .bind(at_ms)
+                .bind(by),
             )
             .await
         }

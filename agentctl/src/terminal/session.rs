@@ -211,7 +211,7 @@ impl Loop<'_> {
             self.send_queued()?;
         }
         if socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && self.is_drained() {
-            self.take_frame()?;
+            self.take_frame(tell)?;
         }
         if !stdin.is_empty() && self.end.is_none() {
             self.take_input()?;
@@ -251,7 +251,7 @@ impl Loop<'_> {
         Ok(())
     }
 
-    fn take_frame(&mut self) -> io::Result<()> {
+    fn take_frame(&mut self, tell: &mut dyn FnMut(&str)) -> io::Result<()> {
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
         let received = rustix::net::recv(&self.session.socket, &mut self.buffer[..], flags);
         let length = match received {
@@ -279,6 +279,16 @@ impl Loop<'_> {
             AttachFrame::Stopped(_) => self.suspend()?,
             AttachFrame::Continued => {}
             AttachFrame::Lost(bytes) => self.lost_bytes += bytes,
+            AttachFrame::Notice(text) => {
+                let text = crate::output::visible(&text);
+                // In raw mode a line feed alone does not go back to the first column.
+                let text = if self.raw.is_some() {
+                    format!("{text}\r")
+                } else {
+                    text
+                };
+                tell(&text);
+            }
             AttachFrame::Stdin(_)
             | AttachFrame::StdinEof
             | AttachFrame::Resize { .. }

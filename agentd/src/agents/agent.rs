@@ -180,7 +180,7 @@ impl Agent {
     }
 
     /// Tells everybody attached, in order with the output.
-    pub(super) fn notify(&self, frame: AttachFrame<'static>) {
+    pub(crate) fn notify(&self, frame: AttachFrame<'static>) {
         if self.notices.try_send(frame).is_err() {
             tracing::debug!(agent = %self.identity, "its output has ended, or nobody reads; a notice was dropped");
         }

@@ -377,6 +377,7 @@ impl Daemon {
                     notices: channels.notices,
                     port: port.clone(),
                     tools: plan.tools.clone(),
+                    approvals: Arc::clone(&self.approvals),
                     store: self.store.clone(),
                     tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
                 })
@@ -455,6 +456,11 @@ impl Daemon {
                         identity,
                         plan.egress.clone(),
                         self.store.clone(),
+                    )
+                    .with_approvals(
+                        Arc::clone(&self.approvals),
+                        None,
+                        plan.tools.ask_timeout,
                     );
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
@@ -485,6 +491,9 @@ impl Daemon {
         {
             tracing::error!(agent = %agent.identity, "its exit cannot be recorded: {error}");
         }
+        self.approvals
+            .agent_ended(&agent.identity.id.to_string().into())
+            .await;
         agent.end(exit, unix_ms());
         self.agents.retire(agent);
     }

@@ -5,6 +5,7 @@
 //! what a call does is in [`manager`] and [`agent`], what it means in `docs/dbus.md`.
 
 mod agent;
+mod approvals;
 mod manager;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use zbus::{Connection, Guid};
 use crate::agents::{Agent, Caller, Change};
 use crate::daemon::Daemon;
 use agent::AgentObject;
+use approvals::ApprovalsObject;
 use manager::ManagerObject;
 
 /// Control connections one uid may hold at once. Root may hold four times as many.
@@ -138,13 +140,19 @@ impl Tree {
     ) -> zbus::Result<Self> {
         // Subscribed before the first listing, so that no agent falls between the two.
         let changes = daemon.agents.changes();
+        let questions = daemon.approvals.changes();
         let connection = builder
             .p2p()
             .max_queued(MAX_QUEUED)
             .serve_at(MANAGER_PATH, zbus::fdo::ObjectManager)
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
+            .serve_at(
+                MANAGER_PATH,
+                ApprovalsObject::new(Arc::clone(daemon), caller),
+            )
             .build()
             .await?;
+        tokio::spawn(approvals::follow(connection.clone(), questions, caller));
         let tree = Self {
             connection,
             caller,

@@ -6,18 +6,19 @@
 //! requests of other agents and tasks, in order of arrival. A task's turn is on record as such before it is written, and
 //! its outcome before anything follows from it.
 //!
-//! Runs as one task per driven agent in the daemon, plus one task for each question that needs the bus and one that
-//! writes to the agent, so that an agent which doesn't read can't stop us from reading it.
+//! Runs as one task per driven agent in the daemon, plus one task for each question that needs the bus or a person and
+//! one that writes to the agent, so that an agent which doesn't read can't stop us from reading it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentd_api::approvals::{self, QuestionKind};
 use agentd_orchestrator::driver::{
     Action, Answer, Asker, Cut, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
     TurnOutcome, Verdict,
 };
-use agentd_sandbox::{ToolDecision, ToolRules};
+use agentd_sandbox::{ToolDecision, ToolRule, ToolRules};
 use agentd_storage::{Approval, Denial, Direction, Event, Fact, Store, Usage, UsageSource};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -25,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
 use crate::driver::{Taking, TaskSink, Work, WorkInbox};
 use crate::mcp::InBand;
@@ -67,6 +69,10 @@ pub struct Conversation {
     pub port: AgentPort,
     pub store: Store,
     pub tools: ToolRules,
+    /// Where people are asked what `tools` leaves to them.
+    pub approvals: Arc<Approvals>,
+    /// The unit the agent was started from.
+    pub unit: Option<String>,
     pub workspace: Option<String>,
     /// With a prompt, the conversation ends with its turn. Without, the agent serves the requests of others.
     pub prompt: Option<String>,
@@ -126,8 +132,24 @@ async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, m
 /// Questions that are being answered by tasks.
 #[derive(Debug, Default)]
 struct Questions {
-    tasks: JoinSet<Answer>,
+    tasks: JoinSet<Reply>,
     open: HashMap<task::Id, (RequestId, Fallback, task::AbortHandle)>,
+}
+
+/// An answer, and what goes on record with it.
+#[derive(Debug)]
+struct Reply {
+    answer: Answer,
+    facts: Vec<Fact>,
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self {
+            answer,
+            facts: Vec::new(),
+        }
+    }
 }
 
 /// The answer if the task that should find one fails.
@@ -135,6 +157,8 @@ struct Questions {
 enum Fallback {
     Mcp(Value),
     Peer,
+    /// The tool and its arguments.
+    Tool(String, Value),
 }
 
 impl Questions {
@@ -142,7 +166,7 @@ impl Questions {
         &mut self,
         id: RequestId,
         fallback: Fallback,
-        answer: impl Future<Output = Answer> + Send + 'static,
+        answer: impl Future<Output = Reply> + Send + 'static,
     ) {
         let handle = self.tasks.spawn(answer);
         self.open.insert(handle.id(), (id, fallback, handle));
@@ -155,7 +179,7 @@ impl Questions {
     }
 
     /// The next answer. Never resolves while no question is open.
-    async fn next(&mut self) -> Answer {
+    async fn next(&mut self) -> Reply {
         loop {
             let Some(joined) = self.tasks.join_next_with_id().await else {
                 std::future::pending::<()>().await;
@@ -169,14 +193,18 @@ impl Questions {
                 continue;
             };
             return answer.unwrap_or_else(|| match fallback {
-                Fallback::Mcp(message) => Answer::Mcp {
+                Fallback::Mcp(message) => Reply::from(Answer::Mcp {
                     id,
                     reply: mcp_error(&message, "agentd could not answer"),
-                },
-                Fallback::Peer => Answer::Peer {
+                }),
+                Fallback::Peer => Reply::from(Answer::Peer {
                     id,
                     result: Err("agentd could not ask".to_owned()),
-                },
+                }),
+                Fallback::Tool(tool, input) => {
+                    let why = "agentd could not ask anybody".to_owned();
+                    refusal(id, tool, &input, "agentd", why, None)
+                }
             });
         }
     }
@@ -243,8 +271,8 @@ impl State {
                     };
                     self.receive(lines).await;
                 }
-                answer = self.questions.next() => {
-                    let actions = self.conversation.machine.answer(answer);
+                reply = self.questions.next() => {
+                    let actions = self.answer(reply).await;
                     self.perform(actions).await;
                 }
                 request = next_request(&mut self.requests), if idle => match request {
@@ -329,7 +357,7 @@ impl State {
                 }
                 Action::Text(text) => self.say(Said::Words(text)).await,
                 Action::ToolUse { tool } => tracing::debug!(agent = self.launch, "uses {tool}"),
-                Action::AskTool(request) => self.decide(request).await,
+                Action::AskTool(request) => actions.extend(self.decide(request).await),
                 Action::Mcp { id, message } => self.ask_mcp(id, message),
                 Action::AskPeer(request) => self.ask_peer(request),
                 Action::Withdrawn(id) => self.questions.withdraw(&id),
@@ -453,8 +481,8 @@ impl State {
         }
     }
 
-    /// Answers a question about a tool by the policy; the decision is on record before the answer is written.
-    async fn decide(&mut self, request: ToolRequest) {
+    /// Answers a question about a tool by the policy, or asks a person while everything else goes on.
+    async fn decide(&mut self, request: ToolRequest) -> Vec<Action> {
         let ToolRequest { id, tool, input } = request;
         let decision = match &self.record_broken {
             Some(why) => ToolDecision::Deny {
@@ -467,40 +495,57 @@ impl State {
                 self.conversation.workspace.as_deref(),
             ),
         };
-        let mut facts = Vec::new();
-        let (verdict, reason) = match decision {
-            ToolDecision::Allow => (Verdict::Allow, "no rule against it".to_owned()),
+        let reply = match decision {
+            ToolDecision::Allow => allowance(id, tool, "policy", "no rule against it".to_owned()),
             ToolDecision::Deny { why, origin } => {
-                facts.push(Fact::Denial(Denial {
-                    layer: "driver".to_owned(),
-                    what: format!("tool {tool}"),
-                    target: input.to_string().chars().take(TARGET_CHARS).collect(),
-                    rule: why.clone(),
-                    origin: origin.map(|origin| origin.to_string()),
-                }));
-                (Verdict::Deny { why: why.clone() }, why)
+                let origin = origin.map(|origin| origin.to_string());
+                refusal(id, tool, &input, "policy", why, origin)
+            }
+            ToolDecision::Ask { rule } => {
+                self.ask_person(id, tool, input, rule);
+                return Vec::new();
             }
         };
-        facts.push(Fact::Approval(Approval {
+        self.answer(reply).await
+    }
+
+    fn ask_person(&mut self, id: RequestId, tool: String, input: Value, rule: ToolRule) {
+        let approvals = Arc::clone(&self.conversation.approvals);
+        let ask = Ask {
+            identity: self.conversation.port.identity().clone(),
+            unit: self.conversation.unit.clone(),
             request_id: id.0.clone(),
-            tool,
-            decision: match verdict {
-                Verdict::Allow => "allow",
-                Verdict::Deny { .. } => "deny",
-            }
-            .to_owned(),
-            by: "policy".to_owned(),
-            reason,
-        }));
-        let answer = Answer::Tool {
-            id: id.clone(),
-            verdict,
+            kind: QuestionKind::Tool,
+            tool: tool.clone(),
+            input: input.clone(),
+            rule: format!("{} ({})", rule.text, rule.origin),
+            workspace: self.conversation.workspace.clone(),
+            timeout: self.conversation.tools.ask_timeout,
         };
+        let fallback = Fallback::Tool(tool.clone(), input.clone());
+        self.questions.ask(id.clone(), fallback, async move {
+            let Answered { answer, by, reason } = approvals.ask(ask).await;
+            match answer {
+                approvals::Answer::Allow => allowance(id, tool, &by, reason),
+                approvals::Answer::Deny => {
+                    refusal(id, tool, &input, &by, reason, Some(rule.origin.to_string()))
+                }
+            }
+        });
+    }
+
+    /// Tells the agent; what was decided is on record in the same commit as the line that says so.
+    /// What else follows from the answer is returned.
+    async fn answer(&mut self, reply: Reply) -> Vec<Action> {
+        let Reply { answer, mut facts } = reply;
+        let mut rest = Vec::new();
         for action in self.conversation.machine.answer(answer) {
-            if let Action::Write(line) = action {
-                self.write(line, std::mem::take(&mut facts)).await;
+            match action {
+                Action::Write(line) => self.write(line, std::mem::take(&mut facts)).await,
+                other => rest.push(other),
             }
         }
+        rest
     }
 
     fn ask_mcp(&mut self, id: RequestId, message: Value) {
@@ -514,7 +559,7 @@ impl State {
                 }
                 None => mcp.handle(message).await,
             };
-            Answer::Mcp { id, reply }
+            Reply::from(Answer::Mcp { id, reply })
         });
     }
 
@@ -538,10 +583,10 @@ impl State {
                         Err(error) => Err(error.to_string()),
                     },
                 };
-                Answer::Peer {
+                Reply::from(Answer::Peer {
                     id: request.id,
                     result,
-                }
+                })
             });
     }
 
@@ -596,6 +641,50 @@ impl State {
             tracing::debug!(agent = self.launch, "nobody takes its words any more");
         }
     }
+}
+
+/// Lets a tool be used, on record.
+fn allowance(id: RequestId, tool: String, by: &str, reason: String) -> Reply {
+    let facts = vec![decided(&id, tool, "allow", by, reason)];
+    let verdict = Verdict::Allow;
+    Reply {
+        answer: Answer::Tool { id, verdict },
+        facts,
+    }
+}
+
+/// Refuses a tool, on record.
+fn refusal(
+    id: RequestId,
+    tool: String,
+    input: &Value,
+    by: &str,
+    why: String,
+    origin: Option<String>,
+) -> Reply {
+    let denial = Fact::Denial(Denial {
+        layer: "driver".to_owned(),
+        what: format!("tool {tool}"),
+        target: input.to_string().chars().take(TARGET_CHARS).collect(),
+        rule: why.clone(),
+        origin,
+    });
+    let facts = vec![denial, decided(&id, tool, "deny", by, why.clone())];
+    let verdict = Verdict::Deny { why };
+    Reply {
+        answer: Answer::Tool { id, verdict },
+        facts,
+    }
+}
+
+fn decided(id: &RequestId, tool: String, decision: &str, by: &str, reason: String) -> Fact {
+    Fact::Approval(Approval {
+        request_id: id.0.clone(),
+        tool,
+        decision: decision.to_owned(),
+        by: by.to_owned(),
+        reason,
+    })
 }
 
 /// The next request; never resolves while none are served.

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use crate::agents::Agent;
 use crate::agents::agent::Command;
 use crate::agents::stdio::{Output, Stream};
+use crate::approvals::Approvals;
 use crate::bus::AgentPort;
 use crate::tasks::FleetChanged;
 
@@ -96,6 +97,7 @@ pub struct Start<'a> {
     pub notices: mpsc::Receiver<AttachFrame<'static>>,
     pub port: AgentPort,
     pub tools: ToolRules,
+    pub approvals: Arc<Approvals>,
     pub store: Store,
     /// Where its work is reported, and who is told when it is free for more.
     pub tasks: (Arc<dyn TaskSink>, FleetChanged),
@@ -128,6 +130,8 @@ pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
         port: start.port,
         store: start.store,
         tools: start.tools,
+        approvals: start.approvals,
+        unit: None,
         workspace: start.spec.workspace.clone(),
         prompt: start.spec.prompt.clone(),
         work,

@@ -1,6 +1,6 @@
 //! From what an agent names to an open connection, or to the reason why not.
 //!
-//! The order is the promise: rules by name and port, then resolution, then every address by its range, then a
+//! The order is the promise: rules by name and port, a person where they say so, then resolution, then every address by its range, then a
 //! connection to an address that passed. Nothing is resolved twice.
 
 use std::fmt;
@@ -14,6 +14,7 @@ use agentd_sandbox::rules::egress::forbidden_reason;
 use tokio::net::TcpStream;
 
 use super::EgressContext;
+use super::consent::Consent;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -89,6 +90,15 @@ impl EgressContext {
         let target = destination.to_string();
         let rule = match self.rules.allows(&destination.host, destination.port) {
             Decision::Allow { rule } => rule,
+            Decision::Ask { rule } => match self.ask(&target, &rule).await {
+                Consent::Given => rule,
+                Consent::Refused { why } => {
+                    let origin = rule.origin.to_string();
+                    self.deny(&target, &why, Some(origin)).await;
+                    let text = format!("agentd: connecting to {target} was not approved: {why}\n");
+                    return Err(Refused::new(StatusCode::FORBIDDEN, text));
+                }
+            },
             Decision::Deny { why } => {
                 self.deny(&target, &why, None).await;
                 let add = format!("  [net]\n  allow = [\"{target}\"]\n");

@@ -9,6 +9,7 @@
 //! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403 that says what to add
 //! to the policy, and a line on record. Start reading at [`server`].
 
+mod consent;
 mod counters;
 mod destination;
 mod http;
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 use agentd_api::AgentIdentity;
 use agentd_sandbox::EgressRules;
 use agentd_storage::{Denial, Event, Fact, Store};
+
+use crate::approvals::Approvals;
+use consent::People;
 
 pub use counters::{EgressCounters, EgressSnapshot};
 pub use resolve::{Resolve, SystemResolver};
@@ -43,6 +47,7 @@ pub struct EgressContext {
     counters: Arc<EgressCounters>,
     idle_timeout: Duration,
     denied: Mutex<HashMap<String, Instant>>,
+    people: Option<People>,
 }
 
 impl EgressContext {
@@ -56,7 +61,19 @@ impl EgressContext {
             counters: Arc::default(),
             idle_timeout: Duration::from_secs(600),
             denied: Mutex::default(),
+            people: None,
         }
+    }
+
+    /// Asks people about destinations under `[net] ask`; without this they are refused.
+    pub fn with_approvals(
+        mut self,
+        approvals: Arc<Approvals>,
+        unit: Option<String>,
+        timeout: Duration,
+    ) -> Self {
+        self.people = Some(People::new(approvals, unit, timeout));
+        self
     }
 
     /// Resolves names by `resolver` instead.

@@ -4,8 +4,11 @@
 use std::process::Stdio;
 use std::sync::Arc;
 
+use agentd::agents::Caller;
+use agentd::approvals::{Approvals, Change};
 use agentd::bus::{AgentPort, BusServer, Unrecorded};
 use agentd::driver::{Conversation, NoTasks, Outcome, Said, claude, work_port};
+use agentd_api::approvals::{Answer, Approval, Decision};
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_orchestrator::driver::{Machine, claude::Claude, jsonl::Jsonl};
 use agentd_sandbox::rules::ToolRule;
@@ -30,6 +33,7 @@ const OWNER: u32 = 1000;
 struct House {
     bus: BusServer,
     store: Store,
+    approvals: Arc<Approvals>,
     folder: TempDir,
 }
 
@@ -45,6 +49,7 @@ impl House {
         let store = Store::open(folder.path().join("record.db")).await.unwrap();
         Self {
             bus: BusServer::start(Arc::new(Unrecorded)),
+            approvals: Approvals::start(store.clone()).await.unwrap(),
             store,
             folder,
         }
@@ -82,15 +87,19 @@ impl House {
         prompt: Option<&str>,
     ) -> (Conversation, mpsc::Receiver<Said>) {
         let (said, words) = mpsc::channel(1024);
-        let deny = ToolRule::parse("Bash(rm *)", Origin::built_in("test")).unwrap();
+        let rule = |text| vec![ToolRule::parse(text, Origin::built_in("test")).unwrap()];
         let conversation = Conversation {
             machine: Box::new(machine),
             port: guest.port.clone(),
             store: self.store.clone(),
             tools: ToolRules {
                 allow: Vec::new(),
-                deny: vec![deny],
+                deny: rule("Bash(rm *)"),
+                ask: rule("Bash(touch *)"),
+                ..ToolRules::default()
             },
+            approvals: Arc::clone(&self.approvals),
+            unit: None,
             workspace: None,
             prompt: prompt.map(str::to_owned),
             work: work_port(Arc::default()).1,
@@ -121,6 +130,29 @@ impl House {
             .await
             .unwrap()
             .unwrap()
+    }
+
+    /// Decides the next question that is asked.
+    fn decide_next(&self, answer: Answer) -> JoinHandle<Approval> {
+        let (approvals, mut changes) = (Arc::clone(&self.approvals), self.approvals.changes());
+        tokio::spawn(async move {
+            let asked = loop {
+                if let Change::Added(asked) = changes.recv().await.unwrap() {
+                    break asked;
+                }
+            };
+            let decision = Decision {
+                answer,
+                always: None,
+                rule: None,
+                reason: Some("as the test says".into()),
+            };
+            let owner = Caller {
+                uid: OWNER,
+                gid: OWNER,
+            };
+            approvals.decide(owner, &asked.id, &decision).await.unwrap()
+        })
     }
 
     async fn lines(&self, guest: &Guest, direction: Direction) -> Vec<String> {
@@ -263,6 +295,70 @@ async fn a_decision_is_on_record_before_the_agent_hears_of_it() {
     );
     assert!(denials[0].what.target.contains("rm -rf x"));
     agent.end().await;
+}
+
+#[tokio::test]
+async fn others_go_on_while_one_question_waits_for_a_person() {
+    let house = House::new().await;
+    let guest = house.guest("worker").await;
+    let mut agent = house.jsonl(&guest, None);
+    let mut changes = house.approvals.changes();
+    agent.say(json!({"type": "ready"})).await;
+    let ask = |id: &str, command: &str| json!({"type": "permission", "id": id, "tool": "Bash", "input": {"command": command}});
+    agent.say(ask("slow", "touch made")).await;
+    let Change::Added(question) = within(changes.recv()).await.unwrap() else {
+        panic!("the question is the first change")
+    };
+    agent.say(ask("quick", "ls")).await;
+    let verdict = agent.hear().await.unwrap();
+    assert_eq!(
+        (&verdict["id"], &verdict["allow"]),
+        (&json!("quick"), &json!(true))
+    );
+
+    let owner = Caller {
+        uid: OWNER,
+        gid: OWNER,
+    };
+    let yes = Decision {
+        answer: Answer::Allow,
+        always: None,
+        rule: None,
+        reason: None,
+    };
+    house
+        .approvals
+        .decide(owner, &question.id, &yes)
+        .await
+        .unwrap();
+    let verdict = agent.hear().await.unwrap();
+    assert_eq!(
+        (&verdict["id"], &verdict["allow"]),
+        (&json!("slow"), &json!(true))
+    );
+    let approvals = house.record(&guest).await.approvals;
+    let by: Vec<_> = approvals
+        .iter()
+        .map(|it| (it.what.request_id.as_str(), it.what.by.as_str()))
+        .collect();
+    assert_eq!(by, [("quick", "policy"), ("slow", "uid 1000")]);
+
+    // The agent goes away: what it still asks is closed.
+    agent.say(ask("last", "touch more")).await;
+    let asked = within(changes.recv()).await.unwrap();
+    let Change::Decided(_) = asked else {
+        panic!("{asked:?}")
+    };
+    assert!(matches!(
+        within(changes.recv()).await.unwrap(),
+        Change::Added(_)
+    ));
+    assert_eq!(agent.end().await, Outcome::AgentClosed);
+    assert!(matches!(
+        within(changes.recv()).await.unwrap(),
+        Change::Removed(_)
+    ));
+    assert!(house.approvals.list(owner).is_empty());
 }
 
 #[tokio::test]
@@ -449,7 +545,7 @@ async fn the_real_claude_runs_a_prompt_to_its_end() {
     let guest = house.guest("claude").await;
     let mut program = real.spawn();
     let (conversation, mut words) =
-        house.conversation(&guest, Claude::new(), Some("run: touch made && echo done"));
+        house.conversation(&guest, Claude::new(), Some("run: echo > made && echo done"));
     let outcome = within(conversation.run(
         program.stdout.take().unwrap(),
         program.stdin.take().unwrap(),
@@ -519,6 +615,42 @@ async fn the_real_claude_serves_requests_under_the_policy() {
     assert_eq!(house.record(&guest).await.denials.len(), 1);
     program.start_kill().unwrap();
     assert_eq!(within(running).await.unwrap(), Outcome::AgentClosed);
+}
+
+#[tokio::test]
+async fn the_real_claude_waits_for_a_person() {
+    let Some(real) = RealClaude::new() else {
+        return;
+    };
+    for (answer, made) in [(Answer::Allow, true), (Answer::Deny, false)] {
+        let house = House::new().await;
+        let guest = house.guest("claude").await;
+        let file = real.home.path().join("repo/made");
+        let mut program = real.spawn();
+        let (conversation, _words) =
+            house.conversation(&guest, Claude::new(), Some("run: touch made && echo done"));
+        let deciding = house.decide_next(answer);
+        let outcome = within(conversation.run(
+            program.stdout.take().unwrap(),
+            program.stdin.take().unwrap(),
+        ))
+        .await;
+        let question = deciding.await.unwrap();
+        assert_eq!(
+            (question.tool.as_str(), question.about().as_str()),
+            ("Bash", "touch made && echo done")
+        );
+        let Outcome::PromptDone(end) = outcome else {
+            panic!("{outcome:?}")
+        };
+        let told = if made { "done" } else { "as the test says" };
+        assert!(end.text.contains(told), "{end:?}");
+        assert_eq!(file.exists(), made);
+        if made {
+            std::fs::remove_file(&file).unwrap();
+        }
+        assert!(within(program.wait()).await.unwrap().success());
+    }
 }
 
 /// A terminal multiplexer of its own, gone with the test.

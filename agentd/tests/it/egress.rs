@@ -80,6 +80,7 @@ impl Lab {
         let rules = EgressRules {
             enabled: true,
             rules,
+            ask: Vec::new(),
         };
         let context = change(EgressContext::new(
             record.identity.clone(),

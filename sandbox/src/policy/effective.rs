@@ -359,6 +359,12 @@ impl Merged {
             })
         };
         let names = |n| self.typed("ipc", n, |t, _| NamePattern::parse(t).ok());
+        let hosts = |n| {
+            self.list("net", n)
+                .iter()
+                .filter_map(|v| schema::host_rule(&v.value, &v.origin).ok())
+                .collect()
+        };
         let tools = |n| self.typed("tools", n, |t, o| ToolRule::parse(t, o.clone()).ok());
         let tokens = self.single("limits", "tokens", schema::Key::count);
         EffectivePolicy {
@@ -406,11 +412,8 @@ impl Merged {
             },
             egress: EgressRules {
                 enabled: self.is("net", "mode", "proxy"),
-                rules: self
-                    .list("net", "allow")
-                    .iter()
-                    .filter_map(|v| schema::host_rule(&v.value, &v.origin).ok())
-                    .collect(),
+                rules: hosts("allow"),
+                ask: hosts("ask"),
             },
             model: ModelRules {
                 enabled: self.is("model", "access", "gateway"),
@@ -426,7 +429,11 @@ impl Merged {
             },
             tools: ToolRules {
                 allow: tools("allow"),
+                ask: tools("ask"),
                 deny: tools("deny"),
+                ask_timeout: self
+                    .single("tools", "ask_timeout", |_, v| schema::ask_timeout(v))
+                    .unwrap_or(crate::rules::tools::DEFAULT_ASK_TIMEOUT),
             },
             degrade: self
                 .list("degrade", "allow")

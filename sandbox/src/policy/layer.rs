@@ -448,7 +448,7 @@ fn expected(key: &Key) -> &'static str {
         Kind::Size => "write a size such as \"512MiB\"",
         Kind::Count => "write a whole number",
         Kind::Percent => "write a percentage such as \"150%\"",
-        Kind::Duration => "write a duration such as \"15m\"",
+        Kind::Duration | Kind::AskTimeout => "write a duration such as \"15m\"",
         Kind::Hosts => "write \"host:port\" or { host = \"…\", private = true }",
         _ => "write a string in quotes",
     }

@@ -2,7 +2,8 @@
 
 use super::path::{PathBase, PathTemplate};
 use super::{EffectivePolicy, Origin, PolicyDiagnostic, Severity, Valued};
-use crate::rules::egress::HostPattern;
+use crate::rules::egress::{EgressRule, HostPattern};
+use crate::rules::tools::ToolRule;
 use std::path::Path;
 
 impl EffectivePolicy {
@@ -89,7 +90,7 @@ impl EffectivePolicy {
 
     fn lint_network(&self, out: &mut Vec<PolicyDiagnostic>) {
         if !self.egress.enabled
-            && let Some(rule) = self.egress.rules.first()
+            && let Some(rule) = self.egress.rules.first().or(self.egress.ask.first())
         {
             out.push(warn(
                 &rule.origin,
@@ -99,7 +100,19 @@ impl EffectivePolicy {
                 "set net.mode = \"proxy\"",
             ));
         }
-        if self.egress.enabled && self.egress.rules.is_empty() {
+        for rule in &self.egress.ask {
+            let allowed = |a: &&EgressRule| a.host == rule.host && a.port == rule.port;
+            if let Some(allow) = self.egress.rules.iter().find(allowed) {
+                out.push(warn(
+                    &allow.origin,
+                    "net.allow",
+                    &allow.text,
+                    "a question is asked for it, and ask wins over allow",
+                    "remove one of the two",
+                ));
+            }
+        }
+        if self.egress.enabled && self.egress.rules.is_empty() && self.egress.ask.is_empty() {
             let origin = self.origin_of("net.mode");
             out.push(warn(
                 &origin,
@@ -167,18 +180,37 @@ impl EffectivePolicy {
                 "set limits.memory",
             ));
         }
-        for rule in &self.tools.allow {
-            if self
-                .tools
-                .deny
-                .iter()
+        let beaten = |list: &[ToolRule], rule: &ToolRule| {
+            list.iter()
                 .any(|d| d.tool == rule.tool && (d.pattern.is_none() || d.pattern == rule.pattern))
-            {
+        };
+        let tools = &self.tools;
+        for (key, rules, stronger, problem) in [
+            (
+                "tools.allow",
+                &tools.allow,
+                &tools.deny,
+                "a deny rule covers it, and deny wins",
+            ),
+            (
+                "tools.ask",
+                &tools.ask,
+                &tools.deny,
+                "a deny rule covers it, and deny wins",
+            ),
+            (
+                "tools.allow",
+                &tools.allow,
+                &tools.ask,
+                "a question is asked for it, and ask wins over allow",
+            ),
+        ] {
+            for rule in rules.iter().filter(|r| beaten(stronger, r)) {
                 out.push(warn(
                     &rule.origin,
-                    "tools.allow",
+                    key,
                     &rule.text,
-                    "a deny rule covers it, and deny wins",
+                    problem,
                     "remove one of the two",
                 ));
             }

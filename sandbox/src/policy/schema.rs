@@ -28,6 +28,7 @@ pub(crate) enum Kind {
     Count,
     Percent,
     Duration,
+    AskTimeout,
     /// A table of strings, merged by key.
     Variables,
 }
@@ -78,6 +79,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("fs", "deny", Kind::Paths),
     key("net", "mode", Kind::NetMode),
     key("net", "allow", Kind::Hosts),
+    key("net", "ask", Kind::Hosts),
     key("model", "access", Kind::ModelAccess),
     key("model", "models", Kind::Globs),
     Key {
@@ -103,7 +105,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("env", "pass", Kind::EnvNames),
     key("env", "set", Kind::Variables),
     key("tools", "allow", Kind::ToolRules),
+    key("tools", "ask", Kind::ToolRules),
     key("tools", "deny", Kind::ToolRules),
+    key("tools", "ask_timeout", Kind::AskTimeout),
     key("syscalls", "allow", Kind::SyscallSets),
     key("degrade", "allow", Kind::Properties),
 ];
@@ -189,6 +193,7 @@ impl Key {
             Kind::Count => self.count(value).map(drop),
             Kind::Percent => percent(value).map(drop),
             Kind::Duration => duration(value).map(drop),
+            Kind::AskTimeout => ask_timeout(value).map(drop),
             Kind::Hosts => host_rule(value, &Origin::built_in("check")).map(drop),
             _ => {
                 let text = text(value)?;
@@ -297,7 +302,20 @@ pub(crate) fn duration(value: &Scalar) -> Result<std::time::Duration, Problem> {
     }
 }
 
-/// One line of `net.allow`, checked.
+/// How long a person may take over a question. There is always an end to it: an agent must not wait for ever.
+pub(crate) fn ask_timeout(value: &Scalar) -> Result<std::time::Duration, Problem> {
+    const HELP: &str = "it is a duration from \"1s\" to \"24h\", such as \"10m\"; a question can't stay open for ever";
+    let out_of_range = || Problem::new("a question may wait for 1 second to 24 hours", HELP);
+    let written = text(value).map_err(|p| Problem::new(p.problem, HELP))?;
+    let limit = units::parse_duration(written).map_err(|p| Problem::new(p, HELP))?;
+    if (1..=86_400).contains(&limit.as_secs()) {
+        Ok(limit)
+    } else {
+        Err(out_of_range())
+    }
+}
+
+/// One line of `net.allow` or `net.ask`, checked.
 pub(crate) fn host_rule(value: &Scalar, origin: &Origin) -> Result<egress::EgressRule, Problem> {
     const HELP: &str = "a rule is host, host:port, *.domain or *.domain:port, without scheme or path; \
                         { host = \"…\", private = true } also lets it resolve to a private address";

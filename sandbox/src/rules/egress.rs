@@ -61,12 +61,19 @@ pub struct EgressRules {
     /// Whether there is a proxy at all (`[net] mode = "proxy"`).
     pub enabled: bool,
     pub rules: Vec<EgressRule>,
+    /// `[net] ask`: reached only when a person says so. Wins over `rules`.
+    #[serde(default)]
+    pub ask: Vec<EgressRule>,
 }
 
 /// The answer to one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Allow {
+        rule: EgressRule,
+    },
+    /// A person decides; `rule` is the line that asks.
+    Ask {
         rule: EgressRule,
     },
     /// `why` is a sentence for the agent and for the record.
@@ -88,6 +95,10 @@ impl EgressRules {
                 why: format!("{host:?} is not a host name or address"),
             };
         };
+        let asks = |r: &&EgressRule| r.covers_host(&host) && r.covers_port(port);
+        if let Some(rule) = self.ask.iter().find(asks) {
+            return Decision::Ask { rule: rule.clone() };
+        }
         let mut named = None;
         for rule in self.rules.iter().filter(|r| r.covers_host(&host)) {
             if rule.covers_port(port) {
@@ -220,6 +231,7 @@ mod tests {
         let rules = EgressRules {
             enabled: true,
             rules: vec![r],
+            ask: Vec::new(),
         };
         matches!(rules.allows(host, port), Decision::Allow { .. })
     }
@@ -248,6 +260,27 @@ mod tests {
     }
 
     #[test]
+    fn asking_wins_over_allowing_and_leaves_other_hosts_alone() {
+        let rules = EgressRules {
+            enabled: true,
+            rules: vec![rule(HostPattern::Any, Some(443))],
+            ask: vec![rule(HostPattern::Exact("prod.example".into()), None)],
+        };
+        assert!(matches!(
+            rules.allows("PROD.example.", 443),
+            Decision::Ask { .. }
+        ));
+        assert!(matches!(
+            rules.allows("dev.example", 443),
+            Decision::Allow { .. }
+        ));
+        assert!(matches!(
+            rules.allows("dev.example", 22),
+            Decision::Deny { .. }
+        ));
+    }
+
+    #[test]
     fn disabled_rules_deny_everything_and_say_why() {
         let Decision::Deny { why } = EgressRules::default().allows("packages.example", 443) else {
             panic!("allowed")
@@ -260,6 +293,7 @@ mod tests {
         let rules = EgressRules {
             enabled: true,
             rules: vec![rule(HostPattern::Exact("h.org".into()), Some(22))],
+            ask: Vec::new(),
         };
         let Decision::Deny { why } = rules.allows("h.org", 23) else {
             panic!("allowed")

@@ -11,4 +11,4 @@ pub mod tools;
 pub use egress::{Decision, EgressRule, EgressRules};
 pub use ipc::IpcRules;
 pub use model::ModelRules;
-pub use tools::{ToolDecision, ToolRule, ToolRules};
+pub use tools::{Remembered, ToolDecision, ToolRule, ToolRules};

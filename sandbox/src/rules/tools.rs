@@ -1,14 +1,20 @@
 //! What an LLM agent's own tools may do, asked by the drivers for each permission request.
 //!
 //! A rule is `Tool` or `Tool(pattern)`, as in `Bash(git *)`, `Read(.env*)`, `Write(src/**)`. A deny rule wins over
-//! an allow rule; with no allow rule at all every tool that is not denied is allowed, for the kernel holds the
-//! boundary and these rules only make an agent's manners explicit. They are not a security boundary: a shell can do
-//! what a tool is denied, within the sandbox.
+//! an ask rule, which wins over an allow rule; with no allow rule at all every tool that is neither denied nor asked
+//! for is allowed, for the kernel holds the boundary and these rules only make an agent's manners explicit. They are
+//! not a security boundary: a shell can do what a tool is denied, within the sandbox.
+//!
+//! What a person decided once and for all is a [`Remembered`] rule: either this very use again, or a pattern.
 
 use super::model::glob;
 use crate::policy::Origin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::time::Duration;
+
+/// How long a question waits for a person when the policy does not say (`[tools] ask_timeout`).
+pub const DEFAULT_ASK_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One rule, checked when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +55,24 @@ impl ToolRule {
         })
     }
 
+    /// Whether this rule, as a rule that allows, lets `tool` be used with `input`: a shell line only if each of its
+    /// simple commands matches.
+    pub fn allows(&self, tool: &str, input: &Value, workspace: Option<&str>) -> bool {
+        self.lets(tool, input, &subjects(input, workspace))
+    }
+
+    /// Whether this rule, as a rule that denies, covers a part of this use.
+    pub fn touches(&self, tool: &str, input: &Value, workspace: Option<&str>) -> bool {
+        self.covers(tool, &subjects(input, workspace))
+    }
+
+    fn lets(&self, tool: &str, input: &Value, subjects: &[String]) -> bool {
+        self.covers(tool, subjects)
+            && self.pattern.as_ref().is_none_or(|p| {
+                command(input).is_none_or(|c| simple_commands(c).iter().all(|part| glob(p, part)))
+            })
+    }
+
     fn covers(&self, tool: &str, subjects: &[String]) -> bool {
         glob(&self.tool, tool)
             && match &self.pattern {
@@ -68,16 +92,40 @@ fn subject_matches(pattern: &str, subject: &str) -> bool {
 }
 
 /// `[tools]` of a policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolRules {
     pub allow: Vec<ToolRule>,
+    #[serde(default)]
+    pub ask: Vec<ToolRule>,
     pub deny: Vec<ToolRule>,
+    /// How long a question waits for a person before it counts as refused.
+    #[serde(default = "default_ask_timeout")]
+    pub ask_timeout: Duration,
+}
+
+fn default_ask_timeout() -> Duration {
+    DEFAULT_ASK_TIMEOUT
+}
+
+impl Default for ToolRules {
+    fn default() -> Self {
+        Self {
+            allow: Vec::new(),
+            ask: Vec::new(),
+            deny: Vec::new(),
+            ask_timeout: DEFAULT_ASK_TIMEOUT,
+        }
+    }
 }
 
 /// The answer to one tool use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolDecision {
     Allow,
+    /// A person decides; `rule` is what asks.
+    Ask {
+        rule: ToolRule,
+    },
     /// `why` is a sentence for the model and for the record; `origin` the line of the rule, if one rule decided.
     Deny {
         why: String,
@@ -100,15 +148,11 @@ impl ToolRules {
                 origin: Some(rule.origin.clone()),
             };
         }
-        // A shell command is allowed by a pattern only if each of its simple commands is.
-        let allowed = |r: &ToolRule| {
-            r.covers(tool, &subjects)
-                && r.pattern.as_ref().is_none_or(|p| {
-                    command(input)
-                        .is_none_or(|c| simple_commands(c).iter().all(|part| glob(p, part)))
-                })
-        };
-        if self.allow.is_empty() || self.allow.iter().any(allowed) {
+        // As a denied command, one that is asked for is found inside a longer line; the person then sees all of it.
+        if let Some(rule) = self.ask.iter().find(|r| r.covers(tool, &subjects)) {
+            return ToolDecision::Ask { rule: rule.clone() };
+        }
+        if self.allow.is_empty() || self.allow.iter().any(|r| r.lets(tool, input, &subjects)) {
             return ToolDecision::Allow;
         }
         ToolDecision::Deny {
@@ -117,6 +161,58 @@ impl ToolRules {
             ),
             origin: None,
         }
+    }
+}
+
+/// What "the same again" means for one use of a tool: the shell line, the file or the address where that is what
+/// the use is about, and otherwise all its arguments. What only describes a use (a shell call's `description`) is not
+/// part of it; an argument nobody knows is.
+pub fn gist(tool: &str, input: &Value) -> Value {
+    const DESCRIBES: [&str; 3] = ["description", "timeout", "command"];
+    let only = |allowed: &[&str]| {
+        input
+            .as_object()
+            .is_some_and(|o| o.keys().all(|k| allowed.contains(&k.as_str())))
+    };
+    let about = match tool {
+        _ if command(input).is_some() && only(&DESCRIBES) => "command",
+        "Read" | "Write" | "Edit" | "MultiEdit" => "file_path",
+        "NotebookEdit" => "notebook_path",
+        "WebFetch" => "url",
+        _ => return input.clone(),
+    };
+    input.get(about).cloned().unwrap_or_else(|| input.clone())
+}
+
+/// What a remembered decision covers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remembered {
+    /// This tool with this [`gist`] and nothing else: no wildcards.
+    Same { tool: String, gist: Value },
+    /// Whatever a rule of the policy language covers.
+    Pattern(ToolRule),
+}
+
+impl Remembered {
+    /// Whether a remembered `allow` covers this use: a pattern must cover all of a shell line.
+    pub fn allows(&self, tool: &str, input: &Value, workspace: Option<&str>) -> bool {
+        match self {
+            Self::Same { .. } => self.is_same(tool, input),
+            Self::Pattern(rule) => rule.allows(tool, input, workspace),
+        }
+    }
+
+    /// Whether a remembered `deny` covers this use: a pattern need only cover a part of a shell line.
+    pub fn denies(&self, tool: &str, input: &Value, workspace: Option<&str>) -> bool {
+        match self {
+            Self::Same { .. } => self.is_same(tool, input),
+            Self::Pattern(rule) => rule.touches(tool, input, workspace),
+        }
+    }
+
+    fn is_same(&self, other: &str, input: &Value) -> bool {
+        matches!(self, Self::Same { tool, gist: kept } if tool == other && *kept == gist(other, input))
     }
 }
 
@@ -211,6 +307,14 @@ mod tests {
         ToolRules {
             allow: make(allow),
             deny: make(deny),
+            ..ToolRules::default()
+        }
+    }
+
+    fn asking(allow: &[&str], ask: &[&str], deny: &[&str]) -> ToolRules {
+        ToolRules {
+            ask: rules(ask, &[]).allow,
+            ..rules(allow, deny)
         }
     }
 
@@ -267,6 +371,65 @@ mod tests {
         let r = rules(&["Write(src/*)"], &[]);
         assert!(allowed(&r, "Write", json!({"file_path": "/w/src/a/b.rs"})));
         assert!(!allowed(&r, "Write", json!({"file_path": "/w/tests/a.rs"})));
+    }
+
+    #[test]
+    fn deny_wins_over_ask_and_ask_over_allow() {
+        let r = asking(
+            &["Bash(git *)"],
+            &["Bash(git push*)"],
+            &["Bash(git push --force*)"],
+        );
+        let decide = |line: &str| r.decide("Bash", &json!({"command": line}), None);
+        assert_eq!(decide("git status"), ToolDecision::Allow);
+        for line in ["git push", "git add . && git push origin main"] {
+            assert!(
+                matches!(decide(line), ToolDecision::Ask { rule } if rule.text == "Bash(git push*)"),
+                "{line}"
+            );
+        }
+        for line in ["git push --force", "git push; git push --force", "curl x"] {
+            assert!(matches!(decide(line), ToolDecision::Deny { .. }), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_same_again_knows_no_wildcards_and_no_descriptions() {
+        let first = json!({"command": "rm build/*", "description": "clean"});
+        let kept = Remembered::Same {
+            tool: "Bash".into(),
+            gist: gist("Bash", &first),
+        };
+        let again = |tool: &str, input: Value| kept.allows(tool, &input, None);
+        assert!(again(
+            "Bash",
+            json!({"command": "rm build/*", "description": "tidy up"})
+        ));
+        assert!(!again("Bash", json!({"command": "rm build/x"})));
+        assert!(!again("Bash", json!({"command": "rm build/*; ls"})));
+        assert!(!again("Sh", json!({"command": "rm build/*"})));
+        // An argument that nobody here knows may change what the use does.
+        assert!(!again(
+            "Bash",
+            json!({"command": "rm build/*", "as_root": true})
+        ));
+        assert_eq!(
+            gist("mcp__fs__move", &json!({"path": "a", "to": "b"})),
+            json!({"path": "a", "to": "b"})
+        );
+        assert_eq!(
+            gist("Edit", &json!({"file_path": "/w/a", "new_string": "x"})),
+            json!("/w/a")
+        );
+    }
+
+    #[test]
+    fn a_remembered_pattern_allows_whole_lines_and_denies_parts_of_them() {
+        let kept =
+            Remembered::Pattern(ToolRule::parse("Bash(git *)", Origin::built_in("test")).unwrap());
+        let line = json!({"command": "git push && curl x"});
+        assert!(!kept.allows("Bash", &line, None) && kept.denies("Bash", &line, None));
+        assert!(kept.allows("Bash", &json!({"command": "git push"}), None));
     }
 
     #[test]

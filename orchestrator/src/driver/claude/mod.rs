@@ -22,8 +22,9 @@ use wire::{Content, ControlRequest, ControlResponse, Incoming, Written};
 pub const MCP_SERVER: &str = "agentd";
 const HOOK_ID: &str = "agentd-pre-tool-use";
 const PRE_TOOL_USE: &str = "PreToolUse";
-/// How long Claude waits for a hook, in seconds, before it counts as failed (and so as a block).
-const HOOK_TIMEOUT_S: u32 = 60;
+/// How long Claude waits for a hook, in seconds, before it counts as failed (and so as a block): longer than any
+/// question to a person may wait (24 h), so that it is always agentd that ends one.
+const HOOK_TIMEOUT_S: u32 = 25 * 3600;
 /// Questions that may be open at once; an agent that asks more is refused at once.
 const MAX_PENDING: usize = 256;
 const INITIALIZE: &str = "agentd-initialize";

@@ -1,4 +1,4 @@
-//! The record: launches, messages, tokens, denials and exits, in SQLite.
+//! The record: launches, tasks, messages, tokens, denials and exits, in SQLite.
 //!
 //! One [`Store`] is one database file (`record.db` in the state directory; WAL, `synchronous=FULL`). All writes go
 //! through one task that takes whatever is queued into one transaction (group commit) and acknowledges after
@@ -20,6 +20,9 @@ mod query;
 mod record;
 mod row;
 mod store;
+mod task;
+mod task_query;
+mod task_write;
 mod unit;
 mod writer;
 
@@ -31,4 +34,9 @@ pub use event::{
 };
 pub use record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Viewer};
 pub use store::{Health, Store};
+pub use task::{
+    BootMoment, NewTask, OpenTask, TaskBatch, TaskChange, TaskRecord, TaskSummary, TaskTaken,
+    TaskTransition,
+};
+pub use task_query::Which;
 pub use unit::{UnitRow, UnitText};

@@ -26,6 +26,11 @@ fn migrations() -> Vec<Migration> {
             include_str!("../../migrations/sqlite/0001_record.sql"),
         ),
         (
+            2,
+            "tasks",
+            include_str!("../../migrations/sqlite/0002_tasks.sql"),
+        ),
+        (
             3,
             "approvals",
             include_str!("../../migrations/sqlite/0003_approvals.sql"),

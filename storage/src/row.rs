@@ -48,7 +48,8 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
              UNION ALL SELECT max(seq) FROM exits UNION ALL SELECT max(seq) FROM messages
              UNION ALL SELECT max(seq) FROM usage UNION ALL SELECT max(seq) FROM denials
              UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines
-             UNION ALL SELECT max(seq) FROM standing_rules)",
+             UNION ALL SELECT max(seq) FROM standing_rules
+             UNION ALL SELECT max(seq) FROM tasks UNION ALL SELECT max(seq) FROM task_transitions)",
     )
     .fetch_one(connection)
     .await

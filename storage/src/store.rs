@@ -15,6 +15,7 @@ use crate::{
     error::StoreError,
     event::Event,
     open,
+    task::{TaskBatch, TaskTaken},
     unit::UnitWrite,
     writer::{self, Command, Job},
 };
@@ -100,6 +101,7 @@ impl Store {
             .queue
             .try_send(Command::Write(Job {
                 events: vec![event],
+                tasks: None,
                 done: None,
                 _permit: permit,
             }))
@@ -124,6 +126,33 @@ impl Store {
     pub async fn record_all_durable(&self, events: Vec<Event>) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
         self.enqueue(events, Some(done)).await?;
+        answer.await.map_err(|_gone| StoreError::Closed)?
+    }
+
+    /// Records what happened to tasks, in one commit: all of it or none. Returns after the COMMIT has reached the disk,
+    /// with what became of the new tasks, in order.
+    ///
+    /// # Errors
+    /// The trouble of the database; nothing of the batch is on record then.
+    pub async fn record_tasks(&self, batch: TaskBatch) -> Result<Vec<TaskTaken>, StoreError> {
+        let weight = u32::try_from(batch.weight()).unwrap_or(QUEUE_BYTES);
+        let permit = Arc::clone(&self.shared.bytes)
+            .acquire_many_owned(weight.min(QUEUE_BYTES))
+            .await
+            .map_err(|_closed| StoreError::Closed)?;
+        let (done, answer) = oneshot::channel();
+        let job = Job {
+            events: Vec::new(),
+            tasks: Some(writer::Tasks {
+                batch,
+                taken: Vec::new(),
+                done,
+            }),
+            done: None,
+            _permit: permit,
+        };
+        let queued = self.shared.queue.send(Command::Write(job)).await;
+        queued.map_err(|_closed| StoreError::Closed)?;
         answer.await.map_err(|_gone| StoreError::Closed)?
     }
 
@@ -188,6 +217,7 @@ impl Store {
             .queue
             .send(Command::Write(Job {
                 events,
+                tasks: None,
                 done,
                 _permit: permit,
             }))

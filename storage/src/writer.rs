@@ -15,6 +15,8 @@ use crate::{
     event::Event,
     row::{self, kind_of},
     store::Health,
+    task::{TaskBatch, TaskTaken},
+    task_write,
     unit::{self, UnitWrite},
 };
 
@@ -31,13 +33,31 @@ pub(crate) enum Command {
 /// Facts that stand or fall together.
 pub(crate) struct Job {
     pub(crate) events: Vec<Event>,
+    pub(crate) tasks: Option<Tasks>,
     pub(crate) done: Option<oneshot::Sender<Result<(), StoreError>>>,
     /// Held until the job is written: the queue's byte limit.
     pub(crate) _permit: OwnedSemaphorePermit,
 }
 
+/// What a job says about tasks, and who is told what became of the new ones.
+pub(crate) struct Tasks {
+    pub(crate) batch: TaskBatch,
+    /// Filled in by the transaction; only good once it is committed.
+    pub(crate) taken: Vec<TaskTaken>,
+    pub(crate) done: oneshot::Sender<Result<Vec<TaskTaken>, StoreError>>,
+}
+
 impl Job {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.tasks.is_none()
+    }
+
     fn answer(self, result: Result<(), StoreError>, health: &watch::Sender<Health>) {
+        if let Some(tasks) = self.tasks {
+            // A waiter that has gone away needs no answer.
+            drop(tasks.done.send(result.map(|()| tasks.taken)));
+            return;
+        }
         match (self.done, result) {
             // A waiter that has gone away needs no answer.
             (Some(done), result) => drop(done.send(result)),
@@ -108,14 +128,14 @@ impl Writer {
     }
 
     async fn write(&mut self, mut jobs: Vec<Job>) {
-        if jobs.iter().all(|job| job.events.is_empty()) {
+        if jobs.iter().all(Job::is_empty) {
             // Only flushes: everything before them is committed already.
             for job in jobs {
                 job.answer(Ok(()), &self.health);
             }
             return;
         }
-        match self.transaction(&jobs).await {
+        match self.transaction(&mut jobs).await {
             Ok(()) => {
                 self.clear_trouble();
                 for job in jobs {
@@ -143,17 +163,28 @@ impl Writer {
         }
     }
 
-    async fn transaction(&mut self, jobs: &[Job]) -> Result<(), Failure> {
+    async fn transaction(&mut self, jobs: &mut [Job]) -> Result<(), Failure> {
         let mut seq = self.next_seq;
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        for event in jobs.iter().flat_map(|job| &job.events) {
-            if let Err(error) = row::insert(&mut transaction, seq, event).await {
-                let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
-                // A failed rollback leaves the connection in a state that the next BEGIN reports.
-                drop(transaction.rollback().await);
-                return Err(Failure { error, culprit });
+        for job in jobs {
+            for event in &job.events {
+                if let Err(error) = row::insert(&mut transaction, seq, event).await {
+                    let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
+                    // A failed rollback leaves the connection in a state that the next BEGIN reports.
+                    drop(transaction.rollback().await);
+                    return Err(Failure { error, culprit });
+                }
+                seq += 1;
             }
-            seq += 1;
+            if let Some(tasks) = &mut job.tasks {
+                match task_write::write(&mut transaction, seq, &tasks.batch).await {
+                    Ok((taken, next)) => (tasks.taken, seq) = (taken, next),
+                    Err(error) => {
+                        drop(transaction.rollback().await);
+                        return Err(error.into());
+                    }
+                }
+            }
         }
         transaction.commit().await?;
         self.next_seq = seq;

@@ -416,6 +416,22 @@ impl Book {
         Ok(task.change(id, from, cause, now))
     }
 
+    /// The attempt was about to be given to the agent and was not, because the daemon ended in between: it is given
+    /// again. The agent has seen nothing of it, so nothing is counted.
+    ///
+    /// # Errors
+    /// [`Stale`] when the attempt is not running.
+    pub fn rewind(&mut self, id: TaskId, attempt: u32, now: Now) -> Result<Change, Stale> {
+        let task = self
+            .tasks
+            .get_mut(&id)
+            .filter(|task| task.state == State::Running && task.attempt == attempt)
+            .ok_or(Stale { task: id, attempt })?;
+        let from = std::mem::replace(&mut task.state, State::Assigned);
+        let cause = "agentd ended before the agent was given it".to_owned();
+        Ok(task.change(id, from, cause, now))
+    }
+
     /// An attempt ended: the task succeeded, is tried again after a pause, or has failed. `jitter` is drawn evenly
     /// from all of `u64`.
     ///

@@ -514,6 +514,7 @@ enum Step {
     Discard(u8),
     Assign(u8),
     Begin(u8, u8),
+    Rewind(u8, u8),
     End(u8, u8, u8, u64),
     Cancel(u8),
     Hurry(u8),
@@ -543,6 +544,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Discard),
         6 => any::<u8>().prop_map(Step::Assign),
         6 => (any::<u8>(), 0..4u8).prop_map(|(n, back)| Step::Begin(n, back)),
+        1 => (any::<u8>(), 0..4u8).prop_map(|(n, back)| Step::Rewind(n, back)),
         6 => (any::<u8>(), 0..4u8, 0..3u8, any::<u64>()).prop_map(|(n, back, how, jitter)| Step::End(n, back, how, jitter)),
         1 => any::<u8>().prop_map(Step::Cancel),
         1 => any::<u8>().prop_map(Step::Hurry),
@@ -584,6 +586,9 @@ impl Ledger {
             }
             match change.to {
                 State::Submitted => panic!("{change:?}"),
+                State::Assigned if change.from == State::Running => {
+                    assert_eq!(change.attempt, row.restored.attempt);
+                }
                 State::Assigned => assert_eq!(change.attempt, row.restored.attempt + 1),
                 State::Running => assert_eq!(change.from, State::Assigned),
                 State::Succeeded => assert_eq!(change.from, State::Running),
@@ -697,6 +702,9 @@ proptest! {
                 }
                 Step::Begin(n, attempt) => {
                     pick(n).and_then(|id| book.begin(id, attempt.into(), now).ok()).into_iter().collect()
+                }
+                Step::Rewind(n, attempt) => {
+                    pick(n).and_then(|id| book.rewind(id, attempt.into(), now).ok()).into_iter().collect()
                 }
                 Step::End(n, attempt, how, jitter) => {
                     let end = match how {

@@ -16,6 +16,7 @@ use crate::gateway::ModelConfig;
 #[derive(Debug, Clone)]
 pub struct Config {
     pub daemon: DaemonConfig,
+    pub units: UnitsConfig,
     pub model: ModelConfig,
 }
 
@@ -31,6 +32,15 @@ pub struct DaemonConfig {
     pub confine: Confine,
     /// Directories with the administrator's policies, searched before the shipped ones.
     pub policy_dirs: Vec<PathBuf>,
+}
+
+/// What holds for agent units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitsConfig {
+    /// Directories with the system's units, the first one first; `None` means the defaults of the mode.
+    pub dirs: Option<Vec<PathBuf>>,
+    /// Most agents of one unit's pool, and most that pools may grow to for one user. 1..=1000.
+    pub pool_ceiling: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -63,6 +73,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 struct RawConfig {
     daemon: RawDaemon,
+    units: RawUnits,
     model: ModelConfig,
 }
 
@@ -74,6 +85,22 @@ struct RawDaemon {
     lifeline_grace_ms: u64,
     confine: Confine,
     policy_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawUnits {
+    dirs: Option<Vec<PathBuf>>,
+    pool_ceiling: u32,
+}
+
+impl Default for RawUnits {
+    fn default() -> Self {
+        Self {
+            dirs: None,
+            pool_ceiling: agentd_orchestrator::unit::POOL_CEILING,
+        }
+    }
 }
 
 impl Default for RawDaemon {
@@ -156,7 +183,23 @@ impl Config {
                 "absolute directories",
             ));
         }
+        let RawUnits { dirs, pool_ceiling } = raw.units;
+        if !(1..=1000).contains(&pool_ceiling) {
+            return Err(range(
+                "units.pool_ceiling",
+                pool_ceiling.to_string(),
+                "1 to 1000 agents",
+            ));
+        }
+        if let Some(dir) = dirs.iter().flatten().find(|d| !d.is_absolute()) {
+            return Err(range(
+                "units.dirs",
+                format!("{:?}", dir),
+                "absolute directories",
+            ));
+        }
         Ok(Self {
+            units: UnitsConfig { dirs, pool_ceiling },
             daemon: DaemonConfig {
                 user,
                 max_agents,
@@ -200,6 +243,8 @@ mod tests {
         for (text, needle) in [
             ("[daemon]\nmax_agents = 0\n", "1 to 4096"),
             ("[daemon]\nlifeline_grace_ms = 9999999\n", "0 to 600000"),
+            ("[units]\npool_ceiling = 0\n", "1 to 1000"),
+            ("[units]\ndirs = [\"agents\"]\n", "absolute"),
             ("[daemon]\nuser = \"root\"\n", "unprivileged"),
             ("[daemon]\npolicy_dirs = [\"policy\"]\n", "absolute"),
         ] {

@@ -16,7 +16,7 @@ use crate::agents::agent::Command;
 use crate::agents::broker::BrokerLink;
 use crate::agents::{Caller, Registry};
 use crate::approvals::{self, Approvals};
-use crate::bus::BusServer;
+use crate::bus::{BusServer, MessageSink};
 use crate::config::Config;
 use crate::control;
 use crate::driver::{NoTasks, TaskSink};
@@ -24,6 +24,8 @@ use crate::gateway::Upstreams;
 use crate::record::BusRecord;
 use crate::startup::Prepared;
 use crate::tasks::FleetChanged;
+use crate::units::Units;
+use crate::units::fleet::UnitFleet;
 
 /// How long agents get between TERM and KILL when the daemon is told to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
@@ -45,12 +47,24 @@ pub struct Daemon {
     /// Where conversations report the ends of their tasks.
     pub task_sink: Arc<dyn TaskSink>,
     pub fleet_changed: FleetChanged,
+    /// Which agents tasks may be given to.
+    pub fleet: Arc<UnitFleet>,
+    pub units: Units,
     pub approvals: Arc<Approvals>,
     /// Somebody asked for the end over the control socket.
     pub shutdown: Notify,
 }
 
 impl Daemon {
+    /// Reads again what may change while the daemon runs: the system's units. All or nothing.
+    ///
+    /// # Errors
+    /// What is wrong; everything stays as it is.
+    pub async fn reload(self: &Arc<Self>) -> Result<(), agentd_api::Error> {
+        let root = Caller { uid: 0, gid: 0 };
+        self.units.reload(self, root).await.map(drop)
+    }
+
     /// Where an agent's output is kept.
     pub fn log_path(&self, id: AgentId) -> PathBuf {
         self.state_dir.join("logs").join(format!("{id}.log"))
@@ -90,20 +104,24 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let store = Store::open(prepared.state_dir.join("agentd.db"))
         .await
         .context("cannot open the record")?;
+    let record = Arc::new(BusRecord::new(store.clone()));
+    let agents = Arc::new(Registry::new(prepared.config.daemon.max_agents));
     let daemon = Arc::new(Daemon {
+        units: Units::new(&prepared.config.units, prepared.unit_dirs, mode),
+        fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
         mode,
         runtime_dir: prepared.runtime_dir,
         state_dir: prepared.state_dir,
         started_at_ms: agentd_storage::unix_ms(),
         host: prepared.host,
         broker: BrokerLink::start(prepared.broker.socket, prepared.broker.last_id)?,
-        bus: BusServer::start(Arc::new(BusRecord::new(store.clone()))),
+        bus: BusServer::start(Arc::clone(&record) as Arc<dyn MessageSink>),
         approvals: Approvals::start(store.clone())
             .await
             .context("cannot read the open questions")?,
         store,
         upstreams: Arc::new(prepared.upstreams),
-        agents: Arc::new(Registry::new(prepared.config.daemon.max_agents)),
+        agents,
         task_sink: Arc::new(NoTasks),
         fleet_changed: FleetChanged::default(),
         shutdown: Notify::new(),
@@ -112,9 +130,27 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let control = UnixListener::from_std(prepared.control)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloading = Arc::clone(&daemon);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match reloading.reload().await {
+                Ok(()) => tracing::info!("reloaded"),
+                Err(error) => tracing::error!(
+                    "not reloaded, everything stays as it was:\n{}",
+                    error.text()
+                ),
+            }
+        }
+    });
     // No agent outlives its daemon yet, so nobody will ask the questions of an earlier one again.
     daemon.approvals.forget_lost(|_| false).await;
     tokio::spawn(approvals::tell_attached(Arc::clone(&daemon)));
+    record.connect(&daemon);
+    daemon.fleet.connect(&daemon);
+    prepared.units.start(&daemon).await;
+    let engines = Arc::clone(&daemon);
+    tokio::spawn(async move { engines.units.run(&engines).await });
     let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
     announce_ready()?;
 
@@ -128,6 +164,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         tracing::debug!("sd_notify: {error}");
     }
     accepting.abort();
+    daemon.units.close();
     if outcome.is_ok() {
         stop_agents(&daemon).await;
     }

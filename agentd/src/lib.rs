@@ -8,6 +8,7 @@
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
 //! - [`driver`]: speaking an agent's own protocol.
 //! - [`tasks`]: work that survives restarts, and who gets it.
+//! - [`units`]: agents that are declared: started, restarted, lent to tasks.
 //! - [`record`]: what the planes say, put on record.
 //!
 //! Start reading at `main.rs`, then [`startup`].
@@ -28,3 +29,4 @@ pub mod options;
 pub mod record;
 pub mod startup;
 pub mod tasks;
+pub mod units;

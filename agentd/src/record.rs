@@ -2,28 +2,47 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock, Weak};
 
 use agentd_bus::router::MessageMeta;
 use agentd_storage::{Event, Fact, Message, MessageKind, Store};
 use uuid::Uuid;
 
 use crate::bus::MessageSink;
+use crate::daemon::Daemon;
 
 /// Records the metadata of every message.
 #[derive(Debug)]
 pub struct BusRecord {
     store: Store,
+    /// Whose units wait for messages; nobody's until it is known.
+    daemon: OnceLock<Weak<Daemon>>,
 }
 
 impl BusRecord {
     pub fn new(store: Store) -> Self {
-        Self { store }
+        Self {
+            store,
+            daemon: OnceLock::new(),
+        }
+    }
+
+    /// From here on units hear of what is published.
+    pub fn connect(&self, daemon: &Arc<Daemon>) {
+        // A second call would name the same daemon.
+        self.daemon.get_or_init(|| Arc::downgrade(daemon));
     }
 }
 
 impl MessageSink for BusRecord {
     fn record(&self, meta: MessageMeta) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
+            if let (Some(topic), Some(daemon)) =
+                (&meta.topic, self.daemon.get().and_then(Weak::upgrade))
+            {
+                let from = Uuid::from_bytes(meta.from.0).into();
+                daemon.units.heard(&daemon, from, topic);
+            }
             let event = event_of(meta);
             if let Err(error) = self.store.record(event).await {
                 tracing::error!("a message is missing from the record: {error}");

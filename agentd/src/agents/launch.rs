@@ -238,6 +238,7 @@ impl Daemon {
                 "agentd": agentd_api::VERSION,
                 "settings": spec.settings.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),
                 "timeout_ms": spec.timeout_ms,
+                "unit": spec.unit,
             }),
         }
     }
@@ -352,7 +353,11 @@ impl Daemon {
         let (agent, channels) =
             Agent::new(identity.clone(), facts, Arc::clone(&budget), log, input);
         let cancel = CancellationToken::new();
-        let port = self.serve_listeners(fds, &plan, &identity, &budget, &cancel)?;
+        let port =
+            self.serve_listeners(fds, &plan, &identity, &budget, &cancel, kind_of_unit(spec))?;
+        for topic in spec.subscriptions.iter().flatten() {
+            port.subscribe(topic).await?;
+        }
 
         let attachment = if spec.attach == Some(true) {
             let (ours, theirs) = Attachment::pair(Manner::Lossless)?;
@@ -423,6 +428,7 @@ impl Daemon {
         identity: &AgentIdentity,
         budget: &Arc<TokenBudget>,
         cancel: &CancellationToken,
+        unit: Option<String>,
     ) -> anyhow::Result<crate::bus::AgentPort> {
         let mut by_tag = BTreeMap::new();
         for (listener, fd) in plan.listeners.iter().zip(fds) {
@@ -459,7 +465,7 @@ impl Daemon {
                     )
                     .with_approvals(
                         Arc::clone(&self.approvals),
-                        None,
+                        unit.clone(),
                         plan.tools.ask_timeout,
                     );
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
@@ -577,6 +583,15 @@ impl From<BrokerError> for Refusal {
             error,
         }
     }
+}
+
+/// The unit that a launch belongs to, of an instance its template: what a person decides once for a kind of agent.
+pub(crate) fn kind_of_unit(spec: &LaunchSpec) -> Option<String> {
+    let unit = spec.unit.as_deref()?;
+    Some(match unit.split_once('@') {
+        Some((template, _)) => format!("{template}@"),
+        None => unit.to_owned(),
+    })
 }
 
 /// A driven agent always has pipes: its stdin and stdout carry the protocol.

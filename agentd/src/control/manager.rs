@@ -69,6 +69,11 @@ impl ManagerObject {
                 grants.len()
             )));
         }
+        if spec.unit.is_some() {
+            return Err(Error::InvalidArgument(
+                "only agentd's units launch for a unit; use `agentctl agents start`".into(),
+            ));
+        }
         let grants = grants.into_iter().map(OwnedFd::from).collect();
         let launched = self.daemon.launch(self.caller, spec, grants).await?;
         let agent = &launched.agent;

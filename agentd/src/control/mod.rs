@@ -7,6 +7,7 @@
 mod agent;
 mod approvals;
 mod manager;
+mod units;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,7 @@ use crate::daemon::Daemon;
 use agent::AgentObject;
 use approvals::ApprovalsObject;
 use manager::ManagerObject;
+use units::UnitsObject;
 
 /// Control connections one uid may hold at once. Root may hold four times as many.
 const MAX_CONNECTIONS_PER_UID: usize = 64;
@@ -146,6 +148,7 @@ impl Tree {
             .max_queued(MAX_QUEUED)
             .serve_at(MANAGER_PATH, zbus::fdo::ObjectManager)
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
+            .serve_at(MANAGER_PATH, UnitsObject::new(Arc::clone(daemon), caller))
             .serve_at(
                 MANAGER_PATH,
                 ApprovalsObject::new(Arc::clone(daemon), caller),
@@ -160,6 +163,11 @@ impl Tree {
             changes,
         };
         tree.publish_all().await?;
+        tokio::spawn(units::follow(
+            tree.connection.clone(),
+            Arc::clone(daemon),
+            caller,
+        ));
         Ok(tree)
     }
 

@@ -131,7 +131,7 @@ pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
         store: start.store,
         tools: start.tools,
         approvals: start.approvals,
-        unit: None,
+        unit: crate::agents::launch::kind_of_unit(start.spec),
         workspace: start.spec.workspace.clone(),
         prompt: start.spec.prompt.clone(),
         work,

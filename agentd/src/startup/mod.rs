@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use agentd_api::DaemonMode;
 use agentd_broker::client::BrokerClient;
 use agentd_broker::protocol::CgroupFeatures;
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
@@ -27,6 +28,8 @@ use self::confine::{Confinement, ServiceIds};
 use crate::config::{Config, Confine};
 use crate::gateway::Upstreams;
 use crate::options::Options;
+use crate::units::Units;
+use crate::units::boot::Boot;
 
 /// Lowest kernel uid of the reserved range; slot 0 is the daemon itself where no service user exists.
 const FALLBACK_SERVICE_ID: u32 = agentd_broker::protocol::RESERVED_ID_BASE;
@@ -40,6 +43,9 @@ pub struct Prepared {
     pub control: UnixListener,
     pub broker: BrokerProcess,
     pub upstreams: Upstreams,
+    /// Where the system's units are, and what was read and opened of them.
+    pub unit_dirs: Vec<PathBuf>,
+    pub units: Boot,
     /// What the host can do, probed with the rights that the broker keeps.
     pub host: HostCaps,
     /// `Some` when root started us: who we become.
@@ -81,11 +87,25 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let broker = spawn_broker(options.broker.as_deref())?;
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
 
+    let mode = if root {
+        DaemonMode::Root
+    } else {
+        DaemonMode::User
+    };
+    let unit_dirs = config
+        .units
+        .dirs
+        .clone()
+        .unwrap_or_else(|| Units::default_dirs(mode, &options.config));
+    let units = Boot::prepare(&unit_dirs, &config, &options.state_dir);
+
     let mut host = probe_host(&Roots::default());
     trust_broker(&mut host, broker.cgroups);
 
     Ok(Prepared {
         config,
+        unit_dirs,
+        units,
         host,
         runtime_dir: options.runtime_dir.clone(),
         state_dir: options.state_dir.clone(),
@@ -127,7 +147,7 @@ impl Prepared {
         };
         let landlock = soften(confine::restrict_files(
             &[&self.state_dir],
-            &self.config.daemon.policy_dirs,
+            &[&self.config.daemon.policy_dirs[..], &self.unit_dirs].concat(),
         ))?;
         let seccomp = soften(confine::restrict_syscalls())?;
         Ok(Confinement { landlock, seccomp })

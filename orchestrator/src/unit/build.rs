@@ -140,6 +140,23 @@ impl Unit {
         }
     }
 
+    /// Which of the unit's values became a `setting` of the policy, such as `limits.tokens`.
+    pub fn source_of(&self, setting: &str) -> Option<&Shown> {
+        let key = match setting {
+            "tools.allow" | "tools.deny" => setting.to_owned(),
+            "ipc.subscribe" => "bus.subscriptions".to_owned(),
+            _ => match setting.strip_prefix("env.set.") {
+                Some(name) => format!("run.env.{name}"),
+                None => format!("run.set.{setting}"),
+            },
+        };
+        let budget = setting
+            .strip_prefix("limits.")
+            .map(|name| format!("budget.{name}"));
+        let find = |key: &str| self.shown.iter().find(|shown| shown.key == key);
+        budget.as_deref().and_then(find).or_else(|| find(&key))
+    }
+
     /// What the engine needs to know.
     pub fn rules(&self) -> Rules {
         Rules {

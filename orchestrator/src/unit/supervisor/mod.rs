@@ -446,6 +446,11 @@ impl Supervisor {
         u32::try_from(self.members.values().filter(up).count()).unwrap_or(u32::MAX)
     }
 
+    /// Whether it has no members at all, waiting ones included.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// Restarts since the unit was loaded.
     pub fn total_restarts(&self) -> u64 {
         self.total_restarts

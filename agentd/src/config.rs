@@ -28,6 +28,8 @@ pub struct DaemonConfig {
     pub max_agents: usize,
     /// How long an agent outlives one lost lifeline. 0..=10 min; 0 = it dies at once.
     pub lifeline_grace: Duration,
+    /// What happens to the agents when agentd is told to end by SIGTERM or SIGINT.
+    pub on_stop: OnStop,
     /// Start even where the host cannot confine agentd itself.
     pub confine: Confine,
     /// Directories with the administrator's policies, searched before the shipped ones.
@@ -48,6 +50,15 @@ pub struct UnitsConfig {
 pub enum Confine {
     Required,
     Degrade,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStop {
+    /// They are stopped.
+    Stop,
+    /// They go on for the lifeline's grace, and the next agentd takes them over.
+    Keep,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +94,7 @@ struct RawDaemon {
     user: String,
     max_agents: usize,
     lifeline_grace_ms: u64,
+    on_stop: OnStop,
     confine: Confine,
     policy_dirs: Vec<PathBuf>,
 }
@@ -109,6 +121,7 @@ impl Default for RawDaemon {
             user: "agentd".into(),
             max_agents: 256,
             lifeline_grace_ms: 30_000,
+            on_stop: OnStop::Stop,
             confine: Confine::Required,
             policy_dirs: vec!["/etc/agentd/policy".into()],
         }
@@ -152,6 +165,7 @@ impl Config {
             user,
             max_agents,
             lifeline_grace_ms,
+            on_stop,
             confine,
             policy_dirs,
         } = raw.daemon;
@@ -204,6 +218,7 @@ impl Config {
                 user,
                 max_agents,
                 lifeline_grace: Duration::from_millis(lifeline_grace_ms),
+                on_stop,
                 confine,
                 policy_dirs,
             },
@@ -247,6 +262,7 @@ mod tests {
             ("[units]\ndirs = [\"agents\"]\n", "absolute"),
             ("[daemon]\nuser = \"root\"\n", "unprivileged"),
             ("[daemon]\npolicy_dirs = [\"policy\"]\n", "absolute"),
+            ("[daemon]\non_stop = \"leave\"\n", "`stop` or `keep`"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(needle), "{text}: {error}");

@@ -17,7 +17,7 @@ use crate::agents::broker::BrokerLink;
 use crate::agents::{Caller, Registry};
 use crate::approvals::{self, Approvals};
 use crate::bus::{BusServer, MessageSink};
-use crate::config::Config;
+use crate::config::{Config, OnStop};
 use crate::control;
 use crate::driver::{NoTasks, TaskSink};
 use crate::gateway::Upstreams;
@@ -110,11 +110,15 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         units: Units::new(&prepared.config.units, prepared.unit_dirs, mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
         mode,
-        runtime_dir: prepared.runtime_dir,
         state_dir: prepared.state_dir,
         started_at_ms: agentd_storage::unix_ms(),
         host: prepared.host,
-        broker: BrokerLink::start(prepared.broker.socket, prepared.broker.last_id)?,
+        broker: BrokerLink::start(
+            prepared.broker.socket,
+            prepared.broker.last_id,
+            prepared.runtime_dir.join(agentd_api::BROKER_SOCKET),
+        )?,
+        runtime_dir: prepared.runtime_dir,
         bus: BusServer::start(Arc::clone(&record) as Arc<dyn MessageSink>),
         approvals: Approvals::start(store.clone())
             .await
@@ -127,6 +131,10 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         shutdown: Notify::new(),
         config: prepared.config,
     });
+    let adopted = daemon
+        .adopt_all()
+        .await
+        .context("cannot take over from an earlier agentd")?;
     let control = UnixListener::from_std(prepared.control)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -143,21 +151,31 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
             }
         }
     });
-    // No agent outlives its daemon yet, so nobody will ask the questions of an earlier one again.
-    daemon.approvals.forget_lost(|_| false).await;
+    // The questions of those that live on are asked again under the same ids.
+    daemon
+        .approvals
+        .forget_lost(|launch| daemon.agents.is_live(launch.as_str()))
+        .await;
     tokio::spawn(approvals::tell_attached(Arc::clone(&daemon)));
     record.connect(&daemon);
     daemon.fleet.connect(&daemon);
+    for (agent, unit) in &adopted {
+        if let Some(unit) = unit {
+            daemon.units.adopted(&daemon, agent, unit);
+        }
+    }
     prepared.units.start(&daemon).await;
     let engines = Arc::clone(&daemon);
     tokio::spawn(async move { engines.units.run(&engines).await });
     let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
     announce_ready()?;
 
+    let on_signal = daemon.config.daemon.on_stop;
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        () = daemon.shutdown.notified() => Ok(()),
+        _ = terminate.recv() => Ok(on_signal),
+        _ = interrupt.recv() => Ok(on_signal),
+        // Somebody who asked for the end by its name gets all of it.
+        () = daemon.shutdown.notified() => Ok(OnStop::Stop),
         () = daemon.broker.gone() => Err(anyhow::anyhow!("agentd-broker has gone; start agentd again")),
     };
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
@@ -165,8 +183,10 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     }
     accepting.abort();
     daemon.units.close();
-    if outcome.is_ok() {
-        stop_agents(&daemon).await;
+    match outcome {
+        Ok(OnStop::Stop) => stop_agents(&daemon).await,
+        Ok(OnStop::Keep) => leave_agents(&daemon).await,
+        Err(_) => {}
     }
     daemon
         .store
@@ -174,7 +194,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         .await
         .context("the record may be incomplete")?;
     drop((prepared.broker.lifeline, prepared.instance_lock));
-    outcome
+    outcome.map(drop)
 }
 
 /// Says that connections are served: to the service manager, and as a line for whoever started us by hand.
@@ -182,6 +202,17 @@ fn announce_ready() -> anyhow::Result<()> {
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("sd_notify")?;
     eprintln!("ready");
     Ok(())
+}
+
+/// The broker holds the agents for the next agentd; without one they die when their grace is over.
+async fn leave_agents(daemon: &Daemon) {
+    match daemon.broker.detach().await {
+        Ok(()) => tracing::info!("the agents are left to the next agentd"),
+        Err(error) => {
+            tracing::error!("the agents cannot be left to the next agentd, so they end: {error}");
+            stop_agents(daemon).await;
+        }
+    }
 }
 
 async fn stop_agents(daemon: &Daemon) {

@@ -1,7 +1,7 @@
 //! What was typed and what the environment says, resolved into [`Options`].
 //!
 //! This is the one place where the daemon reads its environment; everything later takes values. The daemon has
-//! four switches, so the arguments are read by hand: pulling a parser into a long-lived confined process buys nothing.
+//! five switches, so the arguments are read by hand: pulling a parser into a long-lived confined process buys nothing.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,13 +12,14 @@ use agentd_api::dirs::{DirEnv, DirError};
 pub const HELP: &str = "\
 agentd: launches AI agents as confined processes, wires them together and records what they do
 
-usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--foreground]
+usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agents] [--foreground]
 
   --config FILE       configuration, TOML (AGENTD_CONFIG; default /etc/agentd/agentd.toml as root,
                       ~/.config/agentd/agentd.toml otherwise; a missing default file means defaults)
   --runtime-dir DIR   sockets (AGENTD_RUNTIME_DIR; default /run/agentd as root, $XDG_RUNTIME_DIR/agentd otherwise)
   --state-dir DIR     database and logs (AGENTD_STATE_DIR; default /var/lib/agentd as root,
                       $XDG_STATE_HOME/agentd otherwise)
+  --keep-agents       SIGTERM leaves the agents to the next agentd (as `on_stop = \"keep\"` in the configuration)
   --foreground        accepted for symmetry with other daemons: agentd never forks into the background
   --version, --help
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub config_required: bool,
     pub runtime_dir: PathBuf,
     pub state_dir: PathBuf,
+    /// SIGTERM leaves the agents to the next agentd, whatever the configuration says.
+    pub keep_agents: bool,
     /// `AGENTD_BROKER`: the broker program, when it does not lie beside this one.
     pub broker: Option<PathBuf>,
 }
@@ -69,6 +72,7 @@ impl Command {
         let mut config = path("AGENTD_CONFIG");
         let mut runtime_dir = path("AGENTD_RUNTIME_DIR");
         let mut state_dir = path("AGENTD_STATE_DIR");
+        let mut keep_agents = false;
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let text = arg.to_string_lossy().into_owned();
@@ -80,6 +84,10 @@ impl Command {
                 "--config" => ("--config", &mut config),
                 "--runtime-dir" => ("--runtime-dir", &mut runtime_dir),
                 "--state-dir" => ("--state-dir", &mut state_dir),
+                "--keep-agents" if inline.is_none() => {
+                    keep_agents = true;
+                    continue;
+                }
                 "--foreground" if inline.is_none() => continue,
                 "--help" | "-h" => return Ok(Self::Help),
                 "--version" | "-V" => return Ok(Self::Version),
@@ -95,6 +103,7 @@ impl Command {
             config_required,
             runtime_dir: dirs.runtime_dir(runtime_dir.as_deref()),
             state_dir: dirs.state_dir(state_dir.as_deref())?,
+            keep_agents,
             broker: path("AGENTD_BROKER"),
         };
         for (name, value) in [

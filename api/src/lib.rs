@@ -50,3 +50,6 @@ pub const BUS_NAME: &str = "org.agentd1";
 
 /// File name of the control socket inside the runtime directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// Name of the socket in the runtime directory at which brokers follow one another; for agentd alone.
+pub const BROKER_SOCKET: &str = "broker.sock";

@@ -32,7 +32,9 @@ pub use event::{
     Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
     LaunchId, Message, MessageKind, Ready, Resources, Usage, UsageSource, unix_ms,
 };
-pub use record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Viewer};
+pub use record::{
+    At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer,
+};
 pub use store::{Health, Store};
 pub use task::{
     BootMoment, NewTask, OpenTask, TaskBatch, TaskChange, TaskRecord, TaskSummary, TaskTaken,

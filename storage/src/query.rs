@@ -10,7 +10,7 @@ use crate::{
         Approval, Denial, Direction, Exit, LaunchFailure, LaunchId, Message, Ready, Usage,
         UsageSource,
     },
-    record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Viewer},
+    record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer},
     store::Store,
 };
 
@@ -65,19 +65,22 @@ impl Store {
     ///
     /// # Errors
     /// The trouble of the database.
-    pub async fn unended(&self, viewer: Viewer) -> Result<Vec<LaunchId>, StoreError> {
+    pub async fn unended(&self, viewer: Viewer) -> Result<Vec<Unended>, StoreError> {
         let db = &mut self.snapshot().await?;
-        let ids: Result<Vec<String>, sqlx::Error> = sqlx::query_scalar(
-            "SELECT l.id FROM launches l LEFT JOIN exits e ON e.launch = l.id
+        let rows: Result<Vec<(String, bool)>, sqlx::Error> = sqlx::query_as(
+            "SELECT l.id, l.ready_at_ms IS NOT NULL FROM launches l LEFT JOIN exits e ON e.launch = l.id
              WHERE e.launch IS NULL AND l.state <> 'failed' AND (?1 IS NULL OR l.uid = ?1) ORDER BY l.seq",
         )
         .bind(viewer.uid())
         .fetch_all(&mut **db)
         .await;
-        Ok(ids
+        Ok(rows
             .map_err(|error| self.public(error))?
             .into_iter()
-            .map(LaunchId::new)
+            .map(|(id, ready)| Unended {
+                id: LaunchId::new(id),
+                ready,
+            })
             .collect())
     }
 

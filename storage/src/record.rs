@@ -53,6 +53,15 @@ pub struct LaunchSummary {
     pub tokens: TokenTotals,
 }
 
+/// A launch that neither failed nor ended, as far as the record knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unended {
+    /// Its id.
+    pub id: LaunchId,
+    /// Its sandbox stood.
+    pub ready: bool,
+}
+
 /// Sums over the gateway's counts (never the agent's own).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenTotals {

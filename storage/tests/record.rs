@@ -281,8 +281,16 @@ async fn what_neither_failed_nor_ended_is_unended() {
     let exit = Fact::Exit(Exit::default());
     store.record(event("ends", 5, exit)).await.unwrap();
     store.flush().await.unwrap();
-    assert_eq!(store.unended(ALICE).await.unwrap(), [id("starts")]);
+    let unended = |ready| Unended {
+        id: id("starts"),
+        ready,
+    };
+    assert_eq!(store.unended(ALICE).await.unwrap(), [unended(false)]);
     assert_eq!(store.unended(BOB).await.unwrap(), []);
+    let ready = Fact::Ready(Ready::default());
+    store.record(event("starts", 6, ready)).await.unwrap();
+    store.flush().await.unwrap();
+    assert_eq!(store.unended(ALICE).await.unwrap(), [unended(true)]);
 }
 
 #[tokio::test]

@@ -6,35 +6,31 @@
 //! and whatever the broker started is killed.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener as StdTcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity, Driver, Error, ExitInfo, LaunchSpec, StdioMode};
-use agentd_broker::client::{ClientError, LaunchedAgent};
+use agentd_broker::client::ClientError;
 use agentd_broker::protocol::ErrorCode;
-use agentd_launch::plan::{self, Plan};
+use agentd_launch::plan::Plan;
 use agentd_launch::status::{Failure, Status, Step};
-use agentd_orchestrator::agent::{Happening, Life};
 use agentd_sandbox::{EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources};
 use agentd_storage::{Event, Fact};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::Caller;
-use super::agent::{Agent, Facts, TakesInput};
-use super::attachment::{Attachment, Manner};
+use super::agent::Agent;
 use super::broker::BrokerError;
+use super::hold::Hold;
+use super::kept::{self, Deadline, Kept, Rules};
 use super::log::OutputLog;
-use super::session::{Ending, Session};
+use super::session::Ending;
+use super::standing::{Place, Standing, Streams};
 use super::status::{StatusError, StatusLink};
-use super::stdio::{self, Input, Output};
 use crate::daemon::Daemon;
-use crate::gateway::TokenBudget;
+use crate::gateway::TokenCounts;
 
 /// How long the init may take to report. It does a few dozen system calls; a host that swaps gets a generous while.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -69,7 +65,8 @@ impl Daemon {
             .reserve(caller.uid, spec.name.as_deref(), program)?;
         let identity = AgentIdentity::new(AgentId::new(), reservation.name(), caller.uid);
         let plan = self.plan(caller, &spec, &grants, &identity)?;
-        let id = identity.id.to_string();
+        let agent_id = identity.id;
+        let id = agent_id.to_string();
         let status_path = self.status_path(identity.id);
         let status_file = std::fs::File::options()
             .write(true)
@@ -96,8 +93,8 @@ impl Daemon {
             (Ok(()), Err(error)) => Err(Refusal::from(error)),
             (Err(error), launched) => {
                 // An agent that cannot be put on record does not run.
-                if let Ok(launched) = launched {
-                    self.broker.discard(launched.info.slot).await;
+                if let Ok((hold, _)) = launched {
+                    self.broker.discard(hold.slot()).await;
                 }
                 return Err(Error::Unavailable(format!(
                     "the launch cannot be recorded: {error}"
@@ -113,6 +110,7 @@ impl Daemon {
                     text: refusal.error.text(),
                 };
                 self.note(Event::now(id, Fact::LaunchFailed(failure))).await;
+                self.forget_status(agent_id);
                 return Err(refusal.error);
             }
         };
@@ -121,7 +119,7 @@ impl Daemon {
             .iter()
             .map(|d| format!("{}: {}", d.property, d.missing))
             .collect();
-        let slot = up.slot;
+        let slot = up.hold.slot();
         match self.start(up, reservation, identity, &spec, plan).await {
             Ok((agent, attachment)) => Ok(Launched {
                 agent,
@@ -136,6 +134,7 @@ impl Daemon {
                     text: format!("{error:#}"),
                 };
                 self.note(Event::now(id, Fact::LaunchFailed(failure))).await;
+                self.forget_status(agent_id);
                 Err(Error::LaunchFailed(format!("{error:#}")))
             }
         }
@@ -246,21 +245,10 @@ impl Daemon {
     /// Waits for the init's report.
     async fn await_ready(
         &self,
-        launched: LaunchedAgent,
+        (hold, status): (Hold, StatusLink),
         plan: &SandboxPlan,
     ) -> Result<Up, Refusal> {
-        let LaunchedAgent {
-            info,
-            pidfd: _,
-            status,
-        } = launched;
-        let status = match StatusLink::new(status) {
-            Ok(status) => status,
-            Err(error) => {
-                self.broker.discard(info.slot).await;
-                return Err(Refusal::internal("watch the sandbox", &error));
-            }
-        };
+        let slot = hold.slot();
         let report = tokio::time::timeout(READY_LIMIT, status.receive()).await;
         let refusal = match report {
             Ok(Ok((
@@ -272,10 +260,8 @@ impl Daemon {
                 fds,
             ))) => {
                 return Ok(Up {
-                    slot: info.slot,
-                    pid: info.pid.unsigned_abs(),
-                    host_uid: info.host_uid,
-                    layers: layers | info.layers,
+                    layers: layers | hold.info().layers,
+                    hold,
                     landlock_abi,
                     status,
                     fds,
@@ -295,11 +281,11 @@ impl Daemon {
                 &format_args!("no report in {} s", READY_LIMIT.as_secs()),
             ),
         };
-        self.broker.discard(info.slot).await;
+        self.broker.discard(slot).await;
         Err(refusal)
     }
 
-    /// Puts the daemon's services on the sandbox's sockets and starts the session.
+    /// Has the broker keep what the next agentd needs, and starts the session.
     async fn start(
         self: &Arc<Self>,
         up: Up,
@@ -308,194 +294,49 @@ impl Daemon {
         spec: &LaunchSpec,
         plan: SandboxPlan,
     ) -> anyhow::Result<(Arc<Agent>, Option<OwnedFd>)> {
-        let Up {
-            slot,
-            pid,
-            host_uid,
-            layers,
-            landlock_abi,
-            status,
-            fds,
-        } = up;
-        let id = identity.id.to_string();
-        let layers: Vec<&'static str> = agentd_launch::layers::layer_names(layers).collect();
-        let driver = spec.driver.unwrap_or(Driver::None);
-        let mut fds = fds.into_iter();
-        let (input, output) = take_stdio(&mut fds, stdio_mode(driver, spec))?;
-        let log_limit = plan.limits.output_bytes.unwrap_or(DEFAULT_LOG_BYTES);
-        let log = Arc::new(OutputLog::create(&self.log_path(identity.id), log_limit)?);
-        let budget = TokenBudget::new(plan.model.max_tokens_total);
-        let facts = Facts {
-            argv: spec.argv.clone(),
-            policy: plan.policy.clone(),
-            workspace: spec.workspace.clone(),
-            driver: (driver != Driver::None).then(|| driver.as_str().to_owned()),
-            started_at_ms: unix_ms(),
-            layers: layers.clone(),
-            host_pid: pid,
+        let id = identity.id;
+        let kept = kept_of(&up, identity, spec, &plan);
+        let tags = plan.listeners.iter().map(|listener| listener.tag);
+        let named = Streams::name(up.fds, kept.stdio, tags)?;
+        let streams = Streams::new(named, kept.stdio)?;
+        // From here on the agent outlives this agentd.
+        streams.keep(&up.hold, self, kept.clone()).await?;
+        let ready = Fact::Ready(kept.ready.clone());
+        self.note(Event::now(id.to_string(), ready)).await;
+        let standing = Standing {
+            log: OutputLog::create(&self.log_path(id), kept.output_bytes)?,
+            kept,
+            hold: up.hold,
+            status: up.status,
+            streams,
+            spent: TokenCounts::default(),
+            history: None,
         };
-        let ready = agentd_storage::Ready {
-            pid,
-            host_uid,
-            layers: layers.iter().map(|l| (*l).to_owned()).collect(),
-            landlock_abi,
-            degradations: plan
-                .degradations
-                .iter()
-                .map(|d| agentd_storage::Degradation {
-                    property: d.property.clone(),
-                    why: format!("{}: {}", d.missing, d.lost),
-                })
-                .collect(),
-        };
-        self.note(Event::now(id, Fact::Ready(ready))).await;
-
-        let (agent, channels) =
-            Agent::new(identity.clone(), facts, Arc::clone(&budget), log, input);
-        let cancel = CancellationToken::new();
-        let port =
-            self.serve_listeners(fds, &plan, &identity, &budget, &cancel, kind_of_unit(spec))?;
-        for topic in spec.subscriptions.iter().flatten() {
-            port.subscribe(topic).await?;
-        }
-
-        let attachment = if spec.attach == Some(true) {
-            let (ours, theirs) = Attachment::pair(Manner::Lossless)?;
-            let takes_input = if driver == Driver::None {
-                TakesInput::Yes
-            } else {
-                TakesInput::No
-            };
-            agent.attach(ours, takes_input);
-            Some(theirs)
-        } else {
-            None
-        };
-        let output = match driver {
-            Driver::None => tokio::spawn(Arc::clone(&agent).pump(output, channels.notices)),
-            Driver::Claude | Driver::Jsonl => {
-                crate::driver::start(crate::driver::Start {
-                    driver,
-                    spec,
-                    agent: Arc::clone(&agent),
-                    output,
-                    notices: channels.notices,
-                    port: port.clone(),
-                    tools: plan.tools.clone(),
-                    approvals: Arc::clone(&self.approvals),
-                    store: self.store.clone(),
-                    tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
-                })
-                .await?
-            }
-        };
-        let limit = [
-            spec.timeout_ms.map(Duration::from_millis),
-            plan.limits.wall_clock,
-        ]
-        .into_iter()
-        .flatten()
-        .min();
-        let mut life = Life::new();
-        life.see(Happening::Ready)?;
-        let session = Session {
-            agent: Arc::clone(&agent),
-            slot,
-            status,
-            broker: self.broker.clone(),
-            commands: channels.commands,
-            deadline: limit.map(|limit| (Instant::now() + limit, limit)),
-            life,
-            output,
-            cancel,
-            port,
-        };
-        self.agents.add(reservation, &agent);
-        let daemon = Arc::clone(self);
-        let followed = Arc::clone(&agent);
-        tokio::spawn(async move {
-            let ending = session.run().await;
-            daemon.finish(&followed, ending).await;
-        });
-        Ok((agent, attachment))
-    }
-
-    /// Starts gateway, proxy, MCP and bus on the listeners that were born inside the sandbox.
-    fn serve_listeners(
-        &self,
-        fds: impl Iterator<Item = OwnedFd>,
-        plan: &SandboxPlan,
-        identity: &AgentIdentity,
-        budget: &Arc<TokenBudget>,
-        cancel: &CancellationToken,
-        unit: Option<String>,
-    ) -> anyhow::Result<crate::bus::AgentPort> {
-        let mut by_tag = BTreeMap::new();
-        for (listener, fd) in plan.listeners.iter().zip(fds) {
-            by_tag.insert(listener.tag, fd);
-        }
-        let bus = by_tag
-            .remove(&plan::BUS)
-            .ok_or_else(|| anyhow::anyhow!("the plan has no bus socket"))?;
-        let port = self
-            .bus
-            .attach(identity.clone(), plan.ipc.clone(), UnixListener::from(bus))?;
-        for (tag, fd) in by_tag {
-            let listener = StdTcpListener::from(fd);
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let cancel = cancel.child_token();
-            let identity = identity.clone();
-            match tag {
-                plan::GATEWAY => {
-                    let context = crate::gateway::GatewayContext {
-                        identity,
-                        rules: plan.model.clone(),
-                        budget: Arc::clone(budget),
-                        upstreams: Arc::clone(&self.upstreams),
-                        store: self.store.clone(),
-                    };
-                    tokio::spawn(crate::gateway::serve(listener, Arc::new(context), cancel));
-                }
-                plan::PROXY => {
-                    let context = crate::egress::EgressContext::new(
-                        identity,
-                        plan.egress.clone(),
-                        self.store.clone(),
-                    )
-                    .with_approvals(
-                        Arc::clone(&self.approvals),
-                        unit.clone(),
-                        plan.tools.ask_timeout,
-                    );
-                    tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
-                }
-                plan::MCP => {
-                    let port = port.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = crate::mcp::serve(listener, port, cancel).await {
-                            tracing::error!(agent = %identity, "its MCP server ended: {error}");
-                        }
-                    });
-                }
-                other => {
-                    anyhow::bail!("the plan has a listener that agentd does not know (tag {other})")
-                }
-            }
-        }
-        Ok(port)
+        self.bring_up(standing, Place::New(reservation), spec.attach == Some(true))
+            .await
     }
 
     /// Writes the end down, then lets those who wait go on.
-    async fn finish(&self, agent: &Arc<Agent>, ending: Ending) {
+    pub(super) async fn finish(&self, agent: &Arc<Agent>, ending: Ending) {
         let Ending { exit, gone } = ending;
         let fact = exit_fact(&exit, gone.and_then(|g| g.stats.memory_peak));
-        if let Err(error) = self
+        let id = agent.identity.id;
+        let recorded = self
             .store
-            .record_durable(Event::now(agent.identity.id.to_string(), Fact::Exit(fact)))
-            .await
-        {
-            tracing::error!(agent = %agent.identity, "its exit cannot be recorded: {error}");
+            .record_durable(Event::now(id.to_string(), Fact::Exit(fact)));
+        match recorded.await {
+            // Only now: what the broker holds and the status file are all that the next agentd would know of the end.
+            Ok(()) => {
+                if let Some(gone) = gone
+                    && let Err(error) = self.broker.release(gone.slot).await
+                {
+                    tracing::warn!(agent = %agent.identity, "its slot stays taken: {error}");
+                }
+                self.forget_status(id);
+            }
+            Err(error) => {
+                tracing::error!(agent = %agent.identity, "its exit cannot be recorded: {error}");
+            }
         }
         self.approvals
             .agent_ended(&agent.identity.id.to_string().into())
@@ -504,8 +345,18 @@ impl Daemon {
         self.agents.retire(agent);
     }
 
+    /// Removes the status file of an agent whose end is on record.
+    pub(super) fn forget_status(&self, id: AgentId) {
+        let path = self.status_path(id);
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+    }
+
     /// Records what nobody waits for.
-    async fn note(&self, event: Event) {
+    pub(super) async fn note(&self, event: Event) {
         if let Err(error) = self.store.record(event).await {
             tracing::error!("the record is incomplete: {error}");
         }
@@ -515,9 +366,7 @@ impl Daemon {
 /// What a launch that stands consists of.
 #[derive(Debug)]
 struct Up {
-    slot: agentd_broker::protocol::Slot,
-    pid: u32,
-    host_uid: u32,
+    hold: Hold,
     layers: u64,
     landlock_abi: u32,
     status: StatusLink,
@@ -586,12 +435,11 @@ impl From<BrokerError> for Refusal {
 }
 
 /// The unit that a launch belongs to, of an instance its template: what a person decides once for a kind of agent.
-pub(crate) fn kind_of_unit(spec: &LaunchSpec) -> Option<String> {
-    let unit = spec.unit.as_deref()?;
-    Some(match unit.split_once('@') {
+pub(crate) fn kind_of_unit(unit: &str) -> String {
+    match unit.split_once('@') {
         Some((template, _)) => format!("{template}@"),
         None => unit.to_owned(),
-    })
+    }
 }
 
 /// A driven agent always has pipes: its stdin and stdout carry the protocol.
@@ -608,23 +456,53 @@ fn stdio_mode(driver: Driver, spec: &LaunchSpec) -> agentd_sandbox::StdioMode {
     }
 }
 
-fn take_stdio(
-    fds: &mut impl Iterator<Item = OwnedFd>,
-    mode: agentd_sandbox::StdioMode,
-) -> anyhow::Result<(Input, Output)> {
-    let mut next = || {
-        fds.next().ok_or_else(|| {
-            anyhow::anyhow!("the sandbox passed fewer descriptors than its plan has")
-        })
-    };
-    Ok(match mode {
-        agentd_sandbox::StdioMode::Pty { .. } => stdio::from_terminal(next()?)?,
-        agentd_sandbox::StdioMode::Pipes => stdio::from_pipes(next()?, next()?, next()?)?,
-        agentd_sandbox::StdioMode::Null => (Input::Nothing, Output::Nothing),
-    })
+/// What the next agentd has to know of it.
+fn kept_of(up: &Up, identity: AgentIdentity, spec: &LaunchSpec, plan: &SandboxPlan) -> Kept {
+    let driver = spec.driver.unwrap_or(Driver::None);
+    let limit = [
+        spec.timeout_ms.map(Duration::from_millis),
+        plan.limits.wall_clock,
+    ];
+    let degradations = plan.degradations.iter();
+    Kept {
+        format: kept::FORMAT,
+        agentd: agentd_api::VERSION.into(),
+        identity,
+        argv: spec.argv.clone(),
+        policy: plan.policy.clone(),
+        workspace: spec.workspace.clone(),
+        unit: spec.unit.clone(),
+        subscriptions: spec.subscriptions.clone().unwrap_or_default(),
+        driver,
+        prompt: spec.prompt.clone(),
+        started_at_ms: unix_ms(),
+        layers: up.layers,
+        ready: agentd_storage::Ready {
+            pid: up.hold.info().pid.unsigned_abs(),
+            host_uid: up.hold.info().host_uid,
+            layers: agentd_launch::layers::layer_names(up.layers)
+                .map(str::to_owned)
+                .collect(),
+            landlock_abi: up.landlock_abi,
+            degradations: degradations
+                .map(|d| agentd_storage::Degradation {
+                    property: d.property.clone(),
+                    why: format!("{}: {}", d.missing, d.lost),
+                })
+                .collect(),
+        },
+        rules: Rules::from(plan),
+        stdio: stdio_mode(driver, spec),
+        output_bytes: plan.limits.output_bytes.unwrap_or(DEFAULT_LOG_BYTES),
+        deadline: limit.into_iter().flatten().min().map(Deadline::after),
+        ending: None,
+        // Filled in when the broker gets them.
+        descriptors: Vec::new(),
+        links: serde_json::Map::new(),
+    }
 }
 
-fn exit_fact(exit: &ExitInfo, memory_peak_bytes: Option<u64>) -> agentd_storage::Exit {
+pub(super) fn exit_fact(exit: &ExitInfo, memory_peak_bytes: Option<u64>) -> agentd_storage::Exit {
     use agentd_api::ExitCause;
     use agentd_storage::ExitKind;
     agentd_storage::Exit {

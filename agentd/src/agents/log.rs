@@ -70,6 +70,31 @@ impl OutputLog {
         })
     }
 
+    /// Goes on with the log that an earlier agentd began at `path`.
+    pub fn reopen(path: &Path, limit_bytes: u64) -> Result<Self, LogError> {
+        let fault = |source| LogError::File {
+            verb: "open",
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(fault)?;
+        let len_bytes = file.metadata().map_err(fault)?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file: Mutex::new(file),
+            limit_bytes,
+            state: watch::Sender::new(LogState {
+                len_bytes,
+                ..LogState::default()
+            }),
+        })
+    }
+
     /// Appends `bytes`, as far as the limit allows. A full disk is reported once and ends the log, not the agent.
     pub fn append(&self, bytes: &[u8]) {
         let LogState {

@@ -4,12 +4,17 @@
 //! Authorisation is here and nowhere else: every look-up takes the caller's uid, root sees all, anyone else only what
 //! it launched, and what it may not see does not exist for it.
 
+pub mod adopt;
 pub mod agent;
 pub mod attachment;
 pub mod broker;
+pub mod feed;
+pub mod hold;
+pub mod kept;
 pub mod launch;
 pub mod log;
 pub mod session;
+pub mod standing;
 pub mod status;
 pub mod stdio;
 
@@ -159,6 +164,21 @@ impl Registry {
         drop(inner);
         drop(reservation);
         self.announce(Change::Added(Arc::clone(agent)));
+    }
+
+    /// Adds an agent that an earlier agentd launched. Its name was free then, and nobody else could take it since.
+    pub fn restore(&self, agent: &Arc<Agent>) {
+        let mut inner = self.inner();
+        inner.live.insert(agent.identity.id, Arc::clone(agent));
+        self.live.send_replace(inner.live.len());
+        drop(inner);
+        self.announce(Change::Added(Arc::clone(agent)));
+    }
+
+    /// Whether the agent of the launch `id` lives.
+    pub fn is_live(&self, id: &str) -> bool {
+        let id: Result<AgentId, _> = id.parse();
+        id.is_ok_and(|id| self.inner().live.contains_key(&id))
     }
 
     /// Moves an agent from the living to the recently ended.

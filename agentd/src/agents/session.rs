@@ -4,12 +4,13 @@
 //! prints. The task ends when nothing of the agent is left: the init is reaped and its cgroup is removed. The exit is
 //! then put on record by [`super::launch`], and everybody attached is told after the last byte of output.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::attach::AttachFrame;
 use agentd_api::{AgentState, ExitCause, ExitInfo};
-use agentd_broker::protocol::{Gone, Slot};
+use agentd_broker::protocol::Gone;
 use agentd_launch::status::{Status, Target};
 use agentd_orchestrator::agent::{Happening, Life, State};
 use tokio::sync::mpsc;
@@ -19,19 +20,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, Command};
 use super::broker::BrokerLink;
-use super::status::{StatusError, StatusLink};
+use super::hold::Hold;
+use super::kept;
+use super::status::{self, StatusError, StatusLink};
 use crate::bus::AgentPort;
 
 /// What a session is started with.
 #[derive(Debug)]
 pub struct Session {
     pub agent: Arc<Agent>,
-    pub slot: Slot,
+    pub hold: Hold,
     pub status: StatusLink,
+    /// Where the init writes its exit report for those who were not there to hear it.
+    pub status_path: PathBuf,
     pub broker: BrokerLink,
     pub commands: mpsc::Receiver<Command>,
     /// Absolute end by `--timeout` or the policy's wall clock.
     pub deadline: Option<(Instant, Duration)>,
+    /// Why its end was begun, if an earlier agentd began it.
+    pub reason: Option<ExitCause>,
     /// What the reports so far amount to; it says which may follow.
     pub life: Life,
     /// The task that reads the agent's output.
@@ -53,12 +60,12 @@ impl Session {
     /// Runs until nothing of the agent is left.
     pub async fn run(mut self) -> Ending {
         let broker = self.broker.clone();
-        let slot = self.slot;
+        let slot = self.hold.slot();
         let end = broker.end_of(slot);
         tokio::pin!(end);
         let mut gone = None;
         // Why the session began to end its agent; who asked for it is in `life`.
-        let mut reason: Option<ExitCause> = None;
+        let mut reason = self.reason;
         // When a stop's grace is over.
         let mut kill_at: Option<Instant> = None;
 
@@ -100,8 +107,8 @@ impl Session {
                 command = self.commands.recv() => match command {
                     Some(Command::Signal(signal)) => self.signal(signal, Target::Foreground),
                     Some(Command::Stop { grace, by }) => {
-                        self.see(Happening::EndRequested(format!("stopped by {by}")));
-                        reason.get_or_insert(ExitCause::Stopped);
+                        let cause = *reason.get_or_insert(ExitCause::Stopped);
+                        self.begin_end(cause, format!("stopped by {by}")).await;
                         if grace.is_zero() {
                             self.kill().await;
                         } else {
@@ -122,8 +129,8 @@ impl Session {
                 () = until(deadline.map(|(at, _)| at)) => {
                     if let Some((_, limit)) = deadline {
                         let limit = limit.as_secs_f64();
-                        self.see(Happening::EndRequested(format!("still running after its limit of {limit} s")));
                         reason = Some(ExitCause::TimedOut);
+                        self.begin_end(ExitCause::TimedOut, format!("still running after its limit of {limit} s")).await;
                         self.kill().await;
                     }
                 }
@@ -136,7 +143,10 @@ impl Session {
         // An exit report may be waiting behind the broker's word.
         let reported = match reported {
             Some(exit) => Some(exit),
-            None => self.last_word().await,
+            None => match self.last_word().await {
+                Some(exit) => Some(exit),
+                None => status::last_report(&self.status_path).and_then(|it| reported_exit(&it)),
+            },
         };
         // The name is free for the next launch from here on, so it leaves the bus first. Whoever ran the program need
         // not wait for the reaping and the record.
@@ -163,12 +173,22 @@ impl Session {
                 }
             };
         }
-        if gone.is_some()
-            && let Err(error) = broker.release(slot).await
-        {
-            tracing::warn!(agent = %self.agent.identity, "its slot stays taken: {error}");
-        }
         Ending { exit, gone }
+    }
+
+    /// The end is decided: an agentd that takes over in the middle of it has to know.
+    async fn begin_end(&mut self, cause: ExitCause, text: String) {
+        let ending = kept::Ending {
+            cause,
+            text: text.clone(),
+        };
+        self.see(Happening::EndRequested(text));
+        let kept = self
+            .hold
+            .change(&self.broker, |kept| kept.ending = Some(ending));
+        if let Err(error) = kept.await {
+            tracing::warn!(agent = %self.agent.identity, "{error}");
+        }
     }
 
     /// Takes what was reported; whether the agent's state changed by it.
@@ -206,7 +226,7 @@ impl Session {
     }
 
     async fn kill(&self) {
-        if let Err(error) = self.broker.kill(self.slot).await {
+        if let Err(error) = self.broker.kill(self.hold.slot()).await {
             tracing::warn!(agent = %self.agent.identity, "cannot kill: {error}");
         }
     }
@@ -221,7 +241,7 @@ async fn until(at: Option<Instant>) {
 }
 
 /// What the init's exit report says; `None` for any other report.
-fn reported_exit(status: &Status) -> Option<ExitInfo> {
+pub(super) fn reported_exit(status: &Status) -> Option<ExitInfo> {
     let Status::Exited {
         wait_status,
         utime_us,

@@ -3,11 +3,13 @@
 //! The init runs the agent's world and may be lied to by it, so its packets are decoded strictly; one that does not
 //! decode ends the link, and the session kills the sandbox.
 
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
-use agentd_launch::status::{Control, MAX_READY_FDS, MESSAGE_LEN, Status, Target};
+use agentd_launch::status::{Control, Lifeline, MAX_READY_FDS, MESSAGE_LEN, Status, Target};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -21,6 +23,16 @@ pub enum StatusError {
     Receive(#[from] ReceiveError),
     #[error("the status socket failed")]
     Io(#[from] io::Error),
+}
+
+/// What the init wrote into its status file at its end; `None` when it was killed, or has not ended.
+pub fn last_report(path: &Path) -> Option<Status> {
+    let mut packet = [0; MESSAGE_LEN];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut packet));
+    match read {
+        Ok(()) => Status::decode(&packet),
+        Err(_) => None,
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +78,14 @@ impl StatusLink {
     pub fn signal(&self, signal: u32, target: Target) -> io::Result<()> {
         let packet = Control::Signal { signal, target }.encode();
         fdpass::send(self.socket.get_ref().as_fd(), &packet, &[])?;
+        Ok(())
+    }
+
+    /// Gives the init another lifeline of agentd: it lives for as long as the other end of `lifeline` is open.
+    pub fn renew_lifeline(&self, lifeline: BorrowedFd<'_>) -> io::Result<()> {
+        let which = Lifeline::Agentd;
+        let packet = Control::Lifeline { which }.encode();
+        fdpass::send(self.socket.get_ref().as_fd(), &packet, &[lifeline])?;
         Ok(())
     }
 }

@@ -4,14 +4,16 @@
 //! agent never holds a descriptor of the caller. Reading ends when the last process of the sandbox is gone.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::feed::Feed;
 
 /// End-of-file as a terminal in canonical mode understands it (Ctrl-D).
 const VEOF: u8 = 4;
@@ -28,7 +30,7 @@ pub enum Stream {
 pub enum Input {
     Terminal(Arc<AsyncFd<OwnedFd>>),
     /// `None` once end-of-file was sent.
-    Pipe(Arc<Mutex<Option<pipe::Sender>>>),
+    Pipe(Arc<Mutex<Option<Feed>>>),
     Nothing,
 }
 
@@ -53,14 +55,16 @@ pub fn from_terminal(master: OwnedFd) -> io::Result<(Input, Output)> {
     ))
 }
 
-/// Wraps the three pipes.
-pub fn from_pipes(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<(Input, Output)> {
-    for fd in [&stdin, &stdout, &stderr] {
+/// Wraps the three pipes; without a feed, stdin has been ended before.
+pub fn from_pipes(
+    stdin: Option<Feed>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> io::Result<(Input, Output)> {
+    for fd in [&stdout, &stderr] {
         rustix::io::ioctl_fionbio(fd, true)?;
     }
-    let input = Input::Pipe(Arc::new(Mutex::new(Some(pipe::Sender::from_owned_fd(
-        stdin,
-    )?))));
+    let input = Input::Pipe(Arc::new(Mutex::new(stdin)));
     let output = Output::Pipes {
         stdout: pipe::Receiver::from_owned_fd(stdout)?,
         stderr: pipe::Receiver::from_owned_fd(stderr)?,
@@ -83,7 +87,10 @@ impl Input {
                 Ok(())
             }
             Self::Pipe(pipe) => match pipe.lock().await.as_mut() {
-                Some(pipe) => pipe.write_all(bytes).await,
+                Some(feed) => {
+                    feed.write_all(bytes).await?;
+                    feed.flush().await
+                }
                 None => Ok(()),
             },
             Self::Nothing => Ok(()),
@@ -94,16 +101,33 @@ impl Input {
     pub async fn end(&self) -> io::Result<()> {
         match self {
             Self::Terminal(_) => self.write(&[VEOF]).await,
-            Self::Pipe(pipe) => {
-                drop(pipe.lock().await.take());
-                Ok(())
-            }
+            Self::Pipe(pipe) => match pipe.lock().await.take() {
+                Some(mut feed) => feed.shutdown().await,
+                None => Ok(()),
+            },
             Self::Nothing => Ok(()),
         }
     }
 
+    /// The feed of a pipe, for as long as the result lives.
+    pub async fn lock_feed(&self) -> Option<MutexGuard<'_, Option<Feed>>> {
+        match self {
+            Self::Pipe(pipe) => Some(pipe.lock().await),
+            Self::Terminal(_) | Self::Nothing => None,
+        }
+    }
+
+    /// Has `forget` run before a pipe's stream is ended on purpose. See [`Feed::before_end`].
+    pub async fn before_end(&self, forget: impl Future<Output = ()> + Send + 'static) {
+        if let Self::Pipe(pipe) = self
+            && let Some(feed) = pipe.lock().await.as_mut()
+        {
+            feed.before_end(forget);
+        }
+    }
+
     /// Takes the pipe away from attachments, for a driver that speaks a protocol on it.
-    pub async fn take_pipe(&self) -> Option<pipe::Sender> {
+    pub async fn take_feed(&self) -> Option<Feed> {
         match self {
             Self::Pipe(pipe) => pipe.lock().await.take(),
             Self::Terminal(_) | Self::Nothing => None,
@@ -139,6 +163,17 @@ pub async fn read_terminal(master: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::
 }
 
 impl Output {
+    /// To be kept by the broker.
+    pub fn kept_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Terminal(master) => vec![("terminal", master.get_ref().as_fd())],
+            Self::Pipes { stdout, stderr } => {
+                vec![("stdout", stdout.as_fd()), ("stderr", stderr.as_fd())]
+            }
+        }
+    }
+
     /// Reads the next piece, of whichever stream has one. `None` when every stream has ended.
     pub async fn read(
         &mut self,

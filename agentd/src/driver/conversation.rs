@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use agentd_api::approvals::{self, QuestionKind};
 use agentd_orchestrator::driver::{
-    Action, Answer, Asker, Cut, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
-    TurnOutcome, Verdict,
+    self, Action, Answer, Asker, Cut, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn,
+    TurnId, TurnOutcome, Verdict,
 };
 use agentd_sandbox::{ToolDecision, ToolRule, ToolRules};
 use agentd_storage::{Approval, Denial, Direction, Event, Fact, Store, Usage, UsageSource};
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
-use crate::driver::{Taking, TaskSink, Work, WorkInbox};
+use crate::driver::{History, Taking, TaskSink, Work, WorkInbox};
 use crate::mcp::InBand;
 
 /// Bytes read from the agent at once.
@@ -80,6 +80,10 @@ pub struct Conversation {
     pub work: WorkInbox,
     pub tasks: Arc<dyn TaskSink>,
     pub said: mpsc::Sender<Said>,
+    /// Bytes that the agent's stdin was given before.
+    pub sent: u64,
+    /// What was said so far, if an earlier agentd began the conversation.
+    pub history: Option<History>,
 }
 
 impl Conversation {
@@ -118,8 +122,12 @@ impl Conversation {
 async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, mut to_agent: W) {
     while let Some(mut line) = queue.recv().await {
         line.push('\n');
+        let written = async {
+            to_agent.write_all(line.as_bytes()).await?;
+            to_agent.flush().await
+        };
         // The agent may have closed its stdin or died; its stdout or its pidfd will tell.
-        if let Err(error) = to_agent.write_all(line.as_bytes()).await {
+        if let Err(error) = written.await {
             tracing::debug!("a driven agent does not take input any more: {error}");
             queue.close();
         }
@@ -247,8 +255,13 @@ impl State {
     async fn talk<R: AsyncRead + Unpin>(&mut self, mut from_agent: R) -> Outcome {
         let mut cutter = Lines::default();
         let mut buffer = vec![0; READ_BYTES];
-        let first = self.conversation.machine.start();
-        self.perform(first).await;
+        match self.conversation.history.take() {
+            None => {
+                let first = self.conversation.machine.start();
+                self.perform(first).await;
+            }
+            Some(history) => self.go_on(&history).await,
+        }
         loop {
             let idle = self.ready && self.current.is_none() && self.outcome.is_none();
             // Who serves requests takes tasks too; who was launched for a prompt takes neither.
@@ -302,6 +315,68 @@ impl State {
         let last = self.conversation.machine.close();
         self.perform(last).await;
         self.outcome.take().unwrap_or(Outcome::AgentClosed)
+    }
+
+    /// Takes a conversation up that an earlier agentd began.
+    async fn go_on(&mut self, history: &History) {
+        let machine = self.conversation.machine.as_mut();
+        let resumed = match driver::resume(machine, history.recorded()) {
+            Ok(resumed) => resumed,
+            Err(why) => {
+                let why = format!("agentd was restarted, and it can't go on: {why}");
+                return self.perform(vec![Action::Failed(why)]).await;
+            }
+        };
+        self.note(format!(
+            "driver: goes on after a restart of agentd, turn {}",
+            resumed.turns
+        ))
+        .await;
+        self.ready = resumed.ready;
+        self.turns = resumed.turns;
+        let mut actions = resumed.actions;
+        let prompted = self.conversation.prompt.is_some() && self.turns > 0;
+        let launch = self.conversation.port.identity().id;
+        let tasks = Arc::clone(&self.conversation.tasks);
+        let work = tasks.resume(launch).await;
+        match (resumed.open, work) {
+            (Some(turn), Some(work)) if work.turn == turn => {
+                let work = Work {
+                    task: work.task,
+                    attempt: work.attempt,
+                    text: String::new(),
+                    cancel: work.cancel,
+                };
+                self.current = Some((turn, Current::Task(work)));
+            }
+            (Some(turn), _) if prompted => self.current = Some((turn, Current::Prompt)),
+            (Some(turn), _) => {
+                // Asked by an agent whose request ended with the earlier agentd.
+                self.current = Some((turn, Current::Unwanted));
+                actions.extend(self.conversation.machine.interrupt());
+            }
+            (None, work) => {
+                // The end may be on record as a line and not as what follows from it.
+                if let Some((turn, outcome)) = resumed.last_end {
+                    match work {
+                        Some(work) if work.turn == turn => {
+                            tasks.ended(work.task, work.attempt, outcome).await;
+                        }
+                        _ if prompted => {
+                            self.current = Some((turn, Current::Prompt));
+                            self.end_turn(turn, outcome).await;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        if prompted {
+            self.conversation.prompt = None;
+        } else if self.ready {
+            actions.extend(self.first_turn());
+        }
+        self.perform(actions).await;
     }
 
     /// Puts lines on record, then acts on them.
@@ -441,11 +516,12 @@ impl State {
     }
 
     fn begin(&mut self, asked_by: Option<Asker>, text: String, current: Current) -> Vec<Action> {
-        self.turns += 1;
-        let id = TurnId(self.turns);
+        let id = TurnId(self.turns + 1);
         let turn = Turn { id, asked_by, text };
         match self.conversation.machine.begin_turn(&turn) {
             Ok(actions) => {
+                // Counted by what is written, as a later agentd counts them from the record.
+                self.turns = id.0;
                 self.current = Some((id, current));
                 actions
             }
@@ -592,10 +668,12 @@ impl State {
 
     /// Puts the line and `facts` on record in one commit, then queues the line for the agent.
     async fn write(&mut self, line: String, mut facts: Vec<Fact>) {
+        // Counted also where the record fails, so that offsets stay those of the agent's stdin.
+        self.conversation.sent += line.len() as u64 + 1;
         facts.push(Fact::DriverLine {
             direction: Direction::Out,
             line: line.clone(),
-            end: None,
+            end: Some(self.conversation.sent),
         });
         self.record(facts).await;
         if let Some(lines) = &self.lines

@@ -9,6 +9,7 @@
 
 pub mod claude;
 mod conversation;
+mod resume;
 mod work;
 
 use std::collections::BTreeMap;
@@ -25,15 +26,18 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::either::Either;
 
 use crate::agents::Agent;
 use crate::agents::agent::Command;
+use crate::agents::feed::Feed;
 use crate::agents::stdio::{Output, Stream};
 use crate::approvals::Approvals;
 use crate::bus::AgentPort;
 use crate::tasks::FleetChanged;
 
 pub use conversation::{Conversation, Outcome, Said};
+pub use resume::History;
 pub use work::{
     NoTasks, NotBegun, OpenWork, Recording, Taking, TaskSink, Work, WorkInbox, WorkLease, WorkPort,
     work_port,
@@ -89,9 +93,14 @@ pub fn prepare(driver: Driver, spec: &LaunchSpec) -> Result<Driven, Error> {
 
 /// A launched agent that is to be driven.
 #[derive(Debug)]
-pub struct Start<'a> {
+pub struct Start {
     pub driver: Driver,
-    pub spec: &'a LaunchSpec,
+    pub prompt: Option<String>,
+    pub workspace: Option<String>,
+    /// The unit it was started from.
+    pub unit: Option<String>,
+    /// What was said so far, if an earlier agentd launched the agent.
+    pub history: Option<History>,
     pub agent: Arc<Agent>,
     pub output: Output,
     pub notices: mpsc::Receiver<AttachFrame<'static>>,
@@ -107,22 +116,31 @@ pub struct Start<'a> {
 ///
 /// # Errors
 /// When the agent has no pipes, or no driver.
-pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
+pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
     let machine: Box<dyn Machine> = match start.driver {
         Driver::Claude => Box::new(Claude::new()),
         Driver::Jsonl => Box::new(Jsonl::new()),
         Driver::None => anyhow::bail!("an agent without a driver has no conversation"),
     };
-    let (Output::Pipes { stdout, stderr }, Some(stdin)) =
-        (start.output, start.agent.input.take_pipe().await)
-    else {
+    let Output::Pipes { stdout, stderr } = start.output else {
         anyhow::bail!("a driven agent needs pipes");
+    };
+    let mut stdin = start.agent.input.take_feed().await;
+    if let (Some(history), Some(feed)) = (&start.history, &mut stdin) {
+        history.settle(feed).await?;
+    }
+    let sent = stdin.as_ref().map_or(0, Feed::end);
+    let stdin = match stdin {
+        Some(feed) => Either::Left(feed),
+        // Closed by an earlier agentd: the agent was told all that it will be told.
+        None if start.history.is_some() => Either::Right(tokio::io::sink()),
+        None => anyhow::bail!("a driven agent needs pipes"),
     };
     let (said, words) = mpsc::channel(UNSAID);
     let (tasks, changed) = start.tasks;
     let (work_port, work) = work_port(changed.0);
     // Whoever was launched for a prompt ends with it.
-    if start.spec.prompt.is_none() {
+    if start.prompt.is_none() {
         start.agent.takes_work(work_port);
     }
     let conversation = Conversation {
@@ -131,12 +149,14 @@ pub async fn start(start: Start<'_>) -> anyhow::Result<JoinHandle<()>> {
         store: start.store,
         tools: start.tools,
         approvals: start.approvals,
-        unit: crate::agents::launch::kind_of_unit(start.spec),
-        workspace: start.spec.workspace.clone(),
-        prompt: start.spec.prompt.clone(),
+        unit: start.unit,
+        workspace: start.workspace,
+        prompt: start.prompt,
         work,
         tasks,
         said,
+        sent,
+        history: start.history,
     };
     let agent = start.agent;
     let notices = start.notices;

@@ -25,7 +25,7 @@ use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 
 use self::confine::{Confinement, ServiceIds};
-use crate::config::{Config, Confine};
+use crate::config::{Config, Confine, OnStop};
 use crate::gateway::Upstreams;
 use crate::options::Options;
 use crate::units::Units;
@@ -70,7 +70,10 @@ pub struct BrokerProcess {
 /// Phase 1. See the module.
 pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let root = rustix::process::geteuid().is_root();
-    let config = Config::load(&options.config, options.config_required)?;
+    let mut config = Config::load(&options.config, options.config_required)?;
+    if options.keep_agents {
+        config.daemon.on_stop = OnStop::Keep;
+    }
     let service = if root {
         Some(service_ids(&config.daemon.user)?)
     } else {

@@ -105,6 +105,8 @@ impl House {
             work: work_port(Arc::default()).1,
             tasks: Arc::new(NoTasks),
             said,
+            sent: 0,
+            history: None,
         };
         (conversation, words)
     }

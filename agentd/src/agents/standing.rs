@@ -1,0 +1,335 @@
+//! An agent whose sandbox stands: the daemon's services around it, from its rules and its descriptors.
+//!
+//! The same steps for an agent that was just launched and for one that an earlier agentd launched: everything starts from
+//! [`Kept`] and the descriptors it names, so whatever a launch needs is, by construction, also there for an adoption. A
+//! failure leaves nothing running but the agent itself, which the caller discards.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use agentd_api::Driver;
+use agentd_launch::plan;
+use agentd_orchestrator::agent::{Happening, Life};
+use agentd_sandbox::StdioMode;
+use anyhow::Context as _;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Reservation;
+use super::agent::{Agent, Facts, TakesInput};
+use super::attachment::{Attachment, Manner};
+use super::feed::Feed;
+use super::hold::Hold;
+use super::kept::{Descriptors, Kept, listener_name, listener_tag};
+use super::launch::kind_of_unit;
+use super::log::OutputLog;
+use super::session::Session;
+use super::status::StatusLink;
+use super::stdio::{self, Input, Output};
+use crate::daemon::Daemon;
+use crate::driver::History;
+use crate::gateway::{TokenBudget, TokenCounts};
+
+/// An agent with everything that its services are made of.
+#[derive(Debug)]
+pub struct Standing {
+    pub kept: Kept,
+    pub hold: Hold,
+    pub status: StatusLink,
+    pub streams: Streams,
+    pub log: OutputLog,
+    /// What it has cost so far.
+    pub spent: TokenCounts,
+    /// What was said with a driven agent so far.
+    pub history: Option<History>,
+}
+
+/// The descriptors of an agent in the form in which they are used.
+#[derive(Debug)]
+pub struct Streams {
+    pub input: Input,
+    pub output: Output,
+    /// By the tag of the plan.
+    pub listeners: BTreeMap<u16, OwnedFd>,
+}
+
+/// Where a new agent belongs.
+#[derive(Debug)]
+pub enum Place<'a> {
+    /// Just launched, under this name.
+    New(Reservation<'a>),
+    /// Taken over from an earlier agentd.
+    Adopted,
+}
+
+impl Streams {
+    /// Names the descriptors of a new agent, which come in the order of the plan: streams, then listeners.
+    pub fn name(
+        fds: Vec<OwnedFd>,
+        mode: StdioMode,
+        listeners: impl Iterator<Item = u16>,
+    ) -> anyhow::Result<Descriptors> {
+        let streams: &[&str] = match mode {
+            StdioMode::Pty { .. } => &["terminal"],
+            StdioMode::Pipes => &["stdin", "stdout", "stderr"],
+            StdioMode::Null => &[],
+        };
+        let mut names: Vec<String> = streams.iter().map(|name| (*name).to_owned()).collect();
+        names.extend(listeners.map(listener_name));
+        if names.len() != fds.len() {
+            anyhow::bail!(
+                "the sandbox passed {} descriptors and its plan has {}",
+                fds.len(),
+                names.len()
+            );
+        }
+        Ok(names.into_iter().zip(fds).collect())
+    }
+
+    /// Puts descriptors to use, those of a new agent or those that were kept.
+    pub fn new(named: Descriptors, mode: StdioMode) -> anyhow::Result<Self> {
+        let mut listeners = BTreeMap::new();
+        let mut streams = BTreeMap::new();
+        for (name, fd) in named {
+            match listener_tag(&name) {
+                Some(tag) => drop(listeners.insert(tag, fd)),
+                None => drop(streams.insert(name, fd)),
+            }
+        }
+        let mut take = |name: &str| streams.remove(name);
+        let (input, output) = match mode {
+            StdioMode::Null => (Input::Nothing, Output::Nothing),
+            StdioMode::Pty { .. } => {
+                stdio::from_terminal(take("terminal").context("no terminal is among them")?)?
+            }
+            StdioMode::Pipes => {
+                let feed = match (take("stdin"), take("stdin-queue")) {
+                    (Some(pipe), Some(queue)) => Some(Feed::adopt(pipe, queue)?),
+                    (Some(pipe), None) => Some(Feed::new(pipe)?),
+                    // Its stdin was ended by an earlier agentd.
+                    (None, _) => None,
+                };
+                let stdout = take("stdout").context("no stdout is among them")?;
+                let stderr = take("stderr").context("no stderr is among them")?;
+                stdio::from_pipes(feed, stdout, stderr)?
+            }
+        };
+        Ok(Self {
+            input,
+            output,
+            listeners,
+        })
+    }
+
+    /// What the broker has to keep for the next agentd.
+    pub async fn keep(&self, hold: &Hold, daemon: &Daemon, kept: Kept) -> anyhow::Result<()> {
+        let feed = self.input.lock_feed().await;
+        let mut fds: Vec<(String, BorrowedFd<'_>)> = Vec::new();
+        let mut add = |name: &str, fd| fds.push((name.to_owned(), fd));
+        if let Some(feed) = feed.as_ref().and_then(|feed| feed.as_ref()) {
+            for (name, fd) in feed.kept_fds() {
+                add(name, fd);
+            }
+        }
+        for (name, fd) in self.output.kept_fds() {
+            add(name, fd);
+        }
+        for (tag, fd) in &self.listeners {
+            add(&listener_name(*tag), fd.as_fd());
+        }
+        Ok(hold.keep(&daemon.broker, kept, &fds).await?)
+    }
+}
+
+impl Daemon {
+    /// Brings the services of an agent up and starts its session; `attach` makes the first attachment.
+    pub async fn bring_up(
+        self: &Arc<Self>,
+        standing: Standing,
+        place: Place<'_>,
+        attach: bool,
+    ) -> anyhow::Result<(Arc<Agent>, Option<OwnedFd>)> {
+        let Standing {
+            kept,
+            hold,
+            status,
+            streams,
+            log,
+            spent,
+            history,
+        } = standing;
+        let Streams {
+            input,
+            output,
+            listeners,
+        } = streams;
+        if let Input::Pipe(_) = &input {
+            let (forgets, broker, name) =
+                (hold.clone(), self.broker.clone(), kept.identity.to_string());
+            input
+                .before_end(async move {
+                    let stdin = ["stdin", "stdin-queue"];
+                    if let Err(error) = forgets.forget(&broker, &stdin).await {
+                        tracing::error!(agent = name, "its stdin stays open: {error}");
+                    }
+                })
+                .await;
+        }
+        let driven = kept.driver != Driver::None;
+        let facts = Facts {
+            argv: kept.argv.clone(),
+            policy: kept.policy.clone(),
+            workspace: kept.workspace.clone(),
+            driver: driven.then(|| kept.driver.as_str().to_owned()),
+            started_at_ms: kept.started_at_ms,
+            layers: agentd_launch::layers::layer_names(kept.layers).collect(),
+            host_pid: kept.ready.pid,
+        };
+        let budget = TokenBudget::resumed(kept.rules.model.max_tokens_total, spent);
+        let (agent, channels) = Agent::new(
+            kept.identity.clone(),
+            facts,
+            Arc::clone(&budget),
+            Arc::new(log),
+            input,
+        );
+        let cancel = CancellationToken::new();
+        // Ends what is served already when a later step fails.
+        let undo = cancel.clone().drop_guard();
+        let port = self.serve_listeners(listeners, &kept, &budget, &cancel)?;
+        for topic in &kept.subscriptions {
+            port.subscribe(topic).await?;
+        }
+        let attachment = if attach {
+            let (ours, theirs) = Attachment::pair(Manner::Lossless)?;
+            let takes_input = if driven {
+                TakesInput::No
+            } else {
+                TakesInput::Yes
+            };
+            agent.attach(ours, takes_input);
+            Some(theirs)
+        } else {
+            None
+        };
+        let output = if driven {
+            crate::driver::start(crate::driver::Start {
+                driver: kept.driver,
+                prompt: kept.prompt.clone(),
+                workspace: kept.workspace.clone(),
+                unit: kept.unit.as_deref().map(kind_of_unit),
+                history,
+                agent: Arc::clone(&agent),
+                output,
+                notices: channels.notices,
+                port: port.clone(),
+                tools: kept.rules.tools.clone(),
+                approvals: Arc::clone(&self.approvals),
+                store: self.store.clone(),
+                tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
+            })
+            .await?
+        } else {
+            tokio::spawn(Arc::clone(&agent).pump(output, channels.notices))
+        };
+        let mut life = Life::new();
+        life.see(Happening::Ready)?;
+        if let Some(ending) = &kept.ending {
+            life.see(Happening::EndRequested(ending.text.clone()))?;
+        }
+        let session = Session {
+            agent: Arc::clone(&agent),
+            status_path: self.status_path(kept.identity.id),
+            hold,
+            status,
+            broker: self.broker.clone(),
+            commands: channels.commands,
+            deadline: kept
+                .deadline
+                .map(|deadline| (Instant::now() + deadline.left(), deadline.limit())),
+            reason: kept.ending.map(|ending| ending.cause),
+            life,
+            output,
+            cancel: undo.disarm(),
+            port,
+        };
+        match place {
+            Place::New(reservation) => self.agents.add(reservation, &agent),
+            Place::Adopted => self.agents.restore(&agent),
+        }
+        let daemon = Arc::clone(self);
+        let followed = Arc::clone(&agent);
+        tokio::spawn(async move {
+            let ending = session.run().await;
+            daemon.finish(&followed, ending).await;
+        });
+        Ok((agent, attachment))
+    }
+
+    /// Starts gateway, proxy, MCP and bus on the listeners that were born inside the sandbox.
+    fn serve_listeners(
+        &self,
+        mut listeners: BTreeMap<u16, OwnedFd>,
+        kept: &Kept,
+        budget: &Arc<TokenBudget>,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<crate::bus::AgentPort> {
+        let identity = &kept.identity;
+        let bus = listeners
+            .remove(&plan::BUS)
+            .ok_or_else(|| anyhow::anyhow!("the plan has no bus socket"))?;
+        let port = self.bus.attach(
+            identity.clone(),
+            kept.rules.ipc.clone(),
+            UnixListener::from(bus),
+        )?;
+        for (tag, fd) in listeners {
+            let listener = StdTcpListener::from(fd);
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let cancel = cancel.child_token();
+            let identity = identity.clone();
+            match tag {
+                plan::GATEWAY => {
+                    let context = crate::gateway::GatewayContext {
+                        identity,
+                        rules: kept.rules.model.clone(),
+                        budget: Arc::clone(budget),
+                        upstreams: Arc::clone(&self.upstreams),
+                        store: self.store.clone(),
+                    };
+                    tokio::spawn(crate::gateway::serve(listener, Arc::new(context), cancel));
+                }
+                plan::PROXY => {
+                    let context = crate::egress::EgressContext::new(
+                        identity,
+                        kept.rules.egress.clone(),
+                        self.store.clone(),
+                    )
+                    .with_approvals(
+                        Arc::clone(&self.approvals),
+                        kept.unit.as_deref().map(kind_of_unit),
+                        kept.rules.tools.ask_timeout,
+                    );
+                    tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
+                }
+                plan::MCP => {
+                    let port = port.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = crate::mcp::serve(listener, port, cancel).await {
+                            tracing::error!(agent = %identity, "its MCP server ended: {error}");
+                        }
+                    });
+                }
+                other => {
+                    port.detach();
+                    anyhow::bail!("the plan has a listener that agentd does not know (tag {other})")
+                }
+            }
+        }
+        Ok(port)
+    }
+}

@@ -1,5 +1,7 @@
 //! What can be typed. Plain data: nothing here looks at the host.
 
+pub mod approvals;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -72,6 +74,8 @@ pub enum LowVerb {
     Wait(AgentArg),
     /// List past launches, newest first
     Records(RecordsArgs),
+    /// Answer what agents ask a person
+    Approvals(approvals::ApprovalsArgs),
     /// Work with policies; needs no daemon
     Policy(PolicyArgs),
     /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon

@@ -95,6 +95,7 @@ pub enum Task {
     Records {
         limit: Option<usize>,
     },
+    Approvals(crate::verbs::approvals::Task),
     PolicyList,
     PolicyShow {
         policy: PolicyRef,
@@ -224,6 +225,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         },
         LowVerb::Wait(a) => Task::Wait { agent: a.agent },
         LowVerb::Records(a) => Task::Records { limit: a.limit },
+        LowVerb::Approvals(a) => Task::Approvals(crate::verbs::approvals::resolve(a.verb)?),
         LowVerb::Policy(a) => match a.verb {
             LowPolicyVerb::List => Task::PolicyList,
             LowPolicyVerb::Show(a) => Task::PolicyShow {

@@ -1,6 +1,7 @@
 //! The verbs. Each takes what was resolved, does one thing, and returns an exit code.
 
 mod agents;
+pub mod approvals;
 mod completions;
 mod daemon;
 mod doctor;
@@ -48,6 +49,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Signal { agent, signo } => agents::signal(context, &agent, signo).await,
         Task::Wait { agent } => agents::wait(context, &agent).await,
         Task::Records { limit } => records::records(context, limit).await,
+        Task::Approvals(task) => approvals::perform(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,
         Task::Shutdown => daemon::shutdown(context).await,

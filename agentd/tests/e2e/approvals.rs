@@ -77,7 +77,10 @@ fn json(daemon: &Daemon, uid: u32, args: &[&str]) -> Value {
 fn question(daemon: &Daemon, uid: u32) -> Value {
     let mut found = Value::Null;
     wait_until("a question waits", || {
-        found = json(daemon, uid, &["approvals", "list"])["approvals"][0].take();
+        let mut list = json(daemon, uid, &["approvals", "list"]);
+        if let Some(first) = list.pointer_mut("/approvals/0") {
+            found = first.take();
+        }
         !found.is_null()
     });
     found
@@ -243,13 +246,13 @@ fn a_destination_is_asked_for_and_its_connection_waits() {
 
 const SCRIPT: &str = r#"
 [[rule]]
-name = "push"
-when = { last_user = "push" }
-reply = { tool = { name = "Bash", input = { command = "echo git push", description = "push" } } }
-[[rule]]
 name = "after"
-when = {}
+when = { tool_result = "." }
 reply = { text = "over" }
+[[rule]]
+name = "push"
+when = { user = "push" }
+reply = { tools = [{ name = "Bash", input = { command = "echo git push", description = "push" } }] }
 "#;
 
 #[test]
@@ -364,7 +367,9 @@ impl Desktop {
 
 #[test]
 fn a_question_is_answered_on_the_desktop() {
-    for mode in modes() {
+    // A dbus-daemon wants users with a passwd entry, which the tests' ordinary users don't have: as root only root's
+    // mode is left. agentctl, the only part that speaks on that bus, is the same in both.
+    for mode in modes().into_iter().take(1) {
         let daemon = Daemon::start(mode);
         let owner = daemon.owner();
         let Some(bus) = SessionBus::start(owner) else {
@@ -375,11 +380,8 @@ fn a_question_is_answered_on_the_desktop() {
         let (closed, closings) = mpsc::channel();
         let desktop = runtime.block_on(async {
             zbus::connection::Builder::address(bus.address.as_str())
-                .expect("an address")
                 .name("org.freedesktop.Notifications")
-                .expect("a name")
                 .serve_at("/org/freedesktop/Notifications", Desktop { shown, closed })
-                .expect("a path")
                 .build()
                 .await
                 .expect("the stand-in desktop on the bus")

@@ -82,6 +82,8 @@ impl Status {
     pub const NO_SUCH_REQUEST: Self = Self(9);
     /// The other side can't do this, e.g. take lanes.
     pub const UNSUPPORTED: Self = Self(10);
+    /// The bus that introduced the two sides of a lane was restarted: open another. Never sent.
+    pub const REPLACED: Self = Self(11);
     /// The answering agent reports a failure of its own.
     pub const FAILED: Self = Self(100);
 
@@ -105,6 +107,7 @@ impl std::fmt::Display for Status {
             Self::CANCELLED => "cancelled",
             Self::NO_SUCH_REQUEST => "no such request",
             Self::UNSUPPORTED => "unsupported",
+            Self::REPLACED => "replaced",
             Self::FAILED => "failed",
             Self(other) => return write!(f, "status {other}"),
         };

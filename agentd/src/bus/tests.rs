@@ -228,7 +228,10 @@ async fn the_end_of_an_agent_reaches_whoever_waits_for_it() {
         }
     })
     .await;
-    assert!(matches!(error, ClientError::Closed { .. }), "{error}");
+    assert!(
+        matches!(error, ClientError::Closed { .. } | ClientError::Lost { .. }),
+        "{error}"
+    );
     assert_eq!(b.agents().await.unwrap_err().status, Status::PEER_GONE);
     assert!(a.agents().await.unwrap().is_empty());
     // Its name is free again, and the other agent's socket never noticed.
@@ -778,4 +781,104 @@ async fn connections_of_one_agent_are_bounded() {
         drop(held);
     })
     .await;
+}
+
+/// A bus on a runtime of its own, which can be ended as a process ends: everything at once.
+fn a_bus_of_its_own(listeners: &[(&str, &UnixListener)]) -> (tokio::runtime::Runtime, BusServer) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = runtime.block_on(async {
+        let server = BusServer::start(Arc::new(Unrecorded));
+        for (name, listener) in listeners {
+            let identity = AgentIdentity {
+                id: AgentId::new(),
+                name: (*name).into(),
+                uid: 1000,
+                short: 1,
+            };
+            // What the broker keeps of an agent: the same socket, still listening.
+            let listener = listener.try_clone().unwrap();
+            server.attach(identity, open_rules(), listener).unwrap();
+        }
+        server
+    });
+    (runtime, server)
+}
+
+#[test]
+fn clients_find_the_successor_of_their_bus() {
+    use agentd_bus::lane::ring::{RecvError, Tag};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (a, b) = (listen("a"), listen("b"));
+    let listeners = [("a", &a), ("b", &b)];
+    let (first, server) = a_bus_of_its_own(&listeners);
+    let (asker, fixer) = (
+        Client::connect_to(&path("a")).unwrap(),
+        Client::connect_to(&path("b")).unwrap(),
+    );
+    let requests = fixer.serve(1).unwrap();
+    let topic = fixer.subscribe("news").unwrap();
+    let offers = fixer.accept_lanes().unwrap();
+    let tag = Tag {
+        kind: 4,
+        flags: 0,
+        correlation: 7,
+    };
+    let lane = {
+        let asker = asker.clone();
+        std::thread::spawn(move || asker.open_lane("b", 64))
+    };
+    let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let mut outgoing = lane.join().unwrap().unwrap();
+    outgoing.send(tag, b"kept", WATCHDOG).unwrap();
+    // A request is in the agent's hands when its bus ends.
+    let asking = {
+        let asker = asker.clone();
+        std::thread::spawn(move || asker.request("b", "fix", b"1", WATCHDOG))
+    };
+    let in_hand = requests.next(WATCHDOG).unwrap().unwrap();
+    drop(server);
+    first.shutdown_timeout(WATCHDOG);
+
+    let lost = asking.join().unwrap().unwrap_err();
+    assert!(lost.is_retryable(), "{lost}");
+    assert!(in_hand.respond(Ok(b"nobody waits")).is_err());
+    let mut buffer = Vec::new();
+    assert_eq!(incoming.recv(&mut buffer, WATCHDOG), Ok(tag));
+    assert_eq!(buffer, b"kept", "what was in the lane is received");
+    assert_eq!(
+        incoming.recv(&mut buffer, WATCHDOG),
+        Err(RecvError::Closed(Status::REPLACED))
+    );
+
+    // Whoever calls now waits in the socket's backlog until somebody serves it again.
+    let serving = std::thread::spawn(move || {
+        let request = requests.next(WATCHDOG).unwrap().unwrap();
+        let params = request.params.clone();
+        request.respond(Ok(b"fixed")).unwrap();
+        params
+    });
+    let looking = {
+        let asker = asker.clone();
+        std::thread::spawn(move || asker.agents())
+    };
+    let (second, server) = a_bus_of_its_own(&listeners);
+    let mut peers = looking.join().unwrap().unwrap();
+    while !peers[0].serving {
+        peers = asker.agents().unwrap();
+    }
+    let reply = asker.request("b", "fix", b"2", WATCHDOG).unwrap();
+    assert_eq!(reply.result, b"fixed");
+    assert_eq!(serving.join().unwrap(), b"2");
+    assert_eq!(topic.next(WATCHDOG), Received::Replaced);
+    assert_eq!(asker.publish("news", "t", b"x").unwrap(), 1);
+    assert!(matches!(topic.next(WATCHDOG), Received::Item(_)));
+    drop((asker, fixer, topic, offers, server));
+    second.shutdown_timeout(WATCHDOG);
 }

@@ -6,12 +6,12 @@
 //! When either side ends, the bus tells the other; the consumer still receives what was committed.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::link::Link;
 use super::mailbox::Received;
-use super::{Client, ClientError, ok_result};
+use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::memfd::{self, Mapping, MemfdError};
 use crate::lane::park::{Closer, probe_waitv};
@@ -125,7 +125,9 @@ impl LaneReceiver {
 /// Lanes that others offer to this agent.
 #[derive(Debug)]
 pub struct LaneOffers {
-    link: Arc<Link>,
+    client: Client,
+    /// The connection over which they come.
+    link: Mutex<Arc<Link>>,
 }
 
 /// One offered lane. Dropping it refuses it.
@@ -143,11 +145,11 @@ impl LaneOffers {
     /// Waits for the next offer; `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Option<LaneOffer>, ClientError> {
         loop {
-            match self.link.offers.take(Some(timeout)) {
+            let link = self.link().clone();
+            match link.offers.take(Some(timeout)) {
                 Received::Item((from, lane, memory)) => {
-                    let link = self.link.clone();
                     return Ok(Some(LaneOffer {
-                        link,
+                        link: link.clone(),
                         from,
                         lane,
                         memory,
@@ -155,16 +157,26 @@ impl LaneOffers {
                     }));
                 }
                 // Offers that were dropped run into their deadline at the other side.
-                Received::Lost(_) => {}
+                Received::Lost(_) | Received::Replaced => {}
                 Received::TimedOut => return Ok(None),
                 Received::Closed => {
-                    return Err(ClientError::Closed {
-                        why: self.link.why_closed(),
-                    });
+                    let anew = accept_lanes(&self.client)?;
+                    *self.link() = anew;
                 }
             }
         }
     }
+
+    fn link(&self) -> MutexGuard<'_, Arc<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has the bus send offers over the connection that is returned.
+fn accept_lanes(client: &Client) -> Result<Arc<Link>, ClientError> {
+    let link = client.link()?;
+    ok_result(&command(&link, Control::AcceptLanes)?)?;
+    Ok(link)
 }
 
 impl LaneOffer {
@@ -235,10 +247,11 @@ impl Client {
         let (data, data_fd) = memfd::create("agentd-lane-data", data_words(slots))?;
         ring::format_data(&data, slots)?;
         let mut cursor_fd = None;
+        let link = self.link()?;
         let answer = self.addressed(to, |id| {
             let payload = Control::LaneOffer { to: id }.encode()?;
             let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
-            let arrived = self.link.call_with(frame, Some(&data_fd), None)?;
+            let arrived = link.call_with(frame, Some(&data_fd), None)?;
             ok_result(&arrived.frame)?;
             cursor_fd = arrived.fd;
             Ok(arrived.frame)
@@ -249,23 +262,22 @@ impl Client {
         })?);
         // From here on, an early return closes the lane.
         let end = End {
-            link: self.link.clone(),
+            link: link.clone(),
             lane,
         };
         let cursor = memfd::open(cursor_fd.ok_or(LaneError::NoMemory)?.as_fd())?;
         let closer = Closer::default();
         let producer = Producer::new(data, cursor, closer.clone())?;
-        self.link.register_lane(lane, closer);
+        link.register_lane(lane, closer);
         Ok(LaneSender { producer, end })
     }
 
     /// From now on this connection takes lanes that others offer to the agent.
     pub fn accept_lanes(&self) -> Result<LaneOffers, ClientError> {
-        let offers = LaneOffers {
-            link: self.link.clone(),
-        };
-        let answer = self.control(Control::AcceptLanes)?;
-        ok_result(&answer)?;
-        Ok(offers)
+        let link = Mutex::new(accept_lanes(self)?);
+        Ok(LaneOffers {
+            client: self.clone(),
+            link,
+        })
     }
 }

@@ -184,10 +184,15 @@ impl Link {
             RecvTimeoutError::Timeout => ClientError::NoAnswer {
                 seconds: wait.as_secs(),
             },
-            RecvTimeoutError::Disconnected => ClientError::Closed {
+            RecvTimeoutError::Disconnected => ClientError::Lost {
                 why: self.why_closed(),
             },
         })
+    }
+
+    /// Why the connection is over, if it is.
+    pub fn lost(&self) -> Option<String> {
+        self.lock().closed.clone()
     }
 
     pub fn why_closed(&self) -> String {
@@ -316,7 +321,7 @@ impl Link {
     pub fn register_lane(&self, lane: u32, closer: Closer) {
         let mut state = self.lock();
         if state.closed.is_some() {
-            closer.close(Status::PEER_GONE);
+            closer.close(Status::REPLACED);
         } else if let Some(at) = state
             .ended_early
             .iter()
@@ -374,8 +379,9 @@ impl Link {
         for subscriber in &state.subscribers {
             subscriber.mailbox.close();
         }
+        // Not the other side of the lane has gone, but the bus that introduced the two.
         for closer in state.lanes.values() {
-            closer.close(Status::PEER_GONE);
+            closer.close(Status::REPLACED);
         }
         state.lanes.clear();
         drop(state);

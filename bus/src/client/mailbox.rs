@@ -12,6 +12,8 @@ pub enum Received<T> {
     Item(T),
     /// So many entries were dropped, here or by the bus, before the next one.
     Lost(u64),
+    /// The bus was restarted, and the subscription made anew. How much was published meanwhile is not known.
+    Replaced,
     /// Nothing came in time.
     TimedOut,
     /// The connection is closed and nothing more will come.

@@ -11,8 +11,13 @@
 //! ```
 //!
 //! A [`Client`] is shared freely between threads. It has one thread of its own, which reads the socket
-//! and sends heartbeats; every queue it fills is bounded. Fails with [`ClientError`]; once the
-//! connection is lost every call says so, and the program connects anew.
+//! and sends heartbeats; every queue it fills is bounded. Fails with [`ClientError`].
+//!
+//! The daemon behind the socket may be restarted while the agent lives. The socket goes on listening meanwhile, so the
+//! next call after the loss connects anew and waits for the daemon's successor; subscriptions, requests and lane offers
+//! are taken up again by the one who waits for them. A call that was under way fails with [`ClientError::Lost`], because
+//! nobody can say whether it was done: it is for the program to make it again. A lane ends with
+//! [`Status::REPLACED`] after everything that was put into it has been received; its sender opens another.
 
 mod lanes;
 mod link;
@@ -59,6 +64,9 @@ pub enum ClientError {
     Refused { status: Status, text: String },
     #[error("the connection to the bus is closed: {why}")]
     Closed { why: String },
+    /// It may have been done or not. Another call finds the bus again.
+    #[error("the connection to the bus was lost before the answer came ({why}); try again")]
+    Lost { why: String },
     #[error("no answer from the bus within {seconds} s")]
     NoAnswer { seconds: u64 },
     #[error(transparent)]
@@ -75,6 +83,11 @@ impl ClientError {
             _ => None,
         }
     }
+
+    /// Whether the same call may succeed now, if it does no harm to make it twice.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
 }
 
 /// The answer to a request.
@@ -88,10 +101,17 @@ pub struct Reply {
 /// One agent's connection to the bus. Clones share it; the last one to go closes it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    link: Arc<Link>,
-    welcome: Arc<Welcome>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// The connection that serves now. Held while another is made: whoever needs one waits for it.
+    link: Mutex<Arc<Link>>,
+    welcome: Welcome,
     /// Ids of agents that were addressed by name.
-    names: Arc<Mutex<HashMap<String, PeerId>>>,
+    names: Mutex<HashMap<String, PeerId>>,
 }
 
 impl Client {
@@ -103,35 +123,43 @@ impl Client {
 
     /// Connects to the bus socket at `path`.
     pub fn connect_to(path: &Path) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect {
-            path: path.to_owned(),
-            source,
-        };
-        let stream = UnixStream::connect(path).map_err(failed)?;
-        let link = Link::start(stream).map_err(failed)?;
-        let hello = Control::Hello {
-            version: crate::frame::VERSION,
-            options: 0,
-        }
-        .encode()?;
-        let answer = link.call(Frame::new(kind::COMMAND, PeerId::BUS, 0, hello), None)?;
-        let welcome = Welcome::parse(ok_result(&answer)?.result)?;
-        link.set_heartbeat(Duration::from_millis(u64::from(welcome.heartbeat_ms)));
+        let (link, welcome) = greet(path)?;
         Ok(Self {
-            link,
-            welcome: Arc::new(welcome),
-            names: Arc::default(),
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                link: Mutex::new(link),
+                welcome,
+                names: Mutex::default(),
+            }),
         })
+    }
+
+    /// The connection that serves, made anew if the last one was lost.
+    fn link(&self) -> Result<Arc<Link>, ClientError> {
+        let mut link = self
+            .inner
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = link.lost() {
+            let (anew, _) = greet(&self.inner.path).map_err(|error| match error {
+                // Nobody listens: the bus has gone for good.
+                ClientError::Connect { .. } => ClientError::Closed { why },
+                other => other,
+            })?;
+            *link = anew;
+        }
+        Ok(link.clone())
     }
 
     /// The name of the agent this connection speaks for.
     pub fn name(&self) -> &str {
-        &self.welcome.name
+        &self.inner.welcome.name
     }
 
     /// Its id.
     pub fn id(&self) -> PeerId {
-        self.welcome.id
+        self.inner.welcome.id
     }
 
     /// The other agents of the same user.
@@ -184,7 +212,7 @@ impl Client {
 
     /// Answers request `id`, which was read from the inbox.
     pub fn respond(&self, id: u32, result: Result<&[u8], &str>) -> Result<(), ClientError> {
-        serve::respond(&self.link, self.welcome.max_payload, id, result)
+        serve::respond(&*self.link()?, self.max_payload(), id, result)
     }
 
     /// Takes up to `max` messages out of the inbox; with none there, waits up to `wait` for the first.
@@ -192,7 +220,7 @@ impl Client {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let payload = Control::Inbox { max, wait_ms }.encode()?;
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
-        let answer = self.link.call(frame, Some(wait.saturating_add(GRACE)))?;
+        let answer = self.link()?.call(frame, Some(wait.saturating_add(GRACE)))?;
         Ok(InboxBatch::parse(ok_result(&answer)?.result)?)
     }
 
@@ -227,13 +255,7 @@ impl Client {
 
     /// Messages to topics that `pattern` covers, as they come.
     pub fn subscribe(&self, pattern: &str) -> Result<Subscription, ClientError> {
-        let subscription = Subscription::register(self.link.clone(), pattern);
-        let answer = self.control(Control::Subscribe {
-            delivery: Delivery::Push,
-            pattern,
-        })?;
-        ok_result(&answer)?;
-        Ok(subscription)
+        Subscription::start(self.clone(), pattern)
     }
 
     /// From now on, messages to topics that `pattern` covers come into the agent's inbox.
@@ -247,17 +269,15 @@ impl Client {
 
     /// From now on this connection takes requests to the agent, at most `window` open ones at a time.
     pub fn serve(&self, window: u32) -> Result<Requests, ClientError> {
-        let requests = Requests::new(self.link.clone(), self.welcome.max_payload);
-        let answer = self.control(Control::Serve { window })?;
-        ok_result(&answer)?;
-        Ok(requests)
+        Requests::start(self.clone(), window)
+    }
+
+    fn max_payload(&self) -> u32 {
+        self.inner.welcome.max_payload
     }
 
     fn control(&self, control: Control<'_>) -> Result<Frame, ClientError> {
-        self.link.call(
-            Frame::new(kind::COMMAND, PeerId::BUS, 0, control.encode()?),
-            None,
-        )
+        command(&*self.link()?, control)
     }
 
     fn acknowledged(
@@ -267,13 +287,13 @@ impl Client {
         payload: Vec<u8>,
         wait: Option<Duration>,
     ) -> Result<Frame, ClientError> {
-        let (len, limit) = (payload.len(), self.welcome.max_payload as usize);
+        let (len, limit) = (payload.len(), self.max_payload() as usize);
         if len > limit {
             return Err(ClientError::TooLarge { len, limit });
         }
         let mut frame = Frame::new(bits, to, 0, payload);
         frame.header.flags = (frame.header.flags.get() | flags::ACK).into();
-        let answer = self.link.call(frame, wait)?;
+        let answer = self.link()?.call(frame, wait)?;
         ok_result(&answer)?;
         Ok(answer)
     }
@@ -286,6 +306,7 @@ impl Client {
         mut call: impl FnMut(PeerId) -> Result<Frame, ClientError>,
     ) -> Result<Frame, ClientError> {
         let remembered = self
+            .inner
             .names
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -304,12 +325,37 @@ impl Client {
             id.try_into()
                 .map_err(|_| MessageError::Missing { what: "agent id" })?,
         );
-        self.names
+        self.inner
+            .names
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.to_owned(), id);
         call(id)
     }
+}
+
+/// A connection that has said hello.
+fn greet(path: &Path) -> Result<(Arc<Link>, Welcome), ClientError> {
+    let failed = |source| ClientError::Connect {
+        path: path.to_owned(),
+        source,
+    };
+    let stream = UnixStream::connect(path).map_err(failed)?;
+    let link = Link::start(stream).map_err(failed)?;
+    let hello = Control::Hello {
+        version: crate::frame::VERSION,
+        options: 0,
+    };
+    let answer = command(&link, hello)?;
+    let welcome = Welcome::parse(ok_result(&answer)?.result)?;
+    link.set_heartbeat(Duration::from_millis(u64::from(welcome.heartbeat_ms)));
+    Ok((link, welcome))
+}
+
+/// A command to the bus, and its answer.
+fn command(link: &Link, control: Control<'_>) -> Result<Frame, ClientError> {
+    let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, control.encode()?);
+    link.call(frame, None)
 }
 
 /// The response in `frame`, or the refusal that it is.

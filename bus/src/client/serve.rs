@@ -1,19 +1,21 @@
 //! The receiving half of the client: requests to answer, and topics that are followed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::ClientError;
 use super::link::{EVENTS_HELD, Link};
 use super::mailbox::{Mailbox, Received};
+use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status};
 
 /// Requests to this agent, as they come.
 #[derive(Debug)]
 pub struct Requests {
-    link: Arc<Link>,
-    max_payload: u32,
+    client: Client,
+    window: u32,
+    /// The connection that serves them.
+    link: Mutex<Arc<Link>>,
 }
 
 /// One request in hand. Dropping it unanswered tells the requester that it failed.
@@ -32,19 +34,29 @@ pub struct Incoming {
 }
 
 impl Requests {
-    pub(super) fn new(link: Arc<Link>, max_payload: u32) -> Self {
-        Self { link, max_payload }
+    pub(super) fn start(client: Client, window: u32) -> Result<Self, ClientError> {
+        let link = Mutex::new(serve(&client, window)?);
+        Ok(Self {
+            client,
+            window,
+            link,
+        })
+    }
+
+    fn link(&self) -> MutexGuard<'_, Arc<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next request; `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Option<Incoming>, ClientError> {
         loop {
-            match self.link.requests.take(Some(timeout)) {
+            let link = self.link().clone();
+            match link.requests.take(Some(timeout)) {
                 Received::Item(frame) => {
                     let request = Request::parse(&frame.payload)?;
                     return Ok(Some(Incoming {
-                        link: self.link.clone(),
-                        max_payload: self.max_payload,
+                        link: link.clone(),
+                        max_payload: self.client.max_payload(),
                         from: frame.header.source,
                         method: request.method.to_owned(),
                         params: request.params.to_vec(),
@@ -53,12 +65,11 @@ impl Requests {
                         answered: false,
                     }));
                 }
-                Received::Lost(_) => {}
+                Received::Lost(_) | Received::Replaced => {}
                 Received::TimedOut => return Ok(None),
                 Received::Closed => {
-                    return Err(ClientError::Closed {
-                        why: self.link.why_closed(),
-                    });
+                    let anew = serve(&self.client, self.window)?;
+                    *self.link() = anew;
                 }
             }
         }
@@ -78,7 +89,9 @@ impl Requests {
                         Err(text) => incoming.respond(Err(text)),
                     };
                     match sent {
-                        Ok(()) | Err(ClientError::TooLarge { .. }) => {}
+                        // The requester was told when the connection went.
+                        Ok(()) | Err(ClientError::TooLarge { .. } | ClientError::Closed { .. }) => {
+                        }
                         Err(error) => return error,
                     }
                 }
@@ -96,10 +109,17 @@ impl Drop for Requests {
         };
         // The answer goes to nobody; a lost connection has stopped serving anyway.
         drop(
-            self.link
+            self.link()
                 .send(Frame::new(kind::COMMAND, PeerId::BUS, 0, payload), None),
         );
     }
+}
+
+/// Has the bus send requests over the connection that is returned.
+fn serve(client: &Client, window: u32) -> Result<Arc<Link>, ClientError> {
+    let link = client.link()?;
+    ok_result(&command(&link, Control::Serve { window })?)?;
+    Ok(link)
 }
 
 impl Incoming {
@@ -178,41 +198,50 @@ pub(super) struct Subscriber {
 /// A followed pattern. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Subscription {
-    link: Arc<Link>,
+    client: Client,
     pattern: String,
+    now: Mutex<Followed>,
+}
+
+/// The connection over which the messages come, and where its thread puts them.
+#[derive(Debug, Clone)]
+struct Followed {
+    link: Arc<Link>,
     mailbox: Arc<Mailbox<Frame>>,
 }
 
-impl Subscription {
-    /// Before the bus is asked, so that no message falls between.
-    pub(super) fn register(link: Arc<Link>, pattern: &str) -> Self {
-        let mailbox = Arc::new(Mailbox::new(EVENTS_HELD));
-        link.add_subscriber(Subscriber {
+impl Followed {
+    fn start(client: &Client, pattern: &str) -> Result<Self, ClientError> {
+        let followed = Self {
+            link: client.link()?,
+            mailbox: Arc::new(Mailbox::new(EVENTS_HELD)),
+        };
+        // Before the bus is asked, so that no message falls between.
+        followed.link.add_subscriber(Subscriber {
             pattern: pattern.to_owned(),
-            mailbox: mailbox.clone(),
+            mailbox: followed.mailbox.clone(),
         });
-        Self {
-            link,
-            pattern: pattern.to_owned(),
-            mailbox,
+        let subscribe = Control::Subscribe {
+            delivery: Delivery::Push,
+            pattern,
+        };
+        let answer = command(&followed.link, subscribe);
+        match answer.and_then(|answer| ok_result(&answer).map(drop)) {
+            Ok(()) => Ok(followed),
+            Err(error) => {
+                followed.end(pattern);
+                Err(error)
+            }
         }
     }
 
-    /// The next message (an EVENT frame; read it with [`crate::message::Event::parse`]), or how many
-    /// were lost before it.
-    pub fn next(&self, timeout: Duration) -> Received<Frame> {
-        self.mailbox.take(Some(timeout))
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
+    fn end(&self, pattern: &str) {
         if self.link.remove_subscriber(&self.mailbox) {
             return;
         }
         let control = Control::Unsubscribe {
             delivery: Delivery::Push,
-            pattern: &self.pattern,
+            pattern,
         };
         let Ok(payload) = control.encode() else {
             return;
@@ -222,5 +251,43 @@ impl Drop for Subscription {
             self.link
                 .send(Frame::new(kind::COMMAND, PeerId::BUS, 0, payload), None),
         );
+    }
+}
+
+impl Subscription {
+    pub(super) fn start(client: Client, pattern: &str) -> Result<Self, ClientError> {
+        let now = Mutex::new(Followed::start(&client, pattern)?);
+        Ok(Self {
+            client,
+            pattern: pattern.to_owned(),
+            now,
+        })
+    }
+
+    /// The next message (an EVENT frame; read it with [`crate::message::Event::parse`]), or how many
+    /// were lost before it.
+    pub fn next(&self, timeout: Duration) -> Received<Frame> {
+        let followed = self.now().clone();
+        match followed.mailbox.take(Some(timeout)) {
+            Received::Closed => match Followed::start(&self.client, &self.pattern) {
+                Ok(anew) => {
+                    *self.now() = anew;
+                    Received::Replaced
+                }
+                // Nobody listens any more, or the policy of the successor forbids it.
+                Err(_) => Received::Closed,
+            },
+            received => received,
+        }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Followed> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.now().end(&self.pattern);
     }
 }

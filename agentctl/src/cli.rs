@@ -200,8 +200,12 @@ pub struct LogsArgs {
     pub follow: bool,
 
     /// Begin at the last so many lines
-    #[arg(long, value_name = "LINES")]
+    #[arg(short = 'n', long, value_name = "LINES")]
     pub tail: Option<u64>,
+
+    /// Begin at what was written in the last so much time: 90s, 10m, 2h
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +216,10 @@ pub struct AttachArgs {
     /// Watch only: send no input and no signals
     #[arg(long)]
     pub no_stdin: bool,
+
+    /// Begin with what comes, without the latest output
+    #[arg(long)]
+    pub no_replay: bool,
 
     /// Keys that leave the agent running, or `none`
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]

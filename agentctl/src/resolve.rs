@@ -72,10 +72,12 @@ pub enum Task {
         agent: String,
         follow: bool,
         tail: Option<u64>,
+        since: Option<Duration>,
     },
     Attach {
         agent: String,
         input: Input,
+        replay: Replay,
         detach_keys: DetachKeys,
     },
     Stop {
@@ -116,6 +118,14 @@ pub enum Task {
 pub enum Which {
     Live,
     All,
+}
+
+/// What somebody who attaches is shown of the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// The latest output.
+    Latest,
+    Nothing,
 }
 
 /// What an attached terminal sends.
@@ -199,6 +209,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
             agent: a.agent.agent,
             follow: a.follow,
             tail: a.tail,
+            since: a.since.map(|t| time("--since", &t)).transpose()?,
         },
         LowVerb::Attach(a) => Task::Attach {
             agent: a.agent.agent,
@@ -206,6 +217,11 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
                 Input::Nothing
             } else {
                 Input::Send
+            },
+            replay: if a.no_replay {
+                Replay::Nothing
+            } else {
+                Replay::Latest
             },
             detach_keys: detach_keys(&a.detach_keys)?,
         },

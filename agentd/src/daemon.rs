@@ -70,6 +70,11 @@ impl Daemon {
         self.state_dir.join("logs").join(format!("{id}.log"))
     }
 
+    /// Where a driven agent's side of its protocol is kept until it is on record.
+    pub fn journal_path(&self, id: AgentId) -> PathBuf {
+        self.state_dir.join("logs").join(format!("{id}.protocol"))
+    }
+
     /// Where the agent's init writes its last report.
     pub fn status_path(&self, id: AgentId) -> PathBuf {
         self.state_dir.join("agents").join(format!("{id}.status"))

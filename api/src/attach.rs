@@ -32,6 +32,7 @@ const STOPPED: u8 = b'Z';
 const CONTINUED: u8 = b'C';
 const LOST: u8 = b'L';
 const NOTICE: u8 = b'N';
+const AT: u8 = b'A';
 
 /// One packet on an attach socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub enum AttachFrame<'a> {
     /// Daemon → client: a line for the person at the client, such as that an approval waits. Not part of the
     /// program's output. Never empty.
     Notice(Cow<'a, str>),
+    /// Daemon → client: the next byte of output has this offset in the agent's log. The first frame, and again after a
+    /// loss; a client that adds the lengths of what follows knows from where to go on after a reconnection.
+    At(u64),
 }
 
 /// A packet that is not a frame.
@@ -115,6 +119,10 @@ impl<'a> AttachFrame<'a> {
             Self::Lost(count) => {
                 out.push(LOST);
                 out.extend_from_slice(&count.to_le_bytes());
+            }
+            Self::At(offset) => {
+                out.push(AT);
+                out.extend_from_slice(&offset.to_le_bytes());
             }
         }
     }
@@ -183,6 +191,10 @@ impl<'a> AttachFrame<'a> {
             LOST => {
                 let bytes = payload.try_into().map_err(|_| wrong("8"))?;
                 Ok(Self::Lost(u64::from_le_bytes(bytes)))
+            }
+            AT => {
+                let bytes = payload.try_into().map_err(|_| wrong("8"))?;
+                Ok(Self::At(u64::from_le_bytes(bytes)))
             }
             EXIT => {
                 if !(EXIT_BYTES..=EXIT_BYTES + MAX_EXIT_TEXT).contains(&payload.len()) {
@@ -339,7 +351,7 @@ mod tests {
 
     fn any_frame() -> impl Strategy<Value = (u8, Vec<u8>, u64)> {
         (
-            0u8..11,
+            0u8..12,
             proptest::collection::vec(any::<u8>(), 1..2000),
             any::<u64>(),
         )
@@ -360,6 +372,7 @@ mod tests {
                 7 => AttachFrame::Stopped(signo),
                 8 => AttachFrame::Continued,
                 9 => AttachFrame::Notice(format!("{n} wait").into()),
+                10 => AttachFrame::At(n),
                 _ => AttachFrame::Lost(n),
             };
             let packet = frame.to_vec();

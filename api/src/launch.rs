@@ -137,6 +137,14 @@ pub struct AttachOptions {
     /// The client's window.
     pub rows: Option<u16>,
     pub cols: Option<u16>,
+    /// Whether to send the scroll-back, the tail of the log, before live output. Default true.
+    pub replay: Option<bool>,
+    /// Send everything from this log offset on, as a client wants that was attached before and counted: nothing is
+    /// missing, nothing comes twice. Overrides `replay`.
+    pub from_offset: Option<u64>,
+    /// Rather hold the program back than let this client miss output. Default false: a client that does not read
+    /// skips.
+    pub lossless: Option<bool>,
 }
 
 /// Which part of an agent's output to read.
@@ -147,4 +155,8 @@ pub struct LogOptions {
     pub follow: Option<bool>,
     /// Begin at the last so many lines.
     pub tail: Option<u64>,
+    /// Begin at what was written at this Unix time, in milliseconds, or later; to the second.
+    pub since_ms: Option<u64>,
+    /// Begin at this offset of the log, as a follower wants that counted what it was sent. Overrides the others.
+    pub from_offset: Option<u64>,
 }

@@ -45,6 +45,11 @@ fn migrations() -> Vec<Migration> {
             "driver offsets",
             include_str!("../../migrations/sqlite/0005_driver_offsets.sql"),
         ),
+        (
+            6,
+            "retention",
+            include_str!("../../migrations/sqlite/0006_retention.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

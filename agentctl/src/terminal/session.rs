@@ -66,6 +66,8 @@ pub struct SessionOutcome {
     pub end: SessionEnd,
     /// Bytes of output that the daemon dropped because they were not read in time.
     pub lost_bytes: u64,
+    /// The offset in the agent's log of the first byte of output that did not come; `None` if agentd did not say.
+    pub offset: Option<u64>,
     /// The program's last output did not end its line; a message on the same terminal should.
     pub mid_line: bool,
     /// Our stdout was closed by its reader, and the program was told by SIGPIPE.
@@ -110,6 +112,7 @@ impl Session<'_> {
             can_send: true,
             end: None,
             lost_bytes: 0,
+            offset: None,
             unheard: 0,
             mid_line: false,
             broken_pipe: false,
@@ -124,6 +127,7 @@ impl Session<'_> {
         Ok(SessionOutcome {
             end,
             lost_bytes: loop_.lost_bytes,
+            offset: loop_.offset,
             mid_line: loop_.mid_line,
             broken_pipe: loop_.broken_pipe,
         })
@@ -143,6 +147,7 @@ struct Loop<'a> {
     can_send: bool,
     end: Option<SessionEnd>,
     lost_bytes: u64,
+    offset: Option<u64>,
     unheard: u32,
     mid_line: bool,
     broken_pipe: bool,
@@ -267,14 +272,19 @@ impl Loop<'_> {
         let packet = self.buffer.get(..length).unwrap_or_default();
         let invalid = |e| io::Error::new(io::ErrorKind::InvalidData, format!("agentd sent: {e}"));
         match AttachFrame::decode(packet).map_err(invalid)? {
+            AttachFrame::At(offset) => self.offset = Some(offset),
             AttachFrame::Stdout(bytes) => {
+                self.offset = self.offset.map(|offset| offset + bytes.len() as u64);
                 if let Some(modes) = &mut self.modes {
                     modes.feed(bytes);
                     self.mid_line = !bytes.ends_with(b"\n");
                 }
                 self.stdout.put(bytes);
             }
-            AttachFrame::Stderr(bytes) => self.stderr.put(bytes),
+            AttachFrame::Stderr(bytes) => {
+                self.offset = self.offset.map(|offset| offset + bytes.len() as u64);
+                self.stderr.put(bytes);
+            }
             AttachFrame::Exit(info) => self.end = Some(SessionEnd::Exited(info)),
             AttachFrame::Stopped(_) => self.suspend()?,
             AttachFrame::Continued => {}

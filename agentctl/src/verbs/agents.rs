@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::output::{Cell, Out, Style, Table, command_line, grouped, shorten, span, stderr_line};
-use crate::resolve::{Context, Input, Which};
+use crate::resolve::{Context, Input, Replay, Which};
 use crate::run;
 use crate::terminal::session::{SIGNALS, Streams};
 use crate::terminal::{DetachKeys, Session, raw};
@@ -85,7 +85,7 @@ fn state_style(agent: &AgentSummary) -> Style {
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| d.as_millis() as u64)
 }
@@ -94,6 +94,7 @@ pub async fn attach(
     context: &Context,
     agent: &str,
     input: Input,
+    replay: Replay,
     detach_keys: &DetachKeys,
 ) -> Result<u8, Failure> {
     let daemon = Daemon::connect(context).await?;
@@ -115,6 +116,8 @@ pub async fn attach(
         // change, draws its screen for us.
         rows: window.map(|(rows, _)| rows.saturating_add(1)),
         cols: window.map(|(_, cols)| cols),
+        replay: Some(replay == Replay::Latest),
+        ..AttachOptions::default()
     };
     let signals = SignalFd::new(SIGNALS).map_err(|e| Failure::local("can't watch signals", e))?;
     let socket = proxy

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use agentd_api::LogOptions;
 use serde_json::json;
@@ -17,11 +18,17 @@ pub async fn logs(
     agent: &str,
     follow: bool,
     tail: Option<u64>,
+    since: Option<Duration>,
 ) -> Result<u8, Failure> {
     let daemon = Daemon::connect(context).await?;
     let options = LogOptions {
         follow: follow.then_some(true),
         tail,
+        since_ms: since.map(|since| {
+            let ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+            super::agents::now_ms().saturating_sub(ms)
+        }),
+        ..LogOptions::default()
     };
     let what = || format!("can't read the output of {agent:?}");
     let proxy = daemon.agent(agent).await?;

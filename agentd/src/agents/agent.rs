@@ -3,18 +3,19 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use agentd_api::attach::{AttachFrame, MAX_FRAME, MAX_PAYLOAD};
+use agentd_api::attach::{AttachFrame, MAX_FRAME};
 use agentd_api::{AgentIdentity, AgentState, AgentSummary, ExitInfo};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::attachment::Attachment;
 use super::log::OutputLog;
-use super::stdio::{Input, OpenStreams, Output, Stream};
+use super::stdio::{Input, Stream};
+use super::viewer::{Begin, Notice, Viewer};
 use crate::driver::WorkPort;
 use crate::gateway::TokenBudget;
 
-/// Notices that may wait for the pump. An agent that stops and continues itself faster than its viewers read loses some.
+/// Notices that may wait for a viewer. An agent that stops and continues itself faster than one reads loses some.
 const NOTICES: usize = 64;
 
 /// What a session can be asked to do.
@@ -51,19 +52,42 @@ pub struct Agent {
     commands: mpsc::Sender<Command>,
     state: watch::Sender<AgentState>,
     ended: watch::Sender<Option<(ExitInfo, u64)>>,
-    /// What the session wants everybody attached to know; the pump sends it, so that it keeps its place in the output
-    /// and a peer that does not read holds up nobody else.
-    notices: mpsc::Sender<AttachFrame<'static>>,
-    attachments: Mutex<Attachments>,
+    /// Set when the output has ended: the packet that tells so.
+    farewell: watch::Sender<Option<Arc<[u8]>>>,
+    peers: Mutex<Peers>,
     /// Set once by its driver.
     work: OnceLock<WorkPort>,
 }
 
 #[derive(Debug, Default)]
-struct Attachments {
-    peers: Vec<Attachment>,
-    /// Set when the output has ended: the packet that tells a latecomer so.
-    farewell: Option<Arc<[u8]>>,
+struct Peers {
+    attached: Vec<Peer>,
+    /// Counts what peers do, to know who did something last.
+    activity: u64,
+    /// The window that the terminal has.
+    window: Option<Window>,
+}
+
+/// A window in character cells: rows, columns.
+type Window = (u16, u16);
+
+#[derive(Debug)]
+struct Peer {
+    attachment: Attachment,
+    notices: mpsc::Sender<Notice>,
+    /// Its window, of one that may type.
+    window: Option<Window>,
+    /// When it last did something, by [`Peers::activity`].
+    active: u64,
+}
+
+/// How somebody attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attach {
+    pub takes_input: TakesInput,
+    pub from: Begin,
+    /// The peer's window.
+    pub window: Option<(u16, u16)>,
 }
 
 /// The session is over; there is nobody to take a command.
@@ -80,7 +104,6 @@ impl Agent {
         input: Input,
     ) -> (Arc<Self>, Channels) {
         let (commands, command_receiver) = mpsc::channel(16);
-        let (notices, notice_receiver) = mpsc::channel(NOTICES);
         let agent = Self {
             identity,
             facts,
@@ -90,15 +113,14 @@ impl Agent {
             commands,
             state: watch::Sender::new(AgentState::Running),
             ended: watch::Sender::new(None),
-            notices,
-            attachments: Mutex::default(),
+            farewell: watch::Sender::new(None),
+            peers: Mutex::default(),
             work: OnceLock::new(),
         };
         (
             Arc::new(agent),
             Channels {
                 commands: command_receiver,
-                notices: notice_receiver,
             },
         )
     }
@@ -155,14 +177,7 @@ impl Agent {
                 tracing::error!(agent = %agent.identity, "reading its output failed: {error}");
             }
             agent.log.close();
-            let peers = {
-                let mut attachments = agent.attachments();
-                attachments.farewell = Some(Arc::clone(&farewell));
-                std::mem::take(&mut attachments.peers)
-            };
-            for peer in peers {
-                send_farewell(peer, Arc::clone(&farewell));
-            }
+            agent.farewell.send_replace(Some(farewell));
         });
     }
 
@@ -179,10 +194,17 @@ impl Agent {
         }
     }
 
-    /// Tells everybody attached, in order with the output.
-    pub(crate) fn notify(&self, frame: AttachFrame<'static>) {
-        if self.notices.try_send(frame).is_err() {
-            tracing::debug!(agent = %self.identity, "its output has ended, or nobody reads; a notice was dropped");
+    /// Tells everybody attached, in order with the output that is in the log. Nobody is waited for.
+    pub fn notify(&self, frame: AttachFrame<'static>) {
+        let at = self.log.state().end;
+        for peer in &self.peers().attached {
+            let notice = Notice {
+                at,
+                frame: frame.clone(),
+            };
+            if peer.notices.try_send(notice).is_err() {
+                tracing::debug!(agent = %self.identity, "a peer that does not read misses a notice");
+            }
         }
     }
 
@@ -208,28 +230,76 @@ impl Agent {
         }
     }
 
-    fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        self.attachments
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a peer and serves its input until it goes away.
-    pub fn attach(self: &Arc<Self>, attachment: Attachment, takes_input: TakesInput) {
-        {
-            let mut attachments = self.attachments();
-            if let Some(farewell) = &attachments.farewell {
-                return send_farewell(attachment, Arc::clone(farewell));
-            }
-            attachments.peers.push(attachment.clone());
+    /// Adds a peer: shows it the output and serves its input until it goes away.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn attach(self: &Arc<Self>, attachment: Attachment, how: Attach) -> std::io::Result<()> {
+        let Attach {
+            takes_input,
+            from,
+            window,
+        } = how;
+        let (notices, notice_receiver) = mpsc::channel(NOTICES);
+        let farewell = self.farewell.subscribe();
+        let viewer = Viewer::new(
+            attachment.clone(),
+            &self.log,
+            from,
+            notice_receiver,
+            farewell,
+        )?;
+        self.peers().attached.push(Peer {
+            attachment: attachment.clone(),
+            notices,
+            window: None,
+            active: 0,
+        });
+        if let Some(window) = window.filter(|_| takes_input == TakesInput::Yes) {
+            self.active(&attachment, Some(window));
         }
         let agent = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(error) = agent.serve_input(&attachment, takes_input).await {
+            let gone = tokio::select! {
+                shown = viewer.run() => shown.map_err(anyhow::Error::from),
+                served = agent.serve_input(&attachment, takes_input) => served,
+            };
+            if let Err(error) = gone {
                 tracing::debug!(agent = %agent.identity, "an attached peer left: {error}");
             }
             agent.forget(&attachment);
         });
+        Ok(())
+    }
+
+    /// A peer did something, or its window changed. The terminal has the window of whoever did something last.
+    fn active(&self, peer: &Attachment, window: Option<Window>) {
+        let mut peers = self.peers();
+        peers.activity += 1;
+        let now = peers.activity;
+        if let Some(peer) = peers.attached.iter_mut().find(|p| p.attachment.is(peer)) {
+            peer.active = now;
+            peer.window = window.or(peer.window);
+        }
+        self.fit_window(&mut peers);
+    }
+
+    /// Gives the terminal the window of the peer that was active last.
+    fn fit_window(&self, peers: &mut Peers) {
+        let latest = peers
+            .attached
+            .iter()
+            .filter(|peer| peer.window.is_some())
+            .max_by_key(|peer| peer.active)
+            .and_then(|peer| peer.window);
+        if let Some((rows, cols)) = latest.filter(|window| peers.window != Some(*window)) {
+            peers.window = latest;
+            self.to_agent(self.input.resize(rows, cols));
+        }
     }
 
     async fn serve_input(&self, peer: &Attachment, takes_input: TakesInput) -> anyhow::Result<()> {
@@ -240,10 +310,14 @@ impl Agent {
                 return Ok(());
             }
             match AttachFrame::decode(&packet[..n])? {
-                AttachFrame::Stdin(_) | AttachFrame::StdinEof if takes_input == TakesInput::No => {}
-                AttachFrame::Stdin(bytes) => self.to_agent(self.input.write(bytes).await),
+                AttachFrame::Stdin(_) | AttachFrame::StdinEof | AttachFrame::Resize { .. }
+                    if takes_input == TakesInput::No => {}
+                AttachFrame::Stdin(bytes) => {
+                    self.active(peer, None);
+                    self.to_agent(self.input.write(bytes).await);
+                }
                 AttachFrame::StdinEof => self.to_agent(self.input.end().await),
-                AttachFrame::Resize { rows, cols } => self.to_agent(self.input.resize(rows, cols)),
+                AttachFrame::Resize { rows, cols } => self.active(peer, Some((rows, cols))),
                 AttachFrame::Signal(signal) => {
                     self.command(Command::Signal(signal.unsigned_abs())).await?
                 }
@@ -260,90 +334,22 @@ impl Agent {
     }
 
     fn forget(&self, peer: &Attachment) {
-        self.attachments().peers.retain(|a| !a.is(peer));
+        let mut peers = self.peers();
+        peers.attached.retain(|p| !p.attachment.is(peer));
+        self.fit_window(&mut peers);
     }
 
-    /// Sends `frame` to everybody attached, waiting for the lossless ones.
-    pub async fn tell(&self, frame: &AttachFrame<'_>) {
-        let packet = frame.to_vec();
-        let output_bytes = match frame {
-            AttachFrame::Stdout(bytes) | AttachFrame::Stderr(bytes) => Some(bytes.len() as u64),
-            _ => None,
-        };
-        let peers = self.attachments().peers.clone();
-        for peer in peers {
-            let sent = match output_bytes {
-                Some(len) => peer.send_output(&packet, len).await,
-                None => peer.send(&packet).await,
-            };
-            if sent.is_err() {
-                self.forget(&peer);
-            }
-        }
-    }
-
-    /// Reads the agent's output to its end, into the log and to everybody attached. Runs as its own task, so that a
-    /// full attachment holds back the agent and not the session.
-    pub async fn pump(
-        self: Arc<Self>,
-        mut output: Output,
-        mut notices: mpsc::Receiver<AttachFrame<'static>>,
-    ) {
-        let (mut out, mut err) = (vec![0; MAX_PAYLOAD], vec![0; MAX_PAYLOAD]);
-        let mut open = OpenStreams::default();
-        loop {
-            let read = tokio::select! {
-                read = output.read(&mut out, &mut err, &mut open) => read,
-                // The agent itself holds a sender: this never ends before the output does.
-                Some(notice) = notices.recv() => {
-                    self.tell(&notice).await;
-                    continue;
-                }
-            };
-            match read {
-                Ok(Some((stream, n))) => {
-                    let bytes = match stream {
-                        Stream::Stdout => &out[..n],
-                        Stream::Stderr => &err[..n],
-                    };
-                    self.emit(stream, bytes).await;
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(agent = %self.identity, "its output cannot be read further: {error}");
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Puts output into the log and on every attachment.
+    /// Puts what the daemon itself has to say into the log, and so before everybody attached.
     pub async fn emit(&self, stream: Stream, bytes: &[u8]) {
-        self.log.append(bytes);
-        for piece in bytes.chunks(MAX_PAYLOAD) {
-            let frame = match stream {
-                Stream::Stdout => AttachFrame::Stdout(piece),
-                Stream::Stderr => AttachFrame::Stderr(piece),
-            };
-            self.tell(&frame).await;
-        }
+        self.log.room().await;
+        self.log.append(stream, bytes);
     }
 }
 
-/// What the session and the pump receive from.
+/// What the session receives from.
 #[derive(Debug)]
 pub struct Channels {
     pub commands: mpsc::Receiver<Command>,
-    pub notices: mpsc::Receiver<AttachFrame<'static>>,
-}
-
-/// Not awaited by anyone: a peer that never reads must not keep the others waiting.
-fn send_farewell(peer: Attachment, farewell: Arc<[u8]>) {
-    tokio::spawn(async move {
-        if let Err(error) = peer.send(&farewell).await {
-            tracing::debug!("an attached peer left before the exit: {error}");
-        }
-    });
 }
 
 /// Whether an attached peer may type.

@@ -1,15 +1,16 @@
 //! One person (or program) attached to an agent: the daemon's end of a packet socket with [`AttachFrame`]s.
 //!
-//! Two manners. The launcher of a `run` is *lossless*: while its socket is full, the session stops reading from the
-//! agent, as a pipe would. A later viewer is *lossy*: what it is too slow for is counted and told to it, so that a
-//! forgotten terminal never stops an agent.
+//! Two manners. The launcher of a `run` is *lossless*: while its socket is full, the log takes no more from the agent,
+//! as a pipe would. A later viewer is *lossy*: what it is too slow for it skips, and is told how much that was, so that
+//! a forgotten terminal never stops an agent.
+//!
+//! [`AttachFrame`]: agentd_api::attach::AttachFrame
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentd_api::attach::{AttachFrame, MAX_FRAME};
+use agentd_api::attach::MAX_FRAME;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,7 +22,7 @@ pub enum Manner {
     Lossy,
 }
 
-/// The daemon's end. Cheap to clone; sends keep their order because one session task makes them all.
+/// The daemon's end. Cheap to clone; its viewer is the only one that sends.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     inner: Arc<Inner>,
@@ -31,8 +32,6 @@ pub struct Attachment {
 struct Inner {
     socket: AsyncFd<OwnedFd>,
     manner: Manner,
-    /// Output bytes that a lossy peer missed since it was last told.
-    lost_bytes: AtomicU64,
 }
 
 impl Attachment {
@@ -48,7 +47,6 @@ impl Attachment {
         let inner = Inner {
             socket: super::watch_fd(ours)?,
             manner,
-            lost_bytes: AtomicU64::new(0),
         };
         Ok((
             Self {
@@ -58,36 +56,16 @@ impl Attachment {
         ))
     }
 
+    pub fn manner(&self) -> Manner {
+        self.inner.manner
+    }
+
     /// Whether `other` is this same attachment.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Sends a packet of output that carries `output_bytes`. `Err` means that the peer has gone.
-    pub async fn send_output(&self, packet: &[u8], output_bytes: u64) -> io::Result<()> {
-        if self.inner.manner == Manner::Lossless {
-            return self.send(packet).await;
-        }
-        let lost = self.inner.lost_bytes.load(Ordering::Relaxed);
-        if lost > 0 {
-            match self.try_send(&AttachFrame::Lost(lost).to_vec()) {
-                Ok(()) => self.inner.lost_bytes.store(0, Ordering::Relaxed),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
-            }
-        }
-        match self.try_send(packet) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                self.inner
-                    .lost_bytes
-                    .fetch_add(output_bytes, Ordering::Relaxed);
-                Ok(())
-            }
-            sent => sent,
-        }
-    }
-
-    /// Sends a packet that no peer may miss (exit, stopped, continued), waiting for room.
+    /// Sends a packet, waiting for room. `Err` means that the peer has gone.
     pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
         self.inner
             .socket
@@ -96,15 +74,6 @@ impl Attachment {
                 Ok(())
             })
             .await
-    }
-
-    fn try_send(&self, packet: &[u8]) -> io::Result<()> {
-        rustix::net::send(
-            self.inner.socket.get_ref(),
-            packet,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        )?;
-        Ok(())
     }
 
     /// Receives one packet into `buffer`, which holds [`MAX_FRAME`] bytes. `Ok(0)` = the peer has gone.

@@ -13,10 +13,12 @@ pub mod hold;
 pub mod kept;
 pub mod launch;
 pub mod log;
+pub mod pump;
 pub mod session;
 pub mod standing;
 pub mod status;
 pub mod stdio;
+pub mod viewer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

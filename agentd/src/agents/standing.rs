@@ -19,16 +19,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Reservation;
-use super::agent::{Agent, Facts, TakesInput};
+use super::agent::{Agent, Attach, Facts, TakesInput};
 use super::attachment::{Attachment, Manner};
 use super::feed::Feed;
 use super::hold::Hold;
 use super::kept::{Descriptors, Kept, listener_name, listener_tag};
 use super::launch::kind_of_unit;
-use super::log::OutputLog;
+use super::log::{self, OutputLog};
+use super::pump::Pump;
 use super::session::Session;
 use super::status::StatusLink;
 use super::stdio::{self, Input, Output};
+use super::viewer::Begin;
 use crate::daemon::Daemon;
 use crate::driver::History;
 use crate::gateway::{TokenBudget, TokenCounts};
@@ -103,7 +105,9 @@ impl Streams {
         let (input, output) = match mode {
             StdioMode::Null => (Input::Nothing, Output::Nothing),
             StdioMode::Pty { .. } => {
-                stdio::from_terminal(take("terminal").context("no terminal is among them")?)?
+                let master = take("terminal").context("no terminal is among them")?;
+                let held = take("held-out").zip(take("held-in"));
+                stdio::from_terminal(master, held)?
             }
             StdioMode::Pipes => {
                 let feed = match (take("stdin"), take("stdin-queue")) {
@@ -157,7 +161,7 @@ impl Daemon {
             hold,
             status,
             streams,
-            log,
+            log: output_log,
             spent,
             history,
         } = standing;
@@ -193,7 +197,7 @@ impl Daemon {
             kept.identity.clone(),
             facts,
             Arc::clone(&budget),
-            Arc::new(log),
+            Arc::new(output_log),
             input,
         );
         let cancel = CancellationToken::new();
@@ -210,7 +214,12 @@ impl Daemon {
             } else {
                 TakesInput::Yes
             };
-            agent.attach(ours, takes_input);
+            let everything = Attach {
+                takes_input,
+                from: Begin::Offset(0),
+                window: None,
+            };
+            agent.attach(ours, everything)?;
             Some(theirs)
         } else {
             None
@@ -224,7 +233,10 @@ impl Daemon {
                 history,
                 agent: Arc::clone(&agent),
                 output,
-                notices: channels.notices,
+                journal: Arc::new(OutputLog::reopen(
+                    &self.journal_path(kept.identity.id),
+                    log::JOURNAL_LIMIT_BYTES,
+                )?),
                 port: port.clone(),
                 tools: kept.rules.tools.clone(),
                 approvals: Arc::clone(&self.approvals),
@@ -233,7 +245,17 @@ impl Daemon {
             })
             .await?
         } else {
-            tokio::spawn(Arc::clone(&agent).pump(output, channels.notices))
+            let pump = Pump {
+                output,
+                stdout_to: Arc::clone(&agent.log),
+                stderr_to: Arc::clone(&agent.log),
+            };
+            let of = kept.identity.clone();
+            tokio::spawn(async move {
+                if let Err(error) = pump.run().await {
+                    tracing::warn!(agent = %of, "its output cannot be read further: {error}");
+                }
+            })
         };
         let mut life = Life::new();
         life.see(Happening::Ready)?;

@@ -7,10 +7,10 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::net::unix::pipe;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::feed::Feed;
@@ -34,25 +34,48 @@ pub enum Input {
     Nothing,
 }
 
-/// What the agent writes to.
-#[derive(Debug)]
+/// What the agent writes to. Cheap to clone; the descriptors are closed with the last clone.
+#[derive(Debug, Clone)]
 pub enum Output {
-    Terminal(Arc<AsyncFd<OwnedFd>>),
-    Pipes {
-        stdout: pipe::Receiver,
-        stderr: pipe::Receiver,
-    },
+    Terminal(Arc<TerminalOutput>),
+    Pipes(Arc<PipeOutput>),
     Nothing,
 }
 
-/// Wraps a PTY master.
-pub fn from_terminal(master: OwnedFd) -> io::Result<(Input, Output)> {
-    rustix::io::ioctl_fionbio(&master, true)?;
-    let master = Arc::new(super::watch_fd(master)?);
-    Ok((
-        Input::Terminal(Arc::clone(&master)),
-        Output::Terminal(master),
-    ))
+/// A PTY master and the pipe through which its bytes go to the log: what was taken from the terminal and is not in the
+/// log yet is there, also when this process is killed.
+#[derive(Debug)]
+pub struct TerminalOutput {
+    pub(super) master: Arc<AsyncFd<OwnedFd>>,
+    pub(super) held_out: OwnedFd,
+    pub(super) held_in: OwnedFd,
+}
+
+#[derive(Debug)]
+pub struct PipeOutput {
+    pub(super) stdout: AsyncFd<OwnedFd>,
+    pub(super) stderr: AsyncFd<OwnedFd>,
+}
+
+/// Labels of what is kept for a terminal, in their order.
+const TERMINAL: [&str; 3] = ["terminal", "held-out", "held-in"];
+/// Labels of what is kept for pipes.
+const PIPES: [&str; 2] = ["stdout", "stderr"];
+
+/// Wraps a PTY master and the pipe behind it: one that was kept, with what is in it, or a new one.
+pub fn from_terminal(
+    master: OwnedFd,
+    held: Option<(OwnedFd, OwnedFd)>,
+) -> io::Result<(Input, Output)> {
+    let (held_out, held_in) = match held {
+        Some(held) => held,
+        None => rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?,
+    };
+    let output = Output::terminal(master, held_out, held_in)?;
+    let Output::Terminal(terminal) = &output else {
+        unreachable!("just made")
+    };
+    Ok((Input::Terminal(Arc::clone(&terminal.master)), output))
 }
 
 /// Wraps the three pipes; without a feed, stdin has been ended before.
@@ -61,15 +84,48 @@ pub fn from_pipes(
     stdout: OwnedFd,
     stderr: OwnedFd,
 ) -> io::Result<(Input, Output)> {
-    for fd in [&stdout, &stderr] {
-        rustix::io::ioctl_fionbio(fd, true)?;
-    }
     let input = Input::Pipe(Arc::new(Mutex::new(stdin)));
-    let output = Output::Pipes {
-        stdout: pipe::Receiver::from_owned_fd(stdout)?,
-        stderr: pipe::Receiver::from_owned_fd(stderr)?,
-    };
-    Ok((input, output))
+    Ok((input, Output::pipes(stdout, stderr)?))
+}
+
+impl Output {
+    fn terminal(master: OwnedFd, held_out: OwnedFd, held_in: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        Ok(Self::Terminal(Arc::new(TerminalOutput {
+            master: Arc::new(super::watch_fd(master)?),
+            held_out,
+            held_in,
+        })))
+    }
+
+    fn pipes(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
+        for fd in [&stdout, &stderr] {
+            rustix::io::ioctl_fionbio(fd, true)?;
+        }
+        Ok(Self::Pipes(Arc::new(PipeOutput {
+            stdout: super::watch_fd(stdout)?,
+            stderr: super::watch_fd(stderr)?,
+        })))
+    }
+
+    /// Every descriptor that a restarted daemon needs to go on reading, with its label.
+    pub fn kept_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        match self {
+            Self::Terminal(it) => TERMINAL
+                .into_iter()
+                .zip([
+                    it.master.get_ref().as_fd(),
+                    it.held_out.as_fd(),
+                    it.held_in.as_fd(),
+                ])
+                .collect(),
+            Self::Pipes(it) => PIPES
+                .into_iter()
+                .zip([it.stdout.get_ref().as_fd(), it.stderr.get_ref().as_fd()])
+                .collect(),
+            Self::Nothing => Vec::new(),
+        }
+    }
 }
 
 impl Input {
@@ -146,80 +202,5 @@ impl Input {
             rustix::termios::tcsetwinsize(master.get_ref().as_fd(), size)?;
         }
         Ok(())
-    }
-}
-
-/// Reads from a PTY master. `Ok(0)` at its end, which Linux reports as EIO.
-pub async fn read_terminal(master: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
-    let read = master
-        .async_io(Interest::READABLE, |fd| {
-            Ok(rustix::io::read(fd, &mut *buffer)?)
-        })
-        .await;
-    match read {
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Ok(0),
-        other => other,
-    }
-}
-
-impl Output {
-    /// To be kept by the broker.
-    pub fn kept_fds(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
-        match self {
-            Self::Nothing => Vec::new(),
-            Self::Terminal(master) => vec![("terminal", master.get_ref().as_fd())],
-            Self::Pipes { stdout, stderr } => {
-                vec![("stdout", stdout.as_fd()), ("stderr", stderr.as_fd())]
-            }
-        }
-    }
-
-    /// Reads the next piece, of whichever stream has one. `None` when every stream has ended.
-    pub async fn read(
-        &mut self,
-        out: &mut [u8],
-        err: &mut [u8],
-        open: &mut OpenStreams,
-    ) -> io::Result<Option<(Stream, usize)>> {
-        match self {
-            Self::Nothing => Ok(None),
-            Self::Terminal(master) => {
-                let n = read_terminal(master, out).await?;
-                Ok((n > 0).then_some((Stream::Stdout, n)))
-            }
-            Self::Pipes { stdout, stderr } => {
-                while open.stdout || open.stderr {
-                    let (stream, n) = tokio::select! {
-                        biased;
-                        n = stdout.read(out), if open.stdout => (Stream::Stdout, n?),
-                        n = stderr.read(err), if open.stderr => (Stream::Stderr, n?),
-                    };
-                    if n > 0 {
-                        return Ok(Some((stream, n)));
-                    }
-                    match stream {
-                        Stream::Stdout => open.stdout = false,
-                        Stream::Stderr => open.stderr = false,
-                    }
-                }
-                Ok(None)
-            }
-        }
-    }
-}
-
-/// Which pipes have not ended yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenStreams {
-    pub stdout: bool,
-    pub stderr: bool,
-}
-
-impl Default for OpenStreams {
-    fn default() -> Self {
-        Self {
-            stdout: true,
-            stderr: true,
-        }
     }
 }

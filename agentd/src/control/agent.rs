@@ -8,11 +8,11 @@ use zbus::Connection;
 use zbus::object_server::SignalEmitter;
 
 use crate::agents::Agent;
-use crate::agents::agent::{Command, Ended, TakesInput};
+use crate::agents::agent::{Attach, Command, Ended, TakesInput};
 use crate::agents::attachment::{Attachment, Manner};
 use crate::agents::log::{self, Extent, Follow};
 use crate::agents::stdio::Input;
-use crate::daemon::Daemon;
+use crate::agents::viewer::Begin;
 
 /// Longest grace a stop may ask for.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
@@ -20,13 +20,12 @@ const MAX_GRACE: Duration = Duration::from_secs(3600);
 /// The object at `/org/agentd1/agent/ID`.
 #[derive(Debug)]
 pub struct AgentObject {
-    daemon: Arc<Daemon>,
     agent: Arc<Agent>,
 }
 
 impl AgentObject {
-    pub fn new(daemon: Arc<Daemon>, agent: Arc<Agent>) -> Self {
-        Self { daemon, agent }
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
     }
 
     /// Returns when nothing of the agent is left, as a caller of `stop` expects.
@@ -50,16 +49,26 @@ impl AgentObject {
 impl AgentObject {
     async fn attach(&self, options: AttachOptions) -> Result<zbus::OwnedFd, Error> {
         let failed = |e: std::io::Error| Error::Internal(format!("cannot attach: {e}"));
-        let (ours, theirs) = Attachment::pair(Manner::Lossy).map_err(failed)?;
-        if let (Some(rows), Some(cols)) = (options.rows, options.cols) {
-            self.agent.input.resize(rows, cols).map_err(failed)?;
-        }
-        let takes_input = if options.stdin == Some(true) {
-            TakesInput::Yes
+        let manner = if options.lossless == Some(true) {
+            Manner::Lossless
         } else {
-            TakesInput::No
+            Manner::Lossy
         };
-        self.agent.attach(ours, takes_input);
+        let (ours, theirs) = Attachment::pair(manner).map_err(failed)?;
+        let how = Attach {
+            takes_input: if options.stdin == Some(true) {
+                TakesInput::Yes
+            } else {
+                TakesInput::No
+            },
+            from: match (options.from_offset, options.replay) {
+                (Some(offset), _) => Begin::Offset(offset),
+                (None, Some(false)) => Begin::Now,
+                (None, _) => Begin::Tail,
+            },
+            window: options.rows.zip(options.cols),
+        };
+        self.agent.attach(ours, how).map_err(failed)?;
         Ok(theirs.into())
     }
 
@@ -93,17 +102,13 @@ impl AgentObject {
     }
 
     async fn logs(&self, options: LogOptions) -> Result<zbus::OwnedFd, Error> {
-        let extent = options.tail.map_or(Extent::All, Extent::Tail);
-        let fd = if self.agent.log.state().closed {
-            log::read_finished(&self.daemon.log_path(self.agent.identity.id), extent)
+        let extent = Extent::of(&options);
+        let follow = if options.follow == Some(true) {
+            Follow::Yes
         } else {
-            let follow = if options.follow == Some(true) {
-                Follow::Yes
-            } else {
-                Follow::No
-            };
-            log::read_live(&self.agent.log, extent, follow)
+            Follow::No
         };
+        let fd = log::read(&self.agent.log, extent, follow);
         fd.map(Into::into)
             .map_err(|e| Error::Internal(format!("cannot read the log: {e}")))
     }

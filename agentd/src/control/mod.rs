@@ -180,7 +180,7 @@ impl Tree {
             };
             match change {
                 Ok(Change::Added(agent)) if self.caller.may_touch(agent.identity.uid) => {
-                    publish(&self.connection, &self.daemon, &agent).await?;
+                    publish(&self.connection, &agent).await?;
                 }
                 Ok(Change::Forgotten(agent)) if self.caller.may_touch(agent.identity.uid) => {
                     let path = agent.identity.id.object_path();
@@ -198,20 +198,16 @@ impl Tree {
 
     async fn publish_all(&self) -> zbus::Result<()> {
         for agent in self.daemon.agents.visible(self.caller) {
-            publish(&self.connection, &self.daemon, &agent).await?;
+            publish(&self.connection, &agent).await?;
         }
         Ok(())
     }
 }
 
 /// Puts an agent's object on a connection and lets its signals follow its state. Publishing twice is harmless.
-async fn publish(
-    connection: &Connection,
-    daemon: &Arc<Daemon>,
-    agent: &Arc<Agent>,
-) -> zbus::Result<()> {
+async fn publish(connection: &Connection, agent: &Arc<Agent>) -> zbus::Result<()> {
     let path = agent.identity.id.object_path();
-    let object = AgentObject::new(Arc::clone(daemon), Arc::clone(agent));
+    let object = AgentObject::new(Arc::clone(agent));
     // `at` leaves an object that is already there, and says so with `Some`.
     if connection
         .object_server()

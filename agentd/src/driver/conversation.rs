@@ -84,6 +84,8 @@ pub struct Conversation {
     pub sent: u64,
     /// What was said so far, if an earlier agentd began the conversation.
     pub history: Option<History>,
+    /// The offset in the agent's protocol journal at which reading begins: 0, or where the last line on record ends.
+    pub from: u64,
 }
 
 impl Conversation {
@@ -253,7 +255,7 @@ struct State {
 
 impl State {
     async fn talk<R: AsyncRead + Unpin>(&mut self, mut from_agent: R) -> Outcome {
-        let mut cutter = Lines::default();
+        let mut cutter = Lines::starting_at(self.conversation.from);
         let mut buffer = vec![0; READ_BYTES];
         match self.conversation.history.take() {
             None => {

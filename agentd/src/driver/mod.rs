@@ -16,14 +16,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentd_api::attach::AttachFrame;
 use agentd_api::{Driver, Error, LaunchSpec};
 use agentd_orchestrator::driver::Machine;
 use agentd_orchestrator::driver::{claude::Claude, jsonl::Jsonl};
 use agentd_sandbox::{HomeFile, ToolRules};
 use agentd_storage::Store;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::either::Either;
@@ -31,6 +28,8 @@ use tokio_util::either::Either;
 use crate::agents::Agent;
 use crate::agents::agent::Command;
 use crate::agents::feed::Feed;
+use crate::agents::log::{self, OutputLog};
+use crate::agents::pump::Pump;
 use crate::agents::stdio::{Output, Stream};
 use crate::approvals::Approvals;
 use crate::bus::AgentPort;
@@ -45,7 +44,6 @@ pub use work::{
 
 /// Words of the agent that may wait for slow readers.
 const UNSAID: usize = 256;
-const STDERR_BYTES: usize = 16 * 1024;
 /// How long an agent whose conversation failed may take to end by itself.
 const FAILED_GRACE: Duration = Duration::from_secs(5);
 
@@ -103,7 +101,8 @@ pub struct Start {
     pub history: Option<History>,
     pub agent: Arc<Agent>,
     pub output: Output,
-    pub notices: mpsc::Receiver<AttachFrame<'static>>,
+    /// Where its side of the protocol goes on its way to the conversation.
+    pub journal: Arc<OutputLog>,
     pub port: AgentPort,
     pub tools: ToolRules,
     pub approvals: Arc<Approvals>,
@@ -122,7 +121,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         Driver::Jsonl => Box::new(Jsonl::new()),
         Driver::None => anyhow::bail!("an agent without a driver has no conversation"),
     };
-    let Output::Pipes { stdout, stderr } = start.output else {
+    let Output::Pipes(_) = &start.output else {
         anyhow::bail!("a driven agent needs pipes");
     };
     let mut stdin = start.agent.input.take_feed().await;
@@ -136,6 +135,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         None if start.history.is_some() => Either::Right(tokio::io::sink()),
         None => anyhow::bail!("a driven agent needs pipes"),
     };
+    let from = start.history.as_ref().map_or(0, History::read_to);
     let (said, words) = mpsc::channel(UNSAID);
     let (tasks, changed) = start.tasks;
     let (work_port, work) = work_port(changed.0);
@@ -156,14 +156,25 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         tasks,
         said,
         sent,
+        from,
         history: start.history,
     };
     let agent = start.agent;
-    let notices = start.notices;
+    let from_agent = log::follow(&start.journal, from);
+    let pump = Pump {
+        output: start.output,
+        stdout_to: start.journal,
+        stderr_to: Arc::clone(&agent.log),
+    };
     Ok(tokio::spawn(async move {
-        let spoken = relay(Arc::clone(&agent), stderr, words, notices);
+        let pumped = async {
+            if let Err(error) = pump.run().await {
+                tracing::warn!(agent = %agent.identity, "its output cannot be read further: {error}");
+            }
+        };
+        let spoken = relay(&agent, words);
         let talk = async {
-            let outcome = conversation.run(stdout, stdin).await;
+            let outcome = conversation.run(from_agent, stdin).await;
             tracing::debug!(agent = %agent.identity, "its conversation is over: {outcome:?}");
             if let Outcome::Failed(why) = outcome {
                 let stop = Command::Stop {
@@ -176,31 +187,24 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
                 }
             }
         };
-        tokio::join!(spoken, talk);
+        tokio::join!(pumped, spoken, talk);
     }))
 }
 
-/// Carries the agent's words, its stderr and notices to the log and to everybody attached, until the first two end.
-async fn relay(
-    agent: Arc<Agent>,
-    mut stderr: pipe::Receiver,
-    mut words: mpsc::Receiver<Said>,
-    mut notices: mpsc::Receiver<AttachFrame<'static>>,
-) {
-    let mut buffer = vec![0; STDERR_BYTES];
-    let (mut reading, mut talking) = (true, true);
-    while reading || talking {
-        tokio::select! {
-            read = stderr.read(&mut buffer), if reading => match read {
-                Ok(n) if n > 0 => agent.emit(Stream::Stderr, &buffer[..n]).await,
-                _ => reading = false,
-            },
-            said = words.recv(), if talking => match said {
-                Some(Said::Words(text)) => agent.emit(Stream::Stdout, format!("{text}\n").as_bytes()).await,
-                Some(Said::Log(text)) => agent.emit(Stream::Stderr, format!("agentd: {text}\n").as_bytes()).await,
-                None => talking = false,
-            },
-            Some(notice) = notices.recv() => agent.tell(&notice).await,
+/// Carries the agent's words to the log, and so to everybody attached, until the conversation is over.
+async fn relay(agent: &Agent, mut words: mpsc::Receiver<Said>) {
+    while let Some(said) = words.recv().await {
+        match said {
+            Said::Words(text) => {
+                agent
+                    .emit(Stream::Stdout, format!("{text}\n").as_bytes())
+                    .await;
+            }
+            Said::Log(text) => {
+                agent
+                    .emit(Stream::Stderr, format!("agentd: {text}\n").as_bytes())
+                    .await;
+            }
         }
     }
 }

@@ -44,8 +44,13 @@ impl Running {
         let work = crate::harness::dir_of(uid);
         std::fs::write(work.path().join("agent.sh"), AGENT).expect("write the agent");
         std::fs::write(work.path().join("policy.toml"), policy).expect("write the policy");
-        let mut command = daemon.agentctl_as(uid, ["run", "--no-tty", "--driver", "jsonl", "--prompt", "go"]);
-        command.args(["--name", name, "--policy"]).arg(work.path().join("policy.toml"));
+        let mut command = daemon.agentctl_as(
+            uid,
+            ["run", "--no-tty", "--driver", "jsonl", "--prompt", "go"],
+        );
+        command
+            .args(["--name", name, "--policy"])
+            .arg(work.path().join("policy.toml"));
         command.arg("--workspace").arg(work.path());
         command.args(["--", "sh", "agent.sh"]).args(commands);
         let child = command
@@ -61,8 +66,16 @@ impl Running {
         let status = wait_child(&mut self.child);
         let (mut out, mut err) = (String::new(), String::new());
         let pipes = (self.child.stdout.take(), self.child.stderr.take());
-        pipes.0.expect("piped").read_to_string(&mut out).expect("stdout");
-        pipes.1.expect("piped").read_to_string(&mut err).expect("stderr");
+        pipes
+            .0
+            .expect("piped")
+            .read_to_string(&mut out)
+            .expect("stdout");
+        pipes
+            .1
+            .expect("piped")
+            .read_to_string(&mut err)
+            .expect("stderr");
         (status.code().unwrap_or(-1), out, err)
     }
 }
@@ -95,26 +108,50 @@ fn an_owner_decides_and_a_stranger_finds_nothing() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
         let owner = if is_root() { ALICE } else { daemon.owner() };
-        let run = Running::start(&daemon, owner, "pusher", POLICY, &["git push", "ls", "git push -f"]);
+        let run = Running::start(
+            &daemon,
+            owner,
+            "pusher",
+            POLICY,
+            &["git push", "ls", "git push -f"],
+        );
 
         let first = question(&daemon, owner);
         assert_eq!(first["agent"], "pusher");
         assert_eq!(first["input"]["command"], "git push");
         assert_eq!(first["uid"], owner);
         if mode == Mode::Root {
-            let (code, _, err) = text(&output(&mut daemon.agentctl_as(BOB, ["approvals", "allow", id(&first)])));
+            let (code, _, err) = text(&output(
+                &mut daemon.agentctl_as(BOB, ["approvals", "allow", id(&first)]),
+            ));
             assert_eq!(code, 1, "{err}");
             assert!(err.contains("no question is called"), "{err}");
-            assert_eq!(json(&daemon, BOB, &["approvals", "list"])["approvals"], serde_json::json!([]));
+            assert_eq!(
+                json(&daemon, BOB, &["approvals", "list"])["approvals"],
+                serde_json::json!([])
+            );
         }
         json(&daemon, owner, &["approvals", "allow", id(&first)]);
         let second = question(&daemon, owner);
         assert_eq!(second["input"]["command"], "git push -f");
-        json(&daemon, owner, &["approvals", "deny", id(&second), "--reason", "never by force"]);
+        json(
+            &daemon,
+            owner,
+            &[
+                "approvals",
+                "deny",
+                id(&second),
+                "--reason",
+                "never by force",
+            ],
+        );
 
         let (code, said, told) = run.end();
         assert_eq!(code, 0, "{told}");
-        assert_eq!(said, "git push: allowed\nls: allowed\ngit push -f: refused\n", "{told}");
+        assert_eq!(
+            said, "git push: allowed\nls: allowed\ngit push -f: refused\n",
+            "{told}"
+        );
         let hint = format!("agentctl approvals allow {}", &id(&first)[28..]);
         assert!(told.contains(&hint), "{mode:?}: {told}");
 
@@ -123,11 +160,27 @@ fn an_owner_decides_and_a_stranger_finds_nothing() {
             .as_array()
             .expect("a list")
             .iter()
-            .map(|a| (a["decision"].as_str().unwrap_or_default(), a["by"].as_str().unwrap_or_default()))
+            .map(|a| {
+                (
+                    a["decision"].as_str().unwrap_or_default(),
+                    a["by"].as_str().unwrap_or_default(),
+                )
+            })
             .collect();
         let me = format!("uid {owner}");
-        assert_eq!(by, [("allow", me.as_str()), ("allow", "policy"), ("deny", me.as_str())]);
-        assert!(record["approvals"][2]["reason"].as_str().is_some_and(|r| r == "never by force"));
+        assert_eq!(
+            by,
+            [
+                ("allow", me.as_str()),
+                ("allow", "policy"),
+                ("deny", me.as_str())
+            ]
+        );
+        assert!(
+            record["approvals"][2]["reason"]
+                .as_str()
+                .is_some_and(|r| r == "never by force")
+        );
         let settled = json(&daemon, owner, &["approvals", "show", id(&second)]);
         assert_eq!(settled["decision"], "deny");
     }
@@ -140,18 +193,37 @@ fn always_holds_for_the_next_launch_until_it_is_revoked() {
         let owner = daemon.owner();
         let run = Running::start(&daemon, owner, "pusher", POLICY, &["git push origin main"]);
         let asked = question(&daemon, owner);
-        json(&daemon, owner, &["approvals", "allow", id(&asked), "--always", "--rule", "Bash(git push origin *)"]);
+        json(
+            &daemon,
+            owner,
+            &[
+                "approvals",
+                "allow",
+                id(&asked),
+                "--always",
+                "--rule",
+                "Bash(git push origin *)",
+            ],
+        );
         assert_eq!(run.end().1, "git push origin main: allowed\n");
 
         // Nobody answers this time.
         let run = Running::start(&daemon, owner, "pusher", POLICY, &["git push origin dev"]);
         let (code, said, told) = run.end();
-        assert_eq!((code, said.as_str()), (0, "git push origin dev: allowed\n"), "{told}");
+        assert_eq!(
+            (code, said.as_str()),
+            (0, "git push origin dev: allowed\n"),
+            "{told}"
+        );
         assert!(!told.contains("approvals allow"), "{told}");
 
         let rules = json(&daemon, owner, &["approvals", "rules"]);
         assert_eq!(rules["rules"][0]["covers"], "Bash(git push origin *)");
-        json(&daemon, owner, &["approvals", "revoke", id(&rules["rules"][0])]);
+        json(
+            &daemon,
+            owner,
+            &["approvals", "revoke", id(&rules["rules"][0])],
+        );
         let run = Running::start(&daemon, owner, "pusher", POLICY, &["git push origin dev"]);
         let asked = question(&daemon, owner);
         json(&daemon, owner, &["approvals", "deny", id(&asked)]);
@@ -178,7 +250,11 @@ fn silence_means_no_and_death_closes_the_question() {
         wait_until("the question of a dead agent is closed", || {
             json(&daemon, owner, &["approvals", "show", id(&asked)])["decision"] == "withdrawn"
         });
-        let (code, _, err) = text(&output(&mut daemon.agentctl(["approvals", "allow", id(&asked)])));
+        let (code, _, err) = text(&output(&mut daemon.agentctl([
+            "approvals",
+            "allow",
+            id(&asked),
+        ])));
         assert_eq!(code, 1);
         assert!(err.contains("withdrawn by agent"), "{err}");
     }
@@ -226,18 +302,44 @@ fn a_destination_is_asked_for_and_its_connection_waits() {
              syswrite($s, \"CONNECT 127.0.0.1:{port} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n\"); local $/; print scalar <$s>;"
         );
         let mut command = daemon.agentctl(["run", "--no-tty", "--name", "caller", "--policy"]);
-        command.arg(work.path().join("policy.toml")).arg("--workspace").arg(work.path());
+        command
+            .arg(work.path().join("policy.toml"))
+            .arg("--workspace")
+            .arg(work.path());
         command.args(["--", "perl", "-e", &fetch]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("agentctl");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("agentctl");
         let asked = question(&daemon, owner);
-        assert_eq!((&asked["kind"], &asked["tool"]), (&"connect".into(), &format!("127.0.0.1:{port}").into()));
+        assert_eq!(
+            (&asked["kind"], &asked["tool"]),
+            (&"connect".into(), &format!("127.0.0.1:{port}").into())
+        );
         json(&daemon, owner, &["approvals", "allow", id(&asked)]);
         let status = wait_child(&mut child);
         let (mut out, mut err) = (String::new(), String::new());
-        child.stdout.take().expect("piped").read_to_string(&mut out).expect("stdout");
-        child.stderr.take().expect("piped").read_to_string(&mut err).expect("stderr");
-        assert!(status.success() && out.ends_with("hello from outside"), "{mode:?}: {out} {err}");
-        assert!(err.contains("waits for your approval to connect to 127.0.0.1"), "{err}");
+        child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_to_string(&mut out)
+            .expect("stdout");
+        child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut err)
+            .expect("stderr");
+        assert!(
+            status.success() && out.ends_with("hello from outside"),
+            "{mode:?}: {out} {err}"
+        );
+        assert!(
+            err.contains("waits for your approval to connect to 127.0.0.1"),
+            "{err}"
+        );
         serving.join().expect("the server");
         let record = json(&daemon, owner, &["inspect", "caller"]);
         assert_eq!(record["approvals"][0]["by"], format!("uid {owner}"));
@@ -258,31 +360,57 @@ reply = { tools = [{ name = "Bash", input = { command = "echo git push", descrip
 #[test]
 fn the_real_claude_code_waits_for_its_owner() {
     let Ok(claude) = std::env::var("AGENTD_TEST_CLAUDE") else {
-        skip("claude", "AGENTD_TEST_CLAUDE does not name a Claude Code binary");
+        skip(
+            "claude",
+            "AGENTD_TEST_CLAUDE does not name a Claude Code binary",
+        );
         return;
     };
     for mode in modes() {
         let kit = tempfile::tempdir().expect("a directory");
         let standin = Standin::start(kit.path(), SCRIPT);
-        let config = format!("[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n", standin.address);
+        let config = format!(
+            "[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n",
+            standin.address
+        );
         let daemon = Daemon::with_config(mode, &config);
         let owner = daemon.owner();
         let work = daemon.workspace();
         let policy = "extends = \"coding\"\n[tools]\nask = [\"Bash(echo git push*)\"]\n";
         std::fs::write(work.path().join("policy.toml"), policy).expect("write the policy");
-        let mut command = daemon.agentctl(["run", "--no-tty", "--name", "claude", "--driver", "claude"]);
-        command.args(["--prompt", "push", "--policy"]).arg(work.path().join("policy.toml"));
-        command.arg("--workspace").arg(work.path()).arg("--").arg(&claude);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("agentctl");
+        let mut command =
+            daemon.agentctl(["run", "--no-tty", "--name", "claude", "--driver", "claude"]);
+        command
+            .args(["--prompt", "push", "--policy"])
+            .arg(work.path().join("policy.toml"));
+        command
+            .arg("--workspace")
+            .arg(work.path())
+            .arg("--")
+            .arg(&claude);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("agentctl");
         let asked = question(&daemon, owner);
         assert_eq!(asked["input"]["command"], "echo git push");
         json(&daemon, owner, &["approvals", "allow", id(&asked)]);
         let status = wait_child(&mut child);
         let mut err = String::new();
-        child.stderr.take().expect("piped").read_to_string(&mut err).expect("stderr");
+        child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut err)
+            .expect("stderr");
         assert!(status.success(), "{mode:?}: {err}");
         let record = json(&daemon, owner, &["inspect", "claude"]);
-        assert_eq!(record["approvals"][0]["by"], format!("uid {owner}"), "{mode:?}");
+        assert_eq!(
+            record["approvals"][0]["by"],
+            format!("uid {owner}"),
+            "{mode:?}"
+        );
     }
 }
 
@@ -297,7 +425,10 @@ impl SessionBus {
     fn start(uid: u32) -> Option<Self> {
         let program = Path::new("/usr/bin/dbus-daemon");
         if !program.exists() {
-            skip("dbus-daemon", "there is no /usr/bin/dbus-daemon for a private session bus");
+            skip(
+                "dbus-daemon",
+                "there is no /usr/bin/dbus-daemon for a private session bus",
+            );
             return None;
         }
         let dir = crate::harness::dir_of(uid);
@@ -309,14 +440,22 @@ impl SessionBus {
         );
         std::fs::write(dir.path().join("bus.conf"), config).expect("write the bus's configuration");
         let mut command = as_user(program.to_owned(), uid);
-        command.arg("--nofork").arg("--config-file").arg(dir.path().join("bus.conf"));
-        let child = command.stdin(Stdio::null()).spawn().expect("start dbus-daemon");
+        command
+            .arg("--nofork")
+            .arg("--config-file")
+            .arg(dir.path().join("bus.conf"));
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("start dbus-daemon");
         let bus = Self {
             child,
             address,
             _dir: dir,
         };
-        wait_until("the session bus listens", || bus._dir.path().join("bus").exists());
+        wait_until("the session bus listens", || {
+            bus._dir.path().join("bus").exists()
+        });
         Some(bus)
     }
 }
@@ -337,7 +476,10 @@ struct Desktop {
 
 #[zbus::interface(name = "org.freedesktop.Notifications")]
 impl Desktop {
-    #[expect(clippy::too_many_arguments, reason = "the specification's own arguments")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the specification's own arguments"
+    )]
     async fn notify(
         &self,
         _app_name: String,
@@ -349,7 +491,9 @@ impl Desktop {
         _hints: std::collections::HashMap<String, zbus::OwnedVariant>,
         _expire: i32,
     ) -> u32 {
-        self.shown.send((summary, body, actions)).expect("the test listens");
+        self.shown
+            .send((summary, body, actions))
+            .expect("the test listens");
         7
     }
 
@@ -375,7 +519,11 @@ fn a_question_is_answered_on_the_desktop() {
         let Some(bus) = SessionBus::start(owner) else {
             return;
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let (shown, notifications) = mpsc::channel();
         let (closed, closings) = mpsc::channel();
         let desktop = runtime.block_on(async {
@@ -394,21 +542,38 @@ fn a_question_is_answered_on_the_desktop() {
             .spawn()
             .expect("agentctl");
         let run = Running::start(&daemon, owner, "pusher", POLICY, &["git push <b>"]);
-        let (summary, body, actions) = notifications.recv_timeout(WATCHDOG).expect("a notification");
+        let (summary, body, actions) = notifications
+            .recv_timeout(WATCHDOG)
+            .expect("a notification");
         assert_eq!(summary, "pusher wants to use Bash");
         assert!(body.starts_with("git push &lt;b&gt;\n"), "{body}");
         assert_eq!(actions, ["allow", "Allow", "deny", "Deny"]);
         runtime.block_on(async {
             let path = "/org/freedesktop/Notifications";
             let emitter = zbus::object_server::SignalEmitter::new(&desktop, path).expect("a path");
-            Desktop::action_invoked(&emitter, 7, "allow").await.expect("a signal");
+            Desktop::action_invoked(&emitter, 7, "allow")
+                .await
+                .expect("a signal");
         });
         assert_eq!(run.end().1, "git push <b>: allowed\n");
-        assert_eq!(closings.recv_timeout(WATCHDOG).expect("the notification goes"), 7);
+        assert_eq!(
+            closings
+                .recv_timeout(WATCHDOG)
+                .expect("the notification goes"),
+            7
+        );
         watch.kill().expect("end the watch");
         let mut out = String::new();
-        watch.stdout.take().expect("piped").read_to_string(&mut out).expect("stdout");
+        watch
+            .stdout
+            .take()
+            .expect("piped")
+            .read_to_string(&mut out)
+            .expect("stdout");
         watch.wait().expect("reap the watch");
-        assert!(out.contains("pusher: waits Bash git push <b>") && out.contains("pusher: allow by uid"), "{out}");
+        assert!(
+            out.contains("pusher: waits Bash git push <b>") && out.contains("pusher: allow by uid"),
+            "{out}"
+        );
     }
 }

@@ -107,6 +107,7 @@ impl House {
             said,
             sent: 0,
             history: None,
+            from: 0,
         };
         (conversation, words)
     }

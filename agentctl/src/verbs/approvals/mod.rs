@@ -20,11 +20,20 @@ pub use watch::Notify;
 #[derive(Debug)]
 pub enum Task {
     List,
-    Show { id: String },
-    Decide { ids: Vec<String>, decision: Decision },
+    Show {
+        id: String,
+    },
+    Decide {
+        ids: Vec<String>,
+        decision: Decision,
+    },
     Rules,
-    Revoke { ids: Vec<String> },
-    Watch { notify: Notify },
+    Revoke {
+        ids: Vec<String>,
+    },
+    Watch {
+        notify: Notify,
+    },
 }
 
 /// From what was typed.
@@ -37,7 +46,11 @@ pub fn resolve(verb: LowApprovalsVerb) -> Result<Task, Failure> {
         LowApprovalsVerb::Rules => Task::Rules,
         LowApprovalsVerb::Revoke(a) => Task::Revoke { ids: a.ids },
         LowApprovalsVerb::Watch(a) => Task::Watch {
-            notify: if a.notify { Notify::Desktop } else { Notify::No },
+            notify: if a.notify {
+                Notify::Desktop
+            } else {
+                Notify::No
+            },
         },
     })
 }
@@ -114,7 +127,10 @@ async fn show(context: &Context, proxy: &ApprovalsProxy<'_>, id: &str) -> Result
     match (&a.decision, &a.by) {
         (Some(decision), Some(by)) => {
             let scope = a.scope.map(|s| format!(", remembered for {s}"));
-            fact("settled", &format!("{decision} by {by}{}", scope.unwrap_or_default()))?;
+            fact(
+                "settled",
+                &format!("{decision} by {by}{}", scope.unwrap_or_default()),
+            )?;
             fact("reason", a.reason.as_deref().unwrap_or_default())?;
         }
         _ => fact("open for", &span(a.expires_at_ms.saturating_sub(now_ms())))?,
@@ -138,7 +154,13 @@ async fn decide_all(
         let decided = proxy.decide(id, decision).await;
         let decided = decided.map_err(|e| unknown(format!("can't {} {id:?}", decision.answer), &e));
         several.add(decided.map(|a| {
-            let text = format!("{} {} {} {}", a.short_id(), decision.answer, a.tool, a.about());
+            let text = format!(
+                "{} {} {} {}",
+                a.short_id(),
+                decision.answer,
+                a.tool,
+                a.about()
+            );
             (shorten(&visible(&text), 120), a.to_json())
         }))?;
     }

@@ -24,7 +24,10 @@ const NEVER: i32 = 0;
     default_path = "/org/freedesktop/Notifications"
 )]
 trait Notifications {
-    #[allow(clippy::too_many_arguments, reason = "the specification's own arguments")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the specification's own arguments"
+    )]
     fn notify(
         &self,
         app_name: &str,
@@ -94,7 +97,16 @@ impl Notifier {
         let actions = ["allow", "Allow", "deny", "Deny"];
         let id = self
             .proxy
-            .notify("agentd", 0, "dialog-question", &summary, &body, &actions, hints, NEVER)
+            .notify(
+                "agentd",
+                0,
+                "dialog-question",
+                &summary,
+                &body,
+                &actions,
+                hints,
+                NEVER,
+            )
             .await
             .map_err(|e| {
                 Failure::local("can't notify", e)
@@ -106,7 +118,12 @@ impl Notifier {
 
     /// The question is settled.
     pub async fn close(&mut self, question: &str) -> Result<(), Failure> {
-        let ids: Vec<u32> = self.shown.iter().filter(|(_, q)| *q == question).map(|(id, _)| *id).collect();
+        let ids: Vec<u32> = self
+            .shown
+            .iter()
+            .filter(|(_, q)| *q == question)
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.shown.remove(&id);
             // Gone already is as good.
@@ -140,7 +157,9 @@ impl Notifier {
 
 /// Without the markup of notification bodies.
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]

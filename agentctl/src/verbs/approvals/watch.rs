@@ -107,7 +107,9 @@ struct Screen {
 impl Screen {
     fn put(&mut self, event: &str, a: &Approval) -> Result<(), Failure> {
         if self.json {
-            return self.out.json(&json!({ "event": event, "approval": a.to_json() }));
+            return self
+                .out
+                .json(&json!({ "event": event, "approval": a.to_json() }));
         }
         let state = match (event, &a.decision, &a.by) {
             ("added", ..) => "waits".to_owned(),
@@ -115,7 +117,13 @@ impl Screen {
             _ => event.to_owned(),
         };
         let about = shorten(&visible(&a.about()), 80);
-        let line = format!("{} {}: {} {} {about}", a.short_id(), visible(&a.agent), state, visible(&a.tool));
+        let line = format!(
+            "{} {}: {} {} {about}",
+            a.short_id(),
+            visible(&a.agent),
+            state,
+            visible(&a.tool)
+        );
         self.out.line(line.trim_end())?;
         self.out.flush()
     }

@@ -18,6 +18,7 @@ pub mod error;
 pub mod exit;
 pub mod launch;
 pub mod proxies;
+pub mod tasks;
 pub mod units;
 mod vocabulary;
 

@@ -105,6 +105,56 @@ impl Store {
             .map_err(|error| self.public(error))
     }
 
+    /// The task of a request: its id, and whether it has this content.
+    ///
+    /// # Errors
+    /// The trouble of the database.
+    pub async fn task_of_request(
+        &self,
+        uid: u32,
+        request_id: &str,
+        content: (&str, &str, Option<&str>),
+    ) -> Result<Option<(String, bool)>, StoreError> {
+        let db = &mut self.snapshot().await?;
+        let (text, terms, parent) = content;
+        sqlx::query_as(
+            "SELECT id, text = ?3 AND terms = ?4 AND parent IS ?5 FROM tasks WHERE uid = ?1 AND request_id = ?2",
+        )
+        .bind(i64::from(uid))
+        .bind(request_id)
+        .bind(text)
+        .bind(terms)
+        .bind(parent)
+        .fetch_optional(&mut **db)
+        .await
+        .map_err(|error| self.public(error))
+    }
+
+    /// What an agent delegated: on behalf of `parent`, or by itself under the name `submitted_by`. Oldest first.
+    ///
+    /// # Errors
+    /// The trouble of the database.
+    pub async fn delegated_tasks(
+        &self,
+        uid: u32,
+        parent: Option<&str>,
+        submitted_by: &str,
+        limit: u32,
+    ) -> Result<Vec<TaskSummary>, StoreError> {
+        let db = &mut self.snapshot().await?;
+        let rows = sqlx::query(
+            "SELECT * FROM tasks WHERE uid = ?1 AND (parent = ?2 OR submitted_by = ?3) ORDER BY seq DESC LIMIT ?4",
+        )
+        .bind(i64::from(uid))
+        .bind(parent)
+        .bind(submitted_by)
+        .bind(limit)
+        .fetch_all(&mut **db)
+        .await;
+        rows.and_then(|rows| rows.iter().rev().map(summary).collect())
+            .map_err(|error| self.public(error))
+    }
+
     /// The states of those of `ids` that belong to `uid`.
     ///
     /// # Errors

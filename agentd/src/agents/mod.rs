@@ -36,7 +36,7 @@ pub use agent::Agent;
     deprecated,
     reason = "the successor is unsafe for types that may lie about their descriptor; OwnedFd cannot"
 )]
-fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
 

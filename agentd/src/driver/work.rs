@@ -64,8 +64,9 @@ pub trait TaskSink: Send + Sync + fmt::Debug {
     fn ended(&self, task: TaskId, attempt: u32, outcome: TurnOutcome) -> Recording<'_, ()>;
 
     /// The work whose turn `launch` was in, by the record: for a conversation that goes on after a restart of agentd.
-    /// It then ends through [`Self::ended`] like any other.
-    fn resume(&self, launch: AgentId) -> Recording<'_, Option<OpenWork>>;
+    /// It then ends through [`Self::ended`] like any other. `written` is the highest turn that was written to the
+    /// agent: work whose turn was not written is given again over the agent's [`WorkPort`], and not returned.
+    fn resume(&self, launch: AgentId, written: TurnId) -> Recording<'_, Option<OpenWork>>;
 }
 
 /// Takes nothing on record: for agents that no task can reach.
@@ -87,7 +88,7 @@ impl TaskSink for NoTasks {
         Box::pin(async {})
     }
 
-    fn resume(&self, _: AgentId) -> Recording<'_, Option<OpenWork>> {
+    fn resume(&self, _: AgentId, _: TurnId) -> Recording<'_, Option<OpenWork>> {
         Box::pin(async { None })
     }
 }

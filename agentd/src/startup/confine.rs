@@ -118,6 +118,7 @@ const READABLE: &[&str] = &[
     "/dev/urandom",
     "/proc/self",
     "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/kernel/random/boot_id",
     "/sys/devices/system/cpu",
 ];
 

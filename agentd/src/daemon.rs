@@ -19,11 +19,11 @@ use crate::approvals::{self, Approvals};
 use crate::bus::{BusServer, MessageSink};
 use crate::config::{Config, OnStop};
 use crate::control;
-use crate::driver::{NoTasks, TaskSink};
+use crate::driver::TaskSink;
 use crate::gateway::Upstreams;
 use crate::record::BusRecord;
 use crate::startup::Prepared;
-use crate::tasks::FleetChanged;
+use crate::tasks::{Fleet, FleetChanged, Tasks};
 use crate::units::Units;
 use crate::units::fleet::UnitFleet;
 
@@ -44,7 +44,8 @@ pub struct Daemon {
     pub bus: BusServer,
     pub upstreams: Arc<Upstreams>,
     pub agents: Arc<Registry>,
-    /// Where conversations report the ends of their tasks.
+    pub tasks: Tasks,
+    /// The same, as conversations see it: where the ends of their tasks are reported.
     pub task_sink: Arc<dyn TaskSink>,
     pub fleet_changed: FleetChanged,
     /// Which agents tasks may be given to.
@@ -111,6 +112,10 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         .context("cannot open the record")?;
     let record = Arc::new(BusRecord::new(store.clone()));
     let agents = Arc::new(Registry::new(prepared.config.daemon.max_agents));
+    let fleet_changed = FleetChanged::default();
+    let tasks = Tasks::start(store.clone(), Arc::clone(&agents), fleet_changed.clone())
+        .await
+        .context("cannot read the open tasks")?;
     let daemon = Arc::new(Daemon {
         units: Units::new(&prepared.config.units, prepared.unit_dirs, mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
@@ -131,8 +136,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         store,
         upstreams: Arc::new(prepared.upstreams),
         agents,
-        task_sink: Arc::new(NoTasks),
-        fleet_changed: FleetChanged::default(),
+        task_sink: Arc::new(tasks.clone()),
+        tasks,
+        fleet_changed,
         shutdown: Notify::new(),
         config: prepared.config,
     });
@@ -172,6 +178,8 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     prepared.units.start(&daemon).await;
     let engines = Arc::clone(&daemon);
     tokio::spawn(async move { engines.units.run(&engines).await });
+    let fleet = Arc::clone(&daemon.fleet) as Arc<dyn Fleet>;
+    daemon.tasks.serve(fleet).await;
     let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
     announce_ready()?;
 

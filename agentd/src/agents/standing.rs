@@ -34,6 +34,8 @@ use super::viewer::Begin;
 use crate::daemon::Daemon;
 use crate::driver::History;
 use crate::gateway::{TokenBudget, TokenCounts};
+use crate::mcp::Rights;
+use crate::tasks::Delegation;
 
 /// An agent with everything that its services are made of.
 #[derive(Debug)]
@@ -242,6 +244,7 @@ impl Daemon {
                 approvals: Arc::clone(&self.approvals),
                 store: self.store.clone(),
                 tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
+                delegation: Some(self.delegation(&kept)),
             })
             .await?
         } else {
@@ -289,6 +292,15 @@ impl Daemon {
             daemon.finish(&followed, ending).await;
         });
         Ok((agent, attachment))
+    }
+
+    /// What the agent may do with tasks.
+    fn delegation(&self, kept: &Kept) -> Delegation {
+        Delegation::new(
+            self.tasks.clone(),
+            kept.identity.clone(),
+            kept.rules.ipc.clone(),
+        )
     }
 
     /// Starts gateway, proxy, MCP and bus on the listeners that were born inside the sandbox.
@@ -339,9 +351,12 @@ impl Daemon {
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
                 plan::MCP => {
-                    let port = port.clone();
+                    let rights = Rights {
+                        port: port.clone(),
+                        delegation: Some(self.delegation(kept)),
+                    };
                     tokio::spawn(async move {
-                        if let Err(error) = crate::mcp::serve(listener, port, cancel).await {
+                        if let Err(error) = crate::mcp::serve(listener, rights, cancel).await {
                             tracing::error!(agent = %identity, "its MCP server ended: {error}");
                         }
                     });

@@ -7,6 +7,7 @@
 mod agent;
 mod approvals;
 mod manager;
+mod tasks;
 mod units;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::daemon::Daemon;
 use agent::AgentObject;
 use approvals::ApprovalsObject;
 use manager::ManagerObject;
+use tasks::TasksObject;
 use units::UnitsObject;
 
 /// Control connections one uid may hold at once. Root may hold four times as many.
@@ -147,6 +149,7 @@ impl Tree {
             .p2p()
             .max_queued(MAX_QUEUED)
             .serve_at(MANAGER_PATH, zbus::fdo::ObjectManager)
+            .serve_at(MANAGER_PATH, TasksObject::new(daemon, caller))
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UnitsObject::new(Arc::clone(daemon), caller))
             .serve_at(

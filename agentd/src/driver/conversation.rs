@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
 use crate::driver::{History, Taking, TaskSink, Work, WorkInbox};
-use crate::mcp::InBand;
+use crate::mcp::{InBand, Rights};
+use crate::tasks::Delegation;
 
 /// Bytes read from the agent at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -79,6 +80,8 @@ pub struct Conversation {
     /// Tasks for this agent, and where their ends are reported.
     pub work: WorkInbox,
     pub tasks: Arc<dyn TaskSink>,
+    /// What the agent may give to others.
+    pub delegation: Option<Delegation>,
     pub said: mpsc::Sender<Said>,
     /// Bytes that the agent's stdin was given before.
     pub sent: u64,
@@ -100,7 +103,10 @@ impl Conversation {
         let writer = tokio::spawn(write_lines(queue, to_agent));
         let mut state = State {
             launch: self.port.identity().id.to_string(),
-            mcp: InBand::new(self.port.clone()),
+            mcp: InBand::new(Rights {
+                port: self.port.clone(),
+                delegation: self.delegation.clone(),
+            }),
             conversation: self,
             lines: Some(lines),
             questions: Questions::default(),
@@ -340,7 +346,7 @@ impl State {
         let prompted = self.conversation.prompt.is_some() && self.turns > 0;
         let launch = self.conversation.port.identity().id;
         let tasks = Arc::clone(&self.conversation.tasks);
-        let work = tasks.resume(launch).await;
+        let work = tasks.resume(launch, TurnId(resumed.turns)).await;
         match (resumed.open, work) {
             (Some(turn), Some(work)) if work.turn == turn => {
                 let work = Work {
@@ -503,11 +509,6 @@ impl State {
             tasks.ended(task, attempt, not_begun(why.to_string())).await;
             return;
         }
-        self.note(format!(
-            "driver: turn {} is attempt {attempt} of task {task}",
-            turn.0
-        ))
-        .await;
         let text = work.text.clone();
         let actions = self.begin(None, text, Current::Task(work));
         if self.current.is_none() {

@@ -33,7 +33,7 @@ use crate::agents::pump::Pump;
 use crate::agents::stdio::{Output, Stream};
 use crate::approvals::Approvals;
 use crate::bus::AgentPort;
-use crate::tasks::FleetChanged;
+use crate::tasks::{Delegation, FleetChanged};
 
 pub use conversation::{Conversation, Outcome, Said};
 pub use resume::History;
@@ -109,6 +109,8 @@ pub struct Start {
     pub store: Store,
     /// Where its work is reported, and who is told when it is free for more.
     pub tasks: (Arc<dyn TaskSink>, FleetChanged),
+    /// What it may give to others.
+    pub delegation: Option<Delegation>,
 }
 
 /// Starts the driver's task, which owns the agent's streams and ends when they have ended.
@@ -154,6 +156,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         prompt: start.prompt,
         work,
         tasks,
+        delegation: start.delegation,
         said,
         sent,
         from,

@@ -165,6 +165,11 @@ impl WorkPort {
         })
     }
 
+    /// Resolves when the conversation is over, and with it every report about its work.
+    pub async fn closed(&self) {
+        self.queue.closed().await;
+    }
+
     /// What the agent is doing.
     pub fn taking(&self) -> Taking {
         *self.taking.borrow()

@@ -9,20 +9,60 @@ use rmcp::model::{
     ServerConfig, Tool, ToolAnnotations,
 };
 use rmcp::service::{RequestContext, RoleServer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::tools;
+use super::{tasks, tools};
 use crate::bus::AgentPort;
+use crate::tasks::Delegation;
+
+/// What one agent may do through its tools.
+#[derive(Clone, Debug)]
+pub struct Rights {
+    pub port: AgentPort,
+    /// Without, the agent has no tools for tasks.
+    pub delegation: Option<Delegation>,
+}
+
+impl From<AgentPort> for Rights {
+    fn from(port: AgentPort) -> Self {
+        Self {
+            port,
+            delegation: None,
+        }
+    }
+}
 
 /// One MCP server: the rights of one agent.
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
-    pub port: AgentPort,
+    pub rights: Rights,
 }
 
 impl Handler {
-    fn tools() -> Vec<Tool> {
-        tools::specs()
+    /// What a call gives; `None` where there is no such tool.
+    async fn call(
+        &self,
+        name: &str,
+        arguments: Map<String, Value>,
+    ) -> Option<Result<Value, String>> {
+        match &self.rights.delegation {
+            Some(delegation) if name.starts_with("task_") => {
+                tasks::call(delegation, name, arguments).await
+            }
+            _ => tools::call(&self.rights.port, name, arguments).await,
+        }
+    }
+
+    fn specs(&self) -> Vec<tools::ToolSpec> {
+        let mut specs = tools::specs();
+        if self.rights.delegation.is_some() {
+            specs.extend(tasks::specs());
+        }
+        specs
+    }
+
+    fn tools(&self) -> Vec<Tool> {
+        self.specs()
             .into_iter()
             .map(|spec| {
                 let Value::Object(schema) = spec.schema else {
@@ -53,7 +93,7 @@ impl ServerHandler for Handler {
             format!(
                 "You are the agent called {}. These tools let you work with the other agents of the same user: list \
                  them with `agents`, ask one with `request`, and read what others send you with `inbox`.",
-                self.port.identity().name
+                self.rights.port.identity().name
             ),
         );
         info.server_info = Implementation::new("agentd", env!("CARGO_PKG_VERSION"));
@@ -65,7 +105,7 @@ impl ServerHandler for Handler {
         _page: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(Self::tools()))
+        Ok(ListToolsResult::with_all_items(self.tools()))
     }
 
     async fn call_tool(
@@ -76,12 +116,12 @@ impl ServerHandler for Handler {
         let arguments = call.arguments.unwrap_or_default();
         // A cancelled call drops the future, which withdraws a request that is under way.
         let outcome = tokio::select! {
-            outcome = tools::call(&self.port, &call.name, arguments) => outcome,
+            outcome = self.call(&call.name, arguments) => outcome,
             () = context.ct.cancelled() => Some(Err("cancelled by the client".to_owned())),
         };
         let result = match outcome {
             None => {
-                let known: Vec<&str> = tools::specs().iter().map(|spec| spec.name).collect();
+                let known: Vec<&str> = self.specs().iter().map(|spec| spec.name).collect();
                 let text = format!(
                     "there is no tool {:?}; there are {}",
                     call.name,
@@ -96,6 +136,6 @@ impl ServerHandler for Handler {
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        Self::tools().into_iter().find(|tool| tool.name == name)
+        self.tools().into_iter().find(|tool| tool.name == name)
     }
 }

@@ -23,8 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handler::Handler;
-use crate::bus::AgentPort;
+use super::handler::{Handler, Rights};
 
 /// Connections of one agent at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -44,7 +43,7 @@ type Mcp = StreamableHttpService<Handler, LocalSessionManager>;
 /// None at present; the listener's own errors are logged and outlived.
 pub async fn serve(
     listener: TcpListener,
-    port: AgentPort,
+    rights: impl Into<Rights>,
     cancel: CancellationToken,
 ) -> io::Result<()> {
     let sessions = Arc::new(LocalSessionManager::default());
@@ -53,7 +52,9 @@ pub async fn serve(
         .with_max_request_body_bytes(MAX_BODY_BYTES)
         .with_json_response(true)
         .enforce_origin_validation();
-    let handler = Handler { port };
+    let handler = Handler {
+        rights: rights.into(),
+    };
     let mcp = Mcp::new(move || Ok(handler.clone()), sessions.clone(), config);
     let tasks = TaskTracker::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));

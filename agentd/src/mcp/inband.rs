@@ -13,8 +13,7 @@ use rmcp::transport::OneshotTransport;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::handler::Handler;
-use crate::bus::AgentPort;
+use super::handler::{Handler, Rights};
 
 /// The same server without a transport: JSON-RPC values in, JSON-RPC values out. Clones share it.
 #[derive(Clone, Debug)]
@@ -25,10 +24,12 @@ pub struct InBand {
 }
 
 impl InBand {
-    /// A server that acts with the rights of `port`.
-    pub fn new(port: AgentPort) -> Self {
+    /// A server that acts with these rights.
+    pub fn new(rights: impl Into<Rights>) -> Self {
         Self {
-            handler: Handler { port },
+            handler: Handler {
+                rights: rights.into(),
+            },
             running: Arc::default(),
         }
     }

@@ -102,7 +102,7 @@ pub(super) fn specs() -> Vec<ToolSpec> {
     ]
 }
 
-fn object(properties: Value, required: &[&str]) -> Value {
+pub(super) fn object(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
 }
 
@@ -179,12 +179,15 @@ pub(super) async fn call(
     })
 }
 
-fn parse<T: DeserializeOwned>(tool: &str, arguments: Map<String, Value>) -> Result<T, String> {
+pub(super) fn parse<T: DeserializeOwned>(
+    tool: &str,
+    arguments: Map<String, Value>,
+) -> Result<T, String> {
     serde_json::from_value(Value::Object(arguments))
         .map_err(|error| format!("arguments of {tool}: {error}"))
 }
 
-fn check_range(what: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+pub(super) fn check_range(what: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
     if (least..=most).contains(&value) {
         Ok(())
     } else {

@@ -43,7 +43,9 @@ impl Clock {
 
     /// A moment of the boot clock, for the record.
     pub fn moment(&self, boot_ms: u64, now: Now) -> BootMoment {
-        let from_now = boot_ms.cast_signed().saturating_sub(now.boot_ms.cast_signed());
+        let from_now = boot_ms
+            .cast_signed()
+            .saturating_sub(now.boot_ms.cast_signed());
         BootMoment {
             boot_id: self.boot_id.clone(),
             boot_ms,
@@ -100,7 +102,8 @@ impl BootTimer {
                 },
                 it_value: value,
             };
-            if let Err(error) = timerfd_settime(self.fd.get_ref(), TimerfdTimerFlags::ABSTIME, &once)
+            if let Err(error) =
+                timerfd_settime(self.fd.get_ref(), TimerfdTimerFlags::ABSTIME, &once)
             {
                 unreachable!("a valid time on our own timer: {error}");
             }

@@ -253,9 +253,17 @@ impl Tasks {
         let found = match typed.parse::<TaskId>() {
             Ok(id) => {
                 let there = self.store.task_summary(viewer, &id.to_string()).await;
-                there.map_err(internal)?.map(|it| it.id).into_iter().collect()
+                there
+                    .map_err(internal)?
+                    .map(|it| it.id)
+                    .into_iter()
+                    .collect()
             }
-            Err(_) => self.store.find_tasks(viewer, typed).await.map_err(internal)?,
+            Err(_) => self
+                .store
+                .find_tasks(viewer, typed)
+                .await
+                .map_err(internal)?,
         };
         match found.as_slice() {
             [id] => parse_id(id),

@@ -45,7 +45,9 @@ pub enum NotSubmitted {
     #[error("{0}")]
     Refused(#[from] Refused),
     /// Its request id belongs to another task.
-    #[error("request id {request_id} was used for another task, {id}; choose another one, or submit the same again")]
+    #[error(
+        "request id {request_id} was used for another task, {id}; choose another one, or submit the same again"
+    )]
     Conflict { request_id: String, id: String },
     #[error("the task can't be put on record: {0}")]
     Record(String),
@@ -305,7 +307,9 @@ impl Scheduler {
                 let launch = launch.to_string();
                 let under_way = self.book.under_way().into_iter();
                 let found = under_way
-                    .filter(|(.., state, holder)| *state == State::Running && holder.launch == launch)
+                    .filter(|(.., state, holder)| {
+                        *state == State::Running && holder.launch == launch
+                    })
                     .map(|(id, ..)| id)
                     .next();
                 answer(reply, found)();
@@ -497,6 +501,10 @@ impl Scheduler {
         let (agent, mailbox) = (Arc::clone(agent), self.mailbox.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
             let exit = agent.wait().await;
+            // Its last line may hold the result, and may not have been read yet.
+            if let Some(work) = agent.work() {
+                work.closed().await;
+            }
             let how = exit.text.unwrap_or_else(|| exit.cause.to_string());
             let why = format!("{} has ended: {how}", agent.identity.name);
             send(&mailbox, Msg::AgentGone { task, attempt, why });
@@ -511,7 +519,14 @@ impl Scheduler {
             let why = match read {
                 Ok(Some(it)) => {
                     let text = it.text;
-                    return send(&mailbox, Msg::Deliver { task, attempt, text });
+                    return send(
+                        &mailbox,
+                        Msg::Deliver {
+                            task,
+                            attempt,
+                            text,
+                        },
+                    );
                 }
                 Ok(None) => "it is not on record any more".to_owned(),
                 Err(error) => format!("its text can't be read: {error}"),

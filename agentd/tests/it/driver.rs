@@ -104,6 +104,7 @@ impl House {
             prompt: prompt.map(str::to_owned),
             work: work_port(Arc::default()).1,
             tasks: Arc::new(NoTasks),
+            delegation: None,
             said,
             sent: 0,
             history: None,

@@ -132,8 +132,8 @@ pub struct RunArgs {
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
 
-    /// Who talks with the program: none, claude (stream-json), jsonl
-    #[arg(long, value_name = "DRIVER", default_value = "none", value_parser = ["none", "claude", "jsonl"])]
+    /// Who talks with the program: none, claude (stream-json), codex (app-server), acp (Agent Client Protocol), jsonl
+    #[arg(long, value_name = "DRIVER", default_value = "none", value_parser = ["none", "claude", "codex", "acp", "jsonl"])]
     pub driver: String,
 
     /// First task of a driven agent

@@ -268,14 +268,25 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
     })
 }
 
+/// What a driver runs when no program is named.
+fn own_program(driver: Driver) -> Option<&'static str> {
+    match driver {
+        Driver::Claude => Some("claude"),
+        Driver::Codex => Some("codex"),
+        Driver::None | Driver::Acp | Driver::Jsonl => None,
+    }
+}
+
 fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> {
     let driver: Driver = args
         .driver
         .parse()
         .map_err(|e| Failure::usage("can't run", e))?;
     let mut argv = args.command;
-    if argv.is_empty() && driver == Driver::Claude {
-        argv.push("claude".to_owned());
+    if argv.is_empty()
+        && let Some(program) = own_program(driver)
+    {
+        argv.push(program.to_owned());
     }
     if argv.is_empty() {
         return Err(

@@ -17,6 +17,10 @@ words! {
         None = "none",
         /// Claude Code over stream-json.
         Claude = "claude",
+        /// Codex over its app-server.
+        Codex = "codex",
+        /// Any agent that speaks the Agent Client Protocol.
+        Acp = "acp",
         /// One JSON object per line on stdin and stdout.
         Jsonl = "jsonl",
     }

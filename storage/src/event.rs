@@ -169,7 +169,7 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// The workspace as the caller named it.
     pub workspace: Option<String>,
-    /// none, claude, jsonl.
+    /// none, claude, codex, acp, jsonl.
     pub driver: String,
     /// root or user.
     pub mode: String,

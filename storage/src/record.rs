@@ -39,7 +39,7 @@ pub struct LaunchSummary {
     pub argv: Vec<String>,
     /// The workspace as the caller named it.
     pub workspace: Option<String>,
-    /// none, claude, jsonl.
+    /// none, claude, codex, acp, jsonl.
     pub driver: String,
     /// The last state on record: starting, running, stopped, exited, failed.
     pub state: String,
@@ -105,7 +105,7 @@ pub struct Record {
     pub argv: Vec<String>,
     /// The workspace as the caller named it.
     pub workspace: Option<String>,
-    /// none, claude, jsonl.
+    /// none, claude, codex, acp, jsonl.
     pub driver: String,
     /// root or user.
     pub mode: String,

@@ -36,6 +36,9 @@ pub struct Kept {
     pub argv: Vec<String>,
     pub policy: String,
     pub workspace: Option<String>,
+    /// Where it works, inside.
+    #[serde(default)]
+    pub cwd: String,
     /// The unit it was started from.
     #[serde(default)]
     pub unit: Option<String>,
@@ -236,6 +239,7 @@ pub(super) mod tests {
             argv: vec!["sh".into(), "-c".into(), "true".into()],
             policy: "coding".into(),
             workspace: Some("/w".into()),
+            cwd: "/w".into(),
             unit: None,
             subscriptions: Vec::new(),
             driver: Driver::Jsonl,

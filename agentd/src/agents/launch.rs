@@ -445,9 +445,8 @@ pub(crate) fn kind_of_unit(unit: &str) -> String {
 /// A driven agent always has pipes: its stdin and stdout carry the protocol.
 fn stdio_mode(driver: Driver, spec: &LaunchSpec) -> agentd_sandbox::StdioMode {
     match (driver, spec.stdio) {
-        (Driver::Claude | Driver::Jsonl, _) | (Driver::None, Some(StdioMode::Pipes) | None) => {
-            agentd_sandbox::StdioMode::Pipes
-        }
+        (Driver::Claude | Driver::Codex | Driver::Acp | Driver::Jsonl, _)
+        | (Driver::None, Some(StdioMode::Pipes) | None) => agentd_sandbox::StdioMode::Pipes,
         (Driver::None, Some(StdioMode::Null)) => agentd_sandbox::StdioMode::Null,
         (Driver::None, Some(StdioMode::Pty)) => agentd_sandbox::StdioMode::Pty {
             rows: spec.rows.unwrap_or(24),
@@ -471,6 +470,7 @@ fn kept_of(up: &Up, identity: AgentIdentity, spec: &LaunchSpec, plan: &SandboxPl
         argv: spec.argv.clone(),
         policy: plan.policy.clone(),
         workspace: spec.workspace.clone(),
+        cwd: plan.summary.cwd.clone(),
         unit: spec.unit.clone(),
         subscriptions: spec.subscriptions.clone().unwrap_or_default(),
         driver,

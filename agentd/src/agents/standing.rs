@@ -231,6 +231,7 @@ impl Daemon {
                 driver: kept.driver,
                 prompt: kept.prompt.clone(),
                 workspace: kept.workspace.clone(),
+                cwd: kept.cwd.clone(),
                 unit: kept.unit.as_deref().map(kind_of_unit),
                 history,
                 agent: Arc::clone(&agent),

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use agentd_sandbox::{HomeFile, ports};
 use serde_json::json;
 
+use super::ReservedOption;
+
 /// The name of the program, by which an undriven one is recognised.
 pub const PROGRAM: &str = "claude";
 
@@ -39,32 +41,12 @@ const RESERVED: [&str; 6] = [
 /// Claude keeps the last characters of a key that its user has approved.
 const APPROVED_KEY_CHARS: usize = 20;
 
-/// An option that collides with the driver's own.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the claude driver sets {option} itself; leave it out after --, or run without --driver")]
-pub struct ReservedOption {
-    /// The option as given.
-    pub option: String,
-}
-
 /// `argv` with the options of the stream-json protocol behind the program.
 ///
 /// # Errors
 /// [`ReservedOption`] when `argv` sets one of them.
 pub fn command_line(argv: &[String]) -> Result<Vec<String>, ReservedOption> {
-    let Some((program, rest)) = argv.split_first() else {
-        return Ok(Vec::new());
-    };
-    let reserved = |arg: &&String| RESERVED.contains(&arg.split('=').next().unwrap_or_default());
-    if let Some(option) = rest.iter().find(reserved) {
-        return Err(ReservedOption {
-            option: option.clone(),
-        });
-    }
-    let mut line = vec![program.clone()];
-    line.extend(DRIVEN.map(str::to_owned));
-    line.extend(rest.iter().cloned());
-    Ok(line)
+    super::driven_line("claude", argv, &DRIVEN, &RESERVED)
 }
 
 /// Whether `argv` runs Claude Code, driven or not.

@@ -624,6 +624,10 @@ impl State {
                 other => rest.push(other),
             }
         }
+        // One of several questions that the agent asked as one: it hears nothing until the last is decided.
+        if !facts.is_empty() {
+            self.record(facts).await;
+        }
         rest
     }
 

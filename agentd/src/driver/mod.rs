@@ -7,7 +7,9 @@
 //! An agent that is not driven is left alone, with one exception: a `claude` that a person runs in a terminal gets the
 //! same seeded HOME, so that no first-run dialog stands in the way.
 
+pub mod acp;
 pub mod claude;
+pub mod codex;
 mod conversation;
 mod resume;
 mod work;
@@ -18,9 +20,11 @@ use std::time::Duration;
 
 use agentd_api::{Driver, Error, LaunchSpec};
 use agentd_orchestrator::driver::Machine;
-use agentd_orchestrator::driver::{claude::Claude, jsonl::Jsonl};
-use agentd_sandbox::{HomeFile, ToolRules};
+use agentd_orchestrator::driver::acp::{Acp, Setting};
+use agentd_orchestrator::driver::{claude::Claude, codex::Codex, jsonl::Jsonl};
+use agentd_sandbox::{HomeFile, ToolRules, ports};
 use agentd_storage::Store;
+use anyhow::Context as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::either::Either;
@@ -62,30 +66,91 @@ pub struct Driven {
 pub fn prepare(driver: Driver, spec: &LaunchSpec) -> Result<Driven, Error> {
     if driver == Driver::None && spec.prompt.is_some() {
         return Err(Error::InvalidArgument(
-            "a prompt needs a driver: add --driver claude or --driver jsonl".into(),
+            "a prompt needs a driver: add --driver claude, codex, acp or jsonl".into(),
         ));
     }
-    let argv = match driver {
-        Driver::Claude => {
-            claude::command_line(&spec.argv).map_err(|e| Error::InvalidArgument(e.to_string()))?
-        }
-        Driver::None | Driver::Jsonl => spec.argv.clone(),
-    };
-    if driver != Driver::Claude && !(driver == Driver::None && claude::is_program(&spec.argv)) {
-        return Ok(Driven {
-            argv,
+    let reserved = |error: ReservedOption| Error::InvalidArgument(error.to_string());
+    Ok(match driver {
+        Driver::Claude => Driven {
+            argv: claude::command_line(&spec.argv).map_err(reserved)?,
+            ..seeded_claude(spec)
+        },
+        Driver::Codex => Driven {
+            argv: codex::command_line(&spec.argv).map_err(reserved)?,
+            env: codex::environment(),
+            home_files: codex::home_files(),
+        },
+        Driver::Acp => Driven {
+            argv: acp::command_line(&spec.argv).map_err(reserved)?,
+            env: acp::environment(&spec.argv),
+            home_files: acp::home_files(&spec.argv),
+        },
+        Driver::None if claude::is_program(&spec.argv) => seeded_claude(spec),
+        Driver::None | Driver::Jsonl => Driven {
+            argv: spec.argv.clone(),
             env: BTreeMap::new(),
             home_files: Vec::new(),
-        });
-    }
+        },
+    })
+}
+
+/// Claude Code as it is given, with its environment and HOME.
+fn seeded_claude(spec: &LaunchSpec) -> Driven {
     let trusted: Vec<&str> = [&spec.workspace, &spec.cwd]
         .into_iter()
         .filter_map(Option::as_deref)
         .collect();
-    Ok(Driven {
-        argv,
+    Driven {
+        argv: spec.argv.clone(),
         env: claude::environment(),
         home_files: claude::home_files(&trusted),
+    }
+}
+
+/// An option that collides with a driver's own.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {driver} driver sets {option} itself; leave it out after --, or run without --driver")]
+pub struct ReservedOption {
+    /// The driver.
+    pub driver: &'static str,
+    /// The option as given.
+    pub option: String,
+}
+
+/// `argv` with the words `added` behind the program, unless it has one of `reserved` itself.
+fn driven_line(
+    driver: &'static str,
+    argv: &[String],
+    added: &[&str],
+    reserved: &[&str],
+) -> Result<Vec<String>, ReservedOption> {
+    let Some((program, rest)) = argv.split_first() else {
+        return Ok(Vec::new());
+    };
+    let is_reserved = |arg: &&String| reserved.contains(&arg.split('=').next().unwrap_or_default());
+    if let Some(option) = rest.iter().find(is_reserved) {
+        return Err(ReservedOption {
+            driver,
+            option: option.clone(),
+        });
+    }
+    let mut line = vec![program.clone()];
+    line.extend(added.iter().map(|&word| word.to_owned()));
+    line.extend(rest.iter().cloned());
+    Ok(line)
+}
+
+/// A machine for `driver`, for an agent that works in `cwd` inside its sandbox; none where nobody drives.
+pub fn machine(driver: Driver, cwd: &str) -> Option<Box<dyn Machine>> {
+    Some(match driver {
+        Driver::None => return None,
+        Driver::Claude => Box::new(Claude::new()),
+        Driver::Codex => Box::new(Codex::new()),
+        Driver::Acp => Box::new(Acp::new(Setting {
+            cwd: cwd.to_owned(),
+            mcp_url: ports::MCP_URL.to_owned(),
+        })),
+        Driver::Jsonl => Box::new(Jsonl::new()),
     })
 }
 
@@ -99,6 +164,8 @@ pub struct Start {
     pub unit: Option<String>,
     /// What was said so far, if an earlier agentd launched the agent.
     pub history: Option<History>,
+    /// Where it works, inside.
+    pub cwd: String,
     pub agent: Arc<Agent>,
     pub output: Output,
     /// Where its side of the protocol goes on its way to the conversation.
@@ -118,11 +185,8 @@ pub struct Start {
 /// # Errors
 /// When the agent has no pipes, or no driver.
 pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
-    let machine: Box<dyn Machine> = match start.driver {
-        Driver::Claude => Box::new(Claude::new()),
-        Driver::Jsonl => Box::new(Jsonl::new()),
-        Driver::None => anyhow::bail!("an agent without a driver has no conversation"),
-    };
+    let machine = machine(start.driver, &start.cwd)
+        .context("an agent without a driver has no conversation")?;
     let Output::Pipes(_) = &start.output else {
         anyhow::bail!("a driven agent needs pipes");
     };

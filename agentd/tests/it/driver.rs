@@ -30,7 +30,7 @@ use crate::lab::WATCHDOG;
 const OWNER: u32 = 1000;
 
 /// A bus and a record, on which agents are put.
-struct House {
+pub struct House {
     bus: BusServer,
     store: Store,
     approvals: Arc<Approvals>,
@@ -38,13 +38,13 @@ struct House {
 }
 
 /// An agent of the house, before its conversation begins.
-struct Guest {
-    port: AgentPort,
+pub struct Guest {
+    pub port: AgentPort,
     id: LaunchId,
 }
 
 impl House {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().join("record.db")).await.unwrap();
         Self {
@@ -55,7 +55,7 @@ impl House {
         }
     }
 
-    async fn guest(&self, name: &str) -> Guest {
+    pub async fn guest(&self, name: &str) -> Guest {
         let identity = AgentIdentity::new(AgentId::new(), name, OWNER);
         let id = LaunchId::new(identity.id.to_string());
         let launch = Fact::Launch(Launch {
@@ -80,7 +80,7 @@ impl House {
     }
 
     /// A conversation with `guest`, and what the agent says in it.
-    fn conversation(
+    pub fn conversation(
         &self,
         guest: &Guest,
         machine: impl Machine + 'static,
@@ -127,7 +127,7 @@ impl House {
         }
     }
 
-    async fn record(&self, guest: &Guest) -> Record {
+    pub async fn record(&self, guest: &Guest) -> Record {
         self.store.flush().await.unwrap();
         self.store
             .inspect(Viewer::Root, &guest.id)

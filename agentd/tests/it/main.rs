@@ -4,3 +4,4 @@ mod driver;
 mod egress;
 mod gateway;
 mod lab;
+mod real;

@@ -6,10 +6,14 @@
 //! whatever it cannot understand about a question into a refusal by itself, so that an agent never waits for an
 //! answer that isn't coming and nothing is allowed by mistake.
 
+pub mod acp;
 pub mod claude;
+pub mod codex;
 pub mod jsonl;
 mod line;
+mod questions;
 mod resume;
+mod rpc;
 
 use serde_json::Value;
 
@@ -255,5 +259,17 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// Whether this question still waits for [`Self::answer`].
     fn is_open(&self, _id: &RequestId) -> bool {
         false
+    }
+}
+
+/// The user message of a turn. Another agent's words are introduced as such, so that the model knows whose they are
+/// and where its answer goes.
+fn prompt(turn: &Turn) -> String {
+    match &turn.asked_by {
+        None => turn.text.clone(),
+        Some(Asker { name, method }) => format!(
+            "The agent {name} asks you ({method}). Your last message of this turn is sent back as the answer.\n\n{}",
+            turn.text
+        ),
     }
 }

@@ -1,15 +1,16 @@
-//! `cargo xtask demo [--claude] [--json]`: the main job, shown on this machine.
+//! `cargo xtask demo [--claude | --codex | --acp] [--json]`: the main job, shown on this machine.
 //!
 //! Two agents are launched under the policy `coding` in a git repository with a failing test. "finder" looks for the
 //! cause and asks "fixer" over the bus for the fix; afterwards the test is run again from outside. By default both are
-//! the project's own small agent, with `--claude` the real Claude Code, driven by agentd; either way the model is the
-//! test kit's scripted stand-in, reached through agentd's gateway with a key that the agents never see.
+//! the project's own small agent, with `--claude` the real Claude Code, with `--codex` the real Codex, with `--acp` the
+//! real opencode, driven by agentd; either way the model is the test kit's scripted stand-in, reached through agentd's
+//! gateway with a key that the agents never see.
 //!
 //! Works as root and as an ordinary user. Everything runs in one temporary directory and is gone at the end, also
 //! after Ctrl-C or a failure. Progress goes to stderr; stdout carries the account, and with `--json` one object as its
 //! last line. Exit code 0 means that the job was done and the record shows it.
 
-pub mod claude;
+pub mod npm;
 mod record;
 mod repository;
 mod show;
@@ -37,6 +38,12 @@ pub struct Args {
     /// Run the real Claude Code (installed from npm at a pinned version) in place of the small agent
     #[arg(long)]
     claude: bool,
+    /// Run the real Codex (installed from npm at a pinned version) in place of the small agent
+    #[arg(long, conflicts_with = "claude")]
+    codex: bool,
+    /// Run the real opencode (installed from npm at a pinned version), over the Agent Client Protocol
+    #[arg(long, conflicts_with_all = ["claude", "codex"])]
+    acp: bool,
     /// Print one JSON object as the last line of stdout
     #[arg(long)]
     json: bool,
@@ -46,9 +53,9 @@ pub struct Args {
     /// Take scripts and fixture from this copy of tests/kit
     #[arg(long, value_name = "DIR", hide = true)]
     kit_dir: Option<PathBuf>,
-    /// Use this Claude Code instead of installing one
-    #[arg(long, value_name = "FILE", requires = "claude", hide = true)]
-    claude_bin: Option<PathBuf>,
+    /// Use this binary of the real agent instead of installing one
+    #[arg(long, value_name = "FILE", hide = true)]
+    agent_bin: Option<PathBuf>,
 }
 
 #[expect(clippy::print_stdout, reason = "the account is this verb's data")]
@@ -64,8 +71,30 @@ pub fn demo(args: &Args) -> Result<ExitCode> {
         None => Programs::build(Profile::Debug)?,
     };
     check_host(&programs)?;
+    let real = |agent: &npm::Agent| args.agent_bin.clone().map_or_else(|| agent.install(), Ok);
     let cast = if args.claude {
-        Cast::claude(args.claude_bin.clone().map_or_else(claude::install, Ok)?)
+        Cast::driven(
+            "scripts/demo-claude.toml",
+            "claude",
+            real(&npm::CLAUDE)?,
+            &[],
+        )
+    } else if args.codex {
+        // The stand-in takes any model for itself; Codex gives each other tools.
+        let model = ["-c", "model=gpt-5.5"];
+        Cast::driven(
+            "scripts/demo-codex.toml",
+            "codex",
+            real(&npm::CODEX)?,
+            &model,
+        )
+    } else if args.acp {
+        Cast::driven(
+            "scripts/demo-opencode.toml",
+            "acp",
+            real(&npm::OPENCODE)?,
+            &[],
+        )
     } else {
         Cast::small_agent(programs.path("small-agent"))
     };
@@ -117,13 +146,17 @@ impl Cast {
         }
     }
 
-    fn claude(program: PathBuf) -> Self {
+    /// A real agent, with `options` of its own.
+    fn driven(script: &'static str, driver: &str, program: PathBuf, options: &[&str]) -> Self {
         let program = program.display().to_string();
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let line = |words: &[&str]| {
+            let all = [&["--driver", driver], words, &["--", &program], options].concat();
+            all.into_iter().map(str::to_owned).collect()
+        };
         Self {
-            script: "scripts/demo-claude.toml",
-            finder: words(&["--driver", "claude", "--prompt", TASK, "--", &program]),
-            fixer: words(&["--driver", "claude", "--", &program]),
+            script,
+            finder: line(&["--prompt", TASK]),
+            fixer: line(&[]),
         }
     }
 }

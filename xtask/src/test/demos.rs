@@ -1,5 +1,5 @@
-//! The tiers that are the demo itself: with the stand-in's small agents as root and as an ordinary user, and with the
-//! real Claude Code.
+//! The tiers that are the demo itself: with the stand-in's small agents as root and as an ordinary user, and with real
+//! agents: Claude Code, Codex, opencode.
 //!
 //! Each run is a process of its own, so that what is tested is the verb as a person types it: its last line of output
 //! and its exit code. As root, the ordinary user is a bare uid without a passwd entry, with copies of the programs in
@@ -15,7 +15,7 @@ use super::needs::which;
 use super::skips::Skip;
 use super::tier::Outcome;
 use crate::child::{Child, outcome};
-use crate::demo::claude;
+use crate::demo::npm::Agent;
 use crate::lab::{Profile, Programs};
 use crate::workspace::root;
 
@@ -53,34 +53,35 @@ pub fn stand_in(scratch: &Path) -> Result<Outcome> {
     Ok(result)
 }
 
-/// The demo with the real Claude Code.
-pub fn claude(scratch: &Path) -> Result<Outcome> {
+/// The demo with a real agent, which `flag` of the demo names.
+pub fn real(scratch: &Path, flag: &str, agent: &Agent) -> Result<Outcome> {
     let mut result = Outcome::default();
+    let title = agent.title;
     if which("npm").is_none() {
         result.skip(Skip::new(
             "npm",
-            "Claude Code comes from npm: sudo apt-get install -y npm",
+            format!("{title} comes from npm: sudo apt-get install -y npm"),
         ));
         return Ok(result);
     }
     let programs = Programs::build(Profile::Debug)?;
-    let binary = claude::install()?;
+    let binary = agent.install()?;
     let mut own = Command::new(own_program(scratch)?);
-    own.args(["demo", "--claude", "--json", "--bin-dir"])
+    own.args(["demo", flag, "--json", "--bin-dir"])
         .arg(programs.path("."));
-    judge(&mut result, "demo with Claude Code as the caller", &mut own)?;
+    let name = format!("demo with {title} as the caller");
+    judge(&mut result, &name, &mut own)?;
 
     if rustix::process::geteuid().is_root() {
         let copy = Copy::make(&programs)?;
-        let reachable = copy.path("claude");
+        // Under its own name, by which agentd knows it.
+        let name = binary.file_name().context("a binary has a name")?;
+        let reachable = copy.0.path().join(name);
         place(&binary, &reachable)?;
         let mut other = copy.demo();
-        other.args(["--claude", "--claude-bin"]).arg(reachable);
-        judge(
-            &mut result,
-            "demo with Claude Code as an ordinary user",
-            &mut other,
-        )?;
+        other.arg(flag).arg("--agent-bin").arg(reachable);
+        let name = format!("demo with {title} as an ordinary user");
+        judge(&mut result, &name, &mut other)?;
     }
     Ok(result)
 }

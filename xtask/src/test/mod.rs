@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use self::skips::Expected;
 pub use self::skips::Skip;
 pub use self::tier::{Outcome, Tier};
+use crate::demo::npm;
 use crate::workspace::root;
 
 #[derive(Debug, Default, clap::Args)]
@@ -79,7 +80,9 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Demo => demos::stand_in(scratch),
-        Tier::Claude => demos::claude(scratch),
+        Tier::Claude => demos::real(scratch, "--claude", &npm::CLAUDE),
+        Tier::Codex => demos::real(scratch, "--codex", &npm::CODEX),
+        Tier::Acp => demos::real(scratch, "--acp", &npm::OPENCODE),
     };
     // Ctrl-C ends the run; anything else that kept a tier from running is that tier's failure.
     crate::stop::check()?;

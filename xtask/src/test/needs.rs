@@ -47,7 +47,7 @@ const NEEDS: [Need; 6] = [
     Need {
         program: "npm",
         package: "npm",
-        why: "installing Claude Code for the claude tier",
+        why: "installing the real agents for the claude, codex and acp tiers",
     },
 ];
 

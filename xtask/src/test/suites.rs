@@ -16,6 +16,7 @@ use super::libtest::Counts;
 use super::skips::{Skip, read_log};
 use super::tier::Outcome;
 use crate::child::{Child, line, outcome};
+use crate::demo::npm::{self, Agent};
 use crate::workspace::{Metadata, cargo};
 
 /// A tier that takes longer hangs: a cold build of everything on two cores stays well below.
@@ -79,22 +80,29 @@ fn of_packages(scratch: &Path, wanted: impl Fn(&str) -> bool) -> Result<Outcome>
     for package in packages {
         command.args(["-p", package]);
     }
-    if let Some(claude) = claude_program() {
-        command.env(CLAUDE_ENV, claude);
+    for (variable, agent) in AGENTS {
+        if let Some(program) = program(variable, agent) {
+            command.env(variable, program);
+        }
     }
     run(&mut command, scratch)
 }
 
-/// Names the real Claude Code to the tests that use it; without it they are counted skips.
-const CLAUDE_ENV: &str = "AGENTD_TEST_CLAUDE";
+/// The variables that name real agents to the tests that use them; without them these are counted skips.
+const AGENTS: [(&str, &Agent); 3] = [
+    ("AGENTD_TEST_CLAUDE", &npm::CLAUDE),
+    ("AGENTD_TEST_CODEX", &npm::CODEX),
+    ("AGENTD_TEST_OPENCODE", &npm::OPENCODE),
+];
 
 /// What the caller chose, or the pinned version from npm.
-fn claude_program() -> Option<PathBuf> {
-    if let Some(chosen) = std::env::var_os(CLAUDE_ENV) {
+fn program(variable: &str, agent: &Agent) -> Option<PathBuf> {
+    if let Some(chosen) = std::env::var_os(variable) {
         return Some(chosen.into());
     }
-    crate::demo::claude::install()
-        .inspect_err(|error| eprintln!("no Claude Code for the tests: {error:#}"))
+    agent
+        .install()
+        .inspect_err(|error| eprintln!("no {} for the tests: {error:#}", agent.title))
         .ok()
 }
 

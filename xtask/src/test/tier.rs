@@ -19,10 +19,14 @@ pub enum Tier {
     Demo,
     /// `cargo xtask demo --claude`: the real Claude Code.
     Claude,
+    /// `cargo xtask demo --codex`: the real Codex.
+    Codex,
+    /// `cargo xtask demo --acp`: the real opencode, over the Agent Client Protocol.
+    Acp,
 }
 
 impl Tier {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
@@ -30,6 +34,8 @@ impl Tier {
         Self::E2e,
         Self::Demo,
         Self::Claude,
+        Self::Codex,
+        Self::Acp,
     ];
 
     pub fn name(self) -> &'static str {
@@ -41,6 +47,8 @@ impl Tier {
             Self::E2e => "e2e",
             Self::Demo => "demo",
             Self::Claude => "claude",
+            Self::Codex => "codex",
+            Self::Acp => "acp",
         }
     }
 }

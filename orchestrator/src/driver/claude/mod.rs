@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Action, Answer, Asker, Line, Machine, RequestId, Session, ToolRequest, Turn, TurnId,
-    TurnOutcome, TurnRefused, Verdict, Wrote, excerpt,
+    Action, Answer, Line, Machine, RequestId, Session, ToolRequest, Turn, TurnId, TurnOutcome,
+    TurnRefused, Verdict, Wrote, excerpt, prompt,
 };
 use wire::{Content, ControlRequest, ControlResponse, Incoming, Written};
 
@@ -443,18 +443,6 @@ impl Machine for Claude {
 
     fn is_open(&self, id: &RequestId) -> bool {
         self.pending.contains_key(id)
-    }
-}
-
-/// The user message of a turn. Another agent's words are introduced as such, so that the model knows whose they are
-/// and where its answer goes.
-fn prompt(turn: &Turn) -> String {
-    match &turn.asked_by {
-        None => turn.text.clone(),
-        Some(Asker { name, method }) => format!(
-            "The agent {name} asks you ({method}). Your last message of this turn is sent back as the answer.\n\n{}",
-            turn.text
-        ),
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Answer {
     pub text: String,
     /// Tools called: name and arguments.
     pub tools: Vec<(String, Value)>,
+    /// Namespaces of tools that the request offers: a call of `NAMESPACE__TOOL` is one into it.
+    pub namespaces: Vec<String>,
     /// Tokens; `None` leaves the figures out.
     pub usage: Option<Usage>,
     /// Whether the output limit cut the text.

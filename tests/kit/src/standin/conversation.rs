@@ -17,8 +17,10 @@ pub struct Conversation {
     pub last_user: String,
     /// The tool results at the end of the conversation, if it ends with some.
     pub tool_result: Option<String>,
-    /// Names of the tools offered.
+    /// Names of the tools offered; those of a namespace as `NAMESPACE__TOOL`.
     pub tools: Vec<String>,
+    /// Namespaces of tools, as the responses API groups them.
+    pub namespaces: Vec<String>,
     /// Assistant messages so far.
     pub assistant_turns: usize,
     /// Whether a stream is asked for.
@@ -45,14 +47,7 @@ impl Conversation {
         };
         conv.push_system(&text_of(&body["system"]));
         conv.push_system(&text_of(&body["instructions"]));
-        for tool in body["tools"].as_array().into_iter().flatten() {
-            if let Some(name) = tool["name"]
-                .as_str()
-                .or_else(|| tool["function"]["name"].as_str())
-            {
-                conv.tools.push(name.to_owned());
-            }
-        }
+        conv.push_tools(&body["tools"]);
         if let Some(text) = body["input"].as_str() {
             conv.push_user(text);
         }
@@ -65,6 +60,27 @@ impl Conversation {
             conv.push_message(item);
         }
         conv
+    }
+
+    fn push_tools(&mut self, tools: &Value) {
+        for tool in tools.as_array().into_iter().flatten() {
+            let name = [&tool["name"], &tool["function"]["name"], &tool["type"]];
+            if let Some(name) = name.into_iter().find_map(Value::as_str) {
+                self.push_tool(name, tool);
+            }
+        }
+    }
+
+    fn push_tool(&mut self, name: &str, tool: &Value) {
+        if tool["type"] != "namespace" {
+            self.tools.push(name.to_owned());
+            return;
+        }
+        self.namespaces.push(name.to_owned());
+        let inner = tool["tools"].as_array().into_iter().flatten();
+        let names = inner.filter_map(|inner| inner["name"].as_str());
+        self.tools
+            .extend(names.map(|inner| format!("{name}__{inner}")));
     }
 
     fn push_system(&mut self, text: &str) {
@@ -91,7 +107,14 @@ impl Conversation {
     }
 
     fn push_message(&mut self, message: &Value) {
-        if message["type"] == "function_call_output" {
+        if message["type"] == "tool_search_output" {
+            let before = self.tools.len();
+            self.push_tools(&message["tools"]);
+            let found = self.tools[before..].join("\n");
+            return self.push_result(&found);
+        }
+        if message["type"] == "function_call_output" || message["type"] == "custom_tool_call_output"
+        {
             return self.push_result(&text_of(&message["output"]));
         }
         match message["role"].as_str() {
@@ -119,7 +142,10 @@ impl Conversation {
                     }
                 }
             }
-            _ if message["type"] == "function_call" => {
+            _ if ["function_call", "custom_tool_call", "tool_search_call"]
+                .iter()
+                .any(|call| message["type"] == *call) =>
+            {
                 self.assistant_turns += 1;
                 self.tool_result = None;
             }
@@ -158,6 +184,22 @@ mod tests {
         assert_eq!((c.task.as_str(), c.last_user.as_str()), ("task", "task"));
         assert_eq!(c.tool_result.as_deref(), Some("out"));
         assert_eq!((c.assistant_turns, c.system.as_str()), (1, "S1\nS2\n"));
+    }
+
+    #[test]
+    fn the_tools_of_a_namespace_are_seen_under_their_whole_names() {
+        let c = Conversation::read(&json!({"input": [], "tools": [
+            {"type": "function", "name": "exec"},
+            {"type": "namespace", "name": "mcp__agentd", "tools": [{"type": "function", "name": "request"}]}]}));
+        assert_eq!(c.tools, ["exec", "mcp__agentd__request"]);
+        assert_eq!(c.namespaces, ["mcp__agentd"]);
+        let found = Conversation::read(&json!({"tools": [{"type": "tool_search"}], "input": [
+            {"role": "user", "content": "x"}, {"type": "tool_search_call", "call_id": "c"},
+            {"type": "tool_search_output", "call_id": "c",
+             "tools": [{"type": "namespace", "name": "n", "tools": [{"name": "t"}]}]}]}));
+        assert_eq!(found.tools, ["tool_search", "n__t"]);
+        assert_eq!(found.tool_result.as_deref(), Some("n__t"));
+        assert_eq!(found.assistant_turns, 1);
     }
 
     #[test]

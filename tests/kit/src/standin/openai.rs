@@ -91,13 +91,39 @@ fn output_items(answer: &Answer) -> Vec<Value> {
         items.push(json!({"type": "message", "id": answer.tool_id("msg_", 99), "role": "assistant",
             "status": "completed", "content": [{"type": "output_text", "text": answer.text, "annotations": []}]}));
     }
-    for (i, (name, input)) in answer.tools.iter().enumerate() {
-        items.push(
-            json!({"type": "function_call", "id": answer.tool_id("fc_", i), "status": "completed",
-            "call_id": answer.tool_id("call_", i), "name": name, "arguments": input.to_string()}),
-        );
-    }
+    items.extend(
+        answer
+            .tools
+            .iter()
+            .enumerate()
+            .map(|(i, (name, input))| call_item(answer, i, name, input)),
+    );
     items
+}
+
+/// A call of a tool: into a namespace if its name begins with one that was offered; a custom tool's if its input is
+/// plain text; the search for tools, which is a call of its own kind.
+fn call_item(answer: &Answer, i: usize, name: &str, input: &Value) -> Value {
+    let call_id = answer.tool_id("call_", i);
+    if name == "tool_search" {
+        return json!({"type": "tool_search_call", "id": answer.tool_id("tsc_", i), "status": "completed",
+            "call_id": call_id, "execution": "client", "arguments": input});
+    }
+    if let Some(text) = input.as_str() {
+        return json!({"type": "custom_tool_call", "id": answer.tool_id("ctc_", i), "status": "completed",
+            "call_id": call_id, "name": name, "input": text});
+    }
+    let mut item = json!({"type": "function_call", "id": answer.tool_id("fc_", i), "status": "completed",
+        "call_id": call_id, "name": name, "arguments": input.to_string()});
+    let inside = answer.namespaces.iter().find_map(|namespace| {
+        let tool = name.strip_prefix(namespace.as_str())?.strip_prefix("__")?;
+        Some((namespace, tool))
+    });
+    if let Some((namespace, tool)) = inside {
+        item["namespace"] = json!(namespace);
+        item["name"] = json!(tool);
+    }
+    item
 }
 
 fn response_body(answer: &Answer, status: &str) -> Value {
@@ -155,6 +181,26 @@ pub fn response_events(answer: &Answer) -> Vec<String> {
             push(
                 json!({"type": "response.output_text.done", "item_id": id, "output_index": index,
                 "content_index": 0, "text": answer.text}),
+            );
+        } else if item["type"] == "custom_tool_call" {
+            opened["input"] = "".into();
+            push(
+                json!({"type": "response.output_item.added", "output_index": index, "item": opened}),
+            );
+            let input = item["input"].as_str().unwrap_or_default().to_owned();
+            for piece in answer.chunks(&input) {
+                push(
+                    json!({"type": "response.custom_tool_call_input.delta", "item_id": id,
+                    "output_index": index, "delta": piece}),
+                );
+            }
+            push(
+                json!({"type": "response.custom_tool_call_input.done", "item_id": id,
+                "output_index": index, "input": input}),
+            );
+        } else if item["type"] == "tool_search_call" {
+            push(
+                json!({"type": "response.output_item.added", "output_index": index, "item": opened}),
             );
         } else {
             opened["arguments"] = "".into();

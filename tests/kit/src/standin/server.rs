@@ -338,6 +338,7 @@ fn make_answer(
         model: conv.model.clone(),
         text,
         tools,
+        namespaces: conv.namespaces.clone(),
         usage,
         hit_limit,
         chunk_chars: reply.chunk_chars,

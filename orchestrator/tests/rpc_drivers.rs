@@ -86,10 +86,11 @@ impl<'a> Player<'a> {
 
     /// What was decided about question `id`; `None` where its turn ended first.
     fn verdict(&self, id: &RequestId) -> Option<Verdict> {
-        let id = id.0.split('/').next().unwrap();
-        let at = self.record.iter().position(|(out, line)| {
-            *out && line.get("method").is_none() && line["id"].to_string() == id
-        })?;
+        let id: Value = serde_json::from_str(id.0.split('/').next().unwrap()).unwrap();
+        let at = self
+            .record
+            .iter()
+            .position(|(out, line)| *out && line.get("method").is_none() && line["id"] == id)?;
         let result = &self.record[at].1["result"];
         let word = [
             &result["decision"],

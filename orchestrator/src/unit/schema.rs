@@ -91,7 +91,7 @@ impl Kind {
 }
 
 /// The drivers a unit may name.
-pub const DRIVERS: &[&str] = &["none", "claude", "jsonl"];
+pub const DRIVERS: &[&str] = &["none", "claude", "codex", "acp", "jsonl"];
 
 const RESTARTS: &[&str] = &["never", "on-failure", "on-abnormal", "always"];
 const LEVELS: &[&str] = &["high", "medium", "low"];

@@ -39,6 +39,15 @@ pub struct LowArgs {
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub runtime_dir: Option<PathBuf>,
 
+    /// Talk to the system's daemon over the system bus, instead of a control socket
+    #[arg(
+        long,
+        global = true,
+        conflicts_with = "runtime_dir",
+        help_heading = "Global options"
+    )]
+    pub bus: bool,
+
     /// Print JSON: one object, or one per line for streams
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

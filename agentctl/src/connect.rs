@@ -2,6 +2,7 @@
 //!
 //! A client tries the directory it was given, or the user's own daemon and then the system's. The
 //! connection is peer to peer: `EXTERNAL` authentication, one write before the first answer is needed.
+//! Only `--bus` goes over the system bus, where the same objects are found under `org.agentd1`.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +13,7 @@ use agentd_api::{ErrorCode, ManagerProxy, dirs};
 use zbus::Connection;
 
 use crate::failure::Failure;
-use crate::resolve::Context;
+use crate::resolve::{Context, Door};
 
 /// A connection and where it leads.
 #[derive(Debug)]
@@ -24,8 +25,28 @@ pub struct Daemon {
 impl Daemon {
     /// Connects to the first daemon that is there.
     pub async fn connect(context: &Context) -> Result<Self, Failure> {
-        let (stream, runtime_dir) = find_socket(context)?;
-        Self::over(stream, runtime_dir).await
+        match context.door {
+            Door::SystemBus => Self::over_bus().await,
+            Door::Socket => {
+                let (stream, runtime_dir) = find_socket(context)?;
+                Self::over(stream, runtime_dir).await
+            }
+        }
+    }
+
+    /// Speaks with the system's daemon over the system bus (`DBUS_SYSTEM_BUS_ADDRESS`).
+    pub async fn over_bus() -> Result<Self, Failure> {
+        let connection = zbus::connection::Builder::system()
+            .build()
+            .await
+            .map_err(|e| {
+                Failure::of_code(ErrorCode::Unreachable, "can't reach the system bus", e)
+                    .try_next("agentctl ps, which needs no bus")
+            })?;
+        Ok(Self {
+            connection,
+            runtime_dir: dirs::SYSTEM_RUNTIME_DIR.into(),
+        })
     }
 
     /// Speaks D-Bus over a connected socket.

@@ -19,8 +19,18 @@ pub struct Context {
     pub dirs: DirEnv,
     /// `--runtime-dir`.
     pub runtime_dir: Option<PathBuf>,
+    pub door: Door,
     pub format: Format,
     pub verbosity: Verbosity,
+}
+
+/// By which way the daemon is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The control socket of the first daemon that is there.
+    Socket,
+    /// `--bus`: the system bus.
+    SystemBus,
 }
 
 /// For whom data is printed.
@@ -181,6 +191,11 @@ impl Invocation {
         let context = Context {
             dirs: DirEnv::from_process(),
             runtime_dir: low.runtime_dir.map(absolute).transpose()?,
+            door: if low.bus {
+                Door::SystemBus
+            } else {
+                Door::Socket
+            },
             format: if low.json {
                 Format::Json
             } else {
@@ -566,6 +581,7 @@ mod tests {
                 ..DirEnv::default()
             },
             runtime_dir: None,
+            door: Door::Socket,
             format: Format::People,
             verbosity: Verbosity::Quiet,
         };

@@ -22,6 +22,7 @@ use crate::control;
 use crate::driver::TaskSink;
 use crate::gateway::Upstreams;
 use crate::record::BusRecord;
+use crate::service;
 use crate::startup::Prepared;
 use crate::tasks::{Fleet, FleetChanged, Tasks};
 use crate::units::Units;
@@ -57,7 +58,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Reads again what may change while the daemon runs: the system's units. All or nothing.
+    /// Reads again what may change while the daemon runs: the system's units. All or nothing. Policies are read anew at each
+    /// launch anyway; `agentd.toml` only at start, before the daemon gives up the right to read it.
     ///
     /// # Errors
     /// What is wrong; everything stays as it is.
@@ -102,11 +104,6 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Serves until a signal, a shutdown request or the end of the broker.
 pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
-    let mode = if prepared.service.is_some() {
-        DaemonMode::Root
-    } else {
-        DaemonMode::User
-    };
     let store = Store::open(prepared.state_dir.join("agentd.db"))
         .await
         .context("cannot open the record")?;
@@ -117,9 +114,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         .await
         .context("cannot read the open tasks")?;
     let daemon = Arc::new(Daemon {
-        units: Units::new(&prepared.config.units, prepared.unit_dirs, mode),
+        units: Units::new(&prepared.config.units, prepared.unit_dirs, prepared.mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
-        mode,
+        mode: prepared.mode,
         state_dir: prepared.state_dir,
         started_at_ms: agentd_storage::unix_ms(),
         host: prepared.host,
@@ -153,13 +150,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let reloading = Arc::clone(&daemon);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match reloading.reload().await {
-                Ok(()) => tracing::info!("reloaded"),
-                Err(error) => tracing::error!(
-                    "not reloaded, everything stays as it was:\n{}",
-                    error.text()
-                ),
-            }
+            service::reload(&reloading).await;
         }
     });
     // The questions of those that live on are asked again under the same ids.
@@ -180,8 +171,15 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     tokio::spawn(async move { engines.units.run(&engines).await });
     let fleet = Arc::clone(&daemon.fleet) as Arc<dyn Fleet>;
     daemon.tasks.serve(fleet).await;
-    let accepting = tokio::spawn(control::accept(control, Arc::clone(&daemon)));
-    announce_ready()?;
+    let connections = Arc::default();
+    let mut serving = tokio::task::JoinSet::new();
+    if let Some(address) = prepared.system_bus {
+        let (daemon, connections) = (Arc::clone(&daemon), Arc::clone(&connections));
+        serving.spawn(control::systembus::serve(address, daemon, connections));
+    }
+    serving.spawn(control::accept(control, Arc::clone(&daemon), connections));
+    serving.spawn(service::ping(Arc::clone(&daemon)));
+    service::announce_ready()?;
 
     let on_signal = daemon.config.daemon.on_stop;
     let outcome = tokio::select! {
@@ -191,10 +189,8 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         () = daemon.shutdown.notified() => Ok(OnStop::Stop),
         () = daemon.broker.gone() => Err(anyhow::anyhow!("agentd-broker has gone; start agentd again")),
     };
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
-        tracing::debug!("sd_notify: {error}");
-    }
-    accepting.abort();
+    service::announce_stopping();
+    serving.abort_all();
     daemon.units.close();
     match outcome {
         Ok(OnStop::Stop) => stop_agents(&daemon).await,
@@ -208,13 +204,6 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         .context("the record may be incomplete")?;
     drop((prepared.broker.lifeline, prepared.instance_lock));
     outcome.map(drop)
-}
-
-/// Says that connections are served: to the service manager, and as a line for whoever started us by hand.
-fn announce_ready() -> anyhow::Result<()> {
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("sd_notify")?;
-    eprintln!("ready");
-    Ok(())
 }
 
 /// The broker holds the agents for the next agentd; without one they die when their grace is over.

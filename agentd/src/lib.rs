@@ -10,6 +10,7 @@
 //! - [`tasks`]: work that survives restarts, and who gets it.
 //! - [`units`]: agents that are declared: started, restarted, lent to tasks.
 //! - [`record`]: what the planes say, put on record.
+//! - [`service`]: what the service manager is told.
 //!
 //! Start reading at `main.rs`, then [`startup`].
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod logging;
 pub mod mcp;
 pub mod options;
 pub mod record;
+pub mod service;
 pub mod startup;
 pub mod tasks;
 pub mod units;

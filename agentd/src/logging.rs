@@ -1,11 +1,17 @@
 //! Logs to stderr, where a service manager or the terminal picks them up.
 //!
-//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]). With `JOURNAL_STREAM` set, times and colours are left to the journal.
+//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]). With `JOURNAL_STREAM` set, times and colours are left to the journal, and
+//! each line begins with its priority in the form of sd-daemon(3), `<3>` to `<7>`, which the journal takes off and keeps.
 //! Keys, prompts and message bodies are never logged.
 
+use std::fmt;
 use std::io::IsTerminal as _;
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 /// What is worth a line by default. The libraries named tell every conversation and statement at `info`.
 const DEFAULT_FILTER: &str = "info,rmcp=warn,sqlx=warn";
@@ -20,8 +26,88 @@ pub fn init() {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
     if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.without_time().init();
+        builder.event_format(Prioritised::default()).init();
     } else {
         builder.init();
+    }
+}
+
+/// A line for the journal: its priority, then the message.
+#[derive(Debug)]
+struct Prioritised(Format<Full, ()>);
+
+impl Default for Prioritised {
+    fn default() -> Self {
+        // The journal knows time and level.
+        Self(
+            Format::default()
+                .without_time()
+                .with_level(false)
+                .with_target(false)
+                .with_ansi(false),
+        )
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Prioritised
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// syslog(3)'s number of a level. What agentd calls information, the journal shows as such.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_for_the_journal_begin_with_their_priority() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .event_format(Prioritised::default())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!("lost");
+            tracing::warn!("odd");
+            tracing::info!(uid = 7, "said");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "<3>lost\n<4>odd\n<6>said uid=7\n");
     }
 }

@@ -23,6 +23,15 @@ fn main() -> ExitCode {
             write_out(concat!("agentd ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::SUCCESS;
         }
+        Command::ProbeHost(path) => {
+            return match startup::host::write(&path) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("agentd: {error:#}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::Serve(options) => options,
     };
     agentd::logging::init();

@@ -13,6 +13,8 @@ pub const HELP: &str = "\
 agentd: launches AI agents as confined processes, wires them together and records what they do
 
 usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agents] [--foreground]
+       agentd --system [--host-caps FILE] [...]
+       agentd --probe-host FILE
 
   --config FILE       configuration, TOML (AGENTD_CONFIG; default /etc/agentd/agentd.toml as root,
                       ~/.config/agentd/agentd.toml otherwise; a missing default file means defaults)
@@ -20,10 +22,14 @@ usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agen
   --state-dir DIR     database and logs (AGENTD_STATE_DIR; default /var/lib/agentd as root,
                       $XDG_STATE_HOME/agentd otherwise)
   --keep-agents       SIGTERM leaves the agents to the next agentd (as `on_stop = \"keep\"` in the configuration)
+  --system            serve the whole system although not started by root: root's directories, every user may call, and
+                      the broker is whoever serves broker.sock (agentd.service does it so)
+  --host-caps FILE    take what the host can do from FILE, which root wrote with --probe-host
+  --probe-host FILE   write what the host can do to FILE, and end
   --foreground        accepted for symmetry with other daemons: agentd never forks into the background
   --version, --help
 
-Also read: AGENTD_LOG (filter such as `info` or `agentd=debug`), AGENTD_BROKER and CREDENTIALS_DIRECTORY,
+Also read: LISTEN_FDS and WATCHDOG_USEC of a service manager, DBUS_SYSTEM_BUS_ADDRESS, AGENTD_LOG (filter such as `info` or `agentd=debug`), AGENTD_BROKER and CREDENTIALS_DIRECTORY,
 and the key variables that the configuration names. Agents are started with `agentctl run`.
 ";
 
@@ -37,14 +43,34 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// SIGTERM leaves the agents to the next agentd, whatever the configuration says.
     pub keep_agents: bool,
+    /// For whom this daemon is.
+    pub standing: Standing,
+    /// `--host-caps`.
+    pub host_caps: Option<PathBuf>,
+    /// Where the system bus is, as D-Bus writes addresses.
+    pub system_bus: String,
     /// `AGENTD_BROKER`: the broker program, when it does not lie beside this one.
     pub broker: Option<PathBuf>,
 }
+
+/// Whose daemon this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Of whoever started it: the system's if that is root.
+    Own,
+    /// The system's, started without rights by a service manager that holds the sockets (`--system`).
+    System,
+}
+
+/// Where the bus is unless `DBUS_SYSTEM_BUS_ADDRESS` says otherwise.
+const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Serve(Options),
+    /// `--probe-host`.
+    ProbeHost(PathBuf),
     Help,
     Version,
 }
@@ -73,6 +99,8 @@ impl Command {
         let mut runtime_dir = path("AGENTD_RUNTIME_DIR");
         let mut state_dir = path("AGENTD_STATE_DIR");
         let mut keep_agents = false;
+        let (mut host_caps, mut probe_host) = (None, None);
+        let mut standing = Standing::Own;
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let text = arg.to_string_lossy().into_owned();
@@ -88,6 +116,12 @@ impl Command {
                     keep_agents = true;
                     continue;
                 }
+                "--host-caps" => ("--host-caps", &mut host_caps),
+                "--probe-host" => ("--probe-host", &mut probe_host),
+                "--system" if inline.is_none() => {
+                    standing = Standing::System;
+                    continue;
+                }
                 "--foreground" if inline.is_none() => continue,
                 "--help" | "-h" => return Ok(Self::Help),
                 "--version" | "-V" => return Ok(Self::Version),
@@ -96,14 +130,27 @@ impl Command {
             let value = inline.or_else(|| args.next().map(PathBuf::from));
             *slot.1 = Some(value.ok_or(OptionsError::MissingValue(slot.0))?);
         }
+        if let Some(path) = probe_host {
+            return Ok(Self::ProbeHost(path));
+        }
         let config_required = config.is_some();
-        let dirs = DirEnv::from_process();
+        let mut dirs = DirEnv::from_process();
+        if standing == Standing::System {
+            // Root's places, whoever we are.
+            dirs.uid = 0;
+        }
         let options = Options {
             config: config.unwrap_or_else(|| default_config(dirs.uid, env)),
             config_required,
             runtime_dir: dirs.runtime_dir(runtime_dir.as_deref()),
             state_dir: dirs.state_dir(state_dir.as_deref())?,
             keep_agents,
+            standing,
+            host_caps,
+            system_bus: env("DBUS_SYSTEM_BUS_ADDRESS")
+                .and_then(|address| address.into_string().ok())
+                .filter(|address| !address.is_empty())
+                .unwrap_or_else(|| SYSTEM_BUS.to_owned()),
             broker: path("AGENTD_BROKER"),
         };
         for (name, value) in [
@@ -162,6 +209,21 @@ mod tests {
             (options.config, options.config_required),
             ("/c.toml".into(), true)
         );
+    }
+
+    #[test]
+    fn a_system_service_has_roots_places_whoever_it_is() {
+        let Ok(Command::Serve(options)) = parse(&["--system", "--host-caps", "/h"]) else {
+            panic!("these arguments are right")
+        };
+        assert_eq!(options.standing, Standing::System);
+        assert_eq!(options.runtime_dir, PathBuf::from("/run/agentd"));
+        assert_eq!(options.config, PathBuf::from("/etc/agentd/agentd.toml"));
+        assert_eq!(options.host_caps, Some("/h".into()));
+        assert!(matches!(
+            parse(&["--probe-host", "/h"]),
+            Ok(Command::ProbeHost(_))
+        ));
     }
 
     #[test]

@@ -94,7 +94,10 @@ impl Error {
                     Some("UnknownObject") => ErrorCode::NotFound,
                     Some("InvalidArgs") => ErrorCode::InvalidArgument,
                     Some("UnknownMethod" | "UnknownInterface") => ErrorCode::Unavailable,
-                    Some("Disconnected" | "NoReply") => ErrorCode::Unreachable,
+                    Some("Disconnected" | "NoReply" | "ServiceUnknown" | "NameHasNoOwner") => {
+                        ErrorCode::Unreachable
+                    }
+                    Some("LimitsExceeded") => ErrorCode::Unavailable,
                     _ => ErrorCode::Internal,
                 },
                 None => ErrorCode::Unreachable,

@@ -2,6 +2,8 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 
 #[cfg(feature = "std")]
+pub mod activation;
+#[cfg(feature = "std")]
 pub mod cgroup;
 #[cfg(feature = "std")]
 pub mod fdpass;

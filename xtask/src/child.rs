@@ -127,8 +127,22 @@ impl Drop for Child {
     }
 }
 
-fn exits_within(pidfd: &OwnedFd, timeout: Duration) -> Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+/// Whether the process of `pidfd` is gone within `timeout`; not ended early by Ctrl-C, since teardown must be patient.
+pub fn exits_within(pidfd: &OwnedFd, timeout: Duration) -> Result<bool> {
+    event_within(pidfd.as_fd(), rustix::event::PollFlags::IN, timeout)
+}
+
+/// Whether a file of the kernel's that tells changes by `POLLPRI` (cgroup.events) changes within `timeout`.
+pub fn changes_within(file: &std::fs::File, timeout: Duration) -> Result<bool> {
+    event_within(file.as_fd(), rustix::event::PollFlags::PRI, timeout)
+}
+
+fn event_within(
+    fd: std::os::fd::BorrowedFd<'_>,
+    flags: rustix::event::PollFlags,
+    timeout: Duration,
+) -> Result<bool> {
+    use rustix::event::{PollFd, Timespec, poll};
     let deadline = std::time::Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -136,7 +150,7 @@ fn exits_within(pidfd: &OwnedFd, timeout: Duration) -> Result<bool> {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         };
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)) {
+        match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&limit)) {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}

@@ -277,7 +277,7 @@ fn start_agentd(programs: &Programs, at: &Path) -> Result<Child> {
 }
 
 /// One line from a pipe, waited for with a limit; a closed pipe is an error.
-fn read_line(pipe: &mut (impl Read + AsFd), limit: Duration) -> Result<String> {
+pub fn read_line(pipe: &mut (impl Read + AsFd), limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;
     let mut line = Vec::new();
     loop {
@@ -308,7 +308,7 @@ fn log_tail(at: &Path) -> String {
         .collect()
 }
 
-fn random_key() -> Result<String> {
+pub fn random_key() -> Result<String> {
     let mut bytes = [0_u8; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut urandom| urandom.read_exact(&mut bytes))

@@ -13,6 +13,7 @@ mod child;
 mod demo;
 mod lab;
 mod stop;
+mod systemd;
 mod test;
 mod workspace;
 
@@ -37,6 +38,15 @@ enum Verb {
     Test(test::Args),
     /// Measure a promised figure beside its peer
     Bench(bench::Args),
+    /// Boot systemd in namespaces over this machine's root, install agentd there, and test it as a service
+    Systemd(systemd::Args),
+    /// Install the built programs, units, D-Bus and polkit files below a root directory
+    Install(systemd::install::Args),
+    /// Remove exactly what `install` put there
+    Uninstall(systemd::install::UninstallArgs),
+    /// A stage of `systemd`, run by itself
+    #[command(hide = true)]
+    SystemdStage(systemd::boot::Args),
     /// Check which crate uses which against the table of arrows
     CheckDeps,
     /// Renew the generated files (man pages)
@@ -51,6 +61,16 @@ enum Verb {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Verb::SystemdStage(stage) = &cli.verb {
+        // Becomes another program, which must find the signals as they were.
+        return match systemd::boot::run(stage) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match stop::catch_signals().and_then(|()| run(cli.verb)) {
         Ok(code) => code,
         Err(error) => {
@@ -65,6 +85,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(args) => demo::demo(&args),
         Verb::Test(args) => test::test(&args, test::Expect::FromEnvironment),
         Verb::Bench(args) => bench::bench(&args),
+        Verb::Systemd(args) => systemd::systemd(&args),
+        Verb::Install(args) => systemd::install::install(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Uninstall(args) => systemd::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
+        Verb::SystemdStage(args) => systemd::boot::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::CheckDeps => checks::deps::check().map(|()| ExitCode::SUCCESS),
         Verb::Gen { check } => {
             let mode = if check {

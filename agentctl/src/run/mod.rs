@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::connect::{Daemon, find_socket};
 use crate::failure::Failure;
 use crate::output::{Out, stderr_line};
-use crate::resolve::{Context, Input, RunRequest, Stay, signal_name};
+use crate::resolve::{Context, Door, Input, RunRequest, Stay, signal_name};
 use crate::start::start_daemon;
 use crate::terminal::session::{SIGNALS, SessionEnd, SessionOutcome, Streams};
 use crate::terminal::{Session, raw};
@@ -56,6 +56,9 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
 
 /// A connection to the daemon that is there, or to one started now.
 async fn reach(context: &Context) -> Result<Daemon, Failure> {
+    if context.door == Door::SystemBus {
+        return Daemon::over_bus().await;
+    }
     let (stream, dir) = match find_socket(context) {
         Ok(found) => found,
         Err(failure) if failure.is_unreachable() => start_daemon(context)?,

@@ -1,4 +1,4 @@
-//! The D-Bus tree `org.agentd1`, peer to peer on the control socket.
+//! The D-Bus tree `org.agentd1`, peer to peer on the control socket, and on the system bus ([`systembus`]).
 //!
 //! Every connection gets its own object server, so every object carries the uid of its caller, as the kernel attests
 //! it (`SO_PEERCRED`), and a caller only ever sees objects it may touch. Connections are limited in number per uid;
@@ -7,6 +7,8 @@
 mod agent;
 mod approvals;
 mod manager;
+mod polkit;
+pub mod systembus;
 mod tasks;
 mod units;
 
@@ -34,7 +36,7 @@ const MAX_QUEUED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(64).unwra
 
 /// Open connections by uid.
 #[derive(Debug, Default)]
-struct Connections(Mutex<BTreeMap<u32, usize>>);
+pub struct Connections(Mutex<BTreeMap<u32, usize>>);
 
 impl Connections {
     fn enter(self: &Arc<Self>, uid: u32) -> Option<Seat> {
@@ -79,8 +81,7 @@ impl Drop for Seat {
 }
 
 /// Accepts control connections until aborted.
-pub async fn accept(listener: UnixListener, daemon: Arc<Daemon>) {
-    let connections = Arc::new(Connections::default());
+pub async fn accept(listener: UnixListener, daemon: Arc<Daemon>, connections: Arc<Connections>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

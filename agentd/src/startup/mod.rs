@@ -10,6 +10,7 @@
 //! (the broker dies with its socket).
 
 pub mod confine;
+pub mod host;
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -27,7 +28,7 @@ use rustix::fs::FlockOperation;
 use self::confine::{Confinement, ServiceIds};
 use crate::config::{Config, Confine, OnStop};
 use crate::gateway::Upstreams;
-use crate::options::Options;
+use crate::options::{Options, Standing};
 use crate::units::Units;
 use crate::units::boot::Boot;
 
@@ -48,6 +49,10 @@ pub struct Prepared {
     pub units: Boot,
     /// What the host can do, probed with the rights that the broker keeps.
     pub host: HostCaps,
+    /// Whether the whole system is served, or one user.
+    pub mode: DaemonMode,
+    /// Where to serve on a bus too.
+    pub system_bus: Option<String>,
     /// `Some` when root started us: who we become.
     pub service: Option<ServiceIds>,
     /// Held for the life of the process.
@@ -69,7 +74,10 @@ pub struct BrokerProcess {
 
 /// Phase 1. See the module.
 pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
+    let mut passed = agentd_kernel::activation::take(|name| std::env::var(name).ok())
+        .context("the descriptors of the service manager")?;
     let root = rustix::process::geteuid().is_root();
+    let system = root || options.standing == Standing::System;
     let mut config = Config::load(&options.config, options.config_required)?;
     if options.keep_agents {
         config.daemon.on_stop = OnStop::Keep;
@@ -86,11 +94,17 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     make_dir(&options.state_dir.join("logs"), 0o700, service).context("log directory")?;
     make_dir(&options.state_dir.join("agents"), 0o700, service).context("agents directory")?;
     let instance_lock = lock_instance(&options.runtime_dir)?;
-    let control = bind_control(&options.runtime_dir, root)?;
-    let broker = spawn_broker(options.broker.as_deref())?;
+    let control = match passed.iter().position(|(name, _)| name == CONTROL_NAME) {
+        Some(at) => listening(passed.swap_remove(at).1)?,
+        None => bind_control(&options.runtime_dir, system)?,
+    };
+    let broker = match options.standing {
+        Standing::Own => spawn_broker(options.broker.as_deref())?,
+        Standing::System => connect_broker(&options.runtime_dir)?,
+    };
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
 
-    let mode = if root {
+    let mode = if system {
         DaemonMode::Root
     } else {
         DaemonMode::User
@@ -102,7 +116,10 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         .unwrap_or_else(|| Units::default_dirs(mode, &options.config));
     let units = Boot::prepare(&unit_dirs, &config, &options.state_dir);
 
-    let mut host = probe_host(&Roots::default());
+    let mut host = match &options.host_caps {
+        Some(path) => host::read(path)?,
+        None => probe_host(&Roots::default()),
+    };
     trust_broker(&mut host, broker.cgroups);
 
     Ok(Prepared {
@@ -115,6 +132,8 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         control,
         broker,
         upstreams,
+        mode,
+        system_bus: system.then(|| options.system_bus.clone()),
         service,
         instance_lock,
     })
@@ -248,8 +267,27 @@ fn lock_instance(runtime_dir: &Path) -> anyhow::Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// The name of the control socket among the service manager's descriptors.
+const CONTROL_NAME: &str = "control";
+
+/// The control socket that the service manager made.
+fn listening(socket: OwnedFd) -> anyhow::Result<UnixListener> {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    let usable = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&socket) == Ok(SocketType::STREAM)
+        && sockopt::socket_acceptconn(&socket) == Ok(true);
+    if !usable {
+        bail!(
+            "the service manager's descriptor `{CONTROL_NAME}` is not a listening AF_UNIX stream socket"
+        );
+    }
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// The control socket. In root mode every user may connect; what each may do is decided by its uid.
-fn bind_control(runtime_dir: &Path, root: bool) -> anyhow::Result<UnixListener> {
+fn bind_control(runtime_dir: &Path, system: bool) -> anyhow::Result<UnixListener> {
     let path = runtime_dir.join(agentd_api::CONTROL_SOCKET);
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -260,7 +298,7 @@ fn bind_control(runtime_dir: &Path, root: bool) -> anyhow::Result<UnixListener> 
     }
     let listener = UnixListener::bind(&path)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let mode = if root { 0o666 } else { 0o600 };
+    let mode = if system { 0o666 } else { 0o600 };
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
@@ -288,6 +326,28 @@ fn trust_broker(host: &mut HostCaps, cgroups: CgroupFeatures) {
     }
 }
 
+/// Greets the broker that the service manager starts when somebody connects.
+fn connect_broker(runtime_dir: &Path) -> anyhow::Result<BrokerProcess> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let path = runtime_dir.join(agentd_api::BROKER_SOCKET);
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("cannot make a socket")?;
+    SocketAddrUnix::new(&path)
+        .and_then(|address| rustix::net::connect(&socket, &address))
+        .with_context(|| {
+            format!(
+                "nobody serves {}; start agentd-broker.socket, or run agentd without --system",
+                path.display()
+            )
+        })?;
+    greet(BrokerClient::new(socket))
+}
+
 /// Starts the broker and greets it. It inherits one socket and nothing else.
 fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
     let program = match named {
@@ -299,13 +359,18 @@ fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
     let (socket, child) = agentd_broker::client::start(&program).with_context(|| {
         format!("cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)", program.display())
     })?;
+    tracing::debug!(pid = child.id(), "broker started");
+    greet(BrokerClient::new(socket))
+}
+
+/// Says hello to the broker, with the read end of a fresh lifeline.
+fn greet(mut client: BrokerClient) -> anyhow::Result<BrokerProcess> {
     let (lifeline_read, lifeline) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context("cannot make the lifeline")?;
-    let mut client = BrokerClient::new(socket);
     let welcome = client
         .hello(lifeline_read.as_fd())
         .context("the broker does not answer as expected")?;
-    tracing::debug!(pid = child.id(), ?welcome, "broker started");
+    tracing::debug!(?welcome, "broker greeted");
     Ok(BrokerProcess {
         last_id: client.last_id(),
         socket: client.into_socket(),

@@ -6,6 +6,7 @@
 pub mod deps;
 pub mod documents;
 pub mod generated;
+mod units;
 
 use anyhow::Result;
 
@@ -39,6 +40,14 @@ pub fn all() -> Result<Outcome> {
         generated::generate(generated::Mode::Check),
     );
     count(&mut outcome, "documents", documents::check());
+    if units::available() {
+        count(&mut outcome, "units", units::check());
+    } else {
+        outcome.skip(Skip::new(
+            "systemd-analyze",
+            "not installed; with apt: apt-get install -y systemd",
+        ));
+    }
     Ok(outcome)
 }
 

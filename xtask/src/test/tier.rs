@@ -15,6 +15,8 @@ pub enum Tier {
     Integration,
     /// The daemon as a whole: agentd, broker, launcher, agentctl.
     E2e,
+    /// `cargo xtask systemd`: agentd as a service of a real systemd, in namespaces.
+    Systemd,
     /// `cargo xtask demo`, as root and as an ordinary user.
     Demo,
     /// `cargo xtask demo --claude`: the real Claude Code.
@@ -26,12 +28,13 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
         Self::Integration,
         Self::E2e,
+        Self::Systemd,
         Self::Demo,
         Self::Claude,
         Self::Codex,
@@ -45,6 +48,7 @@ impl Tier {
             Self::Model => "model",
             Self::Integration => "integration",
             Self::E2e => "e2e",
+            Self::Systemd => "systemd",
             Self::Demo => "demo",
             Self::Claude => "claude",
             Self::Codex => "codex",

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod comeback;
 pub mod connect;
 pub mod failure;
 pub mod output;

@@ -62,6 +62,10 @@ pub trait Agent {
     /// A pipe from which the output can be read.
     fn logs(&self, options: &LogOptions) -> Result<OwnedFd, Error>;
 
+    /// The log offset at which a reading with these options begins: a follower that counts from there can go on with
+    /// `from_offset` after a restart of agentd.
+    fn log_start(&self, options: &LogOptions) -> Result<u64, Error>;
+
     /// Returns when the agent has ended.
     fn wait(&self) -> Result<ExitInfo, Error>;
 

@@ -7,19 +7,23 @@ pub mod grants;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use agentd_api::{Driver, ExitCause, ExitInfo, LaunchReply, LaunchSpec, ManagerProxy, StdioMode};
+use agentd_api::{
+    AttachOptions, Driver, ExitCause, ExitInfo, LaunchReply, LaunchSpec, ManagerProxy, StdioMode,
+};
 use agentd_kernel::signals::SignalFd;
 use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyError, PolicyRef};
 use serde_json::{Value, json};
 
+use crate::comeback::come_back;
 use crate::connect::{Daemon, find_socket};
 use crate::failure::Failure;
 use crate::output::{Out, stderr_line};
 use crate::resolve::{Context, Door, Input, RunRequest, Stay, signal_name};
 use crate::start::start_daemon;
 use crate::terminal::session::{SIGNALS, SessionEnd, SessionOutcome, Streams};
-use crate::terminal::{Session, raw};
+use crate::terminal::{DetachKeys, Session, raw};
 use crate::verbs::policy::sources;
 
 /// Runs the request and returns the exit code.
@@ -50,7 +54,10 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
             print_detached(context, &reply)?;
             Ok(0)
         }
-        Some(signals) => stay(context, request, reply, &signals, early),
+        Some(signals) => {
+            let dir = &daemon.runtime_dir;
+            stay(context, request, dir, reply, &signals, early).await
+        }
     }
 }
 
@@ -236,9 +243,10 @@ async fn asked_to_end(signals: &SignalFd) -> i32 {
     }
 }
 
-fn stay(
+async fn stay(
     context: &Context,
     request: &RunRequest,
+    runtime_dir: &Path,
     mut reply: LaunchReply,
     signals: &SignalFd,
     early: Vec<i32>,
@@ -247,11 +255,11 @@ fn stay(
         Failure::local("can't follow the agent", "agentd gave no attach socket")
             .try_next(format!("agentctl attach {}", reply.name))
     })?;
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let session = Session {
-        socket: OwnedFd::from(attach),
-        signals,
-        early,
+    let id = reply.id.to_string();
+    let attached = Attached {
+        runtime_dir,
+        id: &id,
+        name: &reply.name,
         streams: match request.stdio {
             StdioMode::Pty => Streams::Pty,
             StdioMode::Pipes | StdioMode::Null => Streams::Pipes,
@@ -262,17 +270,78 @@ fn stay(
             Input::Nothing
         },
         detach_keys: &request.detach_keys,
-        stdin: stdin.as_fd(),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
+        signals,
     };
-    let outcome = session.run(&mut |text| stderr_line(&format!("agentctl: {text}")));
-    let outcome = outcome.map_err(|e| {
-        Failure::local(format!("can't stay attached to {}", reply.name), e)
-            .try_next(format!("agentctl attach {}", reply.name))
-    })?;
+    let outcome = attached.stay(context, attach.into(), early).await?;
     let launched = launched_json(&reply);
     finish(context, &reply.name, launched, outcome)
+}
+
+/// Somebody who stays with an agent, also when agentd is restarted.
+#[derive(Debug)]
+pub struct Attached<'a> {
+    /// Of the daemon whose successor would be looked for.
+    pub runtime_dir: &'a Path,
+    /// The agent's id, by which a successor knows it.
+    pub id: &'a str,
+    /// For people.
+    pub name: &'a str,
+    pub streams: Streams,
+    pub input: Input,
+    pub detach_keys: &'a DetachKeys,
+    pub signals: &'a SignalFd,
+}
+
+impl Attached<'_> {
+    /// Carries bytes until the agent has ended or the user has left. After a restart of agentd the output goes on behind
+    /// the last byte that was written here.
+    pub async fn stay(
+        &self,
+        context: &Context,
+        mut socket: OwnedFd,
+        mut early: Vec<i32>,
+    ) -> Result<SessionOutcome, Failure> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Failure::local(format!("can't stay attached to {}", self.name), e)
+                .try_next(format!("agentctl attach {}", self.name))
+        };
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let mut lost_bytes = 0;
+        loop {
+            let session = Session {
+                socket,
+                signals: self.signals,
+                early: std::mem::take(&mut early),
+                streams: self.streams,
+                input: self.input,
+                detach_keys: self.detach_keys,
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_fd(),
+            };
+            let outcome = session.run(&mut |text| stderr_line(&format!("agentctl: {text}")));
+            let mut outcome = outcome.map_err(|e| failed(&e))?;
+            outcome.lost_bytes += lost_bytes;
+            let (SessionEnd::Lost, Some(offset)) = (&outcome.end, outcome.offset) else {
+                return Ok(outcome);
+            };
+            lost_bytes = outcome.lost_bytes;
+            let daemon = come_back(context, self.runtime_dir).await?;
+            let window = raw::window(&stdout).filter(|_| self.streams == Streams::Pty);
+            let options = AttachOptions {
+                stdin: Some(self.input == Input::Send),
+                rows: window.map(|(rows, _)| rows.saturating_add(1)),
+                cols: window.map(|(_, cols)| cols),
+                from_offset: Some(offset),
+                lossless: Some(true),
+                ..AttachOptions::default()
+            };
+            let attached = daemon.agent(self.id).await?.attach(&options).await;
+            socket = attached
+                .map_err(|e| Failure::api(format!("can't attach to {}", self.name), &e))?
+                .into();
+        }
+    }
 }
 
 /// Says how a session ended and gives the exit code. Shared with `attach`.

@@ -1,19 +1,19 @@
 //! `ps`, `attach`, `stop`, `kill`, `signal`, `wait`: live agents.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use agentd_api::{AgentState, AgentSummary, AttachOptions, Error, ErrorCode};
 use agentd_kernel::signals::SignalFd;
 use serde_json::{Value, json};
 
+use crate::comeback::{come_back, is_lost};
 use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::output::{Cell, Out, Style, Table, command_line, grouped, shorten, span, stderr_line};
 use crate::resolve::{Context, Input, Replay, Which};
-use crate::run;
+use crate::run::{self, Attached};
 use crate::terminal::session::{SIGNALS, Streams};
-use crate::terminal::{DetachKeys, Session, raw};
+use crate::terminal::{DetachKeys, raw};
 
 pub async fn ps(context: &Context, which: Which, ids_only: bool) -> Result<u8, Failure> {
     let daemon = Daemon::connect(context).await?;
@@ -124,20 +124,17 @@ pub async fn attach(
         .attach(&options)
         .await
         .map_err(|e| Failure::api(what(), &e).try_next(format!("agentctl logs {agent}")))?;
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let session = Session {
-        socket: OwnedFd::from(socket),
-        signals: &signals,
-        early: Vec::new(),
+    let id = proxy.id().await.unwrap_or_else(|_| agent.to_owned());
+    let attached = Attached {
+        runtime_dir: &daemon.runtime_dir,
+        id: &id,
+        name: agent,
         streams,
         input,
         detach_keys,
-        stdin: stdin.as_fd(),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
+        signals: &signals,
     };
-    let outcome = session.run(&mut |text| stderr_line(&format!("agentctl: {text}")));
-    let outcome = outcome.map_err(|e| Failure::local(what(), e))?;
+    let outcome = attached.stay(context, socket.into(), Vec::new()).await?;
     run::finish(context, agent, json!({ "agent": agent }), outcome)
 }
 
@@ -237,8 +234,18 @@ pub async fn signal(context: &Context, agent: &str, signo: i32) -> Result<u8, Fa
 }
 
 pub async fn wait(context: &Context, agent: &str) -> Result<u8, Failure> {
-    let daemon = Daemon::connect(context).await?;
-    let info = daemon.agent(agent).await?.wait().await;
+    let mut daemon = Daemon::connect(context).await?;
+    // The id, because a name may have gone to another agent after a restart.
+    let id = daemon.agent(agent).await?.id().await;
+    let id = id.unwrap_or_else(|_| agent.to_owned());
+    let info = loop {
+        match daemon.agent(&id).await?.wait().await {
+            Err(error) if is_lost(&error) => {
+                daemon = come_back(context, &daemon.runtime_dir).await?;
+            }
+            info => break info,
+        }
+    };
     let info = info.map_err(|e| Failure::api(format!("can't wait for {agent:?}"), &e))?;
     if context.is_json() {
         Out::stdout().json(&info.to_json())?;

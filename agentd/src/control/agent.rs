@@ -113,6 +113,11 @@ impl AgentObject {
             .map_err(|e| Error::Internal(format!("cannot read the log: {e}")))
     }
 
+    async fn log_start(&self, options: LogOptions) -> Result<u64, Error> {
+        let begin = Extent::of(&options).begin(&self.agent.log);
+        begin.map_err(|e| Error::Internal(format!("cannot read the log: {e}")))
+    }
+
     async fn wait(&self) -> Result<ExitInfo, Error> {
         Ok(self.agent.wait().await)
     }

@@ -40,7 +40,8 @@ impl Extent {
         }
     }
 
-    fn begin(self, log: &Arc<OutputLog>) -> io::Result<u64> {
+    /// Where it begins now.
+    pub fn begin(self, log: &Arc<OutputLog>) -> io::Result<u64> {
         let LogState { start, end, .. } = log.state();
         match self {
             Self::All => Ok(start),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::egress::NetConfig;
 use crate::gateway::ModelConfig;
 
 /// The checked configuration.
@@ -18,6 +19,7 @@ pub struct Config {
     pub daemon: DaemonConfig,
     pub units: UnitsConfig,
     pub model: ModelConfig,
+    pub net: NetConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +88,7 @@ struct RawConfig {
     daemon: RawDaemon,
     units: RawUnits,
     model: ModelConfig,
+    net: NetConfig,
 }
 
 #[derive(Debug, Deserialize)]
@@ -223,6 +226,7 @@ impl Config {
                 policy_dirs,
             },
             model: raw.model,
+            net: raw.net,
         })
     }
 }

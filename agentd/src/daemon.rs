@@ -20,6 +20,7 @@ use crate::bus::{BusServer, MessageSink};
 use crate::config::{Config, OnStop};
 use crate::control;
 use crate::driver::TaskSink;
+use crate::egress::Credentials;
 use crate::gateway::Upstreams;
 use crate::record::BusRecord;
 use crate::service;
@@ -44,6 +45,7 @@ pub struct Daemon {
     pub broker: BrokerLink,
     pub bus: BusServer,
     pub upstreams: Arc<Upstreams>,
+    pub credentials: Credentials,
     pub agents: Arc<Registry>,
     pub tasks: Tasks,
     /// The same, as conversations see it: where the ends of their tasks are reported.
@@ -132,6 +134,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
             .context("cannot read the open questions")?,
         store,
         upstreams: Arc::new(prepared.upstreams),
+        credentials: prepared.credentials,
         agents,
         task_sink: Arc::new(tasks.clone()),
         tasks,

@@ -162,6 +162,7 @@ fn plan_here(
         caller_home: caller.home,
         home: None,
         home_files: Vec::new(),
+        trust: None,
         name: "example".to_owned(),
         mode: if is_root { Mode::Root } else { Mode::User },
         lifeline_grace_ms: 30_000,

@@ -187,6 +187,14 @@ impl Daemon {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let driver = spec.driver.unwrap_or(Driver::None);
+        let trust = self
+            .credentials
+            .for_agent(caller.uid, &policy.egress.credentials)
+            .map_err(|e| Error::LaunchRefused(e.to_string()))?
+            .map(|credentials| agentd_sandbox::TrustBundle {
+                path: crate::egress::bundle_place().to_owned(),
+                pem: credentials.bundle().to_owned(),
+            });
         let driven = crate::driver::prepare(driver, spec)?;
         let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
         let inputs = LaunchInputs {
@@ -208,6 +216,7 @@ impl Daemon {
             caller_home: path(&spec.home),
             home: None,
             home_files: driven.home_files,
+            trust,
             name: identity.name.clone(),
             mode: self.sandbox_mode(),
             lifeline_grace_ms: u32::try_from(self.config.daemon.lifeline_grace.as_millis())

@@ -339,6 +339,15 @@ impl Daemon {
                     tokio::spawn(crate::gateway::serve(listener, Arc::new(context), cancel));
                 }
                 plan::PROXY => {
+                    let names = &kept.rules.egress.credentials;
+                    // Taken out of the configuration since the launch: then its host is a host like any other.
+                    let credentials = self
+                        .credentials
+                        .for_agent(identity.uid, names)
+                        .unwrap_or_else(|error| {
+                            tracing::warn!(agent = %identity, "{error}");
+                            None
+                        });
                     let context = crate::egress::EgressContext::new(
                         identity,
                         kept.rules.egress.clone(),
@@ -348,7 +357,8 @@ impl Daemon {
                         Arc::clone(&self.approvals),
                         kept.unit.as_deref().map(kind_of_unit),
                         kept.rules.tools.ask_timeout,
-                    );
+                    )
+                    .with_credentials(credentials);
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
                 plan::MCP => {

@@ -65,11 +65,7 @@ pub async fn forward(
     let activity = Activity::new();
     let counters = context.counters();
     let open = counters.opened();
-    let counted = Counted {
-        stream,
-        counters,
-        activity: activity.clone(),
-    };
+    let counted = Counted::new(stream, counters, activity.clone());
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(64 << 10)
         .handshake(TokioIo::new(counted))
@@ -94,7 +90,7 @@ pub async fn forward(
 }
 
 /// Removes what concerns one connection only, named by the standard or by the message itself (RFC 9110, 7.6.1).
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
+pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -122,10 +118,24 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// A connection whose bytes are counted.
-struct Counted {
+pub(super) struct Counted {
     stream: TcpStream,
     counters: Arc<EgressCounters>,
     activity: Activity,
+}
+
+impl Counted {
+    pub(super) fn new(
+        stream: TcpStream,
+        counters: Arc<EgressCounters>,
+        activity: Activity,
+    ) -> Self {
+        Self {
+            stream,
+            counters,
+            activity,
+        }
+    }
 }
 
 impl AsyncRead for Counted {

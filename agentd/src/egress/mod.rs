@@ -4,17 +4,21 @@
 //! HTTP proxy: `CONNECT host:port`, and requests with a whole `http://` address. A host and port pass if the policy
 //! lists them ([`agentd_sandbox::EgressRules`]). Names are resolved here, outside; every address is judged
 //! ([`destination`]), and the connection goes to the very address that was judged, so a name that changes its mind
-//! between look and use gains nothing. What is inside a tunnel is not looked at.
+//! between look and use gains nothing. What is inside a tunnel is not looked at, except for hosts that the policy names a credential
+//! for ([`terminate`]).
 //!
 //! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403 that says what to add
 //! to the policy, and a line on record. Start reading at [`server`].
 
+mod authority;
 mod consent;
 mod counters;
+mod credential;
 mod destination;
 mod http;
 mod resolve;
 mod server;
+mod terminate;
 mod tunnel;
 
 use std::collections::HashMap;
@@ -29,6 +33,9 @@ use crate::approvals::Approvals;
 use consent::People;
 
 pub use counters::{EgressCounters, EgressSnapshot};
+pub use credential::{
+    AgentCredentials, CredentialError, Credentials, NetConfig, NoSuchCredential, bundle_place,
+};
 pub use resolve::{Resolve, SystemResolver};
 pub use server::serve;
 
@@ -48,6 +55,7 @@ pub struct EgressContext {
     idle_timeout: Duration,
     denied: Mutex<HashMap<String, Instant>>,
     people: Option<People>,
+    credentials: Option<AgentCredentials>,
 }
 
 impl EgressContext {
@@ -62,7 +70,14 @@ impl EgressContext {
             idle_timeout: Duration::from_secs(600),
             denied: Mutex::default(),
             people: None,
+            credentials: None,
         }
+    }
+
+    /// Puts credentials into requests to their hosts.
+    pub fn with_credentials(mut self, credentials: Option<AgentCredentials>) -> Self {
+        self.credentials = credentials;
+        self
     }
 
     /// Asks people about destinations under `[net] ask`; without this they are refused.

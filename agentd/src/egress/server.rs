@@ -13,22 +13,23 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::EgressContext;
 use super::destination::{Destination, Refused};
+use super::terminate::Terminated;
 use super::{http as plain, tunnel};
 
 /// Connections of one agent at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
 /// How long an agent may take over a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of a head.
-const MAX_HEAD_BYTES: usize = 32 << 10;
+pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
 
-type ProxyBody = BoxBody<Bytes, hyper::Error>;
+pub(super) type ProxyBody = BoxBody<Bytes, hyper::Error>;
 
 /// What every connection shares.
 #[derive(Clone)]
@@ -132,6 +133,41 @@ impl Shared {
                 )
             })?;
         let network = self.context.connect(&destination).await?;
+        let inspected = self
+            .context
+            .credentials
+            .as_ref()
+            .filter(|c| c.cover(&destination.host, destination.port));
+        if let Some(credentials) = inspected {
+            let terminated = Arc::new(Terminated {
+                context: Arc::clone(&self.context),
+                credentials: credentials.clone(),
+                destination,
+                tasks: self.tasks.clone(),
+                cancel: self.cancel.clone(),
+                first: Mutex::new(Some(network)),
+                sender: Mutex::default(),
+            });
+            let cancel = self.cancel.clone();
+            self.tasks.spawn(async move {
+                let serving = async {
+                    match hyper::upgrade::on(request).await {
+                        Ok(upgraded) => terminated.serve(TokioIo::new(upgraded)).await,
+                        Err(error) => {
+                            tracing::debug!(%error, "the agent left before its tunnel stood");
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = serving => {}
+                    () = cancel.cancelled() => {}
+                }
+                drop(slot);
+            });
+            return Ok(Response::new(
+                Empty::new().map_err(|never| match never {}).boxed(),
+            ));
+        }
         let shared = self.clone();
         let counters = self.context.counters();
         let open = counters.opened();
@@ -155,7 +191,7 @@ impl Shared {
     }
 }
 
-fn refusal(refused: &Refused) -> Response<ProxyBody> {
+pub(super) fn refusal(refused: &Refused) -> Response<ProxyBody> {
     let body = Full::new(Bytes::from(refused.text.clone()))
         .map_err(|never| match never {})
         .boxed();

@@ -17,7 +17,7 @@ mod exchange;
 mod headers;
 mod meter;
 mod request;
-mod secret;
+pub(crate) mod secret;
 mod server;
 mod sse;
 mod upstream;

@@ -2,11 +2,66 @@
 //!
 //! The bytes leave this type only as a header value marked sensitive, which hyper keeps out of its own debug output.
 
+use std::ffi::OsString;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
 use http::HeaderValue;
 use memchr::memmem;
 use zeroize::Zeroizing;
+
+use super::config::KeySource;
+
+/// Why a secret can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("cannot read {}", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the daemon's environment has no {0}")]
+    Env(String),
+    #[error(
+        "no $CREDENTIALS_DIRECTORY for the credential {0}; add LoadCredential={0}:PATH to the unit"
+    )]
+    NoCredentials(String),
+    #[error("the first line of {0} is not a secret (one word of printable ASCII)")]
+    Form(String),
+}
+
+/// Reads a secret from where the configuration says; `None` for none.
+///
+/// # Errors
+/// [`SecretError`], which never holds the secret.
+pub fn read_secret(
+    source: &KeySource,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Option<Secret>, SecretError> {
+    let from_file = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Ok((Zeroizing::new(text), path.display().to_string())),
+        Err(source) => Err(SecretError::File { path, source }),
+    };
+    let (text, origin) = match source {
+        KeySource::None => return Ok(None),
+        KeySource::File(path) => from_file(path.clone())?,
+        KeySource::Env(name) => {
+            let value = env(name).ok_or_else(|| SecretError::Env(name.clone()))?;
+            (
+                Zeroizing::new(value.into_string().unwrap_or_default()),
+                format!("${name}"),
+            )
+        }
+        KeySource::Credential(name) => {
+            let dir = env("CREDENTIALS_DIRECTORY")
+                .ok_or_else(|| SecretError::NoCredentials(name.clone()))?;
+            from_file(Path::new(&dir).join(name))?
+        }
+    };
+    Secret::new(text).map(Some).ok_or(SecretError::Form(origin))
+}
 
 /// A key or token.
 pub struct Secret(Zeroizing<String>);
@@ -26,6 +81,16 @@ impl Secret {
     pub fn header(&self, prefix: &str) -> HeaderValue {
         let text = Zeroizing::new(format!("{prefix}{}", *self.0));
         let mut value = HeaderValue::from_str(&text).expect("a secret holds only graphic ASCII");
+        value.set_sensitive(true);
+        value
+    }
+
+    /// The value of an `authorization` header of the Basic kind (RFC 7617), marked sensitive.
+    pub fn basic(&self, user: &str) -> HeaderValue {
+        let pair = Zeroizing::new(format!("{user}:{}", *self.0));
+        let text = base64::engine::general_purpose::STANDARD.encode(pair.as_bytes());
+        let text = Zeroizing::new(format!("Basic {text}"));
+        let mut value = HeaderValue::from_str(&text).expect("base64 is graphic ASCII");
         value.set_sensitive(true);
         value
     }

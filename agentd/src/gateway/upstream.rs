@@ -17,11 +17,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use zeroize::Zeroizing;
 
 use super::api::Provider;
 use super::config::{Auth, KeySource, ModelConfig, ProviderConfig};
-use super::secret::Secret;
+use super::secret::{Secret, SecretError, read_secret};
 
 /// The header Anthropic wants beside a subscription token.
 const OAUTH_BETA: &str = "oauth-2025-04-20";
@@ -287,41 +286,18 @@ impl Upstream {
 fn read_key(
     provider: Provider,
     source: &KeySource,
-    env: &impl Fn(&str) -> Option<OsString>,
+    env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Secret>, UpstreamsError> {
-    let from_file = |path: PathBuf| match std::fs::read_to_string(&path) {
-        Ok(text) => Ok((Zeroizing::new(text), path.display().to_string())),
-        Err(source) => Err(UpstreamsError::KeyFile {
+    read_secret(source, env).map_err(|error| match error {
+        SecretError::File { path, source } => UpstreamsError::KeyFile {
             provider,
             path,
             source,
-        }),
-    };
-    let (text, origin) = match source {
-        KeySource::None => return Ok(None),
-        KeySource::File(path) => from_file(path.clone())?,
-        KeySource::Env(name) => {
-            let value = env(name).ok_or_else(|| UpstreamsError::KeyEnv {
-                provider,
-                name: name.clone(),
-            })?;
-            (
-                Zeroizing::new(value.into_string().unwrap_or_default()),
-                format!("${name}"),
-            )
-        }
-        KeySource::Credential(name) => {
-            let dir =
-                env("CREDENTIALS_DIRECTORY").ok_or_else(|| UpstreamsError::NoCredentials {
-                    provider,
-                    name: name.clone(),
-                })?;
-            from_file(Path::new(&dir).join(name))?
-        }
-    };
-    Secret::new(text)
-        .map(Some)
-        .ok_or(UpstreamsError::KeyForm { provider, origin })
+        },
+        SecretError::Env(name) => UpstreamsError::KeyEnv { provider, name },
+        SecretError::NoCredentials(name) => UpstreamsError::NoCredentials { provider, name },
+        SecretError::Form(origin) => UpstreamsError::KeyForm { provider, origin },
+    })
 }
 
 #[cfg(test)]

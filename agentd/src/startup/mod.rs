@@ -27,6 +27,7 @@ use rustix::fs::FlockOperation;
 
 use self::confine::{Confinement, ServiceIds};
 use crate::config::{Config, Confine, OnStop};
+use crate::egress::Credentials;
 use crate::gateway::Upstreams;
 use crate::options::{Options, Standing};
 use crate::units::Units;
@@ -44,6 +45,7 @@ pub struct Prepared {
     pub control: UnixListener,
     pub broker: BrokerProcess,
     pub upstreams: Upstreams,
+    pub credentials: Credentials,
     /// Where the system's units are, and what was read and opened of them.
     pub unit_dirs: Vec<PathBuf>,
     pub units: Boot,
@@ -103,6 +105,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         Standing::System => connect_broker(&options.runtime_dir)?,
     };
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
+    let credentials = Credentials::from_config(&config.net).context("credentials")?;
 
     let mode = if system {
         DaemonMode::Root
@@ -134,6 +137,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         upstreams,
         mode,
         system_bus: system.then(|| options.system_bus.clone()),
+        credentials,
         service,
         instance_lock,
     })

@@ -2,6 +2,7 @@
 //! ordinary user. One module per promise; `SPECIFICATION.md` says which.
 
 mod approvals;
+mod credentials;
 mod death;
 mod harness;
 mod isolation;

@@ -80,7 +80,7 @@ impl Lab {
         let rules = EgressRules {
             enabled: true,
             rules,
-            ask: Vec::new(),
+            ..EgressRules::default()
         };
         let context = change(EgressContext::new(
             record.identity.clone(),

@@ -6,6 +6,16 @@ use crate::ports;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Variables by which programs find TLS roots: OpenSSL, Node, Python's requests, pip, curl, git, cargo.
+const TRUST_VARIABLES: [&str; 7] = [
+    "SSL_CERT_FILE",
+    "NODE_EXTRA_CA_CERTS",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+];
 /// Folders every PATH ends in.
 const SYSTEM_PATH: [&str; 6] = [
     "/usr/local/sbin",
@@ -86,6 +96,13 @@ pub(crate) fn environment(
     }
     for name in ["NO_PROXY", "no_proxy"] {
         set(name, "127.0.0.1,localhost");
+    }
+    if let Some(trust) = &inputs.trust {
+        // What does not read the system's bundle is told where it is, each in its own way.
+        for name in TRUST_VARIABLES {
+            set(name, &trust.path.to_string_lossy());
+        }
+        set("NODE_USE_ENV_PROXY", "1");
     }
     match inputs.stdio {
         StdioMode::Pty { .. } => {

@@ -41,6 +41,15 @@ pub struct HomeFile {
     pub content: Vec<u8>,
 }
 
+/// The TLS roots that programs inside have to trust, instead of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// Where this host keeps its bundle; the folder around it is hidden inside.
+    pub path: PathBuf,
+    /// Certificates in PEM form.
+    pub pem: Vec<u8>,
+}
+
 /// One launch, as agentd knows it.
 #[derive(Debug, Clone)]
 pub struct LaunchInputs {
@@ -67,6 +76,8 @@ pub struct LaunchInputs {
     /// Where the private HOME is. `None`: at the caller's own HOME path, or `/home/agent` if that won't do.
     pub home: Option<PathBuf>,
     pub home_files: Vec<HomeFile>,
+    /// `None` leaves the host's own roots in place.
+    pub trust: Option<TrustBundle>,
     /// The agent's name, also its host name.
     pub name: String,
     pub mode: Mode,

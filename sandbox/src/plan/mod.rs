@@ -14,7 +14,7 @@ mod summary;
 mod view;
 mod wire;
 
-pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode};
+pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode, TrustBundle};
 pub use property::{Property, PropertyStatus};
 pub use refused::PlanRefused;
 pub use summary::PlanSummary;

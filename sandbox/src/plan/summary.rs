@@ -60,6 +60,7 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                     Source::System => "system".into(),
                     Source::Grant(i) => format!("grant {i}"),
                     Source::Tmpfs => "private".into(),
+                    Source::Trust => "TLS roots".into(),
                 },
                 access: if m.writable {
                     "read-write"

@@ -36,6 +36,8 @@ pub(crate) enum Source {
     /// The grant of this index.
     Grant(u32),
     Tmpfs,
+    /// The folder of the TLS roots, with a bundle of the sandbox's own.
+    Trust,
 }
 
 /// One mount.
@@ -127,6 +129,14 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
             source: Source::Tmpfs,
             writable: true,
             exec,
+        });
+    }
+    if let Some(folder) = inputs.trust.as_ref().and_then(|t| t.path.parent()) {
+        mounts.push(Mount {
+            dst: folder.to_owned(),
+            source: Source::Trust,
+            writable: false,
+            exec: false,
         });
     }
     let mut program = None;

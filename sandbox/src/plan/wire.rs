@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 const MAX_SHM_BYTES: u64 = 1 << 30;
 /// What may be pinned in memory: enough for keys and rings, too little to starve the host.
 const MEMLOCK_BYTES: u64 = 16 << 20;
+/// Room for a bundle of TLS roots, which is a few hundred KiB.
+const TRUST_BYTES: u64 = 4 << 20;
+const TRUST_INODES: u64 = 64;
 const STACK_BYTES: u64 = 8 << 20;
 const NONE: u64 = u64::MAX;
 
@@ -140,6 +143,7 @@ impl Parts<'_> {
                     flags | MountFlags::OPTIONAL | MountFlags::KEEP_LINK,
                 ),
                 Source::Grant(index) => plan.grant_mount(index, dst, flags),
+                Source::Trust => plan.tmpfs(dst, TRUST_BYTES, TRUST_INODES, 0o755, flags),
                 Source::Tmpfs => {
                     let mode = if mount.dst == self.view.home {
                         0o700
@@ -152,6 +156,9 @@ impl Parts<'_> {
         }
         for (path, content) in etc::files(self.inputs, &self.view.home) {
             plan.file(path, 0o644, content);
+        }
+        if let Some(trust) = &self.inputs.trust {
+            plan.file(bytes(&trust.path), 0o644, &trust.pem);
         }
         plan.symlink("/etc/mtab", "/proc/mounts");
         for file in &self.inputs.home_files {

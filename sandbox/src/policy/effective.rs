@@ -414,6 +414,7 @@ impl Merged {
                 enabled: self.is("net", "mode", "proxy"),
                 rules: hosts("allow"),
                 ask: hosts("ask"),
+                credentials: self.typed("net", "credentials", |t, _| Some(t.to_owned())),
             },
             model: ModelRules {
                 enabled: self.is("model", "access", "gateway"),

@@ -100,6 +100,16 @@ impl EffectivePolicy {
                 "set net.mode = \"proxy\"",
             ));
         }
+        if !self.egress.enabled && !self.egress.credentials.is_empty() {
+            let origin = self.origin_of("net.credentials");
+            out.push(warn(
+                &origin,
+                "net.credentials",
+                &self.egress.credentials.join(", "),
+                "there is no network, so no credential is used",
+                "set net.mode = \"proxy\" and allow the credential's host",
+            ));
+        }
         for rule in &self.egress.ask {
             let allowed = |a: &&EgressRule| a.host == rule.host && a.port == rule.port;
             if let Some(allow) = self.egress.rules.iter().find(allowed) {

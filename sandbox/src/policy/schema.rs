@@ -20,6 +20,7 @@ pub(crate) enum Kind {
     ToolRules,
     SyscallSets,
     Properties,
+    CredentialNames,
     /// Single values: the last one wins.
     Text,
     NetMode,
@@ -38,7 +39,15 @@ impl Kind {
         use Kind::*;
         matches!(
             self,
-            Paths | Hosts | Names | Globs | EnvNames | ToolRules | SyscallSets | Properties
+            Paths
+                | Hosts
+                | Names
+                | Globs
+                | EnvNames
+                | ToolRules
+                | SyscallSets
+                | Properties
+                | CredentialNames
         )
     }
 }
@@ -80,6 +89,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("net", "mode", Kind::NetMode),
     key("net", "allow", Kind::Hosts),
     key("net", "ask", Kind::Hosts),
+    key("net", "credentials", Kind::CredentialNames),
     key("model", "access", Kind::ModelAccess),
     key("model", "models", Kind::Globs),
     Key {
@@ -203,6 +213,7 @@ impl Key {
                         .map(drop)
                         .map_err(|p| Problem::new("not a name or pattern", p)),
                     Kind::Globs => non_empty(text),
+                    Kind::CredentialNames => credential_name(text),
                     Kind::EnvNames => env_name(text, true),
                     Kind::ToolRules => ToolRule::parse(text, Origin::built_in("check"))
                         .map(drop)
@@ -392,6 +403,20 @@ pub(crate) fn env_name(text: &str, pattern: bool) -> Result<(), Problem> {
     Err(Problem::new(
         format!("{text:?} is not the name of an environment variable"),
         help,
+    ))
+}
+
+fn credential_name(text: &str) -> Result<(), Problem> {
+    let ok = !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if ok {
+        return Ok(());
+    }
+    Err(Problem::new(
+        format!("{text:?} is not the name of a credential"),
+        "it is the name of a [[net.credential]] of agentd's configuration: letters, digits and - _ .",
     ))
 }
 

@@ -64,6 +64,9 @@ pub struct EgressRules {
     /// `[net] ask`: reached only when a person says so. Wins over `rules`.
     #[serde(default)]
     pub ask: Vec<EgressRule>,
+    /// `[net] credentials`: names of credentials of the daemon's that the agent uses and never sees.
+    #[serde(default)]
+    pub credentials: Vec<String>,
 }
 
 /// The answer to one connection.
@@ -231,7 +234,7 @@ mod tests {
         let rules = EgressRules {
             enabled: true,
             rules: vec![r],
-            ask: Vec::new(),
+            ..EgressRules::default()
         };
         matches!(rules.allows(host, port), Decision::Allow { .. })
     }
@@ -265,6 +268,7 @@ mod tests {
             enabled: true,
             rules: vec![rule(HostPattern::Any, Some(443))],
             ask: vec![rule(HostPattern::Exact("prod.example".into()), None)],
+            ..EgressRules::default()
         };
         assert!(matches!(
             rules.allows("PROD.example.", 443),
@@ -293,7 +297,7 @@ mod tests {
         let rules = EgressRules {
             enabled: true,
             rules: vec![rule(HostPattern::Exact("h.org".into()), Some(22))],
-            ask: Vec::new(),
+            ..EgressRules::default()
         };
         let Decision::Deny { why } = rules.allows("h.org", 23) else {
             panic!("allowed")

@@ -109,6 +109,7 @@ fn inputs(mode: Mode) -> LaunchInputs {
         caller_home: Some("/home/ada".into()),
         home: None,
         home_files: Vec::new(),
+        trust: None,
         name: "helper".into(),
         mode,
         lifeline_grace_ms: 30_000,

@@ -109,6 +109,7 @@ impl Launch {
             caller_home: home,
             home: None,
             home_files: Vec::new(),
+            trust: None,
             name: "workload".into(),
             mode: if self.mode == WireMode::Root {
                 Mode::Root

@@ -19,6 +19,18 @@ use tokio::io::AsyncWriteExt as _;
 /// Loopback, but not an address that NO_PROXY of a sandbox lists.
 pub const HOST: &str = "127.0.0.2";
 
+/// This machine's own name, if it leads to loopback: for clients that can't verify an address through a proxy.
+pub fn own_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (name != "localhost" && loopback(&name).is_some()).then_some(name)
+}
+
+fn loopback(host: &str) -> Option<SocketAddr> {
+    use std::net::ToSocketAddrs as _;
+    let mut addresses = (host, 0).to_socket_addrs().ok()?;
+    addresses.find(|a| a.is_ipv4() && a.ip().is_loopback())
+}
+
 /// One request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -40,6 +52,7 @@ pub struct Shelf {
 
 /// A running server; ends when dropped.
 pub struct Forge {
+    pub host: String,
     pub port: u16,
     pub shelf: Arc<Shelf>,
     /// The certificate to trust, PEM.
@@ -48,14 +61,14 @@ pub struct Forge {
 }
 
 impl Forge {
-    pub fn start(repositories: &Path, git_authorization: &str) -> Self {
+    pub fn start(host: &str, repositories: &Path, git_authorization: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let own = params.self_signed(&key).expect("an authority");
         let issuer = Issuer::new(params, key);
         let leaf_key = KeyPair::generate().expect("a key");
-        let leaf = CertificateParams::new(vec![HOST.to_owned()]).expect("an address");
+        let leaf = CertificateParams::new(vec![host.to_owned()]).expect("an address");
         let leaf = leaf.signed_by(&leaf_key, &issuer).expect("a certificate");
         let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -76,8 +89,10 @@ impl Forge {
             .enable_all()
             .build()
             .expect("a runtime");
-        let address: SocketAddr = format!("{HOST}:0").parse().expect("an address");
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).expect("a port");
+        let address = loopback(host).expect("the host leads to loopback");
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind(address))
+            .expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let serving = Arc::clone(&shelf);
         runtime.spawn(async move {
@@ -92,13 +107,17 @@ impl Forge {
                         async move { Ok::<_, Infallible>(shelf.answer(request).await) }
                     });
                     let connection = hyper::server::conn::http1::Builder::new();
-                    if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
+                    if let Err(error) = connection
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                    {
                         eprintln!("forge: {error}");
                     }
                 });
             }
         });
         Self {
+            host: host.to_owned(),
             port,
             shelf,
             authority: pem(own.der()),
@@ -108,19 +127,30 @@ impl Forge {
 
     pub fn put(&self, path: &str, authorization: &str, content: impl Into<Vec<u8>>) {
         let entry = (content.into(), authorization.to_owned());
-        self.shelf.files.lock().expect("no panic").insert(path.to_owned(), entry);
+        self.shelf
+            .files
+            .lock()
+            .expect("no panic")
+            .insert(path.to_owned(), entry);
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("https://{HOST}:{}{path}", self.port)
+        format!("https://{}:{}{path}", self.host, self.port)
     }
 }
 
 fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("base64")).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|l| std::str::from_utf8(l).expect("base64"))
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 impl Shelf {
@@ -144,7 +174,17 @@ impl Shelf {
         }
         match self.files.lock().expect("no panic").get(&path) {
             Some((_, wanted)) if *wanted != authorization => status(401),
-            Some((content, _)) => Response::new(Full::new(Bytes::from(content.clone()))),
+            Some((content, _)) => {
+                let kind = if path.ends_with('/') {
+                    "text/html"
+                } else {
+                    "application/octet-stream"
+                };
+                let response = Response::builder().header("content-type", kind);
+                response
+                    .body(Full::new(Bytes::from(content.clone())))
+                    .expect("an answer")
+            }
             None => status(404),
         }
     }
@@ -181,9 +221,16 @@ impl Shelf {
                 eprintln!("forge: {error}");
             }
         });
-        let output = child.wait_with_output().await.expect("git-http-backend ends");
+        let output = child
+            .wait_with_output()
+            .await
+            .expect("git-http-backend ends");
         feeding.await.expect("feeding ends");
-        let split = output.stdout.windows(4).position(|w| w == b"\r\n\r\n").expect("a CGI answer");
+        let split = output
+            .stdout
+            .windows(4)
+            .position(|w| w == b"\r\n\r\n")
+            .expect("a CGI answer");
         let mut response = Response::builder();
         for line in String::from_utf8_lossy(&output.stdout[..split]).lines() {
             let (name, value) = line.split_once(": ").expect("a header");

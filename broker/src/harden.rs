@@ -8,7 +8,7 @@
 //! | `CAP_SETUID`, `CAP_SETGID` | writing the id maps of agents' user namespaces and of idmapped mounts |
 //!
 //! `CAP_DAC_OVERRIDE` stays permitted but not effective where the broker runs in the root of a version 1 cgroup hierarchy:
-//! that directory is mode 0555, and the broker's own directory in it is removed at the end ([`override_for_removal`]).
+//! that directory is mode 0555, and the broker's own directory in it is removed at the end ([`remove`]).
 //!
 //! Signalling agents needs none: the creator of a user namespace has all rights over it. The rest of the file is
 //! `no_new_privs`, the descriptor limits, and a seccomp deny list. Agents inherit that list (below the launcher's own
@@ -17,7 +17,8 @@
 //! Runs once, at start; any failure ends the process.
 
 use crate::start::StartError;
-use agentd_broker::protocol::Mode;
+use agentd_broker::protocol::{MAX_AGENTS, MAX_KEPT, Mode};
+use agentd_kernel::cgroup::Subtree;
 use caps::{CapSet, Capability};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{BTreeMap, HashSet};
@@ -25,8 +26,9 @@ use std::io;
 
 /// Hard limit of descriptors that agents can be given, where the system allows it.
 const NOFILE_HARD: u64 = 1 << 20;
-/// Descriptors that the broker itself may have open: three per agent, and those of one launch.
-const NOFILE_OWN: u64 = 16_384;
+/// Descriptors that the broker itself may have open: pidfd, status socket, cgroup directory and events of each agent, what
+/// is kept for it, and those of one launch.
+const NOFILE_OWN: u64 = (MAX_AGENTS * (4 + MAX_KEPT) + 1024) as u64;
 
 const KEPT: [Capability; 3] = [
     Capability::CAP_SYS_ADMIN,
@@ -125,8 +127,16 @@ fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
     caps::set(None, CapSet::Permitted, &permitted)
 }
 
+/// The last thing the broker does.
+pub fn remove(subtree: Subtree) {
+    override_for_removal();
+    if let Err(error) = subtree.remove() {
+        eprintln!("agentd-broker: {error}");
+    }
+}
+
 /// Makes `CAP_DAC_OVERRIDE` effective if it was kept, for the last thing the broker does.
-pub fn override_for_removal() {
+fn override_for_removal() {
     let raise = || {
         if caps::has_cap(None, CapSet::Permitted, Capability::CAP_DAC_OVERRIDE)? {
             caps::raise(None, CapSet::Effective, Capability::CAP_DAC_OVERRIDE)?;

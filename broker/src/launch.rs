@@ -4,7 +4,7 @@
 //! pass the floor, ids come from the broker's own range, and who granted what is what the kernel attests. The first thing
 //! that is wrong refuses the launch with the rule it broke; nothing is left behind, though grants for one use are spent.
 
-use crate::agents::Agent;
+use crate::agents::{Agent, Grace, Parentage, State};
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
 use crate::spawn::{Launcher, Spawn};
@@ -21,7 +21,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 /// What `clone3` gives every agent.
 const NAMESPACE_LAYERS: u64 = LAYER_USER_NS
@@ -46,7 +45,6 @@ pub struct Workshop {
 #[derive(Debug)]
 pub struct Started {
     pub agent: Agent,
-    pub reply: Launched,
     pub pidfd: OwnedFd,
     pub status: OwnedFd,
 }
@@ -144,7 +142,7 @@ impl Workshop {
             .unified_path()
             .map(|path| path.as_os_str().as_bytes().to_vec())
             .unwrap_or_default();
-        let reply = Launched {
+        let info = Launched {
             slot,
             pid: spawned.pid,
             grace_ms: plan.lifeline_grace_ms(),
@@ -160,13 +158,20 @@ impl Workshop {
                 Vec::new()
             },
         };
-        let grace = Duration::from_millis(plan.lifeline_grace_ms().into());
-        let agent = Agent::new(spawned.pid, spawned.pidfd, group, grace);
+        let agent = Agent {
+            info,
+            parentage: Parentage::Own,
+            pidfd: spawned.pidfd,
+            status: spawned.status,
+            kept: Vec::new(),
+            group: Some(group),
+            grace: Grace::Whole,
+            state: State::Running,
+        };
         Ok(Started {
             agent,
-            reply,
             pidfd: spawned.client_pidfd,
-            status: spawned.status,
+            status: spawned.client_status,
         })
     }
 

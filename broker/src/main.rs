@@ -1,12 +1,19 @@
 //! The broker: the one process of agentd that keeps privilege.
 //!
-//! It serves one client, agentd, on the socket it finds on descriptor 3, with the fixed requests of
+//! It serves one client at a time, agentd, on the socket it finds on descriptor 3, with the fixed requests of
 //! [`agentd_broker::protocol`]. It never parses policies, network bytes or agents' output, opens no path that a client
 //! names, and reads no environment. Single-threaded; runs as root (one kernel uid per agent) or as a user (single-id map),
 //! by its effective uid. It ends when agentd asks, when it is told to by SIGTERM, or when agentd has gone and the last
-//! agent with it. Read on in `server.rs` (the loop), `launch.rs` (a launch), `docs/broker-protocol.md`.
+//! agent with it.
+//!
+//! On a listening socket it is two processes: a supervisor that does next to nothing, and the worker that it forks for the
+//! client, and again for the next connection after the worker died. Read on in `supervisor.rs`, `server.rs` (the worker's
+//! loop), `launch.rs` (a launch), `adopt.rs` (agents of a dead worker), `docs/broker-protocol.md`.
 
+mod adopt;
 mod agents;
+mod answer;
+mod connection;
 mod failure;
 mod harden;
 mod idmap;
@@ -14,17 +21,23 @@ mod launch;
 mod server;
 mod spawn;
 mod start;
+mod supervisor;
 
+use start::{Arguments, Command, Prepared, Socket, StartError, Supervision};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: agentd-broker [--client-uid UID]\n\n\
+const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--keep-agents] [--no-supervisor]\n\n\
 Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for\n\
-exactly one connection. The peer must be UID (by default this process's own).";
+one client after the other.\n\n\
+  --client-uid UID  who may connect, besides this process's own user; by default the owner of the socket's file\n\
+  --cgroup DIR      keep agents in DIR, a delegated cgroup2 directory without processes\n\
+  --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace\n\
+  --no-supervisor   whoever started this process starts it again when it dies";
 
 fn main() -> ExitCode {
-    let client_uid = match start::parse_arguments(std::env::args_os().skip(1)) {
-        Ok(start::Arguments::Serve { client_uid }) => client_uid,
-        Ok(start::Arguments::Version) => {
+    let arguments = match start::parse_arguments(std::env::args_os().skip(1)) {
+        Ok(Command::Serve(arguments)) => arguments,
+        Ok(Command::Version) => {
             eprintln!("agentd-broker {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
@@ -33,11 +46,30 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match start::prepare(client_uid).and_then(server::Server::run) {
+    match start::prepare(&arguments).and_then(|prepared| run(prepared, &arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("agentd-broker: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(prepared: Prepared, arguments: &Arguments) -> Result<(), StartError> {
+    let serve = |prepared| server::Server::new(prepared, arguments)?.run();
+    let supervised = arguments.supervision == Supervision::Own
+        && matches!(prepared.socket, Socket::Listening(_));
+    let removable = if supervised {
+        match supervisor::run(prepared, arguments)? {
+            // The supervisor removes what its workers leave.
+            supervisor::Role::Worker(prepared) => serve(prepared).map(|_| None)?,
+            supervisor::Role::Supervisor(subtree) => subtree,
+        }
+    } else {
+        serve(prepared)?
+    };
+    if let Some(subtree) = removable {
+        harden::remove(subtree);
+    }
+    Ok(())
 }

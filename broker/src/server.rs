@@ -1,26 +1,25 @@
-//! The loop: one client, its agents, their deaths.
+//! The worker's loop: one client at a time, its agents, their deaths.
 //!
-//! Waits in `poll` for the client, for signals and for the agents' pidfds; never blocks anywhere else, so a client that
-//! doesn't read can't keep an agent from being reaped. Replies that the socket doesn't take wait in a queue, and while it
-//! isn't empty no further request is read. See `protocol` for the messages and `agents.rs` for an agent's states.
+//! Waits in `poll` for the client (or, without one, for the next to connect), for signals and for the agents' pidfds; never
+//! blocks anywhere else, so a client that doesn't read can't keep an agent from being reaped. What each request does is in
+//! `answer.rs`, an agent's states in `agents.rs`, the messages in `protocol`.
 
-use crate::agents::{Agents, State, stats};
-use crate::failure::{failed, refused};
-use crate::harden;
+use crate::agents::{Agents, State};
+use crate::connection::{Arrival, Connection, Ended};
+use crate::failure::refused;
 use crate::idmap::IdmapCache;
 use crate::launch::Workshop;
 use crate::spawn::Launcher;
-use crate::start::StartError;
+use crate::start::{Arguments, Leaving, Prepared, Socket, StartError};
 use agentd_broker::protocol::{
-    self, CgroupFeatures, ErrorCode, Failure, MAX_FDS, MAX_MESSAGE, Mode, Reply, Request, Slot,
-    VERSION, Welcome,
+    self, ErrorCode, Failure, MAX_MESSAGE, Mode, RESERVED_ID_BASE, Reply,
 };
-use agentd_kernel::cgroup::{Controller, Freeze, Subtree};
-use agentd_kernel::fdpass::{self, ReceiveError, Wait};
+use agentd_kernel::cgroup::Subtree;
+use agentd_kernel::proc_status;
 use agentd_kernel::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::VecDeque;
-use std::io;
+use rustix::net::SocketFlags;
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -30,89 +29,114 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// The broker after its start.
 #[derive(Debug)]
 pub struct Server {
-    /// `None` once agentd has gone.
-    client: Option<OwnedFd>,
-    /// From Hello: the read end that hangs up when agentd dies.
-    agentd_lifeline: Option<OwnedFd>,
+    /// Where clients connect; `None` if there is one client and never another.
+    listener: Option<OwnedFd>,
+    /// Who may connect.
+    client_uids: Vec<u32>,
+    pub client: Option<Connection>,
     signals: SignalFd,
-    agents: Agents,
-    workshop: Workshop,
-    outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
-    /// Set when everything is to end: when patience does.
-    stopping: Option<Instant>,
+    pub agents: Agents,
+    pub workshop: Workshop,
+    on_term: Leaving,
+    /// Until the first client has come.
+    untouched: bool,
+    pub end: Option<End>,
+}
+
+/// Why everything ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All agents are killed; the wait for them is over at this time.
+    Stop { patience: Instant },
+    /// This process only: the agents stay, for their grace, for the next worker.
+    Leave,
 }
 
 /// What woke the loop.
 struct Woken {
     client: PollFlags,
-    signal: bool,
+    listener: bool,
 }
 
 impl Server {
-    pub fn new(
-        mode: Mode,
-        client: OwnedFd,
-        signals: SignalFd,
-        subtree: Subtree,
-        launcher: Launcher,
-    ) -> Self {
-        Self {
-            client: Some(client),
-            agentd_lifeline: None,
+    /// In the process that is to serve: makes what must be its own (the lifeline, the signals).
+    pub fn new(prepared: Prepared, arguments: &Arguments) -> Result<Self, StartError> {
+        let Prepared {
+            mode,
+            socket,
+            subtree,
+            client_uids,
+            soft_nofile,
+        } = prepared;
+        let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR2])
+            .map_err(StartError::os("signalfd"))?;
+        let (listener, client) = match socket {
+            Socket::Listening(listener) => (Some(listener), None),
+            Socket::Connected(socket) => (None, Some(Connection::new(socket, &client_uids)?)),
+        };
+        let agents = if listener.is_some() {
+            let mut orphans = subtree.numbers();
+            if mode == Mode::Root {
+                orphans.extend(slots_in_use().map_err(StartError::os("/proc"))?);
+            }
+            Agents::beside(orphans)
+        } else {
+            Agents::default()
+        };
+        Ok(Self {
+            listener,
+            untouched: client.is_none(),
+            client_uids,
+            client,
             signals,
-            agents: Agents::default(),
+            agents,
             workshop: Workshop {
                 mode,
                 subtree,
-                launcher,
+                launcher: Launcher::prepare(soft_nofile)?,
                 idmaps: IdmapCache::default(),
             },
-            outgoing: VecDeque::new(),
-            stopping: None,
-        }
+            on_term: arguments.on_term,
+            end: None,
+        })
     }
 
-    /// Serves until the end described in the crate documentation, then removes the cgroup subtree.
-    pub fn run(mut self) -> Result<(), StartError> {
+    /// Serves until the end described in `main.rs`. The subtree comes back to be removed, unless agents are left in it.
+    pub fn run(mut self) -> Result<Option<Subtree>, StartError> {
         while !self.is_finished() {
             let woken = self.wait().map_err(StartError::os("poll"))?;
-            if woken.signal {
-                self.take_signals();
+            self.take_signals();
+            if woken.listener {
+                self.accept();
             }
-            if woken.client.intersects(PollFlags::OUT) {
-                self.flush();
-            }
-            if woken
-                .client
-                .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
-            {
-                self.receive();
-            }
+            self.serve(woken.client);
             self.tend_agents();
         }
-        harden::override_for_removal();
-        if let Err(error) = self.workshop.subtree.remove() {
-            eprintln!("agentd-broker: {error}");
-        }
-        Ok(())
+        Ok(match self.end {
+            Some(End::Leave) => None,
+            Some(End::Stop { .. }) | None => Some(self.workshop.subtree),
+        })
     }
 
     fn is_finished(&self) -> bool {
-        let over = self.stopping.is_some() || self.client.is_none();
-        over && (!self.agents.any_alive()
-            || self
-                .stopping
-                .is_some_and(|patience| Instant::now() >= patience))
+        match self.end {
+            Some(End::Leave) => true,
+            Some(End::Stop { patience }) => !self.agents.any_alive() || Instant::now() >= patience,
+            // Gone agents are held for a next client, if one can come.
+            None if self.listener.is_some() => {
+                self.client.is_none() && !self.untouched && self.agents.count() == 0
+            }
+            None => self.client.is_none() && !self.agents.any_alive(),
+        }
     }
 
     fn wait(&mut self) -> rustix::io::Result<Woken> {
-        let wake_at = self
-            .agents
-            .iter()
-            .filter_map(|agent| agent.wake_at())
-            .chain(self.stopping)
-            .min();
-        let timeout = wake_at.map(|at| {
+        let patience = match self.end {
+            Some(End::Stop { patience }) => Some(patience),
+            Some(End::Leave) | None => None,
+        };
+        let wake_at = self.agents.iter().filter_map(|agent| agent.wake_at());
+        let timeout = wake_at.chain(patience).min().map(|at| {
             // Rounded up, so that the loop never spins just before a deadline.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec {
@@ -120,48 +144,49 @@ impl Server {
                 tv_nsec: left.subsec_nanos().into(),
             }
         });
-        let signals = self.signals.as_fd();
-        let mut fds = vec![PollFd::from_borrowed_fd(signals, PollFlags::IN)];
-        if let Some(client) = &self.client {
-            let direction = if self.outgoing.is_empty() {
-                PollFlags::IN
-            } else {
-                PollFlags::OUT
-            };
-            fds.push(PollFd::new(client, direction));
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.signals.as_fd(),
+            PollFlags::IN,
+        )];
+        match (&self.client, &self.listener) {
+            (Some(client), _) => fds.extend(client.polls()),
+            (None, Some(listener)) => fds.push(PollFd::new(listener, PollFlags::IN)),
+            (None, None) => {}
         }
         for agent in self.agents.iter() {
             match &agent.state {
-                State::Running { pidfd, .. } => fds.push(PollFd::new(pidfd, PollFlags::IN)),
-                State::Dying {
-                    events: Some(events),
-                    ..
-                } => fds.push(PollFd::new(events, PollFlags::PRI)),
-                State::Dying { .. } | State::Gone => {}
+                State::Running => fds.push(PollFd::new(&agent.pidfd, PollFlags::IN)),
+                State::Dying(dying) => {
+                    let events = dying.events.as_ref();
+                    fds.extend(events.map(|events| PollFd::new(events, PollFlags::PRI)));
+                }
+                State::Gone { .. } => {}
             }
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
-        let client = if self.client.is_some() {
-            fds[1].revents()
-        } else {
-            PollFlags::empty()
+        let second = fds.get(1).map_or(PollFlags::empty(), PollFd::revents);
+        let (client, listener) = match (&self.client, &self.listener) {
+            (Some(_), _) => (second, false),
+            (None, Some(_)) => (PollFlags::empty(), !second.is_empty()),
+            (None, None) => (PollFlags::empty(), false),
         };
-        Ok(Woken {
-            client,
-            signal: !fds[0].revents().is_empty(),
-        })
+        Ok(Woken { client, listener })
     }
 
-    /// SIGTERM and SIGINT end everything; SIGHUP is the end of a terminal that is not ours.
+    /// SIGTERM and SIGINT end everything, or leave the agents if so told at the start. SIGUSR2 leaves them: the program is
+    /// to be replaced. SIGHUP is the end of a terminal that is not ours.
     fn take_signals(&mut self) {
         loop {
             match self.signals.try_next() {
-                Ok(Some(arrival)) if arrival.signo != libc::SIGHUP && self.stopping.is_none() => {
-                    self.stop()
-                }
+                Ok(Some(arrival)) if self.end.is_none() => match arrival.signo {
+                    libc::SIGHUP => {}
+                    libc::SIGUSR2 => self.end = self.listener.is_some().then_some(End::Leave),
+                    _ if self.on_term == Leaving::KeepAgents => self.end = Some(End::Leave),
+                    _ => self.stop(),
+                },
                 Ok(Some(_)) => {}
                 Ok(None) => return,
                 Err(error) => return eprintln!("agentd-broker: reading signals: {error}"),
@@ -169,22 +194,35 @@ impl Server {
         }
     }
 
-    /// Reaps, buries and, after agentd's death, kills those whose grace is over.
-    fn tend_agents(&mut self) {
-        let now = Instant::now();
-        let mut events = Vec::new();
-        for (slot, agent) in self.agents.iter_mut() {
-            agent.reap(now);
-            events.extend(agent.bury(slot, now));
-            if let State::Running { deadline, .. } = &mut agent.state
-                && deadline.is_some_and(|at| now >= at)
-            {
-                *deadline = None;
-                log_failure(agent.kill());
-            }
+    /// Takes the next client. One that may not connect is told nothing.
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        self.untouched = false;
+        let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
+            .map_err(StartError::os("accept"))
+            .and_then(|socket| Connection::new(socket, &self.client_uids));
+        match accepted {
+            Ok(connection) => self.client = Some(connection),
+            Err(error) => eprintln!("agentd-broker: {error}"),
         }
-        for gone in events {
-            self.send(0, &Reply::Gone(gone), Vec::new());
+    }
+
+    fn serve(&mut self, events: PollFlags) {
+        if self.client.as_ref().is_some_and(Connection::is_dead) {
+            return self.client_gone();
+        }
+        let Some(client) = &mut self.client else {
+            return;
+        };
+        if events.intersects(PollFlags::OUT)
+            && let Err(Ended) = client.flush()
+        {
+            return self.client_gone();
+        }
+        if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            self.receive();
         }
     }
 
@@ -192,32 +230,20 @@ impl Server {
     fn receive(&mut self) {
         let Some(client) = &self.client else { return };
         let mut buffer = [0u8; MAX_MESSAGE];
-        let received = match fdpass::receive(client.as_fd(), &mut buffer, MAX_FDS, Wait::Never) {
-            // An empty message reads like the end; only the end hangs up.
-            Ok(received) if received.len == 0 && received.fds.is_empty() && hung_up(client) => {
-                return self.client_gone();
-            }
-            Ok(received) => received,
-            Err(error) if error.is_would_block() => return,
-            Err(ReceiveError::Io(error)) => {
-                if error.kind() != io::ErrorKind::ConnectionReset {
-                    eprintln!("agentd-broker: {error}");
-                }
-                return self.client_gone();
-            }
-            Err(error) => {
+        let (len, fds) = match client.receive(&mut buffer) {
+            Arrival::Request { len, fds } => (len, fds),
+            Arrival::Nothing => return,
+            Arrival::End => return self.client_gone(),
+            Arrival::Malformed(error) => {
                 let failure = refused(ErrorCode::Malformed, error.to_string());
-                return self.send(
-                    protocol::request_id(&buffer),
-                    &Reply::Failed(failure),
-                    Vec::new(),
-                );
+                let id = protocol::request_id(&buffer);
+                return self.send(id, &Reply::Failed(failure), Vec::new());
             }
         };
-        let bytes = &buffer[..received.len];
+        let bytes = &buffer[..len];
         let answer = protocol::decode_request(bytes)
             .map_err(|error| refused(ErrorCode::Malformed, error.to_string()))
-            .and_then(|(_, request)| self.answer(&request, received.fds));
+            .and_then(|(_, request)| self.answer(&request, fds));
         let id = protocol::request_id(bytes);
         match answer {
             Ok(Some((reply, fds))) => self.send(id, &reply, fds),
@@ -226,176 +252,59 @@ impl Server {
         }
     }
 
-    fn answer(
-        &mut self,
-        request: &Request,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Option<(Reply, Vec<OwnedFd>)>, Failure> {
-        if self.stopping.is_some() {
-            return Err(refused(
-                ErrorCode::ShuttingDown,
-                "the broker is shutting down",
-            ));
+    /// Reaps, buries and, without agentd, kills and forgets those whose grace is over.
+    fn tend_agents(&mut self) {
+        let now = Instant::now();
+        let mut events = Vec::new();
+        for agent in self.agents.iter_mut() {
+            agent.reap(now);
+            events.extend(agent.bury(now));
+            log_failure(agent.enforce_grace(now));
         }
-        let carries = matches!(
-            request,
-            Request::Hello { .. } | Request::Launch(_) | Request::Keep { .. } | Request::Adopt(_)
-        );
-        if !carries && !fds.is_empty() {
-            return Err(refused(
-                ErrorCode::Malformed,
-                "only hello, launch, keep and adopt carry descriptors",
-            ));
+        for gone in events {
+            self.send(0, &Reply::Gone(gone), Vec::new());
         }
-        if matches!(request, Request::Hello { .. }) != self.agentd_lifeline.is_none() {
-            return Err(refused(
-                ErrorCode::OutOfOrder,
-                "hello is the first request, once",
-            ));
-        }
-        let done = |()| (Reply::Done, Vec::new());
-        let answer = match *request {
-            Request::Hello { version } => (self.hello(version, fds)?, Vec::new()),
-            Request::Launch(ref launch) => {
-                let slot = self.agents.free_slot()?;
-                let lifeline = self
-                    .agentd_lifeline
-                    .as_ref()
-                    .expect("hello came first")
-                    .as_fd();
-                let started = self.workshop.launch(slot, launch, fds, lifeline)?;
-                self.agents.insert(slot, started.agent);
-                (
-                    Reply::Launched(started.reply),
-                    vec![started.pidfd, started.status],
-                )
-            }
-            Request::Kill(slot) => self.agents.get(slot)?.kill().map(done)?,
-            Request::Freeze(slot) => self.freeze(slot, Freeze::Frozen).map(done)?,
-            Request::Thaw(slot) => self.freeze(slot, Freeze::Thawed).map(done)?,
-            Request::Stat(slot) => {
-                let usage = self.agents.get(slot)?.running_group()?.usage();
-                (Reply::Stats(stats(usage)), Vec::new())
-            }
-            Request::Release(slot) => self.agents.release(slot).map(done)?,
-            Request::Keep { .. } | Request::Next { .. } | Request::Adopt(_) | Request::Detach => {
-                return Err(refused(ErrorCode::Unsupported, "this broker keeps nothing"));
-            }
-            Request::Shutdown => {
-                self.stop();
-                return Ok(None);
-            }
-        };
-        Ok(Some(answer))
-    }
-
-    fn hello(&mut self, version: u32, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
-        if version != VERSION {
-            let text = format!(
-                "this broker speaks version {VERSION}, not {version}: restart agentd after an upgrade"
-            );
-            return Err(refused(ErrorCode::Version, text));
-        }
-        let wrong = || {
-            refused(
-                ErrorCode::Malformed,
-                "hello carries one descriptor: the read end of a pipe",
-            )
-        };
-        let [lifeline] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| wrong())?;
-        let stat = rustix::fs::fstat(&lifeline).map_err(|_| wrong())?;
-        let flags = rustix::fs::fcntl_getfl(&lifeline).map_err(|_| wrong())?;
-        let is_read_end = rustix::fs::FileType::from_raw_mode(stat.st_mode)
-            == rustix::fs::FileType::Fifo
-            && flags & rustix::fs::OFlags::ACCMODE == rustix::fs::OFlags::RDONLY;
-        if !is_read_end {
-            return Err(wrong());
-        }
-        self.agentd_lifeline = Some(lifeline);
-        let subtree = &self.workshop.subtree;
-        let has = |wanted| subtree.controllers().any(|controller| controller == wanted);
-        let cgroups = CgroupFeatures {
-            memory: has(Controller::Memory),
-            pids: has(Controller::Pids),
-            cpu: has(Controller::Cpu),
-            unified: subtree.has_unified(),
-        };
-        let pid = std::process::id() as i32;
-        Ok(Reply::Welcome(Welcome {
-            version: VERSION,
-            mode: self.workshop.mode,
-            pid,
-            cgroups,
-            held: 0,
-        }))
-    }
-
-    fn freeze(&mut self, slot: Slot, state: Freeze) -> Result<(), Failure> {
-        match self.agents.get(slot)?.running_group()?.freeze(state) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(refused(
-                ErrorCode::Unsupported,
-                "freezing needs a cgroup2 hierarchy, and there is none here",
-            )),
-            Err(error) => Err(failed(ErrorCode::Cgroup, &error.operation, &error.source)),
+        if self.client.is_none() {
+            self.agents.forget_gone(now);
         }
     }
 
-    /// Queues a message and sends what the socket takes.
     fn send(&mut self, id: u64, reply: &Reply, fds: Vec<OwnedFd>) {
-        if self.client.is_some() {
-            self.outgoing
-                .push_back((protocol::encode_reply(id, reply), fds));
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        while let (Some(client), Some((bytes, fds))) = (&self.client, self.outgoing.front()) {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            match fdpass::send(client.as_fd(), bytes, &borrowed) {
-                Ok(_) => {
-                    self.outgoing.pop_front();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::BrokenPipe {
-                        eprintln!("agentd-broker: sending to agentd: {error}");
-                    }
-                    return self.client_gone();
-                }
-            }
+        if let Some(client) = &mut self.client
+            && let Err(Ended) = client.send(id, reply, fds)
+        {
+            self.client_gone();
         }
     }
 
     /// agentd has died or closed its end: each agent has its grace left.
-    fn client_gone(&mut self) {
+    pub fn client_gone(&mut self) {
         self.client = None;
-        self.outgoing.clear();
         let now = Instant::now();
-        for (_, agent) in self.agents.iter_mut() {
-            if let State::Running { deadline, .. } = &mut agent.state {
-                *deadline = Some(now + agent.grace);
-            }
+        for agent in self.agents.iter_mut() {
+            agent.begin_grace(now);
         }
     }
 
     /// Kills everything; the loop ends when all of it is reaped.
-    fn stop(&mut self) {
-        self.stopping = Some(Instant::now() + STOP_PATIENCE);
-        for (_, agent) in self.agents.iter_mut() {
+    pub fn stop(&mut self) {
+        let patience = Instant::now() + STOP_PATIENCE;
+        self.end = Some(End::Stop { patience });
+        for agent in self.agents.iter_mut() {
             log_failure(agent.kill());
         }
     }
 }
 
-fn hung_up(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut fds, Some(&at_once)).is_err() || !fds[0].revents().is_empty()
+/// Slots whose kernel uid some process has: agents of an earlier worker, or of another broker.
+fn slots_in_use() -> std::io::Result<BTreeSet<u32>> {
+    let uids = proc_status::uids()?;
+    let slots = uids
+        .into_iter()
+        .filter_map(|uid| uid.checked_sub(RESERVED_ID_BASE));
+    Ok(slots
+        .filter(|slot| (1..=protocol::MAX_AGENTS as u32).contains(slot))
+        .collect())
 }
 
 fn log_failure(result: Result<(), Failure>) {

@@ -68,8 +68,10 @@ pub struct Spawned {
     pub pidfd: PidFd,
     /// The same for agentd.
     pub client_pidfd: OwnedFd,
-    /// agentd's end.
+    /// agentd's end of the status socket.
     pub status: OwnedFd,
+    /// The same for agentd.
+    pub client_status: OwnedFd,
 }
 
 /// What the child needs, computed before it exists.
@@ -111,12 +113,20 @@ impl Launcher {
         })
     }
 
+    /// For the inits of adopted agents.
+    pub fn lifeline(&self) -> BorrowedFd<'_> {
+        self.lifeline.as_fd()
+    }
+
     /// Starts a launcher in its own namespaces and in `spawn.group`. On failure nothing of it is left.
     pub fn spawn(&self, spawn: &Spawn<'_>) -> Result<Spawned, Failure> {
         let fault =
             |what: &'static str| move |error: io::Error| failed(ErrorCode::Spawn, what, &error);
         let (status, launcher_status) =
             agentd_kernel::fdpass::seqpacket_pair().map_err(fault("socketpair"))?;
+        let client_status = status
+            .try_clone()
+            .map_err(fault("duplicating the socket"))?;
         let (barrier, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|errno| failed(ErrorCode::Spawn, "pipe", &errno.into()))?;
         let arguments = Arguments {
@@ -220,6 +230,7 @@ impl Launcher {
                 pidfd,
                 client_pidfd,
                 status,
+                client_status,
             }),
             Err(failure) => {
                 discard(&pidfd);

@@ -1,27 +1,55 @@
-//! From exec to the first request: the socket, the peer, the descriptors, the privileges that stay.
+//! From exec to the first request: the arguments, the socket, the cgroups, the privileges that stay.
 //!
-//! Runs once, before anything from the client is read; every failure here ends the process with a line on stderr.
+//! Runs once, before anything from a client is read; every failure here ends the process with a line on stderr.
 
 use crate::harden::{self, Removal};
-use crate::server::Server;
-use crate::spawn::Launcher;
 use agentd_broker::client::SOCKET_FD;
 use agentd_broker::protocol::Mode;
-use agentd_kernel::cgroup::{Layout, Subtree};
-use agentd_kernel::fdpass;
+use agentd_kernel::cgroup::{CgroupError, Layout, Subtree};
 use agentd_kernel::probe::Roots;
-use agentd_kernel::signals::SignalFd;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
 use rustix::process::{geteuid, getpid, getppid, setsid};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arguments {
-    Serve { client_uid: Option<u32> },
+pub enum Command {
+    Serve(Arguments),
     Version,
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    pub client_uid: Option<u32>,
+    /// A delegated cgroup2 directory for the agents.
+    pub cgroup: Option<PathBuf>,
+    pub on_term: Leaving,
+    pub supervision: Supervision,
+    /// As they came, for an upgrade in place.
+    pub given: Vec<OsString>,
+}
+
+/// What becomes of the agents on SIGTERM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leaving {
+    #[default]
+    KillAgents,
+    KeepAgents,
+}
+
+/// Who starts a worker again that has died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Supervision {
+    #[default]
+    Own,
+    /// Whoever started this process.
+    Foreign,
 }
 
 /// Why the broker can't start.
@@ -31,14 +59,16 @@ pub enum StartError {
     Argument(OsString),
     #[error("--client-uid takes a numeric user id, not {0:?}")]
     ClientUid(Option<OsString>),
+    #[error("--cgroup takes the absolute path of a cgroup2 directory, not {0:?}")]
+    CgroupPath(Option<OsString>),
+    #[error("--cgroup: {0}")]
+    Cgroup(#[from] CgroupError),
     #[error(
         "descriptor {SOCKET_FD} is not an AF_UNIX SOCK_SEQPACKET socket: start agentd, which starts agentd-broker"
     )]
     Socket,
-    #[error(
-        "the peer on descriptor {SOCKET_FD} has uid {uid}, only uid {expected} may use this broker"
-    )]
-    Peer { uid: u32, expected: u32 },
+    #[error("the peer on the socket has uid {uid}, only uids {allowed:?} may use this broker")]
+    Peer { uid: u32, allowed: Vec<u32> },
     #[error("{call}: {source}")]
     Os {
         call: &'static str,
@@ -56,42 +86,73 @@ impl StartError {
     }
 }
 
-pub fn parse_arguments(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, StartError> {
-    let mut arguments = arguments;
-    let mut client_uid = None;
+pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command, StartError> {
+    let given: Vec<OsString> = given.collect();
+    let mut parsed = Arguments::default();
+    let mut arguments = given.iter().cloned();
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
-            Some("--version") => return Ok(Arguments::Version),
+            Some("--version") => return Ok(Command::Version),
             Some("--client-uid") => {
                 let value = arguments.next();
                 let uid = value
                     .as_ref()
                     .and_then(|value| value.to_str()?.parse().ok());
-                client_uid = Some(uid.ok_or(StartError::ClientUid(value))?);
+                parsed.client_uid = Some(uid.ok_or(StartError::ClientUid(value))?);
             }
+            Some("--cgroup") => {
+                let value = arguments.next();
+                let path = value.as_ref().map(PathBuf::from);
+                let path = path.filter(|path| path.is_absolute());
+                parsed.cgroup = Some(path.ok_or(StartError::CgroupPath(value))?);
+            }
+            Some("--keep-agents") => parsed.on_term = Leaving::KeepAgents,
+            Some("--no-supervisor") => parsed.supervision = Supervision::Foreign,
             _ => return Err(StartError::Argument(argument)),
         }
     }
-    Ok(Arguments::Serve { client_uid })
+    parsed.given = given;
+    Ok(Command::Serve(parsed))
 }
 
-/// Takes the socket, checks the peer, builds what launches need, and gives up every other privilege.
-pub fn prepare(client_uid: Option<u32>) -> Result<Server, StartError> {
+/// The socket on descriptor 3.
+#[derive(Debug)]
+pub enum Socket {
+    /// To one client, and no other.
+    Connected(OwnedFd),
+    /// For one client after the other. Non-blocking.
+    Listening(OwnedFd),
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Connected(socket) | Self::Listening(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// Everything that was made while it still could be.
+#[derive(Debug)]
+pub struct Prepared {
+    pub mode: Mode,
+    pub socket: Socket,
+    pub subtree: Subtree,
+    /// Who may be a client.
+    pub client_uids: Vec<u32>,
+    /// The soft limit of descriptors that agents start from.
+    pub soft_nofile: Option<u64>,
+}
+
+/// Takes the socket, makes the cgroups, and gives up every privilege that serving does not need.
+pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
     let mode = if geteuid().is_root() {
         Mode::Root
     } else {
         Mode::User
     };
     let socket = take_socket()?;
-    let expected = client_uid.unwrap_or_else(|| geteuid().as_raw());
-    let peer = fdpass::peer_credentials(socket.as_fd()).map_err(StartError::os("SO_PEERCRED"))?;
-    if peer.uid != expected {
-        return Err(StartError::Peer {
-            uid: peer.uid,
-            expected,
-        });
-    }
-    rustix::io::ioctl_fionbio(&socket, true).map_err(StartError::os("FIONBIO"))?;
+    let client_uids = client_uids(&socket, arguments.client_uid);
 
     // The terminal of whoever started agentd is not ours to be signalled by. Already a leader: nothing to do.
     match setsid() {
@@ -99,29 +160,60 @@ pub fn prepare(client_uid: Option<u32>) -> Result<Server, StartError> {
         Err(errno) => return Err(StartError::os("setsid")(errno)),
     }
     let soft_nofile = harden::process(mode)?;
-    let movable = [
-        getpid().as_raw_nonzero().get(),
-        getppid().map_or(0, |pid| pid.as_raw_nonzero().get()),
-    ];
-    let layout = Layout::detect(&Roots::default()).unwrap_or_else(|error| {
-        eprintln!("agentd-broker: no cgroups: {error}");
-        Layout::default()
-    });
-    let launcher = Launcher::prepare(soft_nofile)?;
-    let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
-        .map_err(StartError::os("signalfd"))?;
-    let subtree = Subtree::create(&layout, movable[0].unsigned_abs(), &movable);
+    let subtree = match &arguments.cgroup {
+        Some(path) => Subtree::delegated(path)?,
+        None => own_subtree(),
+    };
     let removal = if subtree.removal_needs_override() {
         Removal::NeedsOverride
     } else {
         Removal::Plain
     };
     harden::privileges(mode, removal)?;
-    Ok(Server::new(mode, socket, signals, subtree, launcher))
+    Ok(Prepared {
+        mode,
+        socket,
+        subtree,
+        client_uids,
+        soft_nofile,
+    })
 }
 
-/// Descriptor 3, or the first connection on it. Everything above it is closed.
-fn take_socket() -> Result<OwnedFd, StartError> {
+/// `agentd-PID` below this process's cgroups, wherever it can be made.
+fn own_subtree() -> Subtree {
+    let layout = Layout::detect(&Roots::default()).unwrap_or_else(|error| {
+        eprintln!("agentd-broker: no cgroups: {error}");
+        Layout::default()
+    });
+    let movable = [
+        getpid().as_raw_nonzero().get(),
+        getppid().map_or(0, |pid| pid.as_raw_nonzero().get()),
+    ];
+    Subtree::create(&layout, movable[0].unsigned_abs(), &movable)
+}
+
+/// This user, and the one named; if none is, the owner of the file that the socket listens on, who decides by its mode who
+/// can connect at all.
+fn client_uids(socket: &Socket, named: Option<u32>) -> Vec<u32> {
+    let owner = || {
+        let Socket::Listening(socket) = socket else {
+            return None;
+        };
+        let address = rustix::net::getsockname(socket).ok()?;
+        let address = SocketAddrUnix::try_from(address).ok()?;
+        let path = std::ffi::OsStr::from_bytes(address.path()?.to_bytes()).to_owned();
+        Some(std::fs::symlink_metadata(path).ok()?.uid())
+    };
+    let own = geteuid().as_raw();
+    match named {
+        // A socket pair was made by whoever is to use it, and by nobody else.
+        Some(uid) if matches!(socket, Socket::Connected(_)) => vec![uid],
+        named => std::iter::once(own).chain(named.or_else(owner)).collect(),
+    }
+}
+
+/// Descriptor 3. Everything above it is closed.
+fn take_socket() -> Result<Socket, StartError> {
     // SAFETY: close_range takes no pointers. Nothing in this process has opened a descriptor yet; those above 3 came from
     // whoever started us and no Rust value owns them.
     if unsafe { libc::close_range(SOCKET_FD as u32 + 1, u32::MAX, 0) } != 0 {
@@ -138,33 +230,44 @@ fn take_socket() -> Result<OwnedFd, StartError> {
     if !usable {
         return Err(StartError::Socket);
     }
-    if sockopt::socket_acceptconn(&socket).map_err(StartError::os("SO_ACCEPTCONN"))? {
-        return rustix::net::accept_with(&socket, SocketFlags::CLOEXEC)
-            .map_err(StartError::os("accept"));
+    if !sockopt::socket_acceptconn(&socket).map_err(StartError::os("SO_ACCEPTCONN"))? {
+        return Ok(Socket::Connected(socket));
     }
-    Ok(socket)
+    // A client that has gone again must not leave the worker waiting for it.
+    rustix::io::ioctl_fionbio(&socket, true).map_err(StartError::os("FIONBIO"))?;
+    Ok(Socket::Listening(socket))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<Arguments, StartError> {
+    fn parse(arguments: &[&str]) -> Result<Command, StartError> {
         parse_arguments(arguments.iter().map(OsString::from))
     }
 
     #[test]
-    fn the_command_line_takes_a_client_uid_and_nothing_else() {
-        assert_eq!(
-            parse(&[]).expect("empty"),
-            Arguments::Serve { client_uid: None }
-        );
-        assert_eq!(
-            parse(&["--client-uid", "998"]).expect("uid"),
-            Arguments::Serve {
-                client_uid: Some(998)
-            }
-        );
+    fn the_command_line_takes_its_options_and_nothing_else() {
+        let Ok(Command::Serve(none)) = parse(&[]) else {
+            panic!("empty")
+        };
+        assert_eq!(none, Arguments::default());
+        let given = [
+            "--client-uid",
+            "998",
+            "--cgroup",
+            "/sys/fs/cgroup/a",
+            "--keep-agents",
+            "--no-supervisor",
+        ];
+        let all = Arguments {
+            client_uid: Some(998),
+            cgroup: Some("/sys/fs/cgroup/a".into()),
+            on_term: Leaving::KeepAgents,
+            supervision: Supervision::Foreign,
+            given: given.map(OsString::from).to_vec(),
+        };
+        assert_eq!(parse(&given).expect("all"), Command::Serve(all));
         assert!(matches!(
             parse(&["--client-uid"]),
             Err(StartError::ClientUid(None))
@@ -172,6 +275,10 @@ mod tests {
         assert!(matches!(
             parse(&["--client-uid", "root"]),
             Err(StartError::ClientUid(Some(_)))
+        ));
+        assert!(matches!(
+            parse(&["--cgroup", "relative"]),
+            Err(StartError::CgroupPath(Some(_)))
         ));
         assert!(matches!(parse(&["--listen"]), Err(StartError::Argument(_))));
     }

@@ -67,7 +67,12 @@ impl ReceiveError {
 /// # Errors
 /// `E2BIG` for more than [`MAX_FDS`] descriptors, otherwise what `sendmsg(2)` says.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    transmit(socket, bytes, fds, None)
+    transmit(socket, bytes, fds, None, 0)
+}
+
+/// As [`send`], but `WouldBlock` where the socket would wait.
+pub fn try_send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    transmit(socket, bytes, fds, None, libc::MSG_DONTWAIT)
 }
 
 /// As [`send`], with an explicit `SCM_CREDENTIALS` block naming this process and its effective ids, so that the receiver
@@ -82,7 +87,7 @@ pub fn send_with_credentials(
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
     };
-    transmit(socket, bytes, fds, Some(credentials))
+    transmit(socket, bytes, fds, Some(credentials), 0)
 }
 
 /// Bytes that a control block with `payload` bytes takes.
@@ -96,10 +101,12 @@ fn transmit(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
     credentials: Option<libc::ucred>,
+    flags: libc::c_int,
 ) -> io::Result<usize> {
     if fds.len() > MAX_FDS {
         return Err(io::Error::from_raw_os_error(libc::E2BIG));
     }
+    let flags = flags | libc::MSG_NOSIGNAL;
     let mut control = [0u64; CONTROL_WORDS];
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -149,8 +156,7 @@ fn transmit(
     }
     loop {
         // SAFETY: header, iov, the byte slice and the control block outlive the call; the kernel only reads them.
-        let sent =
-            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
         if let Ok(sent) = usize::try_from(sent) {
             return Ok(sent);
         }

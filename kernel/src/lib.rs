@@ -14,6 +14,8 @@ pub mod pidfd;
 #[cfg(feature = "std")]
 pub mod probe;
 #[cfg(feature = "std")]
+pub mod proc_status;
+#[cfg(feature = "std")]
 pub mod session;
 #[cfg(feature = "std")]
 pub mod signals;

@@ -8,7 +8,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,14 @@ impl Ending {
             Self::Signalled(signal) => signal & 0x7f,
         }
     }
+}
+
+/// What [`PidFd::exit_status`] knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    Known(i32),
+    /// It lives, or its parent has not reaped it yet.
+    NotYet,
 }
 
 /// A process, held by descriptor.
@@ -62,6 +70,49 @@ impl PidFd {
                 tv_nsec: 0,
             }),
         )? > 0)
+    }
+
+    /// The process's number, as the procfs at `/proc` has it; `None` once it was reaped, or if it can't be seen from here.
+    pub fn pid(&self) -> io::Result<Option<i32>> {
+        let path = format!("/proc/self/fdinfo/{}", self.0.as_raw_fd());
+        let pid = std::fs::read_to_string(path)?.lines().find_map(|line| {
+            let pid = line.strip_prefix("Pid:")?.trim().parse::<i32>();
+            pid.ok().filter(|pid| *pid > 0)
+        });
+        Ok(pid)
+    }
+
+    /// How a process that is not our child ended, as `wait(2)` encodes it.
+    ///
+    /// # Errors
+    /// Where the kernel can't say (before Linux 6.15), or the descriptor is no pidfd.
+    #[doc(alias = "PIDFD_GET_INFO")]
+    pub fn exit_status(&self) -> io::Result<ExitStatus> {
+        /// `struct pidfd_info`, of which only three fields are read.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Info {
+            mask: u64,
+            cgroup_id: u64,
+            ids: [u32; 11],
+            exit_code: i32,
+        }
+        const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b;
+        const PIDFD_INFO_EXIT: u64 = 1 << 3;
+        const _: () = assert!(size_of::<Info>() == 64);
+        let mut info = Info {
+            mask: PIDFD_INFO_EXIT,
+            ..Info::default()
+        };
+        // SAFETY: the request's number says that the kernel reads and writes 64 bytes, the size of `info`.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if info.mask & PIDFD_INFO_EXIT != 0 {
+            return Ok(ExitStatus::Known(info.exit_code));
+        }
+        Ok(ExitStatus::NotYet)
     }
 
     /// Reaps the process if it is a child of ours and has exited.
@@ -126,6 +177,28 @@ mod tests {
             Some(Ending::Signalled(9))
         );
         pidfd.kill().expect("killing the dead is no error");
+    }
+
+    #[test]
+    fn a_strangers_exit_status_is_known_once_it_is_reaped() {
+        let mut child = Command::new("sh")
+            .args(["-c", "read x; exit 3"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("spawn sh");
+        let pidfd = PidFd::open(child.id() as i32).expect("pidfd");
+        assert_eq!(pidfd.pid().expect("fdinfo"), Some(child.id() as i32));
+        let before = pidfd.exit_status();
+        child.wait().expect("wait");
+        assert_eq!(pidfd.pid().expect("fdinfo"), None);
+        match before {
+            Ok(before) => {
+                assert_eq!(before, ExitStatus::NotYet);
+                let after = pidfd.exit_status().expect("as before");
+                assert_eq!(after, ExitStatus::Known(3 << 8));
+            }
+            Err(error) => eprintln!("this kernel does not tell: {error}"),
+        }
     }
 
     #[test]

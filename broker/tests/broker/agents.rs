@@ -151,7 +151,7 @@ fn kill_ends_a_tree_that_forks_as_fast_as_it_can() {
         ..CgroupLimits::default()
     };
     let agent = broker.launch(
-        shell("trap '' TERM HUP INT; (f() { f & f; }; f) & while :; do :; done").cgroup(limits),
+        shell("trap '' TERM HUP INT; while :; do (f() { f & f; }; f); done").cgroup(limits),
     );
     agent.ready();
     let busy = |pids: Option<u64>| pids.is_none_or(|count| count > 20);

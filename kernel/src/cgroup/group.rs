@@ -104,6 +104,41 @@ impl Group {
         Ok(())
     }
 
+    /// A group that an earlier process made; `None` unless all its directories are there.
+    pub(super) fn open(
+        unified: Option<PathBuf>,
+        controllers: Vec<Controller>,
+        v1: Vec<Hierarchy>,
+    ) -> Option<Self> {
+        if !v1.iter().all(|hierarchy| hierarchy.own.is_dir()) {
+            return None;
+        }
+        let unified = match unified {
+            Some(path) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let directory = open(&path, flags, Mode::empty()).ok()?;
+                Some(Unified {
+                    path,
+                    directory,
+                    controllers,
+                })
+            }
+            None => None,
+        };
+        Some(Self { unified, v1 })
+    }
+
+    /// Whether the process is in each of the group's directories.
+    pub fn contains(&self, pid: i32) -> bool {
+        let v1 = self.v1.iter().map(|hierarchy| hierarchy.own.as_path());
+        let mut paths = v1.chain(self.unified_path());
+        let pid = pid.to_string();
+        paths.all(|path| {
+            read_file(&path.join("cgroup.procs"))
+                .is_some_and(|members| members.lines().any(|member| member == pid))
+        })
+    }
+
     /// The cgroup2 directory, for `CLONE_INTO_CGROUP`.
     pub fn unified(&self) -> Option<BorrowedFd<'_>> {
         self.unified
@@ -403,6 +438,24 @@ mod tests {
             (Some(4096), None)
         );
         assert_eq!((usage.pids_current, usage.oom_kills), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_group_contains_whom_every_directory_lists() {
+        let (folder, group) = group(
+            &[Controller::Pids],
+            &[],
+            &[("v1/cgroup.procs", "12\n14\n"), ("v2/cgroup.procs", "12\n")],
+        );
+        assert!(group.contains(12) && !group.contains(14) && !group.contains(1));
+        let reopen = |v1: &str| {
+            let own = folder.path().join(v1);
+            let controllers = vec![Controller::Pids];
+            let v1 = vec![Hierarchy { own, controllers }];
+            Group::open(Some(folder.path().join("v2")), Vec::new(), v1)
+        };
+        assert!(reopen("v1").is_some_and(|again| again.contains(12)));
+        assert!(reopen("other").is_none());
     }
 
     #[test]

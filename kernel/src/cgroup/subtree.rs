@@ -3,6 +3,7 @@
 use super::layout::DAEMON_LEAF;
 use super::{CgroupError, Controller, Group, Hierarchy, Layout, make_dir, read_file, write_file};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,15 +11,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "agentd-";
+const GROUP_PREFIX: &str = "agent-";
 
-/// The subtree `agentd-<pid>` in every usable hierarchy. Each directory is locked while its owner lives, so that the next
-/// agentd can tell a leftover from a neighbour. Call [`Subtree::remove`] at the end; dropping removes nothing.
+/// The subtree `agentd-<pid>` in every usable hierarchy, or one delegated directory. Each directory is locked while its owner
+/// lives (or a process forked from it), so that the next agentd can tell a leftover from a neighbour. Call [`Subtree::remove`] at the end; dropping removes nothing.
 #[derive(Debug)]
 pub struct Subtree {
     unified: Option<PathBuf>,
     /// What `unified` enables for its children.
     unified_controllers: Vec<Controller>,
     v1: Vec<Hierarchy>,
+    /// Whether the directories are ours to remove.
+    made: bool,
     /// Held for their locks.
     _locks: Vec<OwnedFd>,
 }
@@ -70,8 +74,36 @@ impl Subtree {
             unified,
             unified_controllers,
             v1,
+            made: true,
             _locks: locks,
         }
+    }
+
+    /// Uses `path`, a cgroup2 directory that was delegated to this process and holds no processes itself, and the groups
+    /// that an earlier owner may have left in it. It is made if it isn't there, and stays at the end.
+    ///
+    /// # Errors
+    /// It can't be made, is no cgroup2 directory, or another process has locked it.
+    pub fn delegated(path: &Path) -> Result<Self, CgroupError> {
+        if !path.is_dir() {
+            make_dir(path)?;
+        }
+        let listed = path.join("cgroup.controllers");
+        let listed = fs::read_to_string(&listed)
+            .map_err(|source| CgroupError::new("read", listed, source))?;
+        let lock = lock(path).map_err(|source| CgroupError::new("lock", path, source))?;
+        let offered = Controller::ALL.into_iter().filter(|controller| {
+            listed
+                .split_whitespace()
+                .any(|name| name == controller.name())
+        });
+        Ok(Self {
+            unified: Some(path.to_path_buf()),
+            unified_controllers: enable(path, &offered.collect::<Vec<_>>(), &[]),
+            v1: Vec::new(),
+            made: false,
+            _locks: vec![lock],
+        })
     }
 
     /// The controllers that limit or account for agents here.
@@ -91,15 +123,38 @@ impl Subtree {
     /// Whether removing the subtree takes `CAP_DAC_OVERRIDE` even as root: the root directories of version 1 hierarchies
     /// are mode 0555.
     pub fn removal_needs_override(&self) -> bool {
-        let v1 = self.v1.iter().map(|hierarchy| &hierarchy.own);
-        let mut parents = v1.chain(&self.unified).filter_map(|path| path.parent());
-        parents
-            .any(|parent| fs::metadata(parent).is_ok_and(|metadata| metadata.mode() & 0o200 == 0))
+        let mut parents = self.directories().filter_map(Path::parent);
+        self.made
+            && parents.any(|parent| {
+                fs::metadata(parent).is_ok_and(|metadata| metadata.mode() & 0o200 == 0)
+            })
     }
 
     /// Makes the group `agent-<number>`.
     pub fn group(&self, number: u32) -> Result<Group, CgroupError> {
-        let name = format!("agent-{number}");
+        let (unified, controllers, v1) = self.places(number);
+        Group::create(unified, controllers, v1)
+    }
+
+    /// The group `agent-<number>` of a process that used the subtree before; `None` unless it is whole.
+    pub fn existing(&self, number: u32) -> Option<Group> {
+        let (unified, controllers, v1) = self.places(number);
+        Group::open(unified, controllers, v1)
+    }
+
+    /// Whose groups are there.
+    pub fn numbers(&self) -> BTreeSet<u32> {
+        let groups = self.directories().flat_map(directories);
+        groups.filter_map(|group| number(&group)).collect()
+    }
+
+    fn directories(&self) -> impl Iterator<Item = &Path> {
+        let v1 = self.v1.iter().map(|hierarchy| hierarchy.own.as_path());
+        v1.chain(self.unified.as_deref())
+    }
+
+    fn places(&self, number: u32) -> (Option<PathBuf>, Vec<Controller>, Vec<Hierarchy>) {
+        let name = format!("{GROUP_PREFIX}{number}");
         let v1 = self.v1.iter().map(|hierarchy| {
             let own = hierarchy.own.join(&name);
             Hierarchy {
@@ -108,15 +163,21 @@ impl Subtree {
             }
         });
         let unified = self.unified.as_ref().map(|base| base.join(&name));
-        Group::create(unified, self.unified_controllers.clone(), v1.collect())
+        (unified, self.unified_controllers.clone(), v1.collect())
     }
 
     /// Removes the subtree's directories. Groups still in use keep theirs: the first such failure is returned, after all
     /// others were removed.
     pub fn remove(self) -> Result<(), CgroupError> {
         let mut result = Ok(());
-        let v1 = self.v1.iter().map(|hierarchy| &hierarchy.own);
-        for path in v1.chain(&self.unified) {
+        for path in self.directories() {
+            for group in directories(path).filter(|group| number(group).is_some()) {
+                // What is busy makes the next call fail, whose error is the one to return.
+                fs::remove_dir(group).ok();
+            }
+            if !self.made {
+                continue;
+            }
             match fs::remove_dir(path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     result = result.and(Err(CgroupError::new("remove", path, source)));
@@ -130,7 +191,10 @@ impl Subtree {
 
 fn make_locked(own: &Path, name: u32) -> Result<(PathBuf, OwnedFd), CgroupError> {
     let path = own.join(format!("{PREFIX}{name}"));
-    make_dir(&path)?;
+    // There already: this process had another program before (an upgrade in place), or the kernel used the pid again.
+    if !path.is_dir() {
+        make_dir(&path)?;
+    }
     let lock = lock(&path).map_err(|source| CgroupError::new("lock", &path, source))?;
     Ok((path, lock))
 }
@@ -164,6 +228,12 @@ fn sweep(own: &Path) {
         }
         fs::remove_dir(&subtree).ok();
     }
+}
+
+/// Which agent's group a directory is.
+fn number(group: &Path) -> Option<u32> {
+    let name = group.file_name()?.to_str()?;
+    name.strip_prefix(GROUP_PREFIX)?.parse().ok()
 }
 
 fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
@@ -254,6 +324,54 @@ mod tests {
         subtree.remove().expect("remove");
         neighbour.remove().expect("remove");
         assert!(!own.join("agentd-2").exists() && !own.join("agentd-3").exists());
+    }
+
+    #[test]
+    fn a_successor_finds_the_groups_and_the_last_one_removes_them() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let own = folder.path();
+        let first = Subtree::create(&v1_layout(own), 5, &[]);
+        first.group(1).expect("group");
+        first.group(7).expect("group");
+        assert!(
+            Subtree::create(&v1_layout(own), 5, &[]).v1.is_empty(),
+            "locked"
+        );
+        drop(first);
+        let second = Subtree::create(&v1_layout(own), 5, &[]);
+        assert_eq!(
+            second.numbers(),
+            BTreeSet::from([]),
+            "empty leftovers are swept"
+        );
+        second.group(3).expect("group");
+        assert_eq!(second.numbers(), BTreeSet::from([3]));
+        assert!(second.existing(3).is_some() && second.existing(4).is_none());
+        second.remove().expect("remove");
+        assert!(!own.join("agentd-5").exists());
+    }
+
+    #[test]
+    fn a_delegated_directory_is_used_as_it_is_and_stays() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let error = Subtree::delegated(folder.path()).expect_err("not a cgroup");
+        assert!(error.to_string().contains("cgroup.controllers"), "{error}");
+        fs::write(folder.path().join("cgroup.controllers"), "cpu io pids").expect("write");
+        // As above: the dots are overwritten, the rest reads as a kernel's list.
+        fs::write(folder.path().join("cgroup.subtree_control"), "..... pids").expect("write");
+        fs::create_dir(folder.path().join("agent-9")).expect("mkdir");
+        let subtree = Subtree::delegated(folder.path()).expect("delegated");
+        assert!(subtree.existing(9).is_some(), "left by an earlier owner");
+        assert_eq!(
+            subtree.controllers().collect::<Vec<_>>(),
+            [Controller::Pids]
+        );
+        assert!(
+            Subtree::delegated(folder.path()).is_err(),
+            "one owner at a time"
+        );
+        subtree.remove().expect("remove");
+        assert!(folder.path().is_dir() && !folder.path().join("agent-9").exists());
     }
 
     #[test]

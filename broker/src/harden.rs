@@ -118,7 +118,8 @@ fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
     }
     caps::clear(None, CapSet::Ambient)?;
     if before.contains(&Capability::CAP_SETPCAP) {
-        for capability in caps::read(None, CapSet::Bounding)?.difference(&effective) {
+        // Bounding what the permitted set may be after an upgrade in place; agents' user namespaces begin with a whole one.
+        for capability in caps::read(None, CapSet::Bounding)?.difference(&permitted) {
             caps::drop(None, CapSet::Bounding, *capability)?;
         }
     }

@@ -23,7 +23,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long a client has to connect: the first one, and the one that lost its worker and has no agents.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Workers start no faster than this: one that can't even take its client would be started for it again and again.
 const START_INTERVAL: Duration = Duration::from_millis(100);
 

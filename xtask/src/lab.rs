@@ -155,12 +155,14 @@ impl Lab {
         self.agentd.id()
     }
 
-    /// The broker's pid: agentd's only child.
+    /// The broker's supervisor: agentd's only child.
+    pub fn supervisor(&self) -> Result<u32> {
+        broker_below(self.agentd.id())
+    }
+
+    /// The broker's worker: the supervisor's child, and the parent of agents.
     pub fn broker(&self) -> Result<u32> {
-        children_of(self.agentd.id())?
-            .into_iter()
-            .find(|pid| comm(*pid).is_ok_and(|name| name.starts_with("agentd-broker")))
-            .context("agentd has no broker among its children")
+        broker_below(self.supervisor()?)
     }
 
     /// `agentctl`, aimed at this daemon.
@@ -194,10 +196,18 @@ impl Lab {
 
     /// Kills the daemon and its broker with SIGKILL.
     pub fn crash(&mut self) -> Result<()> {
-        let broker = self.broker()?;
+        let (supervisor, broker) = (self.supervisor()?, self.broker()?);
         kill(self.agentd())?;
+        kill(supervisor)?;
         kill(broker)
     }
+}
+
+fn broker_below(parent: u32) -> Result<u32> {
+    children_of(parent)?
+        .into_iter()
+        .find(|pid| comm(*pid).is_ok_and(|name| name.starts_with("agentd-broker")))
+        .with_context(|| format!("process {parent} has no broker among its children"))
 }
 
 fn kill(pid: u32) -> Result<()> {

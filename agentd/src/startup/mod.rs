@@ -7,24 +7,25 @@
 //! 3. The caller starts the runtime and serves.
 //!
 //! A failure in any phase ends the daemon with a message that names the next step; nothing is left running
-//! (the broker dies with its socket).
+//! (a broker whose client has gone ends when it holds no agents).
 
+pub mod broker;
 pub mod confine;
 pub mod host;
 
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use agentd_api::DaemonMode;
-use agentd_broker::client::BrokerClient;
 use agentd_broker::protocol::CgroupFeatures;
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 
+use self::broker::BrokerProcess;
 use self::confine::{Confinement, ServiceIds};
 use crate::config::{Config, Confine, OnStop};
 use crate::egress::Credentials;
@@ -61,19 +62,6 @@ pub struct Prepared {
     pub instance_lock: OwnedFd,
 }
 
-/// The broker and the two ends that tie it to this process.
-#[derive(Debug)]
-pub struct BrokerProcess {
-    /// Connected `SOCK_SEQPACKET` to the broker.
-    pub socket: OwnedFd,
-    /// Write end of agentd's lifeline. Never written: its closing, by exit or death, is the message.
-    pub lifeline: OwnedFd,
-    /// The last request id that start-up used.
-    pub last_id: u64,
-    /// What it can do with cgroups.
-    pub cgroups: CgroupFeatures,
-}
-
 /// Phase 1. See the module.
 pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let mut passed = agentd_kernel::activation::take(|name| std::env::var(name).ok())
@@ -101,8 +89,9 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         None => bind_control(&options.runtime_dir, system)?,
     };
     let broker = match options.standing {
-        Standing::Own => spawn_broker(options.broker.as_deref())?,
-        Standing::System => connect_broker(&options.runtime_dir)?,
+        Standing::Own => broker::reach(&options.runtime_dir, options.broker.as_deref(), service)?,
+        Standing::System => broker::connect(&options.runtime_dir)
+            .context("start agentd-broker.socket, or run agentd without --system")?,
     };
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
     let credentials = Credentials::from_config(&config.net).context("credentials")?;
@@ -328,57 +317,4 @@ fn trust_broker(host: &mut HostCaps, cgroups: CgroupFeatures) {
             );
         }
     }
-}
-
-/// Greets the broker that the service manager starts when somebody connects.
-fn connect_broker(runtime_dir: &Path) -> anyhow::Result<BrokerProcess> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-    let path = runtime_dir.join(agentd_api::BROKER_SOCKET);
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .context("cannot make a socket")?;
-    SocketAddrUnix::new(&path)
-        .and_then(|address| rustix::net::connect(&socket, &address))
-        .with_context(|| {
-            format!(
-                "nobody serves {}; start agentd-broker.socket, or run agentd without --system",
-                path.display()
-            )
-        })?;
-    greet(BrokerClient::new(socket))
-}
-
-/// Starts the broker and greets it. It inherits one socket and nothing else.
-fn spawn_broker(named: Option<&Path>) -> anyhow::Result<BrokerProcess> {
-    let program = match named {
-        Some(path) => path.to_owned(),
-        None => std::env::current_exe()
-            .context("cannot find agentd's own path")?
-            .with_file_name("agentd-broker"),
-    };
-    let (socket, child) = agentd_broker::client::start(&program).with_context(|| {
-        format!("cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)", program.display())
-    })?;
-    tracing::debug!(pid = child.id(), "broker started");
-    greet(BrokerClient::new(socket))
-}
-
-/// Says hello to the broker, with the read end of a fresh lifeline.
-fn greet(mut client: BrokerClient) -> anyhow::Result<BrokerProcess> {
-    let (lifeline_read, lifeline) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .context("cannot make the lifeline")?;
-    let welcome = client
-        .hello(lifeline_read.as_fd())
-        .context("the broker does not answer as expected")?;
-    tracing::debug!(?welcome, "broker greeted");
-    Ok(BrokerProcess {
-        last_id: client.last_id(),
-        socket: client.into_socket(),
-        lifeline,
-        cgroups: welcome.cgroups,
-    })
 }

@@ -99,7 +99,7 @@ fn with_no_grace_one_lifeline_is_enough() {
         let tree = grow(&daemon, work.path());
         daemon.kill();
         wait_dead(&tree);
-        let broker = daemon.broker;
+        let broker = daemon.supervisor;
         wait_until("the broker ends too", || !is_alive(broker));
     }
 }
@@ -108,8 +108,9 @@ fn with_no_grace_one_lifeline_is_enough() {
 fn agentd_ends_with_its_broker_and_says_why() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
-        let (pid, broker) = (daemon.pid(), daemon.broker);
-        signal(broker, Signal::KILL);
+        let pid = daemon.pid();
+        signal(daemon.supervisor, Signal::KILL);
+        signal(daemon.broker, Signal::KILL);
         wait_until("agentd ends", || !is_alive(pid));
         wait_until("it says why", || {
             daemon.log().contains("agentd-broker has gone")
@@ -123,7 +124,7 @@ fn a_terminated_agentd_stops_its_agents_and_leaves_nothing() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
         let tree = grow(&daemon, work.path());
-        let broker = daemon.broker;
+        let broker = daemon.supervisor;
         assert!(daemon.terminate().success(), "{}", daemon.log());
         wait_dead(&tree);
         wait_until("the broker ends", || !is_alive(broker));
@@ -160,9 +161,9 @@ fn the_record_survives_the_kill_of_agentd() {
     }
 }
 
-/// A killed broker cannot remove its cgroups: the next one sweeps them; here the test plays the next one.
+/// What a killed broker left in its cgroups the next one sweeps; here the test plays the next one.
 fn sweep(mode: Mode, daemon: &Daemon) {
-    let broker = daemon.broker;
+    let broker = daemon.supervisor;
     wait_until("the broker is gone", || !is_alive(broker));
     drop(Daemon::start(mode));
 }

@@ -93,7 +93,9 @@ pub struct Daemon {
     child: Child,
     /// Holds runtime and state directory, configuration and workspaces.
     pub dir: tempfile::TempDir,
-    /// The broker, as agentd's only child.
+    /// The broker's supervisor, as agentd's only child.
+    pub supervisor: i32,
+    /// The broker's worker, as the supervisor's first child: the agents are its children.
     pub broker: i32,
 }
 
@@ -165,12 +167,15 @@ impl Daemon {
             let log = std::fs::read_to_string(dir.path().join("agentd.log")).unwrap_or_default();
             panic!("agentd did not become ready ({status:?}):\n{log}");
         }
-        let broker = children_of(child.id().cast_signed());
-        assert_eq!(broker.len(), 1, "agentd has one child, its broker");
+        let supervisor = children_of(child.id().cast_signed());
+        assert_eq!(supervisor.len(), 1, "agentd has one child, its broker");
+        let broker = children_of(supervisor[0]);
+        assert_eq!(broker.len(), 1, "the supervisor has one child, its worker");
         Self {
             mode,
             child,
             dir,
+            supervisor: supervisor[0],
             broker: broker[0],
         }
     }
@@ -244,7 +249,7 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             eprintln!("agentd's log:\n{}", self.log());
             // The failure is what counts; the daemon's agents die with their lifelines.
-            for pid in [self.broker, self.pid()] {
+            for pid in [self.supervisor, self.broker, self.pid()] {
                 if let Some(pid) = rustix::process::Pid::from_raw(pid)
                     && let Err(error) =
                         rustix::process::kill_process(pid, rustix::process::Signal::KILL)
@@ -258,7 +263,7 @@ impl Drop for Daemon {
             signal(self.pid(), rustix::process::Signal::TERM);
             wait_child(&mut self.child);
         }
-        wait_until("the broker ends with agentd", || !is_alive(self.broker));
+        wait_until("the broker ends with agentd", || !is_alive(self.supervisor));
     }
 }
 

@@ -212,7 +212,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    fn new(launched: LaunchedAgent) -> Self {
+    pub fn new(launched: LaunchedAgent) -> Self {
         rustix::net::sockopt::set_socket_timeout(
             &launched.status,
             rustix::net::sockopt::Timeout::Recv,

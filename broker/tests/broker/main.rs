@@ -10,4 +10,5 @@ mod hostile;
 mod limits;
 #[path = "../../../tests/kit/src/skip.rs"]
 mod skip;
+mod succession;
 mod user;

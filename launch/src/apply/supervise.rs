@@ -15,6 +15,15 @@ use crate::parent::LIFELINES_LOST;
 use crate::status::{Control, Lifeline, MESSAGE_LEN, Status, Target};
 
 const SIGKILL: u32 = 9;
+/// Messages obeyed between two looks at the children and the lifelines.
+const MOST_AT_ONCE: usize = 64;
+
+/// What a message was about.
+enum Heard {
+    /// A lifeline, which the last poll did not look at.
+    Renewal(Lifeline),
+    Other,
+}
 
 pub(super) struct Sandbox {
     status: Option<FdRef<'static>>,
@@ -88,17 +97,21 @@ impl Sandbox {
                 return LIFELINES_LOST;
             }
             let [status, agentd, broker, children] = polls.map(|poll| poll.happened);
-            for (lifeline, happened) in self.lifelines.iter_mut().zip([agentd, broker]) {
-                if happened != 0 {
+            // First: a renewal that waits counts before the end of the lifeline that it replaces.
+            let renewed = if status & POLLIN != 0 {
+                self.obey_all()
+            } else {
+                [false; 2]
+            };
+            let hung_up = [agentd, broker].into_iter().zip(renewed);
+            for (lifeline, (happened, renewed)) in self.lifelines.iter_mut().zip(hung_up) {
+                if happened != 0 && !renewed {
                     *lifeline = None;
                 }
             }
             self.count_lifelines();
             if children != 0 {
                 self.reap();
-            }
-            if status & POLLIN != 0 {
-                self.obey();
             }
             if status & (POLLHUP | POLLERR) != 0 {
                 self.status = None;
@@ -178,19 +191,36 @@ impl Sandbox {
         }
     }
 
-    /// Does what agentd says; what is not a message is ignored.
-    fn obey(&mut self) {
-        let Some(socket) = self.status else { return };
+    /// Does what waits to be done, or as much of it as leaves time for the children. Which lifelines it renewed.
+    fn obey_all(&mut self) -> [bool; 2] {
+        let mut renewed = [false; 2];
+        for _ in 0..MOST_AT_ONCE {
+            match self.obey() {
+                Some(Heard::Renewal(Lifeline::Agentd)) => renewed[0] = true,
+                Some(Heard::Renewal(Lifeline::Broker)) => renewed[1] = true,
+                Some(Heard::Other) => {}
+                None => break,
+            }
+        }
+        renewed
+    }
+
+    /// Does what agentd or the broker says; what is not a message is ignored. `None` when nothing was said.
+    fn obey(&mut self) -> Option<Heard> {
         let mut packet = [0; MESSAGE_LEN + 1];
-        match net::receive_packet(socket, &mut packet) {
+        match net::receive_packet(self.status?, &mut packet) {
             Ok(Some(Packet { len: 0, .. })) | Err(_) => self.status = None,
             Ok(Some(Packet { len, fd })) => match packet.get(..len).and_then(Control::decode) {
                 Some(Control::Signal { signal, target }) => self.signal(signal, target),
-                Some(Control::Lifeline { which }) if fd.is_some() => self.renew(which, fd),
+                Some(Control::Lifeline { which }) if fd.is_some() => {
+                    self.renew(which, fd);
+                    return Some(Heard::Renewal(which));
+                }
                 Some(Control::Lifeline { .. }) | None => {}
             },
-            Ok(None) => {}
+            Ok(None) => return None,
         }
+        Some(Heard::Other)
     }
 
     /// Dead or alive, the next poll tells.

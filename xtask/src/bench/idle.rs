@@ -1,7 +1,7 @@
 //! `bench idle`: what agentd and its broker hold and burn while nothing happens, without agents and with some.
 //!
 //! Resident memory is `VmRSS`, CPU time what the kernel charged to the process, threads that have ended included, in
-//! steps of 10 ms (0.03 % of the full period), while nobody calls the daemon. The per-agent figure is the growth of both processes divided by the agents.
+//! steps of 10 ms (0.03 % of the full period), while nobody calls the daemon. The per-agent figure is the growth of all three processes (the broker is two) divided by the agents.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const MB: f64 = 1_000_000.0;
 
 pub fn measure(report: &mut Report, programs: Programs, effort: Effort) -> Result<()> {
     let lab = Lab::start(programs, &Setup::default())?;
-    let (agentd, broker) = (lab.agentd(), lab.broker()?);
+    let (agentd, supervisor, broker) = (lab.agentd(), lab.supervisor()?, lab.broker()?);
     let period = match effort {
         Effort::Quick => Duration::from_secs(10),
         Effort::Full => Duration::from_secs(30),
@@ -29,7 +29,8 @@ pub fn measure(report: &mut Report, programs: Programs, effort: Effort) -> Resul
             .args(["run", "--no-workspace", "--name", "warm-up", "--", "true"]),
     )?;
     let (cpu_agentd, cpu_broker) = idle(period, agentd, broker)?;
-    let (empty_agentd, empty_broker) = (rss(agentd)?, rss(broker)?);
+    let brokers = || Ok::<_, anyhow::Error>(rss(supervisor)? + rss(broker)?);
+    let (empty_agentd, empty_broker) = (rss(agentd)?, brokers()?);
     report.row("idle.agentd_rss", "MB", &[empty_agentd / MB], Some(30.0));
     report.row("idle.agentd_cpu", "%", &[cpu_agentd], Some(0.1));
     report.row("idle.broker_rss", "MB", &[empty_broker / MB], Some(5.0));
@@ -48,7 +49,7 @@ pub fn measure(report: &mut Report, programs: Programs, effort: Effort) -> Resul
         ]))?;
     }
     let (cpu_agentd_busy, _) = idle(period, agentd, broker)?;
-    let (full_agentd, full_broker) = (rss(agentd)?, rss(broker)?);
+    let (full_agentd, full_broker) = (rss(agentd)?, brokers()?);
     let agents = AGENTS as f64;
     let growth = (full_agentd + full_broker - empty_agentd - empty_broker).max(0.0);
     report.row("idle.per_agent", "MB", &[growth / agents / MB], Some(1.0));

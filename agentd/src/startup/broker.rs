@@ -1,0 +1,178 @@
+//! Reaching the broker: the one that already serves the runtime directory, or a new one.
+//!
+//! [`reach`] runs at start-up, with the rights of whoever started agentd and under the instance lock: it connects to
+//! `broker.sock`, where a broker may still hold the agents of an agentd that was killed, and starts a broker on a fresh
+//! socket if nobody serves there. [`connect`] is all that a confined daemon can and need do when its broker's worker has
+//! died: it needs `socket` and `connect` and starts nothing. Both block until the broker has answered, for
+//! [`ANSWER_TIMEOUT`] at most; call [`connect`] from a thread that may wait.
+//!
+//! Fails with [`ConnectError`], whose [`ConnectError::Nobody`] means that agents without a broker can only end.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_broker::client::{self, BrokerClient, ClientError};
+use agentd_broker::protocol::{CgroupFeatures, Mode};
+use anyhow::Context as _;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use super::confine::ServiceIds;
+
+/// The broker's socket in the runtime directory.
+pub const SOCKET: &str = "broker.sock";
+
+/// A broker that serves another client, or has stopped, does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// agentd's lifeline: a pipe that is never written. The closing of its write end, by exit or death, is the message, so one
+/// lifeline serves for this process's whole life, whatever becomes of brokers.
+#[derive(Debug, Clone)]
+pub struct Lifeline(Arc<(OwnedFd, OwnedFd)>);
+
+impl Lifeline {
+    pub fn new() -> io::Result<Self> {
+        let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self(Arc::new(ends)))
+    }
+
+    /// The read end: for the broker, and for the inits of agents that an earlier agentd launched
+    /// (`agentd_launch::status::Control::Lifeline`).
+    pub fn read_end(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+/// The broker and what ties it to this process.
+#[derive(Debug)]
+pub struct BrokerProcess {
+    /// Connected `SOCK_SEQPACKET` to the broker.
+    pub socket: OwnedFd,
+    pub lifeline: Lifeline,
+    /// The last request id that the greeting used.
+    pub last_id: u64,
+    /// Whether it runs as root.
+    pub mode: Mode,
+    /// What it can do with cgroups.
+    pub cgroups: CgroupFeatures,
+    /// How many agents it holds for us.
+    pub held: u32,
+}
+
+/// Why there is no broker to talk to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("nobody serves {}", path.display())]
+    Nobody { path: PathBuf },
+    #[error(
+        "the broker at {} does not answer within {} s: it serves another client, or has stopped; `fuser -v {0}` names it",
+        path.display(), ANSWER_TIMEOUT.as_secs()
+    )]
+    Silent { path: PathBuf },
+    #[error("cannot reach the broker at {}", path.display())]
+    Os {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the broker does not answer as expected")]
+    Client(#[source] ClientError),
+}
+
+/// Connects to the broker that serves `runtime_dir`, and greets it. A daemon that lost a broker's worker does this with the
+/// lifeline it has, then hands its agents over (`Request::Adopt`); their inits need no new lifeline from it.
+pub fn connect(runtime_dir: &Path, lifeline: Lifeline) -> Result<BrokerProcess, ConnectError> {
+    let path = runtime_dir.join(SOCKET);
+    let os = |source| {
+        let path = path.clone();
+        ConnectError::Os { path, source }
+    };
+    let socket = match client::connect(&path) {
+        Ok(socket) => socket,
+        Err(error) => {
+            return Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ConnectError::Nobody { path }
+                }
+                _ => os(error),
+            });
+        }
+    };
+    let timeout = |duration| set_socket_timeout(&socket, Timeout::Recv, duration);
+    timeout(Some(ANSWER_TIMEOUT)).map_err(|e| os(e.into()))?;
+    let (socket, welcome, last_id) = {
+        let mut client = BrokerClient::new(socket);
+        let welcome = match client.hello(lifeline.read_end()) {
+            Ok(welcome) => welcome,
+            // It was about to end as we connected.
+            Err(ClientError::Gone) => return Err(ConnectError::Nobody { path }),
+            Err(error) if error.is_would_block() => return Err(ConnectError::Silent { path }),
+            Err(error) => return Err(ConnectError::Client(error)),
+        };
+        let last_id = client.last_id();
+        (client.into_socket(), welcome, last_id)
+    };
+    set_socket_timeout(&socket, Timeout::Recv, None).map_err(|e| os(e.into()))?;
+    tracing::debug!(?welcome, "connected to the broker");
+    Ok(BrokerProcess {
+        socket,
+        lifeline,
+        last_id,
+        mode: welcome.mode,
+        cgroups: welcome.cgroups,
+        held: welcome.held,
+    })
+}
+
+/// Takes over the broker that serves `runtime_dir`, or starts one there. `named` is its program if not the one beside
+/// agentd's own; `service` is who this daemon is about to become.
+pub fn reach(
+    runtime_dir: &Path,
+    named: Option<&Path>,
+    service: Option<ServiceIds>,
+) -> anyhow::Result<BrokerProcess> {
+    let lifeline = Lifeline::new().context("cannot make the lifeline")?;
+    match connect(runtime_dir, lifeline.clone()) {
+        Err(ConnectError::Nobody { .. }) => {}
+        reached => return reached.context("the broker of an earlier agentd"),
+    }
+    let program = match named {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe()
+            .context("cannot find agentd's own path")?
+            .with_file_name("agentd-broker"),
+    };
+    let listener = bind(&runtime_dir.join(SOCKET), service)?;
+    let client = service.map(|ids| [OsString::from("--client-uid"), ids.uid.to_string().into()]);
+    let arguments: Vec<OsString> = client.into_iter().flatten().collect();
+    let child = client::start_listening(&program, &arguments, listener).with_context(|| {
+        format!(
+            "cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)",
+            program.display()
+        )
+    })?;
+    tracing::debug!(pid = child.id(), "broker started");
+    Ok(connect(runtime_dir, lifeline)?)
+}
+
+/// The socket, for this daemon alone. What lay there was a dead broker's: we hold the instance lock, and nobody served.
+fn bind(path: &Path, service: Option<ServiceIds>) -> anyhow::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = client::bind(path).with_context(|| format!("cannot make {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+    if let Some(ids) = service {
+        std::os::unix::fs::chown(path, Some(ids.uid), Some(ids.gid))
+            .with_context(|| format!("cannot give {} to uid {}", path.display(), ids.uid))?;
+    }
+    Ok(listener)
+}

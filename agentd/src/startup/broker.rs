@@ -2,18 +2,16 @@
 //!
 //! [`reach`] runs at start-up, with the rights of whoever started agentd and under the instance lock: it connects to
 //! `broker.sock`, where a broker may still hold the agents of an agentd that was killed, and starts a broker on a fresh
-//! socket if nobody serves there. [`connect`] is all that a confined daemon can and need do when its broker's worker has
-//! died: it needs `socket` and `connect` and starts nothing. Both block until the broker has answered, for
-//! [`ANSWER_TIMEOUT`] at most; call [`connect`] from a thread that may wait.
+//! socket if nobody serves there. [`connect`] starts nothing. Both block until the broker has answered, for
+//! [`ANSWER_TIMEOUT`] at most. What a running daemon does when its broker's worker dies is in `agents/broker.rs`.
 //!
-//! Fails with [`ConnectError`], whose [`ConnectError::Nobody`] means that agents without a broker can only end.
+//! Fails with [`ConnectError`], whose [`ConnectError::Nobody`] says that nobody serves the socket.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_broker::client::{self, BrokerClient, ClientError};
@@ -23,36 +21,16 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::confine::ServiceIds;
 
-/// The broker's socket in the runtime directory.
-pub const SOCKET: &str = "broker.sock";
-
 /// A broker that serves another client, or has stopped, does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// agentd's lifeline: a pipe that is never written. The closing of its write end, by exit or death, is the message, so one
-/// lifeline serves for this process's whole life, whatever becomes of brokers.
-#[derive(Debug, Clone)]
-pub struct Lifeline(Arc<(OwnedFd, OwnedFd)>);
-
-impl Lifeline {
-    pub fn new() -> io::Result<Self> {
-        let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        Ok(Self(Arc::new(ends)))
-    }
-
-    /// The read end: for the broker, and for the inits of agents that an earlier agentd launched
-    /// (`agentd_launch::status::Control::Lifeline`).
-    pub fn read_end(&self) -> BorrowedFd<'_> {
-        self.0.0.as_fd()
-    }
-}
 
 /// The broker and what ties it to this process.
 #[derive(Debug)]
 pub struct BrokerProcess {
     /// Connected `SOCK_SEQPACKET` to the broker.
     pub socket: OwnedFd,
-    pub lifeline: Lifeline,
+    /// Write end of agentd's lifeline. Never written: its closing, by exit or death, is the message.
+    pub lifeline: OwnedFd,
     /// The last request id that the greeting used.
     pub last_id: u64,
     /// Whether it runs as root.
@@ -83,10 +61,9 @@ pub enum ConnectError {
     Client(#[source] ClientError),
 }
 
-/// Connects to the broker that serves `runtime_dir`, and greets it. A daemon that lost a broker's worker does this with the
-/// lifeline it has, then hands its agents over (`Request::Adopt`); their inits need no new lifeline from it.
-pub fn connect(runtime_dir: &Path, lifeline: Lifeline) -> Result<BrokerProcess, ConnectError> {
-    let path = runtime_dir.join(SOCKET);
+/// Connects to the broker that serves `runtime_dir`, and greets it.
+pub fn connect(runtime_dir: &Path) -> Result<BrokerProcess, ConnectError> {
+    let path = runtime_dir.join(agentd_api::BROKER_SOCKET);
     let os = |source| {
         let path = path.clone();
         ConnectError::Os { path, source }
@@ -104,9 +81,11 @@ pub fn connect(runtime_dir: &Path, lifeline: Lifeline) -> Result<BrokerProcess, 
     };
     let timeout = |duration| set_socket_timeout(&socket, Timeout::Recv, duration);
     timeout(Some(ANSWER_TIMEOUT)).map_err(|e| os(e.into()))?;
+    let (lifeline_read, lifeline) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| os(e.into()))?;
     let (socket, welcome, last_id) = {
         let mut client = BrokerClient::new(socket);
-        let welcome = match client.hello(lifeline.read_end()) {
+        let welcome = match client.hello(lifeline_read.as_fd()) {
             Ok(welcome) => welcome,
             // It was about to end as we connected.
             Err(ClientError::Gone) => return Err(ConnectError::Nobody { path }),
@@ -135,8 +114,7 @@ pub fn reach(
     named: Option<&Path>,
     service: Option<ServiceIds>,
 ) -> anyhow::Result<BrokerProcess> {
-    let lifeline = Lifeline::new().context("cannot make the lifeline")?;
-    match connect(runtime_dir, lifeline.clone()) {
+    match connect(runtime_dir) {
         Err(ConnectError::Nobody { .. }) => {}
         reached => return reached.context("the broker of an earlier agentd"),
     }
@@ -146,7 +124,7 @@ pub fn reach(
             .context("cannot find agentd's own path")?
             .with_file_name("agentd-broker"),
     };
-    let listener = bind(&runtime_dir.join(SOCKET), service)?;
+    let listener = bind(&runtime_dir.join(agentd_api::BROKER_SOCKET), service)?;
     let client = service.map(|ids| [OsString::from("--client-uid"), ids.uid.to_string().into()]);
     let arguments: Vec<OsString> = client.into_iter().flatten().collect();
     let child = client::start_listening(&program, &arguments, listener).with_context(|| {
@@ -156,7 +134,7 @@ pub fn reach(
         )
     })?;
     tracing::debug!(pid = child.id(), "broker started");
-    Ok(connect(runtime_dir, lifeline)?)
+    Ok(connect(runtime_dir)?)
 }
 
 /// The socket, for this daemon alone. What lay there was a dead broker's: we hold the instance lock, and nobody served.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::{AgentId, DaemonMode};
-use agentd_broker::protocol::Mode;
 use agentd_kernel::probe::HostCaps;
 use agentd_storage::Store;
 use anyhow::Context as _;

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use agentd_api::DaemonMode;
-use agentd_broker::protocol::CgroupFeatures;
+use agentd_broker::protocol::{CgroupFeatures, Mode};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
@@ -96,10 +96,9 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
     let credentials = Credentials::from_config(&config.net).context("credentials")?;
 
-    let mode = if system {
-        DaemonMode::Root
-    } else {
-        DaemonMode::User
+    let mode = match broker.mode {
+        Mode::Root => DaemonMode::Root,
+        Mode::User => DaemonMode::User,
     };
     let unit_dirs = config
         .units

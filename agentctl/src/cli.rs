@@ -1,6 +1,7 @@
 //! What can be typed. Plain data: nothing here looks at the host.
 
 pub mod approvals;
+pub mod tasks;
 
 use std::path::PathBuf;
 
@@ -85,6 +86,8 @@ pub enum LowVerb {
     Records(RecordsArgs),
     /// Answer what agents ask a person
     Approvals(approvals::ApprovalsArgs),
+    /// Hand in work for driven agents, and follow what becomes of it
+    Tasks(tasks::TasksArgs),
     /// Work with policies; needs no daemon
     Policy(PolicyArgs),
     /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon

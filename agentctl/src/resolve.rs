@@ -108,6 +108,7 @@ pub enum Task {
         limit: Option<usize>,
     },
     Approvals(crate::verbs::approvals::Task),
+    Tasks(crate::verbs::tasks::Task),
     PolicyList,
     PolicyShow {
         policy: PolicyRef,
@@ -256,6 +257,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         },
         LowVerb::Wait(a) => Task::Wait { agent: a.agent },
         LowVerb::Records(a) => Task::Records { limit: a.limit },
+        LowVerb::Tasks(a) => Task::Tasks(crate::verbs::tasks::resolve(a.verb)?),
         LowVerb::Approvals(a) => Task::Approvals(crate::verbs::approvals::resolve(a.verb)?),
         LowVerb::Policy(a) => match a.verb {
             LowPolicyVerb::List => Task::PolicyList,
@@ -439,7 +441,7 @@ fn detach_keys(typed: &str) -> Result<DetachKeys, Failure> {
         .map_err(|e| Failure::usage("can't use --detach-keys", e))
 }
 
-fn time(option: &str, typed: &str) -> Result<Duration, Failure> {
+pub fn time(option: &str, typed: &str) -> Result<Duration, Failure> {
     parse_time(typed).ok_or_else(|| {
         Failure::usage(
             format!("can't use {option} {typed:?}"),

@@ -9,6 +9,7 @@ mod inspect;
 mod logs;
 pub mod policy;
 mod records;
+pub mod tasks;
 
 use crate::failure::Failure;
 use crate::resolve::{Context, Invocation, Task};
@@ -52,6 +53,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Wait { agent } => agents::wait(context, &agent).await,
         Task::Records { limit } => records::records(context, limit).await,
         Task::Approvals(task) => approvals::perform(context, task).await,
+        Task::Tasks(task) => tasks::perform(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,
         Task::Shutdown => daemon::shutdown(context).await,

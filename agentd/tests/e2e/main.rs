@@ -10,5 +10,6 @@ mod malformed;
 mod run;
 mod secrets;
 mod standin;
+mod tasks;
 mod terminal;
 mod users;

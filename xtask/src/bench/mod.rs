@@ -6,6 +6,7 @@
 mod idle;
 mod launch;
 mod report;
+mod submit;
 mod tree;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Name {
     Idle,
     /// How long a process tree outlives its stop, its time-out, or the daemon
     Tree,
+    /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
+    Submit,
 }
 
 /// How much to measure.
@@ -75,6 +78,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Launch => launch::measure(&mut report, programs, effort)?,
         Name::Idle => idle::measure(&mut report, programs, effort)?,
         Name::Tree => tree::measure(&mut report, &programs, effort)?,
+        Name::Submit => submit::measure(&mut report, programs, effort)?,
     }
     if args.json {
         println!(

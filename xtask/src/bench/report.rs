@@ -39,6 +39,15 @@ pub struct Row {
     /// The promised bound; null for figures that only explain others.
     pub limit: Option<f64>,
     pub met: Option<bool>,
+    /// On which side of the limit the value must be.
+    #[serde(skip)]
+    side: Side,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    AtMost,
+    AtLeast,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,6 +67,22 @@ impl Report {
 
     /// Adds the median of `samples`; `limit` is the value that it must not exceed.
     pub fn row(&mut self, id: &str, unit: &'static str, samples: &[f64], limit: Option<f64>) {
+        self.add(id, unit, samples, limit, Side::AtMost);
+    }
+
+    /// Adds the median of `samples`, which must reach `limit`.
+    pub fn row_at_least(&mut self, id: &str, unit: &'static str, samples: &[f64], limit: f64) {
+        self.add(id, unit, samples, Some(limit), Side::AtLeast);
+    }
+
+    fn add(
+        &mut self,
+        id: &str,
+        unit: &'static str,
+        samples: &[f64],
+        limit: Option<f64>,
+        side: Side,
+    ) {
         let Some((value, spread)) = median(samples) else {
             self.skip(id, "no sample was taken");
             return;
@@ -68,7 +93,11 @@ impl Report {
             unit,
             spread,
             limit,
-            met: limit.map(|limit| value <= limit),
+            met: limit.map(|limit| match side {
+                Side::AtMost => value <= limit,
+                Side::AtLeast => value >= limit,
+            }),
+            side,
         });
     }
 
@@ -91,9 +120,13 @@ impl Report {
             self.host.cpu, self.host.kernel, self.host.governor, self.host.load, self.host.commit
         );
         for row in &self.rows {
+            let sign = match row.side {
+                Side::AtMost => '≤',
+                Side::AtLeast => '≥',
+            };
             let promise = match (row.limit, row.met) {
-                (Some(limit), Some(true)) => format!("≤ {limit} met"),
-                (Some(limit), _) => format!("≤ {limit} NOT MET"),
+                (Some(limit), Some(true)) => format!("{sign} {limit} met"),
+                (Some(limit), _) => format!("{sign} {limit} NOT MET"),
                 (None, _) => String::new(),
             };
             text += &format!(
@@ -192,6 +225,12 @@ mod tests {
         report.row("c", "ms", &[2.0], Some(1.0));
         assert!(!report.all_met());
         assert_eq!(report.rows[2].met, Some(false));
+
+        let mut rate = Report::new();
+        rate.row_at_least("e", "×", &[12.0], 10.0);
+        assert!(rate.all_met());
+        rate.row_at_least("f", "×", &[9.0], 10.0);
+        assert!(!rate.all_met());
 
         let mut nothing = Report::new();
         nothing.row("d", "ms", &[], Some(1.0));

@@ -194,6 +194,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     };
     service::announce_stopping();
     serving.abort_all();
+    daemon.tasks.rest();
     daemon.units.close();
     match outcome {
         Ok(OnStop::Stop) => stop_agents(&daemon).await,

@@ -80,7 +80,7 @@ impl Handler {
 }
 
 /// Claude Code keeps the tools of MCP servers out of the prompt until its model searches for them; the other agents
-/// are worth five descriptions from the start.
+/// are worth a few descriptions from the start.
 fn always_load() -> MetaObject {
     let mut meta = MetaObject::new();
     meta.insert("anthropic/alwaysLoad".to_owned(), Value::Bool(true));

@@ -104,6 +104,13 @@ impl Tasks {
         self.ask(|reply| Msg::Serve { fleet, reply }).await;
     }
 
+    /// The daemon is ending: no task is given to an agent that is about to be stopped.
+    pub fn rest(&self) {
+        if self.mailbox.send(Msg::Rest).is_err() {
+            tracing::debug!("the scheduler has ended already");
+        }
+    }
+
     /// Follows every transition of every user; filter by uid before telling anybody.
     pub fn watch(&self) -> broadcast::Receiver<TaskEvent> {
         self.events.subscribe()

@@ -110,6 +110,8 @@ pub enum Msg {
         fleet: Arc<dyn Fleet>,
         reply: oneshot::Sender<()>,
     },
+    /// The agents are about to be stopped: nothing more is given to any.
+    Rest,
     /// The task that a launch works on.
     TaskOf {
         launch: AgentId,
@@ -303,6 +305,7 @@ impl Scheduler {
                 self.reconcile();
                 answer(reply, ())();
             }
+            Msg::Rest => self.fleet = None,
             Msg::TaskOf { launch, reply } => {
                 let launch = launch.to_string();
                 let under_way = self.book.under_way().into_iter();

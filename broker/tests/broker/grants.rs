@@ -180,6 +180,44 @@ fn a_grant_is_spent_once_used() {
 }
 
 #[test]
+fn a_lasting_grant_launches_again_and_again_in_its_givers_name_only() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let (alices, bobs) = (folder_of(ALICE.0, ALICE.1), folder_of(BOB.0, BOB.1));
+    let lasting = as_user(ALICE.0, ALICE.1, || {
+        let (object, dst) = (open_dir(alices.path()), Path::new("/work"));
+        kernel_grant::send(object.as_fd(), Access::ReadWrite, dst, Uses::Lasting).expect("grant")
+    });
+    for round in 1..=3 {
+        let plan = granted("echo x >> /work/log; wc -l < /work/log", MountFlags::NONE);
+        let agent = broker.launch_with(&plan, &[lasting.try_clone().expect("dup")]);
+        let info = &agent.launched.info;
+        assert_eq!((info.caller_uid, info.caller_gid), ALICE);
+        let (code, stdout, stderr) = agent.output();
+        assert_eq!((code, stdout.trim()), (0, &*round.to_string()), "{stderr}");
+        broker.wait_gone(agent.slot);
+        // With a grant of somebody else beside it, it is as good as a fresh one: not good enough.
+        let mut plan = granted("true", MountFlags::NONE);
+        plan.grant_mount(1, "/bob", MountFlags::NONE);
+        let second = as_user(BOB.0, BOB.1, || {
+            grant(bobs.path(), Access::ReadWrite, "/bob")
+        });
+        let both = [lasting.try_clone().expect("dup"), second];
+        assert_refused(broker.try_launch(&plan, &both), ErrorCode::Grant);
+        // And only where it was given for.
+        let mut plan = shell("true");
+        plan.grant_mount(0, "/elsewhere", MountFlags::NONE);
+        let moved = [lasting.try_clone().expect("dup")];
+        assert_refused(broker.try_launch(&plan, &moved), ErrorCode::Grant);
+    }
+    let owner = fs::metadata(alices.path().join("log")).expect("log").uid();
+    assert_eq!(owner, ALICE.0);
+    broker.finish();
+}
+
+#[test]
 fn forged_grants_are_refused() {
     if !root() {
         return;

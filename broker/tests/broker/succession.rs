@@ -23,14 +23,14 @@ use std::process::{Child, Command};
 const LONG: u32 = 600_000;
 
 /// A broker on a listening socket, and a way to be its client again.
-pub struct Served {
+struct Served {
     folder: tempfile::TempDir,
     /// The supervisor.
-    pub process: Child,
+    process: Child,
 }
 
 impl Served {
-    pub fn start() -> Self {
+    fn start() -> Self {
         Self::start_from(broker_program(), &[])
     }
 
@@ -41,7 +41,7 @@ impl Served {
         Self { folder, process }
     }
 
-    pub fn connect(&self) -> OwnedFd {
+    fn connect(&self) -> OwnedFd {
         let socket = client::connect(&self.folder.path().join("broker.sock")).expect("connect");
         let timeout = rustix::net::sockopt::Timeout::Recv;
         rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(WATCHDOG))
@@ -50,7 +50,7 @@ impl Served {
     }
 
     /// A new agentd.
-    pub fn greet(&self) -> Agentd {
+    fn greet(&self) -> Agentd {
         let (lifeline_read, lifeline) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let mut client = BrokerClient::new(self.connect());
@@ -64,22 +64,22 @@ impl Served {
     }
 
     /// Checks that the supervisor ends by itself and leaves nothing.
-    pub fn finish(mut self) {
+    fn finish(mut self) {
         assert!(wait(&mut self.process).success(), "the supervisor exits 0");
         assert_eq!(subtrees(self.process.id()), Vec::<PathBuf>::new());
     }
 }
 
 /// One agentd after another.
-pub struct Agentd {
-    pub client: BrokerClient,
+struct Agentd {
+    client: BrokerClient,
     lifeline_read: OwnedFd,
     _lifeline: OwnedFd,
-    pub welcome: Welcome,
+    welcome: Welcome,
 }
 
 impl Agentd {
-    pub fn launch(&mut self, script: &str, grace_ms: u32, file: &File) -> Agent {
+    fn launch(&mut self, script: &str, grace_ms: u32, file: &File) -> Agent {
         let plan = shell(script)
             .lifeline_grace(grace_ms)
             .finish()
@@ -260,8 +260,6 @@ pub fn a_successor_adopts() {
         .expect("write");
     told(5 << 8, agentd.end(agent.slot));
     let mut report = [0; MESSAGE_LEN];
-    let file_of_last = tempfile::tempfile().expect("file");
-    drop(file_of_last);
     file.read_exact_at(&mut report, 0).expect("the status file");
     assert!(matches!(
         Status::decode(&report),
@@ -270,6 +268,9 @@ pub fn a_successor_adopts() {
     drop(agentd);
     served.finish();
 }
+
+/// What goes on between this agentd and its worker, about an agent in the slot, when the worker is killed.
+type Moment = fn(&mut Agentd, Slot);
 
 #[test]
 fn a_worker_may_die_at_any_moment() {
@@ -281,7 +282,7 @@ fn a_worker_may_die_at_any_moment() {
     let mut agentd = served.greet();
     let agent = agentd.launch(ECHO, LONG, &file);
     let (_, fds) = agent.ready();
-    let moments: [(&str, fn(&mut Agentd, Slot)); 7] = [
+    let moments: [(&str, Moment); 7] = [
         ("idle", |_, _| {}),
         ("frozen", |agentd, slot| {
             let unified = agentd.welcome.cgroups.unified;
@@ -462,6 +463,41 @@ fn only_agents_of_this_broker_are_adopted() {
     agentd.adopt(&second, &[]).expect("adopt");
     agentd.client.shutdown().expect("shutdown");
     served.finish();
+}
+
+/// What a user's broker must tell apart though everything has the same uid.
+pub fn strangers_are_not_adopted() {
+    let served = Served::start();
+    let mut agentd = served.greet();
+    let file = tempfile::tempfile().expect("file");
+    let agent = agentd.launch("sleep 1000", LONG, &file);
+    agent.ready();
+    // The init of another broker's agent: alike in all but its parent and its cgroup.
+    let mut other = Broker::start();
+    let foreign = other.launch(&plan(&["sleep", "1000"]));
+    foreign.ready();
+    agentd.kill_worker();
+    let mut agentd = served.greet();
+    for (info, pid) in [
+        (&agent.launched.info, std::process::id() as i32),
+        (&foreign.launched.info, foreign.launched.info.pid),
+        (&agent.launched.info, foreign.launched.info.pid),
+    ] {
+        let pidfd: OwnedFd = PidFd::open(pid).expect("pidfd").into();
+        let info = Launched {
+            pid,
+            ..info.clone()
+        };
+        let status = agent.launched.status.as_fd();
+        let result = agentd.client.adopt(info, pidfd.as_fd(), status, &[]);
+        assert_refused(result, ErrorCode::Adopt);
+    }
+    agentd.adopt(&agent, &[]).expect("adopt");
+    agentd.client.shutdown().expect("shutdown");
+    served.finish();
+    other.client.kill(foreign.slot).expect("kill");
+    other.wait_gone(foreign.slot);
+    other.finish();
 }
 
 #[test]

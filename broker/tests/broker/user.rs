@@ -187,3 +187,27 @@ fn an_ordinary_users_agents_die_with_their_lifelines() {
     broker.lifeline = None;
     tree.iter().for_each(crate::harness::assert_dies);
 }
+
+#[test]
+fn an_ordinary_users_agents_wait_for_the_next_agentd() {
+    if !as_ordinary_user("user::an_ordinary_users_agents_wait_for_the_next_agentd") {
+        return;
+    }
+    crate::succession::agents_wait_for_the_next_agentd();
+}
+
+#[test]
+fn an_ordinary_users_agents_are_adopted() {
+    if !as_ordinary_user("user::an_ordinary_users_agents_are_adopted") {
+        return;
+    }
+    crate::succession::a_successor_adopts();
+}
+
+#[test]
+fn an_ordinary_users_own_processes_are_no_agents() {
+    if !as_ordinary_user("user::an_ordinary_users_own_processes_are_no_agents") {
+        return;
+    }
+    crate::succession::strangers_are_not_adopted();
+}

@@ -6,6 +6,7 @@
 //! agents own; makes no system call but through [`Group`] and [`PidFd`].
 
 use crate::failure::{failed, refused};
+use crate::log::log;
 use agentd_broker::protocol::{
     ErrorCode, Failure, Gone, Held, HeldState, Launched, MAX_AGENTS, Slot, Stats,
 };
@@ -131,7 +132,7 @@ impl Agent {
         match self.group.as_ref().map(Group::kill) {
             Some(Ok(true)) => return Ok(()),
             Some(Ok(false)) | None => {}
-            Some(Err(error)) => eprintln!("agentd-broker: {error}; killing the init instead"),
+            Some(Err(error)) => log!("{error}; killing the init instead"),
         }
         self.pidfd
             .kill()
@@ -157,7 +158,7 @@ impl Agent {
             Ok(None) => return,
             Ok(Some(wait_status)) => wait_status,
             Err(error) => {
-                eprintln!("agentd-broker: waiting for pid {}: {error}", self.info.pid);
+                log!("waiting for pid {}: {error}", self.info.pid);
                 WaitStatus::Untold
             }
         };
@@ -196,10 +197,10 @@ impl Agent {
                 return None;
             }
             Ok(Removal::Busy) => {
-                eprintln!("agentd-broker: the cgroup of slot {slot} stays busy; left behind")
+                log!("the cgroup of slot {slot} stays busy; left behind")
             }
             Ok(Removal::Done) => {}
-            Err(error) => eprintln!("agentd-broker: {error}"),
+            Err(error) => log!("{error}"),
         }
         let wait_status = match dying.wait_status {
             WaitStatus::Known(status) => Some(status),

@@ -4,6 +4,7 @@
 //! the socket (the broker itself, if it was told to keep one) doesn't speak for it. Never blocks. Who may connect is decided
 //! here, by the uid that the kernel attests.
 
+use crate::log::log;
 use crate::start::StartError;
 use agentd_broker::protocol::{self, MAX_FDS, Reply};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
@@ -88,7 +89,7 @@ impl Connection {
             Err(error) if error.is_would_block() => Arrival::Nothing,
             Err(ReceiveError::Io(error)) => {
                 if error.kind() != io::ErrorKind::ConnectionReset {
-                    eprintln!("agentd-broker: {error}");
+                    log!("{error}");
                 }
                 Arrival::End
             }
@@ -118,7 +119,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => {
                     if error.kind() != io::ErrorKind::BrokenPipe {
-                        eprintln!("agentd-broker: sending to agentd: {error}");
+                        log!("sending to agentd: {error}");
                     }
                     return Err(Ended);
                 }

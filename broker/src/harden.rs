@@ -16,6 +16,7 @@
 //!
 //! Runs once, at start; any failure ends the process.
 
+use crate::log::log;
 use crate::start::StartError;
 use agentd_broker::protocol::{MAX_AGENTS, MAX_KEPT, Mode};
 use agentd_kernel::cgroup::Subtree;
@@ -132,7 +133,7 @@ fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
 pub fn remove(subtree: Subtree) {
     override_for_removal();
     if let Err(error) = subtree.remove() {
-        eprintln!("agentd-broker: {error}");
+        log!("{error}");
     }
 }
 
@@ -145,7 +146,7 @@ fn override_for_removal() {
         Ok::<(), caps::errors::CapsError>(())
     };
     if let Err(error) = raise() {
-        eprintln!("agentd-broker: CAP_DAC_OVERRIDE: {error}");
+        log!("CAP_DAC_OVERRIDE: {error}");
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::agents::{Agent, Grace, Parentage, State};
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
+use crate::log::log;
 use crate::spawn::{Launcher, Spawn};
 use agentd_broker::protocol::{
     ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
@@ -367,8 +368,8 @@ fn abandon(group: &Group) {
     match group.try_remove() {
         Ok(agentd_kernel::cgroup::Removal::Done) => {}
         Ok(agentd_kernel::cgroup::Removal::Busy) => {
-            eprintln!("agentd-broker: the cgroup of a failed launch is busy")
+            log!("the cgroup of a failed launch is busy")
         }
-        Err(error) => eprintln!("agentd-broker: {error}"),
+        Err(error) => log!("{error}"),
     }
 }

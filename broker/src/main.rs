@@ -18,6 +18,7 @@ mod failure;
 mod harden;
 mod idmap;
 mod launch;
+mod log;
 mod server;
 mod spawn;
 mod start;
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     match start::prepare(&arguments).and_then(|prepared| run(prepared, &arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("agentd-broker: {error}");
+            log::log!("{error}");
             ExitCode::FAILURE
         }
     }

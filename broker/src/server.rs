@@ -9,6 +9,7 @@ use crate::connection::{Arrival, Connection, Ended};
 use crate::failure::refused;
 use crate::idmap::IdmapCache;
 use crate::launch::Workshop;
+use crate::log::log;
 use crate::spawn::Launcher;
 use crate::start::{Arguments, Leaving, Prepared, Socket, StartError};
 use agentd_broker::protocol::{
@@ -189,7 +190,7 @@ impl Server {
                 },
                 Ok(Some(_)) => {}
                 Ok(None) => return,
-                Err(error) => return eprintln!("agentd-broker: reading signals: {error}"),
+                Err(error) => return log!("reading signals: {error}"),
             }
         }
     }
@@ -205,7 +206,7 @@ impl Server {
             .and_then(|socket| Connection::new(socket, &self.client_uids));
         match accepted {
             Ok(connection) => self.client = Some(connection),
-            Err(error) => eprintln!("agentd-broker: {error}"),
+            Err(error) => log!("{error}"),
         }
     }
 
@@ -309,6 +310,6 @@ fn slots_in_use() -> std::io::Result<BTreeSet<u32>> {
 
 fn log_failure(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        eprintln!("agentd-broker: {failure}");
+        log!("{failure}");
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::failure::failed;
 use crate::launch::plan_mode;
+use crate::log::log;
 use crate::start::StartError;
 use agentd_broker::protocol::{ErrorCode, Failure, Mode};
 use agentd_kernel::cgroup::Group;
@@ -284,7 +285,7 @@ fn discard(pidfd: &PidFd) {
         waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
     });
     if let Err(error) = reaped {
-        eprintln!("agentd-broker: reaping a failed launch: {error}");
+        log!("reaping a failed launch: {error}");
     }
 }
 

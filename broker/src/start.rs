@@ -3,6 +3,7 @@
 //! Runs once, before anything from a client is read; every failure here ends the process with a line on stderr.
 
 use crate::harden::{self, Removal};
+use crate::log::log;
 use agentd_broker::client::SOCKET_FD;
 use agentd_broker::protocol::Mode;
 use agentd_kernel::cgroup::{CgroupError, Layout, Subtree};
@@ -182,7 +183,7 @@ pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
 /// `agentd-PID` below this process's cgroups, wherever it can be made.
 fn own_subtree() -> Subtree {
     let layout = Layout::detect(&Roots::default()).unwrap_or_else(|error| {
-        eprintln!("agentd-broker: no cgroups: {error}");
+        log!("no cgroups: {error}");
         Layout::default()
     });
     let movable = [

@@ -8,6 +8,7 @@
 //!
 //! Same privileges as the worker, which is forked from it. Single-threaded; waits in `poll` only.
 
+use crate::log::log;
 use crate::start::{Arguments, Prepared, StartError};
 use agentd_kernel::cgroup::Subtree;
 use agentd_kernel::signals::SignalFd;
@@ -26,6 +27,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Workers start no faster than this: one that can't even take its client would be started for it again and again.
 const START_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Workers that can't serve, one after the other, before that is final. One that was killed is none of them.
+const MOST_FAILURES: u32 = 20;
 
 /// What a process is after [`run`].
 #[derive(Debug)]
@@ -57,6 +61,8 @@ struct Supervisor<'a> {
     outlook: Outlook,
     /// The earliest time for the next start.
     not_before: Instant,
+    /// Workers in a row that ended with an error.
+    failures: u32,
 }
 
 /// Supervises until the last worker has ended; returns in each worker, too.
@@ -78,6 +84,7 @@ pub fn run(prepared: Prepared, arguments: &Arguments) -> Result<Role, StartError
         worker: None,
         outlook: Outlook::Expecting(now + PATIENCE),
         not_before: now,
+        failures: 0,
     };
     supervisor.supervise()
 }
@@ -96,14 +103,15 @@ impl Supervisor<'_> {
                 Outlook::Ending => return Ok(self.over()),
                 Outlook::Replacing => {
                     let Err(error) = self.replace();
-                    eprintln!("agentd-broker: the program can't be replaced: {error}; going on");
+                    log!("the program can't be replaced: {error}; going on");
                     self.outlook = Outlook::Expecting(now + PATIENCE);
                 }
                 _ if connection_waits => {
                     self.not_before = now + START_INTERVAL;
                     // SAFETY: a fork in a process with a single thread: the child's memory is whole, no lock is held in it.
                     match unsafe { libc::fork() } {
-                        -1 => return Err(StartError::os("fork")(io::Error::last_os_error())),
+                        // Tried again after the interval, as the connection still waits.
+                        -1 => log!("fork: {}", io::Error::last_os_error()),
                         0 => return Ok(Role::Worker(self.prepared)),
                         pid => self.worker = Pid::from_raw(pid),
                     }
@@ -195,7 +203,15 @@ impl Supervisor<'_> {
                 (_, Some(signal)) => format!("signal {signal}"),
                 (code, None) => format!("exit code {}", code.unwrap_or_default()),
             };
-            eprintln!("agentd-broker: the worker ended by {how}; the next one waits for agentd");
+            log!("the worker ended by {how}; the next one waits for agentd");
+        }
+        self.failures = match status.exit_status() {
+            Some(0) | None => 0,
+            Some(_) => self.failures + 1,
+        };
+        if self.failures == MOST_FAILURES {
+            log!("{MOST_FAILURES} workers in a row could not serve; giving up");
+            self.outlook = Outlook::Ending;
         }
         if matches!(self.outlook, Outlook::Expecting(_) | Outlook::Winding) {
             self.outlook = match done {

@@ -343,7 +343,7 @@ fn a_socket_of_another_kind_or_peer_is_not_served() {
     let output = run(theirs.into(), &["--client-uid", "4242"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("has uid 0, only uid 4242"),
+        String::from_utf8_lossy(&output.stderr).contains("has uid 0, only uids [4242] may"),
         "{output:?}"
     );
     drop(ours);

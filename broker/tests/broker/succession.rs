@@ -601,6 +601,31 @@ fn with_worker_and_agentd_dead_everything_is_dead_at_once() {
 }
 
 #[test]
+fn a_broker_whose_log_nobody_reads_goes_on() {
+    if !root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("tempdir");
+    let socket = client::bind(&folder.path().join("broker.sock")).expect("bind");
+    rustix::net::listen(&socket, 1).expect("listen");
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    let process = Command::new("sh")
+        .args(["-c", "exec \"$0\" 3<&0"])
+        .arg(broker_program())
+        .stdin(socket)
+        .stderr(writer)
+        .spawn()
+        .expect("start the broker");
+    let served = Served { folder, process };
+    let agentd = served.greet();
+    // The supervisor says so, to nobody.
+    agentd.kill_worker();
+    served.greet().client.detach().expect("detach");
+    served.finish();
+}
+
+#[test]
 fn agents_of_a_dead_worker_that_nobody_adopts_end_with_their_grace() {
     if !root() {
         return;

@@ -2,6 +2,7 @@
 
 pub mod approvals;
 pub mod tasks;
+pub mod units;
 
 use std::path::PathBuf;
 
@@ -88,6 +89,10 @@ pub enum LowVerb {
     Approvals(approvals::ApprovalsArgs),
     /// Hand in work for driven agents, and follow what becomes of it
     Tasks(tasks::TasksArgs),
+    /// Work with agent units: declared agents that agentd starts and restarts
+    Agents(units::UnitsArgs),
+    /// Check and show configuration and units from their files; needs no daemon
+    Config(units::ConfigArgs),
     /// Work with policies; needs no daemon
     Policy(PolicyArgs),
     /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon

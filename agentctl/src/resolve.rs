@@ -9,9 +9,13 @@ use agentd_api::dirs::DirEnv;
 use agentd_api::{Driver, StdioMode};
 use agentd_sandbox::PolicyRef;
 
+use crate::cli::units::{ConfigFileArgs, FromArg, LowConfigVerb, LowUnitsVerb};
 use crate::cli::{LowArgs, LowPolicyVerb, LowVerb, RunArgs};
 use crate::failure::Failure;
 use crate::terminal::keys::DetachKeys;
+use crate::verbs::config::{ConfigFiles, ConfigTask};
+use crate::verbs::units::UnitsTask;
+use crate::verbs::units::show::Origins;
 
 /// What every verb knows.
 #[derive(Debug, Clone)]
@@ -109,6 +113,8 @@ pub enum Task {
     },
     Approvals(crate::verbs::approvals::Task),
     Tasks(crate::verbs::tasks::Task),
+    Units(UnitsTask),
+    Config(ConfigTask),
     PolicyList,
     PolicyShow {
         policy: PolicyRef,
@@ -259,6 +265,8 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         LowVerb::Records(a) => Task::Records { limit: a.limit },
         LowVerb::Tasks(a) => Task::Tasks(crate::verbs::tasks::resolve(a.verb)?),
         LowVerb::Approvals(a) => Task::Approvals(crate::verbs::approvals::resolve(a.verb)?),
+        LowVerb::Agents(a) => Task::Units(resolve_units(a.verb)?),
+        LowVerb::Config(a) => Task::Config(resolve_config(a.verb)?),
         LowVerb::Policy(a) => match a.verb {
             LowPolicyVerb::List => Task::PolicyList,
             LowPolicyVerb::Show(a) => Task::PolicyShow {
@@ -292,6 +300,78 @@ fn own_program(driver: Driver) -> Option<&'static str> {
         Driver::Codex => Some("codex"),
         Driver::None | Driver::Acp | Driver::Jsonl => None,
     }
+}
+
+fn resolve_units(verb: LowUnitsVerb) -> Result<UnitsTask, Failure> {
+    let dir = |from: FromArg| from.from.map(absolute).transpose();
+    Ok(match verb {
+        LowUnitsVerb::List(a) => UnitsTask::List { from: dir(a)? },
+        LowUnitsVerb::Show(a) => UnitsTask::Show {
+            unit: a.unit,
+            from: dir(a.from)?,
+        },
+        LowUnitsVerb::Cat(a) => UnitsTask::Cat {
+            unit: a.unit,
+            from: dir(a.from)?,
+        },
+        LowUnitsVerb::Start(a) => UnitsTask::Start {
+            units: a.units.units,
+            from: dir(a.from)?,
+        },
+        LowUnitsVerb::Stop(a) => UnitsTask::Stop { units: a.units },
+        LowUnitsVerb::Restart(a) => UnitsTask::Restart {
+            units: a.units.units,
+            from: dir(a.from)?,
+        },
+        LowUnitsVerb::Enable(a) => UnitsTask::Enable {
+            units: a.units.units.units,
+            from: dir(a.units.from)?,
+            start: a.now,
+        },
+        LowUnitsVerb::Disable(a) => UnitsTask::Disable {
+            units: a.units.units,
+            stop: a.now,
+        },
+        LowUnitsVerb::Logs(a) => UnitsTask::Logs {
+            unit: a.unit,
+            member: a.member,
+            follow: a.follow,
+            tail: a.tail,
+        },
+        LowUnitsVerb::Attach(a) => UnitsTask::Attach {
+            unit: a.unit,
+            member: a.member,
+            input: if a.no_stdin {
+                Input::Nothing
+            } else {
+                Input::Send
+            },
+            detach_keys: detach_keys(&a.detach_keys)?,
+        },
+        LowUnitsVerb::Reload(a) => UnitsTask::Reload { from: dir(a)? },
+    })
+}
+
+fn resolve_config(verb: LowConfigVerb) -> Result<ConfigTask, Failure> {
+    let files = |a: ConfigFileArgs| -> Result<ConfigFiles, Failure> {
+        Ok(ConfigFiles {
+            config: a.config.map(absolute).transpose()?,
+            from: a.from.from.map(absolute).transpose()?,
+        })
+    };
+    Ok(match verb {
+        LowConfigVerb::Check(a) => ConfigTask::Check(files(a)?),
+        LowConfigVerb::Show(a) => ConfigTask::Show {
+            unit: a.unit,
+            origins: if a.origin {
+                Origins::Shown
+            } else {
+                Origins::Hidden
+            },
+            files: files(a.files)?,
+        },
+        LowConfigVerb::Diff(a) => ConfigTask::Diff(files(a)?),
+    })
 }
 
 fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> {
@@ -355,7 +435,7 @@ fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
 }
 
 /// The workspace that was typed, or the current directory if that is no risk.
-fn workspace(typed: Option<&Path>, context: &Context) -> Result<Workspace, Failure> {
+pub fn workspace(typed: Option<&Path>, context: &Context) -> Result<Workspace, Failure> {
     let named = typed.unwrap_or(Path::new("."));
     let path = named.canonicalize().map_err(|e| {
         Failure::usage(format!("can't use {} as workspace", named.display()), e)

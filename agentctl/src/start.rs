@@ -89,7 +89,7 @@ fn lock(path: &Path) -> io::Result<File> {
 }
 
 /// `agentd` next to our own program, else in PATH.
-fn find_program() -> Result<PathBuf, Failure> {
+pub fn find_program() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe().ok();
     let beside = own.and_then(|exe| Some(exe.parent()?.join("agentd")));
     let path = std::env::var_os("PATH").unwrap_or_default();

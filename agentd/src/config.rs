@@ -20,6 +20,9 @@ pub struct Config {
     pub units: UnitsConfig,
     pub model: ModelConfig,
     pub net: NetConfig,
+    /// The same for people and programs: `file`, `present`, `values` (key, value, file, line), `unit_dirs`,
+    /// `pool_ceiling`.
+    pub document: serde_json::Value,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +138,7 @@ impl Config {
     /// Reads `path`. A missing file means the defaults unless `required`.
     pub fn load(path: &Path, required: bool) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
+            Ok(text) => Self::parse(&text, path).map(|config| config.found()),
             Err(e) if e.kind() == ErrorKind::NotFound && !required => Self::parse("", path),
             // HOME of somebody else, as `su` without `-` leaves it: no reason not to start.
             Err(e) if e.kind() == ErrorKind::PermissionDenied && !required => {
@@ -150,6 +153,11 @@ impl Config {
                 source,
             }),
         }
+    }
+
+    fn found(mut self) -> Self {
+        self.document["present"] = true.into();
+        self
     }
 
     /// Parses and checks `text`; `path` is for messages.
@@ -215,7 +223,43 @@ impl Config {
                 "absolute directories",
             ));
         }
+        let document = {
+            let defaults = [
+                ("daemon.user", format!("{user:?}")),
+                ("daemon.max_agents", max_agents.to_string()),
+                ("daemon.lifeline_grace_ms", lifeline_grace_ms.to_string()),
+                (
+                    "daemon.confine",
+                    format!(
+                        "{:?}",
+                        match confine {
+                            Confine::Required => "required",
+                            Confine::Degrade => "degrade",
+                        }
+                    ),
+                ),
+                ("daemon.policy_dirs", format!("{policy_dirs:?}")),
+                ("units.pool_ceiling", pool_ceiling.to_string()),
+            ];
+            let mode = if rustix::process::geteuid().is_root() {
+                agentd_api::DaemonMode::Root
+            } else {
+                agentd_api::DaemonMode::User
+            };
+            let unit_dirs = dirs
+                .clone()
+                .unwrap_or_else(|| crate::units::Units::default_dirs(mode, path));
+            let dirs_shown = ("units.dirs", format!("{unit_dirs:?}"));
+            serde_json::json!({
+                "file": path,
+                "present": false,
+                "values": values(text, path, defaults.into_iter().chain([dirs_shown])),
+                "unit_dirs": unit_dirs,
+                "pool_ceiling": pool_ceiling,
+            })
+        };
         Ok(Self {
+            document,
             units: UnitsConfig { dirs, pool_ceiling },
             daemon: DaemonConfig {
                 user,
@@ -229,6 +273,50 @@ impl Config {
             net: raw.net,
         })
     }
+}
+
+/// Every value of the file with its line, and the defaults of what it leaves out.
+fn values(
+    text: &str,
+    path: &Path,
+    defaults: impl Iterator<Item = (&'static str, String)>,
+) -> Vec<serde_json::Value> {
+    fn walk(
+        text: &str,
+        before: &str,
+        table: &toml::de::DeTable<'_>,
+        found: &mut Vec<(String, String, usize)>,
+    ) {
+        for (name, value) in table {
+            let key = format!("{before}{}", name.get_ref());
+            match value.get_ref() {
+                toml::de::DeValue::Table(inner) => walk(text, &format!("{key}."), inner, found),
+                _ => {
+                    let span = value.span();
+                    let line = text[..span.start].matches('\n').count() + 1;
+                    found.push((key, text[span].to_owned(), line));
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    // The text has been parsed before; errors were told there.
+    let (root, _) = toml::de::DeTable::parse_recoverable(text);
+    walk(text, "", root.get_ref(), &mut found);
+    let file = path.display().to_string();
+    let mut shown: Vec<serde_json::Value> = found
+        .iter()
+        .map(|(key, value, line)| serde_json::json!({ "key": key, "value": value, "file": file, "line": line }))
+        .collect();
+    for (key, value) in defaults {
+        if !found.iter().any(|(known, _, _)| known == key) {
+            shown.push(
+                serde_json::json!({ "key": key, "value": value, "file": "default", "line": 0 }),
+            );
+        }
+    }
+    shown.sort_by(|a, b| a["key"].as_str().cmp(&b["key"].as_str()));
+    shown
 }
 
 #[cfg(test)]
@@ -245,6 +333,22 @@ mod tests {
         assert_eq!(config.daemon.user, "agentd");
         assert_eq!(config.daemon.lifeline_grace, Duration::from_secs(30));
         assert_eq!(config.daemon.confine, Confine::Required);
+    }
+
+    #[test]
+    fn every_value_says_where_it_stands() {
+        let config = parse("[daemon]\n\nmax_agents = 3\n").unwrap();
+        let values = config.document["values"].as_array().unwrap();
+        let of = |key: &str| values.iter().find(|v| v["key"] == key).unwrap();
+        assert_eq!(
+            (
+                of("daemon.max_agents")["value"].as_str(),
+                of("daemon.max_agents")["line"].as_u64()
+            ),
+            (Some("3"), Some(3))
+        );
+        assert_eq!(of("daemon.user")["file"], "default");
+        assert_eq!(of("units.pool_ceiling")["value"], "10");
     }
 
     #[test]

@@ -164,12 +164,13 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     tokio::spawn(approvals::tell_attached(Arc::clone(&daemon)));
     record.connect(&daemon);
     daemon.fleet.connect(&daemon);
+    let enabled = prepared.units.load(&daemon).await;
     for (agent, unit) in &adopted {
         if let Some(unit) = unit {
             daemon.units.adopted(&daemon, agent, unit);
         }
     }
-    prepared.units.start(&daemon).await;
+    enabled.start(&daemon);
     let engines = Arc::clone(&daemon);
     tokio::spawn(async move { engines.units.run(&engines).await });
     let fleet = Arc::clone(&daemon.fleet) as Arc<dyn Fleet>;

@@ -32,6 +32,18 @@ fn main() -> ExitCode {
                 }
             };
         }
+        Command::CheckConfig(options) => {
+            return match agentd::config::Config::load(&options.config, options.config_required) {
+                Ok(config) => {
+                    write_out(&format!("{}\n", config.document));
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("agentd: {:#}", anyhow::Error::from(error));
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::Serve(options) => options,
     };
     agentd::logging::init();

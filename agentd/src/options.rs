@@ -26,6 +26,7 @@ usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agen
                       the broker is whoever serves broker.sock (agentd.service does it so)
   --host-caps FILE    take what the host can do from FILE, which root wrote with --probe-host
   --probe-host FILE   write what the host can do to FILE, and end
+  --check-config      check the configuration, print it as JSON, and end; needs no rights and starts nothing
   --foreground        accepted for symmetry with other daemons: agentd never forks into the background
   --version, --help
 
@@ -71,6 +72,8 @@ pub enum Command {
     Serve(Options),
     /// `--probe-host`.
     ProbeHost(PathBuf),
+    /// Say on stdout what the configuration amounts to, or on stderr what is wrong with it.
+    CheckConfig(Options),
     Help,
     Version,
 }
@@ -101,6 +104,7 @@ impl Command {
         let mut keep_agents = false;
         let (mut host_caps, mut probe_host) = (None, None);
         let mut standing = Standing::Own;
+        let mut check = false;
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let text = arg.to_string_lossy().into_owned();
@@ -120,6 +124,10 @@ impl Command {
                 "--probe-host" => ("--probe-host", &mut probe_host),
                 "--system" if inline.is_none() => {
                     standing = Standing::System;
+                    continue;
+                }
+                "--check-config" if inline.is_none() => {
+                    check = true;
                     continue;
                 }
                 "--foreground" if inline.is_none() => continue,
@@ -164,7 +172,11 @@ impl Command {
                 });
             }
         }
-        Ok(Self::Serve(options))
+        Ok(if check {
+            Self::CheckConfig(options)
+        } else {
+            Self::Serve(options)
+        })
     }
 }
 

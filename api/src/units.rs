@@ -112,6 +112,13 @@ pub trait Units {
     /// Everything about one unit: a JSON document with `status`, `values`, `files`, `launch` and `notes`.
     fn show(&self, name: &str) -> Result<String, Error>;
 
+    /// The daemon's configuration as it was read at its start, and what is wrong with the system's units: a JSON
+    /// document with `config` and `trouble`.
+    fn overview(&self) -> Result<String, Error>;
+
+    /// The texts of the system's units, or of the caller's own, as they were taken in: place, file, text.
+    fn texts(&self, system: bool) -> Result<Vec<(String, String, String)>, Error>;
+
     /// Replaces the caller's own units by the texts in `files`; `places` names each below its directory and in full.
     /// All or nothing. Returns the difference as a JSON document.
     fn load(&self, places: Vec<(String, String)>, files: Vec<Fd<'_>>) -> Result<String, Error>;

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use agentd_kernel::grant;
+use agentd_kernel::grant::{self, Uses};
 use agentd_sandbox::{Access, CallerContext, EffectivePolicy, WantedGrant};
 use rustix::fs::{Access as Check, AtFlags, Mode, OFlags};
 
@@ -15,6 +15,7 @@ pub fn open_all(
     context: &Context,
     caller: &CallerContext,
     policy: Option<&EffectivePolicy>,
+    uses: Uses,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let wanted = match policy {
         Some(policy) => policy.wanted_grants(caller),
@@ -28,7 +29,7 @@ pub fn open_all(
     let mut opened = Vec::with_capacity(wanted.len());
     let mut skipped = Vec::new();
     for want in wanted {
-        match open(&want) {
+        match open(&want, uses) {
             Ok(grant) => opened.push(grant),
             Err(_) if want.optional => skipped.push(want.src.display().to_string()),
             Err(failure) => return Err(failure),
@@ -59,7 +60,7 @@ pub fn caller(context: &Context, request: &RunRequest) -> CallerContext {
 }
 
 /// The program as our own shell would find it; `None` if there is none that we could execute.
-fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let is_program =
         |path: &PathBuf| rustix::fs::access(path, Check::EXEC_OK).is_ok() && path.is_file();
     if name.contains('/') {
@@ -74,7 +75,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Opens for reading, so that nobody grants what they could not read, and checks writing where it is
 /// asked for. Never blocks on a FIFO, never makes a terminal ours.
-fn open(want: &WantedGrant) -> Result<OwnedFd, Failure> {
+fn open(want: &WantedGrant, uses: Uses) -> Result<OwnedFd, Failure> {
     let fail = |why: &dyn std::fmt::Display| {
         let access = match want.access {
             Access::ReadOnly => "reading",
@@ -96,13 +97,7 @@ fn open(want: &WantedGrant) -> Result<OwnedFd, Failure> {
         Access::ReadOnly => grant::Access::ReadOnly,
         Access::ReadWrite => grant::Access::ReadWrite,
     };
-    grant::send(
-        std::os::fd::AsFd::as_fd(&object),
-        access,
-        &want.dst,
-        grant::Uses::Once,
-    )
-    .map_err(|e| fail(&e))
+    grant::send(std::os::fd::AsFd::as_fd(&object), access, &want.dst, uses).map_err(|e| fail(&e))
 }
 
 #[cfg(test)]
@@ -112,7 +107,7 @@ mod tests {
     #[test]
     fn a_grant_carries_what_was_opened() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let grant = open(&workspace_grant(dir.path())).expect("our own directory");
+        let grant = open(&workspace_grant(dir.path()), Uses::Once).expect("our own directory");
         let received = agentd_kernel::grant::receive(grant).expect("a whole grant");
         assert_eq!(received.dst, dir.path());
         assert_eq!(received.access, grant::Access::ReadWrite);
@@ -120,7 +115,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_named() {
-        let err = open(&workspace_grant(Path::new("/no/such/dir"))).expect_err("missing");
+        let err =
+            open(&workspace_grant(Path::new("/no/such/dir")), Uses::Once).expect_err("missing");
         assert!(err.to_string().contains("/no/such/dir"), "{err}");
     }
 
@@ -138,6 +134,6 @@ mod tests {
         made.expect("mkfifo");
         let mut want = workspace_grant(&fifo);
         want.access = Access::ReadOnly;
-        assert!(open(&want).is_err());
+        assert!(open(&want, Uses::Once).is_err());
     }
 }

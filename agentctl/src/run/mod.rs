@@ -12,6 +12,7 @@ use std::path::Path;
 use agentd_api::{
     AttachOptions, Driver, ExitCause, ExitInfo, LaunchReply, LaunchSpec, ManagerProxy, StdioMode,
 };
+use agentd_kernel::grant::Uses;
 use agentd_kernel::signals::SignalFd;
 use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyError, PolicyRef};
 use serde_json::{Value, json};
@@ -34,7 +35,7 @@ pub async fn run(context: &Context, request: &RunRequest) -> Result<u8, Failure>
 async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
     let policy = load_policy(context, request)?;
     let caller = grants::caller(context, request);
-    let grants = grants::open_all(context, &caller, policy.as_ref())?;
+    let grants = grants::open_all(context, &caller, policy.as_ref(), Uses::Once)?;
     let spec = spec(context, request, &caller, policy.as_ref())?;
     let daemon = reach(context).await?;
     let manager = daemon.manager().await?;
@@ -62,7 +63,7 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
 }
 
 /// A connection to the daemon that is there, or to one started now.
-async fn reach(context: &Context) -> Result<Daemon, Failure> {
+pub async fn reach(context: &Context) -> Result<Daemon, Failure> {
     if context.door == Door::SystemBus {
         return Daemon::over_bus().await;
     }
@@ -150,7 +151,7 @@ fn spec(
 
 /// What of our environment goes to the daemon: what the policy passes on. All else, keys above all,
 /// stays here. Under a policy that only the daemon knows it is what describes the terminal.
-fn env(policy: Option<&EffectivePolicy>) -> HashMap<String, String> {
+pub fn env(policy: Option<&EffectivePolicy>) -> HashMap<String, String> {
     let terminal = ["TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ"];
     let passes = |name: &str| match policy {
         Some(policy) => policy.env.passes(name),

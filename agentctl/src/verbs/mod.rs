@@ -3,6 +3,7 @@
 mod agents;
 pub mod approvals;
 mod completions;
+pub mod config;
 mod daemon;
 mod doctor;
 mod inspect;
@@ -10,6 +11,7 @@ mod logs;
 pub mod policy;
 mod records;
 pub mod tasks;
+pub mod units;
 
 use crate::failure::Failure;
 use crate::resolve::{Context, Invocation, Task};
@@ -32,6 +34,8 @@ pub fn perform(invocation: Invocation) -> Result<u8, Failure> {
 
 async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
     match task {
+        Task::Units(task) => units::perform(context, task).await,
+        Task::Config(task) => config::perform(context, task).await,
         Task::Run(request) => crate::run::run(context, &request).await,
         Task::Ps { which, ids_only } => agents::ps(context, which, ids_only).await,
         Task::Inspect { agent } => inspect::inspect(context, &agent).await,

@@ -20,18 +20,20 @@ const SYSTEM_FOLDER: &str = "/etc/agentd/policy";
 
 /// The folders in which names are looked up: the user's own, then the operator's.
 pub fn sources(context: &Context, settings: &[(String, String)]) -> Sources {
-    let mut folders = Vec::new();
-    if context.dirs.uid != 0 {
-        let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-        let config = config.filter(|dir| dir.is_absolute());
-        let home = context.dirs.home.as_ref().map(|home| home.join(".config"));
-        folders.extend(config.or(home).map(|dir| dir.join("agentd/policy")));
-    }
+    let mut folders: Vec<PathBuf> = own_folder(context).into_iter().collect();
     folders.push(SYSTEM_FOLDER.into());
     Sources {
         folders,
         settings: settings.to_vec(),
     }
+}
+
+/// The user's own policies; root's are the operator's.
+pub fn own_folder(context: &Context) -> Option<PathBuf> {
+    if context.dirs.uid == 0 {
+        return None;
+    }
+    Some(super::units::files::config_dir(context)?.join("policy"))
 }
 
 /// A policy that did not load, as a failure.

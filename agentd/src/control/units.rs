@@ -43,6 +43,20 @@ impl UnitsObject {
         Ok(self.daemon.units.show(self.caller, name)?.to_string())
     }
 
+    async fn overview(&self) -> Result<String, Error> {
+        let units = &self.daemon.units;
+        let trouble = units
+            .trouble()
+            .filter(|_| units.may_manage_system(self.caller));
+        let overview =
+            serde_json::json!({ "config": self.daemon.config.document, "trouble": trouble });
+        Ok(overview.to_string())
+    }
+
+    async fn texts(&self, system: bool) -> Result<Vec<(String, String, String)>, Error> {
+        self.daemon.units.texts(self.caller, system)
+    }
+
     async fn load(
         &self,
         places: Vec<(String, String)>,

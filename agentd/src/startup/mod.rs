@@ -32,7 +32,7 @@ use crate::egress::Credentials;
 use crate::gateway::Upstreams;
 use crate::options::{Options, Standing};
 use crate::units::Units;
-use crate::units::boot::Boot;
+use crate::units::boot::{Boot, Rights};
 
 /// Lowest kernel uid of the reserved range; slot 0 is the daemon itself where no service user exists.
 const FALLBACK_SERVICE_ID: u32 = agentd_broker::protocol::RESERVED_ID_BASE;
@@ -105,7 +105,14 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         .dirs
         .clone()
         .unwrap_or_else(|| Units::default_dirs(mode, &options.config));
-    let units = Boot::prepare(&unit_dirs, &config, &options.state_dir);
+    let units = {
+        let rights = if system && !root {
+            Rights::None
+        } else {
+            Rights::Own
+        };
+        Boot::prepare(&unit_dirs, &config, &options.state_dir, rights)
+    };
 
     let mut host = match &options.host_caps {
         Some(path) => host::read(path)?,

@@ -5,10 +5,10 @@
 //! grants in that user's name; [`Boot::start`] comes later, on the confined daemon. Only units of that very user are
 //! opened for: root's in root mode, one's own in user mode. A unit with `user` waits for its user.
 //!
-//! Which instances of templates are enabled stands in the database, which nobody can read this early; a copy lies in
-//! `units.enabled` in the state directory, written whenever it changes.
+//! Which units are enabled stands in the database, which nobody can read this early; a copy lies in `units.wanted` in
+//! the state directory, with the started ones, whose agents may outlive agentd and want to be restarted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -26,8 +26,8 @@ use crate::agents::Caller;
 use crate::config::Config;
 use crate::daemon::Daemon;
 
-/// The copy of what is enabled.
-const ENABLED: &str = "units.enabled";
+/// The copy of what is enabled or started.
+const WANTED: &str = "units.wanted";
 
 /// What was read and opened before agentd confined itself.
 #[derive(Debug, Default)]
@@ -37,6 +37,13 @@ pub struct Boot {
     contexts: BTreeMap<String, Result<Opened, String>>,
 }
 
+/// Whether agentd is, at first, whom the system's units belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    Own,
+    None,
+}
+
 #[derive(Debug)]
 struct Opened {
     spec: LaunchSpec,
@@ -44,8 +51,9 @@ struct Opened {
 }
 
 impl Boot {
-    /// Reads units and opens what they need, as whoever started agentd.
-    pub fn prepare(dirs: &[PathBuf], config: &Config, state_dir: &Path) -> Self {
+    /// Reads units and opens what they need, as whoever started agentd. A system's agentd that was not started by root
+    /// has nothing to open in root's name.
+    pub fn prepare(dirs: &[PathBuf], config: &Config, state_dir: &Path, rights: Rights) -> Self {
         let mut boot = Self::default();
         let set = match read_dirs(dirs) {
             Ok(files) => {
@@ -61,7 +69,7 @@ impl Boot {
                 return boot;
             }
         };
-        let listed = std::fs::read_to_string(state_dir.join(ENABLED)).unwrap_or_default();
+        let listed = std::fs::read_to_string(state_dir.join(WANTED)).unwrap_or_default();
         let listed: Vec<UnitName> = listed
             .lines()
             .filter_map(|l| UnitName::parse(l).ok())
@@ -70,15 +78,26 @@ impl Boot {
             let Ok(unit) = set.unit(name) else { continue };
             let wanted = unit.agent.enabled || listed.contains(name);
             if wanted && unit.agent.user.is_none() {
-                boot.contexts.insert(name.to_string(), open(&unit, config));
+                let opened = match (rights, &unit.run.workspace) {
+                    (Rights::Own, _) => open(&unit, config),
+                    (Rights::None, None) => Ok(Opened {
+                        spec: LaunchSpec::new(Vec::new()),
+                        grants: Vec::new(),
+                    }),
+                    (Rights::None, Some(dir)) => Err(format!(
+                        "this agentd was not started by root, so root must hand over {dir}: agentctl agents start {name}"
+                    )),
+                };
+                boot.contexts.insert(name.to_string(), opened);
             }
         }
         boot
     }
 
-    /// Takes the units in on the running daemon, and starts the enabled ones. Nothing here keeps agentd from serving:
-    /// what is wrong is said in the log and in `agentctl agents list`.
-    pub async fn start(self, daemon: &Arc<Daemon>) {
+    /// Takes the units in on the running daemon. Agents that outlived an earlier one are linked to them next, and then
+    /// come those that are to be started. Nothing here keeps agentd from serving: what is wrong is said in the log and
+    /// in `agentctl agents list`.
+    pub async fn load(self, daemon: &Arc<Daemon>) -> Enabled {
         let units = &daemon.units;
         match daemon.store.unit_rows().await {
             Ok(rows) => {
@@ -113,6 +132,18 @@ impl Boot {
             tracing::error!("the system's units do not load:\n{trouble}");
         }
         units.inner().trouble = trouble;
+        Enabled(self.contexts)
+    }
+}
+
+/// What the enabled units need, opened before agentd confined itself.
+#[derive(Debug)]
+pub struct Enabled(BTreeMap<String, Result<Opened, String>>);
+
+impl Enabled {
+    /// Starts every enabled unit, with what was opened for it.
+    pub fn start(self, daemon: &Arc<Daemon>) {
+        let units = &daemon.units;
         let own = rustix::process::geteuid().as_raw();
         let caller = match daemon.mode {
             DaemonMode::Root => Caller { uid: 0, gid: 0 },
@@ -121,7 +152,7 @@ impl Boot {
                 gid: rustix::process::getegid().as_raw(),
             },
         };
-        for (name, opened) in self.contexts {
+        for (name, opened) in self.0 {
             let Ok(name) = UnitName::parse(&name) else {
                 continue;
             };
@@ -136,9 +167,11 @@ impl Boot {
                     .sets
                     .get(&Owner::System)
                     .and_then(|set| set.unit(&key.1).ok());
-                unit.filter(|unit| disabled.unwrap_or(unit.agent.enabled))
+                unit.map(|unit| (disabled.unwrap_or(unit.agent.enabled), unit))
             };
-            let Some(unit) = unit else { continue };
+            let Some((enabled, unit)) = unit else {
+                continue;
+            };
             match opened {
                 Ok(Opened { spec, grants }) => {
                     let context = Context {
@@ -146,7 +179,15 @@ impl Boot {
                         spec,
                         grants,
                     };
-                    units.begin(daemon, &key, unit, caller.uid, Some(context));
+                    if enabled {
+                        units.begin(daemon, &key, unit, caller.uid, Some(context));
+                    } else if let Some(active) = units.inner().active.get_mut(&key) {
+                        // Its agents outlived the last agentd: this is for their restarts.
+                        active.context = Some(Arc::new(context));
+                    }
+                }
+                Err(why) if !enabled => {
+                    tracing::debug!(unit = %key.1, "what its restarts need cannot be opened: {why}");
                 }
                 Err(why) => {
                     tracing::error!(unit = %key.1, "enabled, but not started: {why}");
@@ -155,24 +196,31 @@ impl Boot {
                 }
             }
         }
-        units.write_enabled(daemon);
+        units.write_wanted(daemon);
     }
 }
 
 impl Units {
-    /// Writes the copy that the next start reads. Losing it costs an instance of a template its start at boot, no more.
-    pub(super) fn write_enabled(&self, daemon: &Daemon) {
+    /// Writes the copy that the next start reads. Losing it costs a unit its start with the daemon, no more.
+    pub(super) fn write_wanted(&self, daemon: &Daemon) {
         let text: String = {
             let inner = self.inner();
-            let enabled = inner
+            let rows = inner
                 .rows
                 .iter()
-                .filter(|((owner, _), row)| *owner == Owner::System && row.enabled == Some(true));
-            enabled.map(|((_, name), _)| format!("{name}\n")).collect()
+                .filter(|(_, row)| row.enabled == Some(true));
+            let enabled = rows.map(|((owner, name), _)| (*owner, name.as_str()));
+            let active = inner.active.iter().filter(|(_, a)| a.engine.is_on());
+            let started = active.map(|((owner, name), _)| (*owner, name.as_str()));
+            let system = enabled
+                .chain(started)
+                .filter(|(owner, _)| *owner == Owner::System);
+            let names: BTreeSet<&str> = system.map(|(_, name)| name).collect();
+            names.into_iter().map(|name| format!("{name}\n")).collect()
         };
         let (path, aside) = (
-            daemon.state_dir.join(ENABLED),
-            daemon.state_dir.join("units.enabled.new"),
+            daemon.state_dir.join(WANTED),
+            daemon.state_dir.join("units.wanted.new"),
         );
         let written = std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &path));
         if let Err(error) = written {

@@ -135,13 +135,48 @@ fn read_text(file: File) -> Result<String, String> {
 }
 
 impl Units {
+    /// Root, and whoever agentd runs as.
+    pub fn may_manage_system(&self, caller: Caller) -> bool {
+        caller.uid == 0 || caller.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// The texts of a set as they were taken in: place, file, text.
+    ///
+    /// # Errors
+    /// When the system's are asked for by somebody whom they do not concern.
+    pub fn texts(
+        &self,
+        caller: Caller,
+        system: bool,
+    ) -> Result<Vec<(String, String, String)>, Error> {
+        let owner = if system {
+            Owner::System
+        } else {
+            Owner::User(caller.uid)
+        };
+        if system && !self.may_manage_system(caller) {
+            return Err(Error::Denied(
+                "the system's units are root's to read".into(),
+            ));
+        }
+        let inner = self.inner();
+        let files = inner
+            .sets
+            .get(&owner)
+            .map(|set| set.files())
+            .unwrap_or_default();
+        Ok(files
+            .into_iter()
+            .map(|f| (f.place, f.origin, f.text))
+            .collect())
+    }
+
     /// Reads the system's directories again. For root and the daemon's own user.
     ///
     /// # Errors
     /// Every mistake of every file; the units stay as they are.
     pub async fn reload(&self, daemon: &Arc<Daemon>, caller: Caller) -> Result<Value, Error> {
-        let own = rustix::process::geteuid().as_raw();
-        if caller.uid != 0 && caller.uid != own {
+        if !self.may_manage_system(caller) {
             return Err(Error::Denied(format!(
                 "only root or the daemon's own user may have the system's units read again, not uid {}",
                 caller.uid

@@ -64,6 +64,7 @@ impl Units {
             grants,
         };
         self.begin(daemon, &key, unit, uid, Some(context));
+        self.write_wanted(daemon);
         self.settle(&key, |active| {
             use agentd_orchestrator::unit::supervisor::UnitState::{Starting, Stopping};
             !matches!(active.engine.state(), Starting | Stopping)
@@ -128,6 +129,7 @@ impl Units {
             self.perform(daemon, &key, action);
         }
         self.changed(&key);
+        self.write_wanted(daemon);
         self.settle(&key, |active| active.engine.is_empty()).await;
         let mut inner = self.inner();
         if inner.active.get(&key).is_some_and(|active| active.removed) {
@@ -154,7 +156,7 @@ impl Units {
             )));
         }
         self.identify(daemon, &key, Some(enabled)).await?;
-        self.write_enabled(daemon);
+        self.write_wanted(daemon);
         self.changed(&key);
         Ok(self.describe(&self.inner(), key.0, &unit, uid))
     }

@@ -135,19 +135,38 @@ impl Daemon {
         };
         let dir = dir_of(owner);
         std::fs::write(dir.path().join("agentd.toml"), config).expect("write the configuration");
+        let (child, supervisor, broker) = Self::spawn(owner, dir.path());
+        Self {
+            mode,
+            child,
+            dir,
+            supervisor,
+            broker,
+        }
+    }
+
+    /// Ends agentd and starts another one in the same place.
+    pub fn restart(&mut self) {
+        self.terminate();
+        wait_until("the broker ends with agentd", || !is_alive(self.supervisor));
+        (self.child, self.supervisor, self.broker) = Self::spawn(self.owner(), self.dir.path());
+    }
+
+    /// Starts agentd as `owner` below `dir`; returns it, its broker's supervisor and the worker when it serves.
+    fn spawn(owner: u32, dir: &Path) -> (Child, i32, i32) {
         let mut command = as_user(program("agentd"), owner);
         command
             .arg("--config")
-            .arg(dir.path().join("agentd.toml"))
+            .arg(dir.join("agentd.toml"))
             .arg("--runtime-dir")
-            .arg(dir.path().join("run"))
+            .arg(dir.join("run"))
             .arg("--state-dir")
-            .arg(dir.path().join("state"))
+            .arg(dir.join("state"))
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("start agentd");
         let stderr = child.stderr.take().expect("piped");
-        let log = std::fs::File::create(dir.path().join("agentd.log")).expect("a log file");
+        let log = std::fs::File::create(dir.join("agentd.log")).expect("a log file");
         let (ready, is_ready) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             use std::io::Write as _;
@@ -164,20 +183,14 @@ impl Daemon {
         });
         if is_ready.recv_timeout(WATCHDOG).is_err() {
             let status = child.try_wait();
-            let log = std::fs::read_to_string(dir.path().join("agentd.log")).unwrap_or_default();
+            let log = std::fs::read_to_string(dir.join("agentd.log")).unwrap_or_default();
             panic!("agentd did not become ready ({status:?}):\n{log}");
         }
         let supervisor = children_of(child.id().cast_signed());
         assert_eq!(supervisor.len(), 1, "agentd has one child, its broker");
         let broker = children_of(supervisor[0]);
         assert_eq!(broker.len(), 1, "the supervisor has one child, its worker");
-        Self {
-            mode,
-            child,
-            dir,
-            supervisor: supervisor[0],
-            broker: broker[0],
-        }
+        (child, supervisor[0], broker[0])
     }
 
     pub fn pid(&self) -> i32 {

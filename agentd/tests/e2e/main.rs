@@ -12,4 +12,5 @@ mod secrets;
 mod standin;
 mod tasks;
 mod terminal;
+mod units;
 mod users;

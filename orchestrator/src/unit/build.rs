@@ -355,10 +355,10 @@ impl Values {
         let driver = self.driver().to_owned();
         let (pool, restart, triggers) = (self.pool(), self.restart(), self.triggers());
         let has = |this: &Self, section, key| this.singles.contains_key(&(section, key));
-        if !has(self, "run", "command") && driver != "claude" {
+        if !has(self, "run", "command") && !matches!(driver.as_str(), "claude" | "codex") {
             let problem = Problem::new(
                 "the unit names no command",
-                "write command = [\"PROGRAM\", …] under [run] (with driver = \"claude\" it may be left out)",
+                "write command = [\"PROGRAM\", …] under [run] (with the drivers claude and codex it may be left out)",
             );
             self.findings
                 .push(problem.at(whole.clone(), "run.command", ""));
@@ -499,7 +499,7 @@ impl Values {
         let driver = self.driver().to_owned();
         let command = match self.singles.get(&("run", "command")).map(|v| &v.value) {
             Some(Scalar::Command(words)) => words.clone(),
-            _ => vec!["claude".to_owned()],
+            _ => vec![driver.clone()],
         };
         Unit {
             agent: Agent {
@@ -602,7 +602,7 @@ impl Values {
             ("agent", "status") => Some("\"DEVELOPMENT\"".into()),
             ("agent", "enabled") => Some("false".into()),
             ("run", "driver") => Some("\"none\"".into()),
-            ("run", "command") => Some("[\"claude\"]".into()),
+            ("run", "command") => Some(format!("[{:?}]", self.driver())),
             ("run", "policy") => Some("\"coding\"".into()),
             ("run", "stop_grace") => Some("\"10s\"".into()),
             ("pool", "min") => Some(pool.min.to_string()),

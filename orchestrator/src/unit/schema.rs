@@ -125,7 +125,7 @@ pub(super) const KEYS: &[Key] = &[
     key("agent", "status", Kind::Choice(&["PRODUCTION", "DEVELOPMENT"]), "default DEVELOPMENT"),
     key("agent", "enabled", Kind::Bool, "started with agentd unless `agents disable` says otherwise; default false"),
     key("agent", "user", Kind::User, "system units: whose agents they are; default root"),
-    key("run", "command", Kind::Command, "program and arguments; default [\"claude\"] with that driver"),
+    key("run", "command", Kind::Command, "program and arguments; default [\"claude\"] or [\"codex\"] with that driver"),
     key("run", "driver", Kind::Choice(DRIVERS), "who talks with the program; default none"),
     key("run", "policy", Kind::PolicyName, "policy by name; default coding"),
     key("run", "set", Kind::Settings, "values laid over the policy, such as \"limits.pids\" = 64"),

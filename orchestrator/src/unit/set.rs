@@ -270,6 +270,29 @@ impl UnitSet {
             .collect()
     }
 
+    /// Every text that counts, with its place, as [`Self::load`] takes them.
+    pub fn files(&self) -> Vec<UnitFile> {
+        let file = |place: String, (origin, text, _): &(String, String, Parsed)| UnitFile {
+            place,
+            origin: origin.clone(),
+            text: text.clone(),
+        };
+        let mut files = Vec::new();
+        for (name, texts) in &self.texts {
+            files.extend(
+                texts
+                    .unit
+                    .iter()
+                    .map(|entry| file(format!("{name}.toml"), entry)),
+            );
+            let drop_ins = texts.drop_ins.iter();
+            files.extend(
+                drop_ins.map(|(below, entry)| file(format!("{name}.toml.d/{below}"), entry)),
+            );
+        }
+        files
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.texts.is_empty()

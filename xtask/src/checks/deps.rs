@@ -28,7 +28,13 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ),
     (
         "agentctl",
-        &["agentd-api", "agentd-kernel", "agentd-sandbox"],
+        // The unit language is what `config check` needs without a daemon (ADR 0011).
+        &[
+            "agentd-api",
+            "agentd-kernel",
+            "agentd-orchestrator",
+            "agentd-sandbox",
+        ],
     ),
     ("agentd-api", &[]),
     ("agentd-broker", &["agentd-kernel", "agentd-launch"]),

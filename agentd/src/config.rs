@@ -35,6 +35,8 @@ pub struct DaemonConfig {
     pub lifeline_grace: Duration,
     /// What happens to the agents when agentd is told to end by SIGTERM or SIGINT.
     pub on_stop: OnStop,
+    /// How long a driven agent may take until it is ready for work. 1 s..=1 h.
+    pub driver_start: Duration,
     /// Start even where the host cannot confine agentd itself.
     pub confine: Confine,
     /// Directories with the administrator's policies, searched before the shipped ones.
@@ -100,6 +102,7 @@ struct RawDaemon {
     user: String,
     max_agents: usize,
     lifeline_grace_ms: u64,
+    driver_start_ms: u64,
     on_stop: OnStop,
     confine: Confine,
     policy_dirs: Vec<PathBuf>,
@@ -127,6 +130,7 @@ impl Default for RawDaemon {
             user: "agentd".into(),
             max_agents: 256,
             lifeline_grace_ms: 30_000,
+            driver_start_ms: 60_000,
             on_stop: OnStop::Stop,
             confine: Confine::Required,
             policy_dirs: vec!["/etc/agentd/policy".into()],
@@ -176,6 +180,7 @@ impl Config {
             user,
             max_agents,
             lifeline_grace_ms,
+            driver_start_ms,
             on_stop,
             confine,
             policy_dirs,
@@ -192,6 +197,13 @@ impl Config {
                 "daemon.lifeline_grace_ms",
                 lifeline_grace_ms.to_string(),
                 "0 to 600000 milliseconds",
+            ));
+        }
+        if !(1_000..=3_600_000).contains(&driver_start_ms) {
+            return Err(range(
+                "daemon.driver_start_ms",
+                driver_start_ms.to_string(),
+                "1000 to 3600000 milliseconds",
             ));
         }
         if user.is_empty() || user == "root" {
@@ -265,6 +277,7 @@ impl Config {
                 user,
                 max_agents,
                 lifeline_grace: Duration::from_millis(lifeline_grace_ms),
+                driver_start: Duration::from_millis(driver_start_ms),
                 on_stop,
                 confine,
                 policy_dirs,
@@ -366,6 +379,7 @@ mod tests {
         for (text, needle) in [
             ("[daemon]\nmax_agents = 0\n", "1 to 4096"),
             ("[daemon]\nlifeline_grace_ms = 9999999\n", "0 to 600000"),
+            ("[daemon]\ndriver_start_ms = 10\n", "1000 to 3600000"),
             ("[units]\npool_ceiling = 0\n", "1 to 1000"),
             ("[units]\ndirs = [\"agents\"]\n", "absolute"),
             ("[daemon]\nuser = \"root\"\n", "unprivileged"),

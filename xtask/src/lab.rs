@@ -108,10 +108,12 @@ impl Lab {
         // A key of this run alone, so that finding it anywhere is proof.
         let key = random_key()?;
         write_private(&at.join("model.key"), key.as_bytes())?;
-        let mut config = String::new();
+        // Real agents are large programs, and the machine may be busy with other tests.
+        let mut config = String::from("[daemon]\ndriver_start_ms = 240000\n");
         if let Some(grace) = setup.lifeline_grace_ms {
-            config += &format!("[daemon]\nlifeline_grace_ms = {grace}\n\n");
+            config += &format!("lifeline_grace_ms = {grace}\n");
         }
+        config.push('\n');
         let model = match setup.model_script {
             None => None,
             Some(script) => {

@@ -232,6 +232,7 @@ impl Daemon {
                 prompt: kept.prompt.clone(),
                 workspace: kept.workspace.clone(),
                 cwd: kept.cwd.clone(),
+                start_limit: self.config.daemon.driver_start,
                 unit: kept.unit.as_deref().map(kind_of_unit),
                 history,
                 agent: Arc::clone(&agent),

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::alarm::Alarm;
 use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
 use crate::driver::{History, Taking, TaskSink, Work, WorkInbox};
@@ -83,6 +84,8 @@ pub struct Conversation {
     /// What the agent may give to others.
     pub delegation: Option<Delegation>,
     pub said: mpsc::Sender<Said>,
+    /// How long the agent may take until it is ready for its first turn.
+    pub start_limit: Duration,
     /// Bytes that the agent's stdin was given before.
     pub sent: u64,
     /// What was said so far, if an earlier agentd began the conversation.
@@ -270,7 +273,19 @@ impl State {
             }
             Some(history) => self.go_on(&history).await,
         }
+        let limit = self.conversation.start_limit;
+        let late = match Alarm::after(limit) {
+            Ok(alarm) => alarm,
+            Err(error) => {
+                let why = format!("no timer for its start: {error}");
+                return self.fail(why).await;
+            }
+        };
         loop {
+            // Nothing that it still says matters, and it may never close its stdout.
+            if let Some(Outcome::Failed(_)) = self.outcome {
+                break;
+            }
             let idle = self.ready && self.current.is_none() && self.outcome.is_none();
             // Who serves requests takes tasks too; who was launched for a prompt takes neither.
             let serves = self.requests.is_some();
@@ -302,6 +317,16 @@ impl State {
                     None => self.requests = None,
                 },
                 work = self.conversation.work.next(), if idle && serves => self.begin_task(work).await,
+                came = late.come(), if !self.ready && self.outcome.is_none() => {
+                    let why = match came {
+                        Ok(()) => format!(
+                            "it was not ready within {} s (daemon.driver_start_ms); its stderr may say why (agentctl logs)",
+                            limit.as_secs_f64()
+                        ),
+                        Err(error) => format!("the timer for its start: {error}"),
+                    };
+                    return self.fail(why).await;
+                }
                 () = withdrawn(&self.current) => {
                     // Nobody wants the answer any more. The turn still ends in the agent's own words.
                     if let Some((turn, current)) = self.current.take() {
@@ -323,6 +348,12 @@ impl State {
         let last = self.conversation.machine.close();
         self.perform(last).await;
         self.outcome.take().unwrap_or(Outcome::AgentClosed)
+    }
+
+    /// The end of a conversation that can't begin.
+    async fn fail(&mut self, why: String) -> Outcome {
+        self.perform(vec![Action::Failed(why.clone())]).await;
+        Outcome::Failed(why)
     }
 
     /// Takes a conversation up that an earlier agentd began.

@@ -8,6 +8,7 @@
 //! same seeded HOME, so that no first-run dialog stands in the way.
 
 pub mod acp;
+mod alarm;
 pub mod claude;
 pub mod codex;
 mod conversation;
@@ -166,6 +167,8 @@ pub struct Start {
     pub history: Option<History>,
     /// Where it works, inside.
     pub cwd: String,
+    /// How long it may take until it is ready.
+    pub start_limit: Duration,
     pub agent: Arc<Agent>,
     pub output: Output,
     /// Where its side of the protocol goes on its way to the conversation.
@@ -225,6 +228,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         sent,
         from,
         history: start.history,
+        start_limit: start.start_limit,
     };
     let agent = start.agent;
     let from_agent = log::follow(&start.journal, from);

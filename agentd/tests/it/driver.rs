@@ -108,6 +108,7 @@ impl House {
             said,
             sent: 0,
             history: None,
+            start_limit: WATCHDOG,
             from: 0,
         };
         (conversation, words)
@@ -458,6 +459,23 @@ async fn an_agent_that_ends_before_it_is_ready_has_failed() {
         matches!(&outcome, Outcome::Failed(why) if why.contains("ready")),
         "{outcome:?}"
     );
+}
+
+#[tokio::test]
+async fn an_agent_that_never_becomes_ready_has_failed_while_it_still_runs() {
+    let house = House::new().await;
+    let guest = house.guest("mute").await;
+    let (mut conversation, mut words) = house.conversation(&guest, Jsonl::new(), Some("hello?"));
+    conversation.start_limit = std::time::Duration::from_millis(10);
+    // The other end stays open and silent.
+    let (_ours, theirs) = tokio::io::duplex(1 << 16);
+    let (from_agent, to_agent) = tokio::io::split(theirs);
+    let outcome = within(conversation.run(from_agent, to_agent)).await;
+    assert!(
+        matches!(&outcome, Outcome::Failed(why) if why.contains("not ready within 0.01 s")),
+        "{outcome:?}"
+    );
+    assert!(matches!(words.recv().await, Some(Said::Log(why)) if why.contains("not ready")));
 }
 
 const SCRIPT: &str = r#"

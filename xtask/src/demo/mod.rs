@@ -31,7 +31,7 @@ use crate::test::needs;
 use crate::workspace::root;
 
 /// How long the finder may take; it takes seconds.
-const TASK_LIMIT: Duration = Duration::from_secs(180);
+const TASK_LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

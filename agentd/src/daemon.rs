@@ -24,6 +24,7 @@ use crate::egress::Credentials;
 use crate::gateway::Upstreams;
 use crate::record::BusRecord;
 use crate::service;
+use crate::ssh::SshAgents;
 use crate::startup::Prepared;
 use crate::tasks::{Fleet, FleetChanged, Tasks};
 use crate::units::Units;
@@ -46,6 +47,7 @@ pub struct Daemon {
     pub bus: BusServer,
     pub upstreams: Arc<Upstreams>,
     pub credentials: Credentials,
+    pub ssh_agents: Arc<SshAgents>,
     pub agents: Arc<Registry>,
     pub tasks: Tasks,
     /// The same, as conversations see it: where the ends of their tasks are reported.
@@ -135,6 +137,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         store,
         upstreams: Arc::new(prepared.upstreams),
         credentials: prepared.credentials,
+        ssh_agents: Arc::default(),
         agents,
         task_sink: Arc::new(tasks.clone()),
         tasks,

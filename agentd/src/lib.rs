@@ -6,6 +6,7 @@
 //! - [`approvals`]: questions that a person decides.
 //! - [`control`]: the D-Bus tree, per caller.
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
+//! - [`ssh`]: the caller's ssh-agent inside a sandbox, filtered.
 //! - [`driver`]: speaking an agent's own protocol.
 //! - [`tasks`]: work that survives restarts, and who gets it.
 //! - [`units`]: agents that are declared: started, restarted, lent to tasks.
@@ -29,6 +30,7 @@ pub mod mcp;
 pub mod options;
 pub mod record;
 pub mod service;
+pub mod ssh;
 pub mod startup;
 pub mod tasks;
 pub mod units;

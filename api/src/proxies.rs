@@ -33,6 +33,10 @@ pub trait Manager {
     /// Every launch on record that the caller may see: a JSON array, newest first.
     fn records(&self) -> Result<String, Error>;
 
+    /// Puts a connection to the caller's ssh-agent, opened by the caller, behind the socket of an agent whose policy
+    /// forwards one.
+    fn forward_ssh_agent(&self, name_or_id: &str, connection: Fd<'_>) -> Result<(), Error>;
+
     /// Version, mode and pid.
     fn ping(&self) -> Result<DaemonInfo, Error>;
 

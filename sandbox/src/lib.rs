@@ -26,6 +26,6 @@ pub use policy::{
     PolicyDiagnostic, PolicyError, PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
 };
 pub use rules::{
-    Decision, EgressRules, IpcRules, ModelRules, Remembered, ToolDecision, ToolRule, ToolRules,
-    egress::is_forbidden_addr,
+    Decision, EgressRules, IpcRules, ModelRules, Remembered, SshRules, ToolDecision, ToolRule,
+    ToolRules, egress::is_forbidden_addr,
 };

@@ -10,6 +10,8 @@ pub const PROXY: u16 = 3128;
 pub const MCP: u16 = 8765;
 /// The bus socket in the sandbox's mount view.
 pub const BUS_SOCKET: &str = "/run/agentd/bus.sock";
+/// The filtered ssh-agent in the sandbox's mount view.
+pub const SSH_AGENT_SOCKET: &str = "/run/agentd/ssh-agent.sock";
 
 /// The base URL that Anthropic clients are given.
 pub const GATEWAY_URL: &str = "http://127.0.0.1:8080";

@@ -47,6 +47,9 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
         Stay::Detached => None,
     };
     let (reply, early) = launch(&manager, &spec, grants, signals.as_ref(), request).await?;
+    if policy.as_ref().is_some_and(|p| p.ssh.enabled) {
+        forward_ssh_agent(&manager, &reply).await;
+    }
     for line in reply.degradations.iter().flatten() {
         context.tell(&format!("weaker than the policy wishes: {line}"));
     }
@@ -59,6 +62,30 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
             let dir = &daemon.runtime_dir;
             stay(context, request, dir, reply, &signals, early).await
         }
+    }
+}
+
+/// Hands the caller's ssh-agent over, as the policy says. Without one the agent goes without, and is told by every
+/// request that fails.
+async fn forward_ssh_agent(manager: &ManagerProxy<'_>, reply: &LaunchReply) {
+    let Some(path) = std::env::var_os("SSH_AUTH_SOCK") else {
+        return stderr_line(
+            "agentctl: the policy forwards your ssh-agent, but SSH_AUTH_SOCK is not set",
+        );
+    };
+    let connected = std::os::unix::net::UnixStream::connect(&path).map_err(|e| e.to_string());
+    let handed = match &connected {
+        Ok(stream) => {
+            let id = reply.id.to_string();
+            let handed = manager.forward_ssh_agent(&id, stream.as_fd().into()).await;
+            handed.map_err(|e| e.text())
+        }
+        Err(error) => Err(error.clone()),
+    };
+    if let Err(error) = handed {
+        stderr_line(&format!(
+            "agentctl: your ssh-agent is not forwarded: {error}"
+        ));
     }
 }
 

@@ -14,7 +14,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use agentd_api::{AgentIdentity, Driver, ExitCause};
-use agentd_sandbox::{EgressRules, IpcRules, ModelRules, SandboxPlan, StdioMode, ToolRules};
+use agentd_sandbox::{
+    EgressRules, IpcRules, ModelRules, SandboxPlan, SshRules, StdioMode, ToolRules,
+};
 use agentd_storage::Ready;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::time::{ClockId, clock_gettime};
@@ -75,6 +77,8 @@ pub struct Rules {
     pub model: ModelRules,
     pub ipc: IpcRules,
     pub tools: ToolRules,
+    #[serde(default)]
+    pub ssh: SshRules,
 }
 
 impl From<&SandboxPlan> for Rules {
@@ -84,6 +88,7 @@ impl From<&SandboxPlan> for Rules {
             model: plan.model.clone(),
             ipc: plan.ipc.clone(),
             tools: plan.tools.clone(),
+            ssh: plan.ssh.clone(),
         }
     }
 }
@@ -252,6 +257,7 @@ pub(super) mod tests {
                 model: ModelRules::default(),
                 ipc: IpcRules::default(),
                 tools: ToolRules::default(),
+                ssh: SshRules::default(),
             },
             stdio: StdioMode::Pty { rows: 24, cols: 80 },
             output_bytes: 1 << 20,

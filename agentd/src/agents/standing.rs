@@ -323,6 +323,23 @@ impl Daemon {
             UnixListener::from(bus),
         )?;
         for (tag, fd) in listeners {
+            if tag == plan::SSH_AGENT {
+                let listener = UnixListener::from(fd);
+                listener.set_nonblocking(true)?;
+                let forward = crate::ssh::Forward {
+                    identity: identity.clone(),
+                    rules: kept.rules.ssh.clone(),
+                    unit: kept.unit.as_deref().map(kind_of_unit),
+                    ask_timeout: kept.rules.tools.ask_timeout,
+                    approvals: Arc::clone(&self.approvals),
+                    store: self.store.clone(),
+                    agents: Arc::clone(&self.ssh_agents),
+                };
+                self.ssh_agents.expect(identity.id);
+                let listener = tokio::net::UnixListener::from_std(listener)?;
+                tokio::spawn(crate::ssh::serve(listener, forward, cancel.child_token()));
+                continue;
+            }
             let listener = StdTcpListener::from(fd);
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -135,6 +135,35 @@ impl ManagerObject {
         serde_json::to_string(&launches).map_err(internal)
     }
 
+    async fn forward_ssh_agent(
+        &self,
+        name_or_id: &str,
+        connection: zbus::OwnedFd,
+    ) -> Result<(), Error> {
+        let agent = self.daemon.agents.find(self.caller, name_or_id)?;
+        // Root may touch every agent, but nobody signs for an agent of somebody else.
+        if agent.identity.uid != self.caller.uid {
+            return Err(Error::Denied(format!(
+                "`{}` belongs to uid {}, who alone may forward an ssh-agent to it",
+                agent.identity.name, agent.identity.uid
+            )));
+        }
+        let handed = self
+            .daemon
+            .ssh_agents
+            .hand_over(agent.identity.id, OwnedFd::from(connection));
+        match handed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Unavailable(format!(
+                "the policy of `{}` forwards no ssh-agent ([ssh] agent = \"forward\")",
+                agent.identity.name
+            ))),
+            Err(error) => Err(Error::InvalidArgument(format!(
+                "what was handed over is no ssh-agent: {error}"
+            ))),
+        }
+    }
+
     async fn ping(&self) -> Result<DaemonInfo, Error> {
         let daemon = &self.daemon;
         let live = daemon

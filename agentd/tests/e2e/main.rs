@@ -9,6 +9,7 @@ mod isolation;
 mod malformed;
 mod run;
 mod secrets;
+mod ssh;
 mod standin;
 mod tasks;
 mod terminal;

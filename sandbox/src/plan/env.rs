@@ -94,6 +94,9 @@ pub(crate) fn environment(
             set(name, ports::PROXY_URL);
         }
     }
+    if policy.ssh.enabled {
+        set("SSH_AUTH_SOCK", ports::SSH_AGENT_SOCKET);
+    }
     for name in ["NO_PROXY", "no_proxy"] {
         set(name, "127.0.0.1,localhost");
     }

@@ -22,7 +22,7 @@ pub(crate) use view::{is_private_path, is_system_path};
 
 use crate::policy::{EffectivePolicy, Limits};
 use crate::ports;
-use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRules};
+use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
 use crate::seccomp::{self, SyscallSet};
 use agentd_kernel::probe::{Feature, HostCaps, Need};
 use agentd_launch::{layers, plan as wire_plan};
@@ -65,6 +65,7 @@ pub struct SandboxPlan {
     pub model: ModelRules,
     pub ipc: IpcRules,
     pub tools: ToolRules,
+    pub ssh: SshRules,
     pub limits: Limits,
     pub policy: String,
     /// SHA-256 of the canonical effective policy, in hex.
@@ -120,6 +121,7 @@ pub fn plan(
         model: policy.model.clone(),
         ipc: policy.ipc.clone(),
         tools: policy.tools.clone(),
+        ssh: policy.ssh.clone(),
         limits: policy.limits.clone(),
         policy: policy.name.clone(),
         policy_hash: policy.hash(),
@@ -200,6 +202,12 @@ fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {
         tag: wire_plan::BUS,
         address: ports::BUS_SOCKET.into(),
     });
+    if policy.ssh.enabled {
+        out.push(ListenerPlan {
+            tag: wire_plan::SSH_AGENT,
+            address: ports::SSH_AGENT_SOCKET.into(),
+        });
+    }
     out
 }
 

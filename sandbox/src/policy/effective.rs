@@ -9,7 +9,7 @@ use super::schema::{self, KEYS, Kind, Scalar};
 use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
 use crate::plan::{Access, Property};
 use crate::rules::ipc::NamePattern;
-use crate::rules::{EgressRules, IpcRules, ModelRules, ToolRule, ToolRules};
+use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRule, ToolRules};
 use crate::seccomp::SyscallSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -108,6 +108,7 @@ pub struct EffectivePolicy {
     pub model: ModelRules,
     pub ipc: IpcRules,
     pub tools: ToolRules,
+    pub ssh: SshRules,
     /// Properties that a launch may go without.
     pub degrade: Vec<Valued<Property>>,
     /// Every effective value in the order of the reference.
@@ -435,6 +436,11 @@ impl Merged {
                 ask_timeout: self
                     .single("tools", "ask_timeout", |_, v| schema::ask_timeout(v))
                     .unwrap_or(crate::rules::tools::DEFAULT_ASK_TIMEOUT),
+            },
+            ssh: SshRules {
+                enabled: self.is("ssh", "agent", "forward"),
+                keys: self.typed("ssh", "keys", |t, _| Some(t.to_owned())),
+                ask: self.is("ssh", "sign", "ask"),
             },
             degrade: self
                 .list("degrade", "allow")

@@ -190,6 +190,15 @@ impl EffectivePolicy {
                 "set limits.memory",
             ));
         }
+        if self.ssh.enabled && self.ssh.keys.is_empty() && !self.ssh.ask {
+            out.push(warn(
+                &self.origin_of("ssh.agent"),
+                "ssh.agent",
+                &"forward",
+                "the agent may sign with every key of your ssh-agent, for any host",
+                "name keys under ssh.keys, or set ssh.sign = \"ask\"",
+            ));
+        }
         let beaten = |list: &[ToolRule], rule: &ToolRule| {
             list.iter()
                 .any(|d| d.tool == rule.tool && (d.pattern.is_none() || d.pattern == rule.pattern))

@@ -3,9 +3,9 @@
 use super::path::PathTemplate;
 use super::{Origin, suggest, units};
 use crate::plan::Property;
-use crate::rules::egress;
 use crate::rules::ipc::NamePattern;
 use crate::rules::tools::ToolRule;
+use crate::rules::{egress, ssh};
 use crate::seccomp::SyscallSet;
 
 /// What a key holds.
@@ -21,10 +21,13 @@ pub(crate) enum Kind {
     SyscallSets,
     Properties,
     CredentialNames,
+    Fingerprints,
     /// Single values: the last one wins.
     Text,
     NetMode,
     ModelAccess,
+    SshAgent,
+    SshSign,
     Size,
     Count,
     Percent,
@@ -48,6 +51,7 @@ impl Kind {
                 | SyscallSets
                 | Properties
                 | CredentialNames
+                | Fingerprints
         )
     }
 }
@@ -118,6 +122,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("tools", "ask", Kind::ToolRules),
     key("tools", "deny", Kind::ToolRules),
     key("tools", "ask_timeout", Kind::AskTimeout),
+    key("ssh", "agent", Kind::SshAgent),
+    key("ssh", "keys", Kind::Fingerprints),
+    key("ssh", "sign", Kind::SshSign),
     key("syscalls", "allow", Kind::SyscallSets),
     key("degrade", "allow", Kind::Properties),
 ];
@@ -213,6 +220,10 @@ impl Key {
                         .map(drop)
                         .map_err(|p| Problem::new("not a name or pattern", p)),
                     Kind::Globs => non_empty(text),
+                    Kind::Fingerprints => ssh::check_fingerprint(text)
+                        .map_err(|help| Problem::new("not a fingerprint", help)),
+                    Kind::SshAgent => one_of(text, "a way to an ssh-agent", ["none", "forward"]),
+                    Kind::SshSign => one_of(text, "a rule for signatures", ["allow", "ask"]),
                     Kind::CredentialNames => credential_name(text),
                     Kind::EnvNames => env_name(text, true),
                     Kind::ToolRules => ToolRule::parse(text, Origin::built_in("check"))

@@ -6,9 +6,11 @@
 pub mod egress;
 pub mod ipc;
 pub mod model;
+pub mod ssh;
 pub mod tools;
 
 pub use egress::{Decision, EgressRule, EgressRules};
 pub use ipc::IpcRules;
 pub use model::ModelRules;
+pub use ssh::SshRules;
 pub use tools::{Remembered, ToolDecision, ToolRule, ToolRules};

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use agentd_storage::{
     Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
-    LaunchId, Message, MessageKind, Ready, Store, StoreError, Usage, UsageSource, Viewer,
+    LaunchId, Message, MessageKind, Ready, Store, StoreError, Unended, Usage, UsageSource, Viewer,
 };
 use agentd_testkit::skip;
 

@@ -23,6 +23,13 @@ pub const SYSTEMD: &str = "/lib/systemd/systemd";
 /// The directory inside the bed in which [`super::bed::Bed`]'s notification socket is.
 const HOST_DIR: &str = "/run/host/bed";
 
+/// A procfs that hides nothing.
+const WHOLE_PROC: &str = "/run/host/proc";
+
+const QUIET: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
+
 /// The target that the bed boots to: the basic system and the bus, and none of what the host has enabled.
 const TARGET: &str = "agentd-bed.target";
 
@@ -102,8 +109,18 @@ fn guest(scratch: &Path) -> Result<()> {
     overlay(scratch, &root)?;
     virtual_file_systems(&root)?;
     devices(&root, &scratch.join("console"))?;
-    let host_dir = inside(&root, HOST_DIR);
-    std::fs::create_dir_all(&host_dir).with_context(|| format!("make {}", host_dir.display()))?;
+    let (host_dir, proc) = (inside(&root, HOST_DIR), inside(&root, WHOLE_PROC));
+    for directory in [&host_dir, &proc] {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
+    }
+    // A user namespace may mount procfs only where one without masks is in sight; the bed's own has /proc/sys masked.
+    mount_of("proc", "proc", &proc, QUIET, "")?;
+    std::fs::set_permissions(
+        inside(&root, "/run/host"),
+        std::fs::Permissions::from_mode(0o700),
+    )
+    .context("close /run/host")?;
     mount_bind(scratch.join("notify"), &host_dir).context("bind the notification socket")?;
     settle(&root)?;
 
@@ -161,7 +178,7 @@ fn overlay(scratch: &Path, root: &Path) -> Result<()> {
 }
 
 fn virtual_file_systems(root: &Path) -> Result<()> {
-    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let quiet = QUIET;
     mount_of("proc", "proc", &root.join("proc"), quiet, "")?;
     // The host's kernel is not the bed's to configure.
     let sys = root.join("proc/sys");

@@ -18,7 +18,7 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 9] = [
     Need {
         program: "git",
         package: "git",
@@ -48,6 +48,21 @@ const NEEDS: [Need; 6] = [
         program: "npm",
         package: "npm",
         why: "installing the real agents for the claude, codex and acp tiers",
+    },
+    Need {
+        program: "systemd-analyze",
+        package: "systemd",
+        why: "agentd as a service, and the checks of its units",
+    },
+    Need {
+        program: "dbus-daemon",
+        package: "dbus",
+        why: "agentd on the system bus",
+    },
+    Need {
+        program: "pkcheck",
+        package: "polkitd",
+        why: "agentd on the system bus",
     },
 ];
 

@@ -82,7 +82,7 @@ pub fn agents_outlive_the_broker(lab: &Lab<'_>) -> Result<()> {
 
 pub fn agents_outlive_a_killed_daemon(lab: &Lab<'_>) -> Result<()> {
     let witness = Witness::start(lab, "stoic")?;
-    lab.until_logged("agentd.service", "Started agentd", || {
+    lab.until_logged("agentd.service", "ready", || {
         lab.systemctl(&["kill", "--signal=KILL", "agentd.service"])
             .map(drop)
     })?;

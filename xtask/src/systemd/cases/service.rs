@@ -154,7 +154,7 @@ pub fn the_watchdog_restarts_a_stopped_daemon(lab: &Lab<'_>) -> Result<()> {
     let restarts =
         || -> Result<u32> { Ok(lab.bed.property("agentd.service", "NRestarts")?.parse()?) };
     let (before, pid) = (restarts()?, lab.main_pid("agentd.service")?);
-    lab.until_logged("agentd.service", "Started agentd", || {
+    lab.until_logged("agentd.service", "ready", || {
         lab.bed.run(&["kill", "-STOP", &pid]).map(drop)
     })?;
     ensure!(restarts()? > before, "systemd did not start it again");

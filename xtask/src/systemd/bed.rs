@@ -182,6 +182,7 @@ impl Bed {
         self.run(&["journalctl", "--no-pager", "-o", "short", "-u", unit])
     }
 
+    /// The end of what systemd itself said.
     pub fn console_tail(&self) -> String {
         console_tail(self.scratch.path())
     }
@@ -319,7 +320,7 @@ fn console_tail(scratch: &Path) -> String {
     let text = std::fs::read(scratch.join("console")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(30)..]
+    lines[lines.len().saturating_sub(12)..]
         .iter()
         .map(|line| format!("  console: {line}\n"))
         .collect()

@@ -1,7 +1,7 @@
 //! The two stages between `cargo xtask systemd` and systemd as PID 1, each run by this program again.
 //!
 //! [`Stage::Enter`] puts itself into the bed's cgroup and becomes `unshare`, which makes the namespaces; in them
-//! [`Stage::Guest`] builds the root (an overlay of the host's own, changes in memory) and becomes systemd. Both run as
+//! [`Stage::Guest`] builds the root (overlays of the host's own, changes in memory) and becomes systemd. Both run as
 //! root, on one thread, and never touch a mount of the host: everything is mounted in the new mount namespace, which
 //! is gone with its last process. A failure ends the process with a line on the bed's console, where
 //! [`super::bed::Bed`] finds it.
@@ -22,6 +22,14 @@ pub const SYSTEMD: &str = "/lib/systemd/systemd";
 
 /// The directory inside the bed in which [`super::bed::Bed`]'s notification socket is.
 const HOST_DIR: &str = "/run/host/bed";
+
+/// Directories of the host's system; what else lies in its root is not the bed's business.
+const SYSTEM: [&str; 11] = [
+    "bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "srv", "usr", "var",
+];
+
+/// Directories of the bed's own.
+const OWN: [&str; 7] = ["dev", "home", "proc", "root", "run", "sys", "tmp"];
 
 /// A procfs that hides nothing.
 const WHOLE_PROC: &str = "/run/host/proc";
@@ -155,7 +163,8 @@ fn guest(scratch: &Path) -> Result<()> {
     Err(error).with_context(|| format!("run {SYSTEMD}"))
 }
 
-/// The host's root below, everything that changes in memory. A tmpfs, since an upper layer may not lie inside its lower.
+/// A root in memory, in which each directory of the host's system is an overlay that keeps its changes in memory. The root
+/// itself is no overlay, and homes are not the host's: an overlay's mount can't be idmapped, as agents' workspaces are.
 fn overlay(scratch: &Path, root: &Path) -> Result<()> {
     let layer = scratch.join("layer");
     for directory in [&layer, &root.to_owned()] {
@@ -163,18 +172,40 @@ fn overlay(scratch: &Path, root: &Path) -> Result<()> {
             .with_context(|| format!("make {}", directory.display()))?;
     }
     tmpfs(&layer, "mode=755")?;
-    let (upper, work) = (layer.join("upper"), layer.join("work"));
-    for directory in [&upper, &work] {
-        std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
+    mount_of("tmpfs", "tmpfs", root, MountFlags::empty(), "mode=755")?;
+    for name in OWN {
+        let at = root.join(name);
+        std::fs::create_dir(&at).with_context(|| format!("make {}", at.display()))?;
     }
-    std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(0o755))
-        .context("open the root to all")?;
-    let options = format!(
-        "lowerdir=/,upperdir={},workdir={}",
-        upper.display(),
-        work.display()
-    );
-    mount_of("overlay", "overlay", root, MountFlags::empty(), &options)
+    for name in SYSTEM {
+        let (lower, at) = (Path::new("/").join(name), root.join(name));
+        let Ok(there) = std::fs::symlink_metadata(&lower) else {
+            continue;
+        };
+        if there.is_symlink() {
+            let target = std::fs::read_link(&lower).with_context(|| format!("read /{name}"))?;
+            symlink(target, &at).with_context(|| format!("link /{name}"))?;
+            continue;
+        }
+        let (upper, work) = (
+            layer.join(format!("{name}.upper")),
+            layer.join(format!("{name}.work")),
+        );
+        for directory in [&at, &upper, &work] {
+            std::fs::create_dir(directory)
+                .with_context(|| format!("make {}", directory.display()))?;
+            std::fs::set_permissions(directory, there.permissions())
+                .with_context(|| format!("set the mode of {}", directory.display()))?;
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        mount_of("overlay", "overlay", &at, MountFlags::empty(), &options)?;
+    }
+    Ok(())
 }
 
 fn virtual_file_systems(root: &Path) -> Result<()> {

@@ -170,6 +170,7 @@ impl Lab<'_> {
                         eprintln!("  {line}");
                     }
                 }
+                eprint!("{}", self.bed.console_tail());
                 outcome.fail(format!("{name}: {error:#}"));
                 Ok(false)
             }
@@ -251,7 +252,7 @@ impl Lab<'_> {
         act()?;
         let mut command = self.bed.command("journalctl");
         command
-            .args(["--follow", "--output=cat", "--unit", unit])
+            .args(["--follow", "--no-tail", "--output=cat", "--unit", unit])
             .arg(format!("--after-cursor={}", cursor.trim()))
             .stdout(Stdio::piped());
         let mut follow = Child::start("journalctl", &mut command)?;

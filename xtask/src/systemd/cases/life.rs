@@ -41,7 +41,7 @@ impl<'a> Witness<'a> {
             "{name} does not run"
         );
         // It can be ended through the daemon that adopted it, and its output has no gap.
-        lab.ask(ALICE, &["stop", "--grace", "0s", name])?;
+        lab.ask(ALICE, &["kill", name])?;
         let log = lab.ask(ALICE, &["logs", name])?;
         let numbers: Vec<usize> = log
             .lines()

@@ -10,7 +10,7 @@ mod life;
 mod service;
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -243,17 +243,16 @@ impl Lab<'_> {
         needle: &str,
         act: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let last = self
-            .bed
-            .run(&["journalctl", "--lines=0", "--show-cursor"])?;
-        let (_, cursor) = last
-            .rsplit_once("-- cursor: ")
-            .with_context(|| format!("a journal without a cursor: {last}"))?;
+        // By time, not by cursor: journalctl looks for a cursor among the unit's own lines, and skips one if it is another's.
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .context("a clock before 1970")?;
+        let since = format!("@{}.{:06}", since.as_secs(), since.subsec_micros());
         act()?;
         let mut command = self.bed.command("journalctl");
         command
             .args(["--follow", "--no-tail", "--output=cat", "--unit", unit])
-            .arg(format!("--after-cursor={}", cursor.trim()))
+            .arg(format!("--since={since}"))
             .stdout(Stdio::piped());
         let mut follow = Child::start("journalctl", &mut command)?;
         let mut stdout = follow.take_stdout().context("not piped")?;

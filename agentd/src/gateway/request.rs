@@ -117,6 +117,17 @@ struct Thinking {
 struct Tool {
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// Those of a namespace.
+    tools: Option<Vec<Tool>>,
+}
+
+impl Tool {
+    /// The first kind, here or below, that the agent's own side doesn't run.
+    fn hosted(&self) -> Option<&str> {
+        let own = |kind: &&str| !CLIENT_TOOLS.iter().any(|known| kind.starts_with(known));
+        let below = || self.tools.iter().flatten().find_map(Self::hosted);
+        self.kind.as_deref().filter(own).or_else(below)
+    }
 }
 
 impl<'a> ModelRequest<'a> {
@@ -315,10 +326,8 @@ fn check_hosted(fields: &Fields<'_>) -> Result<(), RequestRefused> {
         )
     };
     let tools: Vec<Tool> = typed(fields, "tools")?.unwrap_or_default();
-    for kind in tools.into_iter().filter_map(|t| t.kind) {
-        if !CLIENT_TOOLS.iter().any(|known| kind.starts_with(known)) {
-            return Err(hosted(&kind));
-        }
+    if let Some(kind) = tools.iter().find_map(Tool::hosted) {
+        return Err(hosted(kind));
     }
     for key in ["mcp_servers", "web_search_options", "container"] {
         if fields
@@ -471,6 +480,12 @@ mod tests {
                 r#""tools":[{"type":"mcp","server_url":"https://x"}]"#,
                 "hosted tool",
                 "mcp",
+            ),
+            (
+                Call::Responses,
+                r#""tools":[{"type":"namespace","name":"n","tools":[{"type":"function","name":"f"},{"type":"web_search"}]}]"#,
+                "hosted tool",
+                "web_search",
             ),
             (
                 Call::Responses,

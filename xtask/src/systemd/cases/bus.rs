@@ -169,7 +169,7 @@ pub fn polkit_decides(lab: &Lab<'_>) -> Result<()> {
         ],
     )?;
     ensure!(
-        !ok && said.contains("Only root") || said.contains("only root"),
+        !ok && said.contains("only root"),
         "bob shut it down: {said}"
     );
     std::fs::write(

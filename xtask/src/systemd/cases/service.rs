@@ -134,7 +134,6 @@ pub fn the_journal_has_priorities(lab: &Lab<'_>) -> Result<()> {
         !info.contains("<6>") && !warning.contains("<4>"),
         "a prefix was not taken off"
     );
-    // The same file read with a mistake in it: a line of its own for people to find.
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 pub mod approvals;
 pub mod tasks;
 pub mod units;
+pub mod upkeep;
 
 use std::path::PathBuf;
 
@@ -85,6 +86,10 @@ pub enum LowVerb {
     Wait(AgentArg),
     /// List past launches, newest first
     Records(RecordsArgs),
+    /// Forget launches that ended long ago: record, output and all
+    Prune(upkeep::PruneArgs),
+    /// Check, copy or repair the record
+    Db(upkeep::DbArgs),
     /// Answer what agents ask a person
     Approvals(approvals::ApprovalsArgs),
     /// Hand in work for driven agents, and follow what becomes of it

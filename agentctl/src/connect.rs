@@ -73,18 +73,38 @@ impl Daemon {
 
     /// The proxy of the agent that `name_or_id` means.
     pub async fn agent(&self, name_or_id: &str) -> Result<agentd_api::AgentProxy<'_>, Failure> {
-        let what = || format!("can't find agent {name_or_id:?}");
-        let path = self
-            .manager()
-            .await?
-            .find(name_or_id)
-            .await
-            .map_err(|e| Failure::api(what(), &e).try_next("agentctl ps --all"))?;
+        let found = self.manager().await?.find(name_or_id).await;
+        let path = found.map_err(|e| {
+            Failure::api(format!("can't find agent {name_or_id:?}"), &e)
+                .try_next("agentctl ps --all")
+        })?;
+        self.agent_at(name_or_id, path).await
+    }
+
+    /// As [`Self::agent`]; `None` if the daemon knows no such agent, living or recently ended.
+    pub async fn find_agent(
+        &self,
+        name_or_id: &str,
+    ) -> Result<Option<agentd_api::AgentProxy<'_>>, Failure> {
+        match self.manager().await?.find(name_or_id).await {
+            Ok(path) => self.agent_at(name_or_id, path).await.map(Some),
+            Err(e) if e.code() == ErrorCode::NotFound => Ok(None),
+            Err(e) => Err(Failure::api(format!("can't find agent {name_or_id:?}"), &e)),
+        }
+    }
+
+    async fn agent_at(
+        &self,
+        name_or_id: &str,
+        path: zbus::OwnedObjectPath,
+    ) -> Result<agentd_api::AgentProxy<'_>, Failure> {
         let proxy = agentd_api::AgentProxy::builder(&self.connection)
             .path(path)
             .cache_properties(zbus::proxy::CacheProperties::No)
             .build();
-        proxy.await.map_err(|e| Failure::api(what(), &e.into()))
+        proxy
+            .await
+            .map_err(|e| Failure::api(format!("can't find agent {name_or_id:?}"), &e.into()))
     }
 }
 

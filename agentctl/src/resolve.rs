@@ -115,6 +115,7 @@ pub enum Task {
     Tasks(crate::verbs::tasks::Task),
     Units(UnitsTask),
     Config(ConfigTask),
+    Upkeep(crate::verbs::upkeep::Task),
     PolicyList,
     PolicyShow {
         policy: PolicyRef,
@@ -264,6 +265,8 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         LowVerb::Wait(a) => Task::Wait { agent: a.agent },
         LowVerb::Records(a) => Task::Records { limit: a.limit },
         LowVerb::Tasks(a) => Task::Tasks(crate::verbs::tasks::resolve(a.verb)?),
+        LowVerb::Prune(a) => Task::Upkeep(crate::verbs::upkeep::resolve_prune(a)?),
+        LowVerb::Db(a) => Task::Upkeep(crate::verbs::upkeep::resolve_db(a)?),
         LowVerb::Approvals(a) => Task::Approvals(crate::verbs::approvals::resolve(a.verb)?),
         LowVerb::Agents(a) => Task::Units(resolve_units(a.verb)?),
         LowVerb::Config(a) => Task::Config(resolve_config(a.verb)?),
@@ -430,7 +433,7 @@ fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> 
     })
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path).map_err(|e| Failure::usage(format!("can't use {path:?}"), e))
 }
 

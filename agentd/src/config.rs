@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::agents::log::MIN_LIMIT_BYTES;
 use crate::egress::NetConfig;
 use crate::gateway::ModelConfig;
 
@@ -18,11 +19,41 @@ use crate::gateway::ModelConfig;
 pub struct Config {
     pub daemon: DaemonConfig,
     pub units: UnitsConfig,
+    pub logs: LogsConfig,
+    pub retention: RetentionConfig,
     pub model: ModelConfig,
     pub net: NetConfig,
     /// The same for people and programs: `file`, `present`, `values` (key, value, file, line), `unit_dirs`,
     /// `pool_ceiling`.
     pub document: serde_json::Value,
+}
+
+/// How much output is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogsConfig {
+    /// Of one launch, where its policy says nothing: the newest so many bytes. 256 KiB or more.
+    pub limit_bytes: u64,
+    /// Of all launches together; the logs of living agents stay whatever it says.
+    pub total_bytes: u64,
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        Self {
+            limit_bytes: 256 << 20,
+            total_bytes: 8 << 30,
+        }
+    }
+}
+
+/// How long ended launches are remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetentionConfig {
+    /// Those that ended longer ago are forgotten; `None` = never.
+    pub older_than: Option<Duration>,
+    /// But never the newest so many of each user.
+    pub keep: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +123,26 @@ pub enum ConfigError {
 struct RawConfig {
     daemon: RawDaemon,
     units: RawUnits,
+    logs: LogsConfig,
+    retention: RawRetention,
     model: ModelConfig,
     net: NetConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRetention {
+    older_than_days: u64,
+    keep: u32,
+}
+
+impl Default for RawRetention {
+    fn default() -> Self {
+        Self {
+            older_than_days: 0,
+            keep: 100,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -176,6 +225,30 @@ impl Config {
             value,
             allowed,
         };
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        const MAX_DAYS: u32 = 36_500;
+        let older_than_days = u32::try_from(raw.retention.older_than_days).unwrap_or(u32::MAX);
+        if older_than_days > MAX_DAYS {
+            return Err(range(
+                "retention.older_than_days",
+                raw.retention.older_than_days.to_string(),
+                "0 (never) to 36500 days",
+            ));
+        }
+        if raw.logs.limit_bytes < MIN_LIMIT_BYTES {
+            return Err(range(
+                "logs.limit_bytes",
+                raw.logs.limit_bytes.to_string(),
+                "262144 bytes (256 KiB) or more",
+            ));
+        }
+        if raw.logs.total_bytes < raw.logs.limit_bytes {
+            return Err(range(
+                "logs.total_bytes",
+                raw.logs.total_bytes.to_string(),
+                "at least logs.limit_bytes",
+            ));
+        }
         let RawDaemon {
             user,
             max_agents,
@@ -252,6 +325,10 @@ impl Config {
                 ),
                 ("daemon.policy_dirs", format!("{policy_dirs:?}")),
                 ("units.pool_ceiling", pool_ceiling.to_string()),
+                ("logs.limit_bytes", raw.logs.limit_bytes.to_string()),
+                ("logs.total_bytes", raw.logs.total_bytes.to_string()),
+                ("retention.older_than_days", older_than_days.to_string()),
+                ("retention.keep", raw.retention.keep.to_string()),
             ];
             let mode = if rustix::process::geteuid().is_root() {
                 agentd_api::DaemonMode::Root
@@ -281,6 +358,11 @@ impl Config {
                 on_stop,
                 confine,
                 policy_dirs,
+            },
+            logs: raw.logs,
+            retention: RetentionConfig {
+                older_than: (older_than_days > 0).then(|| DAY * older_than_days),
+                keep: raw.retention.keep,
             },
             model: raw.model,
             net: raw.net,
@@ -380,6 +462,9 @@ mod tests {
             ("[daemon]\nmax_agents = 0\n", "1 to 4096"),
             ("[daemon]\nlifeline_grace_ms = 9999999\n", "0 to 600000"),
             ("[daemon]\ndriver_start_ms = 10\n", "1000 to 3600000"),
+            ("[retention]\nolder_than_days = 99999\n", "0 (never)"),
+            ("[logs]\nlimit_bytes = 10\n", "256 KiB"),
+            ("[logs]\ntotal_bytes = 300000\n", "logs.limit_bytes"),
             ("[units]\npool_ceiling = 0\n", "1 to 1000"),
             ("[units]\ndirs = [\"agents\"]\n", "absolute"),
             ("[daemon]\nuser = \"root\"\n", "unprivileged"),

@@ -29,9 +29,13 @@ use crate::startup::Prepared;
 use crate::tasks::{Fleet, FleetChanged, Tasks};
 use crate::units::Units;
 use crate::units::fleet::UnitFleet;
+use crate::upkeep;
 
 /// How long agents get between TERM and KILL when the daemon is told to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// The record, in the state directory.
+pub const RECORD: &str = "agentd.db";
 
 /// What the parts of the daemon share. One per process.
 #[derive(Debug)]
@@ -108,7 +112,7 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Serves until a signal, a shutdown request or the end of the broker.
 pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
-    let store = Store::open(prepared.state_dir.join("agentd.db"))
+    let store = Store::open(prepared.state_dir.join(RECORD))
         .await
         .context("cannot open the record")?;
     let record = Arc::new(BusRecord::new(store.clone()));
@@ -178,6 +182,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     tokio::spawn(async move { engines.units.run(&engines).await });
     let fleet = Arc::clone(&daemon.fleet) as Arc<dyn Fleet>;
     daemon.tasks.serve(fleet).await;
+    tokio::spawn(upkeep::run(Arc::clone(&daemon)));
     let connections = Arc::default();
     let mut serving = tokio::task::JoinSet::new();
     if let Some(address) = prepared.system_bus {

@@ -34,3 +34,4 @@ pub mod ssh;
 pub mod startup;
 pub mod tasks;
 pub mod units;
+pub mod upkeep;

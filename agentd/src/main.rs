@@ -1,9 +1,10 @@
 //! `agentd`, the daemon. Start-up order is in [`agentd::startup`]; this file only strings the phases together.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use agentd::options::Command;
-use agentd::{daemon, startup};
+use agentd::options::{Command, RecordTask};
+use agentd::{daemon, startup, upkeep};
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1), &|name| std::env::var_os(name))
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
                 }
             };
         }
+        Command::Record(task, state_dir) => return on_record(&task, &state_dir),
         Command::Serve(options) => options,
     };
     agentd::logging::init();
@@ -54,6 +56,20 @@ fn main() -> ExitCode {
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agentd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does one task on a record that no daemon has open; what it found goes to stdout.
+fn on_record(task: &RecordTask, state_dir: &Path) -> ExitCode {
+    match daemon::runtime().and_then(|runtime| runtime.block_on(upkeep::offline(task, state_dir))) {
+        Ok(text) => {
+            write_out(&format!("{}\n", text.trim_end()));
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("agentd: {error:#}");
             ExitCode::FAILURE

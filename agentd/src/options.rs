@@ -28,6 +28,9 @@ usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agen
   --probe-host FILE   write what the host can do to FILE, and end
   --check-config      check the configuration, print it as JSON, and end; needs no rights and starts nothing
   --foreground        accepted for symmetry with other daemons: agentd never forks into the background
+  --check-record      say whether the record in the state directory is damaged, and end (`agentctl db check`)
+  --backup-record F   copy it to F, and end (`agentctl db backup`)
+  --recover-record    make a new one of what can be read of it, and end (`agentctl db recover`)
   --version, --help
 
 Also read: LISTEN_FDS and WATCHDOG_USEC of a service manager, DBUS_SYSTEM_BUS_ADDRESS, AGENTD_LOG (filter such as `info` or `agentd=debug`), AGENTD_BROKER and CREDENTIALS_DIRECTORY,
@@ -66,6 +69,14 @@ pub enum Standing {
 /// Where the bus is unless `DBUS_SYSTEM_BUS_ADDRESS` says otherwise.
 const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
 
+/// What can be done with a record while no daemon has it open. For `agentctl db`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordTask {
+    Check,
+    Backup(PathBuf),
+    Recover,
+}
+
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -74,6 +85,8 @@ pub enum Command {
     ProbeHost(PathBuf),
     /// Say on stdout what the configuration amounts to, or on stderr what is wrong with it.
     CheckConfig(Options),
+    /// One task on the record of a state directory that no daemon uses.
+    Record(RecordTask, PathBuf),
     Help,
     Version,
 }
@@ -101,6 +114,8 @@ impl Command {
         let mut config = path("AGENTD_CONFIG");
         let mut runtime_dir = path("AGENTD_RUNTIME_DIR");
         let mut state_dir = path("AGENTD_STATE_DIR");
+        let mut record_task = None;
+        let mut backup = None;
         let mut keep_agents = false;
         let (mut host_caps, mut probe_host) = (None, None);
         let mut standing = Standing::Own;
@@ -131,6 +146,15 @@ impl Command {
                     continue;
                 }
                 "--foreground" if inline.is_none() => continue,
+                "--check-record" if inline.is_none() => {
+                    record_task = Some(RecordTask::Check);
+                    continue;
+                }
+                "--recover-record" if inline.is_none() => {
+                    record_task = Some(RecordTask::Recover);
+                    continue;
+                }
+                "--backup-record" => ("--backup-record", &mut backup),
                 "--help" | "-h" => return Ok(Self::Help),
                 "--version" | "-V" => return Ok(Self::Version),
                 _ => return Err(OptionsError::Unknown(text)),
@@ -172,10 +196,10 @@ impl Command {
                 });
             }
         }
-        Ok(if check {
-            Self::CheckConfig(options)
-        } else {
-            Self::Serve(options)
+        Ok(match backup.map(RecordTask::Backup).or(record_task) {
+            Some(task) => Self::Record(task, options.state_dir),
+            None if check => Self::CheckConfig(options),
+            None => Self::Serve(options),
         })
     }
 }

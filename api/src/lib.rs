@@ -20,6 +20,7 @@ pub mod launch;
 pub mod proxies;
 pub mod tasks;
 pub mod units;
+pub mod upkeep;
 mod vocabulary;
 
 pub use agent::{
@@ -32,6 +33,7 @@ pub use exit::{ExitCause, ExitInfo};
 pub use launch::{AttachOptions, Driver, LaunchReply, LaunchSpec, LogOptions, StdioMode};
 pub use proxies::{AgentProxy, ManagerProxy};
 pub use units::{UnitState, UnitStatus, UnitsProxy};
+pub use upkeep::UpkeepProxy;
 
 /// The version that daemon and clients report.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

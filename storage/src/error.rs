@@ -22,8 +22,8 @@ pub enum StoreError {
     },
     /// Not a database, or a damaged one.
     #[error(
-        "the record {} is damaged or no SQLite database ({why}); keep a copy of it with its -wal file, then try `sqlite3 {} .recover`, or move it away to start a new one",
-        path.display(), path.display()
+        "the record {} is damaged or no SQLite database ({why}); `agentctl db recover` saves what can be read into a new one and keeps this one",
+        path.display()
     )]
     Corrupt {
         /// The database file.
@@ -50,7 +50,7 @@ pub enum StoreError {
         version: i64,
     },
     /// No room left.
-    #[error("the disk of the record {} is full; nothing new can be put on record until there is room", path.display())]
+    #[error("the disk of the record {} is full; nothing new is begun until there is room: free some on that file system, or remove old launches with `agentctl prune`", path.display())]
     Full {
         /// The database file.
         path: PathBuf,

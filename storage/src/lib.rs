@@ -13,9 +13,11 @@
 #![forbid(unsafe_code)]
 
 mod approval;
+mod backup;
 mod error;
 mod event;
 mod open;
+mod prune;
 mod query;
 mod record;
 mod row;
@@ -23,15 +25,18 @@ mod store;
 mod task;
 mod task_query;
 mod task_write;
+mod transaction;
 mod unit;
 mod writer;
 
 pub use approval::{Asked, Question, Settlement, StandingRule};
+pub use backup::{Salvage, SalvagedTable, backup, check, recover};
 pub use error::StoreError;
 pub use event::{
     Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
     LaunchId, Message, MessageKind, Ready, Resources, Usage, UsageSource, unix_ms,
 };
+pub use prune::{Expired, ExpiredLaunch};
 pub use record::{
     At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer,
 };

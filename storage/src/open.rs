@@ -9,7 +9,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, SqlSafeStr, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection as _, SqlSafeStr, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -94,6 +94,7 @@ pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
         .optimize_on_close(false, None);
+    begin(path, &options).await?;
     let mut writer = options
         .clone()
         .journal_mode(SqliteJournalMode::Wal)
@@ -117,8 +118,30 @@ pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
     })
 }
 
+/// Settles, in a file that is still empty, what can't be settled later without rewriting it: that it can give back what
+/// pruning frees (see `prune`).
+async fn begin(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let fault = |error: sqlx::Error| classify(path, &error);
+    let empty = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
+    if !empty {
+        return Ok(());
+    }
+    // Before the journal mode, which makes the first page.
+    let mut connection = options.clone().connect().await.map_err(fault)?;
+    for pragma in [
+        "PRAGMA auto_vacuum = INCREMENTAL".to_owned(),
+        format!("PRAGMA application_id = {APPLICATION_ID}"),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(pragma))
+            .execute(&mut connection)
+            .await
+            .map_err(fault)?;
+    }
+    connection.close().await.map_err(fault)
+}
+
 /// Takes the advisory lock that keeps a second writer out for as long as the returned file is open.
-fn lock(path: &Path) -> Result<File, StoreError> {
+pub(crate) fn lock(path: &Path) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
@@ -138,7 +161,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-fn io_error(path: &Path, error: &std::io::Error) -> StoreError {
+pub(crate) fn io_error(path: &Path, error: &std::io::Error) -> StoreError {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full {
             path: path.to_owned(),

@@ -190,6 +190,14 @@ impl Store {
         answer.await.map_err(|_gone| StoreError::Closed)?
     }
 
+    pub(crate) async fn send(&self, command: Command) -> Result<(), StoreError> {
+        self.shared
+            .queue
+            .send(command)
+            .await
+            .map_err(|_closed| StoreError::Closed)
+    }
+
     /// How the writer fares.
     pub fn health(&self) -> Health {
         self.shared.health.borrow().clone()

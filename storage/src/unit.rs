@@ -3,9 +3,9 @@
 //! Small and seldom written, so each write is a transaction of its own, in order with the facts of the record. For the
 //! daemon alone: who may see a unit is decided by `agentd::units`, which holds all of them in memory.
 
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Row as _, SqliteConnection};
 
-use crate::{Store, error::StoreError};
+use crate::{Store, error::StoreError, transaction};
 
 /// One unit of one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +111,12 @@ pub(crate) async fn write(
     connection: &mut SqliteConnection,
     write: &UnitWrite,
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    transaction::begin(connection).await?;
+    let written = apply(connection, write).await;
+    transaction::settle(connection, written).await
+}
+
+async fn apply(connection: &mut SqliteConnection, write: &UnitWrite) -> Result<(), sqlx::Error> {
     match write {
         UnitWrite::Keep(row) => {
             sqlx::query(
@@ -123,13 +128,13 @@ pub(crate) async fn write(
             .bind(&row.uuid)
             .bind(row.enabled)
             .bind(row.changed_at_ms)
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await?;
         }
         UnitWrite::Texts { owner, texts } => {
             sqlx::query("DELETE FROM unit_files WHERE owner = ?1")
                 .bind(owner)
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
             for text in texts {
                 sqlx::query(
@@ -139,10 +144,10 @@ pub(crate) async fn write(
                 .bind(&text.place)
                 .bind(&text.origin)
                 .bind(&text.text)
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
             }
         }
     }
-    transaction.commit().await
+    Ok(())
 }

@@ -13,10 +13,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::{
     error::{StoreError, classify, is_constraint},
     event::Event,
+    prune::{self, Upkeep},
     row::{self, kind_of},
     store::Health,
     task::{TaskBatch, TaskTaken},
-    task_write,
+    task_write, transaction,
     unit::{self, UnitWrite},
 };
 
@@ -27,6 +28,7 @@ const BATCH: usize = 512;
 pub(crate) enum Command {
     Write(Job),
     Unit(UnitWrite, oneshot::Sender<Result<(), StoreError>>),
+    Upkeep(Upkeep, oneshot::Sender<Result<u64, StoreError>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -104,10 +106,12 @@ impl Writer {
         while closer.is_none() && commands.recv_many(&mut taken, BATCH).await > 0 {
             let mut jobs = Vec::with_capacity(taken.len());
             let mut units = Vec::new();
+            let mut upkeep = Vec::new();
             for command in taken.drain(..) {
                 match command {
                     Command::Write(job) => jobs.push(job),
                     Command::Unit(write, done) => units.push((write, done)),
+                    Command::Upkeep(what, done) => upkeep.push((what, done)),
                     Command::Close(done) => closer = Some(done),
                 }
             }
@@ -116,6 +120,10 @@ impl Writer {
                 let written = unit::write(&mut self.connection, &write).await;
                 // A waiter that has gone away needs no answer.
                 drop(done.send(written.map_err(|error| classify(&self.path, &error))));
+            }
+            for (what, done) in upkeep {
+                let kept_up = prune::upkeep(&mut self.connection, &what).await;
+                drop(done.send(kept_up.map_err(|error| classify(&self.path, &error))));
             }
         }
         commands.close();
@@ -164,31 +172,29 @@ impl Writer {
     }
 
     async fn transaction(&mut self, jobs: &mut [Job]) -> Result<(), Failure> {
+        transaction::begin(&mut self.connection).await?;
+        let filled = self.fill(jobs).await;
+        self.next_seq = transaction::settle(&mut self.connection, filled).await?;
+        Ok(())
+    }
+
+    /// Writes the jobs into the open transaction; the next number after them.
+    async fn fill(&mut self, jobs: &mut [Job]) -> Result<i64, Failure> {
         let mut seq = self.next_seq;
-        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let db = &mut self.connection;
         for job in jobs {
             for event in &job.events {
-                if let Err(error) = row::insert(&mut transaction, seq, event).await {
+                if let Err(error) = row::insert(db, seq, event).await {
                     let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
-                    // A failed rollback leaves the connection in a state that the next BEGIN reports.
-                    drop(transaction.rollback().await);
                     return Err(Failure { error, culprit });
                 }
                 seq += 1;
             }
             if let Some(tasks) = &mut job.tasks {
-                match task_write::write(&mut transaction, seq, &tasks.batch).await {
-                    Ok((taken, next)) => (tasks.taken, seq) = (taken, next),
-                    Err(error) => {
-                        drop(transaction.rollback().await);
-                        return Err(error.into());
-                    }
-                }
+                (tasks.taken, seq) = task_write::write(db, seq, &tasks.batch).await?;
             }
         }
-        transaction.commit().await?;
-        self.next_seq = seq;
-        Ok(())
+        Ok(seq)
     }
 
     fn clear_trouble(&self) {

@@ -684,6 +684,8 @@ async fn kill_9_loses_nothing_that_was_acknowledged() {
 
 /// Records until there is no room, and a while longer.
 async fn fill_the_disk(path: &Path) {
+    let ballast = path.with_extension("ballast");
+    std::fs::write(&ballast, vec![0; 100_000]).unwrap();
     let store = Store::open(path).await.unwrap();
     store
         .record_durable(event("l", 1, launch("a", 1001)))
@@ -706,6 +708,9 @@ async fn fill_the_disk(path: &Path) {
     let record = store.inspect(ALICE, &id("l")).await.unwrap().unwrap();
     assert_eq!(record.timeline.len(), kept + 1);
     assert_eq!(store.integrity_check().await.unwrap(), "ok");
+    // With room again, the same store goes on.
+    std::fs::remove_file(ballast).unwrap();
+    store.record_durable(note("l", "after")).await.unwrap();
 }
 
 /// Runs a role where `folder` has first been mounted by `mount`, in namespaces that vanish with it.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use agentd_api::LogOptions;
+use agentd_api::{ErrorCode, LogOptions, UpkeepProxy};
 use serde_json::json;
 
 use crate::comeback::come_back;
@@ -13,6 +13,23 @@ use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::output::Out;
 use crate::resolve::Context;
+
+/// The output of a launch that only the record knows.
+async fn recorded(daemon: &Daemon, agent: &str, options: &LogOptions) -> Result<OwnedFd, Failure> {
+    let what = || format!("can't read the output of {agent:?}");
+    let upkeep = UpkeepProxy::new(&daemon.connection)
+        .await
+        .map_err(|e| Failure::api(what(), &e.into()))?;
+    match upkeep.read_log(agent, options).await {
+        Ok(pipe) => Ok(pipe.into()),
+        // It is on record, and its output is gone.
+        Err(e) if e.code() == ErrorCode::Unavailable => Err(Failure::api(what(), &e)),
+        Err(e) => match daemon.agent(agent).await {
+            Err(unknown) => Err(unknown),
+            Ok(_) => Err(Failure::api(what(), &e)),
+        },
+    }
+}
 
 pub async fn logs(
     context: &Context,
@@ -32,12 +49,18 @@ pub async fn logs(
         ..LogOptions::default()
     };
     let what = || format!("can't read the output of {agent:?}");
-    let proxy = daemon.agent(agent).await?;
     let mut reading = Reading {
         context,
         out: Out::stdout(),
         partial: Vec::new(),
         offset: None,
+    };
+    let Some(proxy) = daemon.find_agent(agent).await? else {
+        // Not of this daemon's time: what the record knows.
+        let pipe = recorded(&daemon, agent, &options).await?;
+        reading.copy(File::from(pipe), &what)?;
+        reading.finish()?;
+        return Ok(0);
     };
     if follow {
         // Where it begins, so that after a restart of agentd it can go on behind the last byte. An agentd that does not

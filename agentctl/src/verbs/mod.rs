@@ -12,6 +12,7 @@ pub mod policy;
 mod records;
 pub mod tasks;
 pub mod units;
+pub mod upkeep;
 
 use crate::failure::Failure;
 use crate::resolve::{Context, Invocation, Task};
@@ -58,6 +59,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Records { limit } => records::records(context, limit).await,
         Task::Approvals(task) => approvals::perform(context, task).await,
         Task::Tasks(task) => tasks::perform(context, task).await,
+        Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,
         Task::Shutdown => daemon::shutdown(context).await,

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity, Driver, Error, ExitInfo, LaunchSpec, StdioMode};
 use agentd_broker::client::ClientError;
-use agentd_broker::protocol::ErrorCode;
+use agentd_broker::protocol::{ErrorCode, Gone};
 use agentd_launch::plan::Plan;
 use agentd_launch::status::{Failure, Status, Step};
 use agentd_sandbox::{EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources};
-use agentd_storage::{Event, Fact};
+use agentd_storage::{Event, Fact, StoreError};
 
 use super::Caller;
 use super::agent::Agent;
@@ -32,11 +32,11 @@ use super::status::{StatusError, StatusLink};
 use crate::daemon::Daemon;
 use crate::gateway::TokenCounts;
 
+/// How long to wait before an exit that could not be recorded is tried again.
+const RECORD_RETRY: Duration = Duration::from_secs(1);
+
 /// How long the init may take to report. It does a few dozen system calls; a host that swaps gets a generous while.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-
-/// Kept output per launch where the policy says nothing.
-const DEFAULT_LOG_BYTES: u64 = 256 << 20;
 
 /// A launched agent, and the attachment of whoever launched it, if asked for.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ impl Daemon {
                 "there is no command to run; usage: agentctl run [OPTIONS] -- CMD…".into(),
             ));
         }
+        super::descriptors::check_room()?;
         let reservation = self
             .agents
             .reserve(caller.uid, spec.name.as_deref(), program)?;
@@ -304,7 +305,7 @@ impl Daemon {
         plan: SandboxPlan,
     ) -> anyhow::Result<(Arc<Agent>, Option<OwnedFd>)> {
         let id = identity.id;
-        let kept = kept_of(&up, identity, spec, &plan);
+        let kept = kept_of(&up, identity, spec, &plan, self.config.logs.limit_bytes);
         let tags = plan.listeners.iter().map(|listener| listener.tag);
         let named = Streams::name(up.fds, kept.stdio, tags)?;
         let streams = Streams::new(named, kept.stdio)?;
@@ -326,26 +327,29 @@ impl Daemon {
     }
 
     /// Writes the end down, then lets those who wait go on.
-    pub(super) async fn finish(&self, agent: &Arc<Agent>, ending: Ending) {
+    pub(super) async fn finish(self: &Arc<Self>, agent: &Arc<Agent>, ending: Ending) {
         let Ending { exit, gone } = ending;
-        let fact = exit_fact(&exit, gone.and_then(|g| g.stats.memory_peak));
-        let id = agent.identity.id;
-        let recorded = self
-            .store
-            .record_durable(Event::now(id.to_string(), Fact::Exit(fact)));
-        match recorded.await {
-            // Only now: what the broker holds and the status file are all that the next agentd would know of the end.
-            Ok(()) => {
-                if let Some(gone) = gone
-                    && let Err(error) = self.broker.release(gone.slot).await
-                {
-                    tracing::warn!(agent = %agent.identity, "its slot stays taken: {error}");
+        let fact = Fact::Exit(exit_fact(
+            &exit,
+            gone.as_ref().and_then(|g| g.stats.memory_peak),
+        ));
+        let event = Event::now(agent.identity.id.to_string(), fact);
+        if let Err(error) = self.record_end(agent, &event, gone.as_ref()).await {
+            tracing::error!(agent = %agent.identity, "its exit is not on record yet: {error}");
+            let (daemon, agent) = (Arc::clone(self), Arc::clone(agent));
+            // A full disk gets room again; until then the status file says how the agent ended.
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(RECORD_RETRY).await;
+                    match daemon.record_end(&agent, &event, gone.as_ref()).await {
+                        Ok(()) => return,
+                        Err(StoreError::Closed | StoreError::Refused { .. }) => return,
+                        Err(error) => {
+                            tracing::debug!(agent = %agent.identity, "its exit is not on record yet: {error}");
+                        }
+                    }
                 }
-                self.forget_status(id);
-            }
-            Err(error) => {
-                tracing::error!(agent = %agent.identity, "its exit cannot be recorded: {error}");
-            }
+            });
         }
         self.approvals
             .agent_ended(&agent.identity.id.to_string().into())
@@ -362,6 +366,26 @@ impl Daemon {
         {
             tracing::warn!("cannot remove {}: {error}", path.display());
         }
+    }
+
+    /// Puts an exit on record, and only then lets go of what else knows of it: what the broker holds, the status file,
+    /// the journal of its protocol.
+    async fn record_end(
+        &self,
+        agent: &Agent,
+        event: &Event,
+        gone: Option<&Gone>,
+    ) -> Result<(), StoreError> {
+        self.store.record_durable(event.clone()).await?;
+        if let Some(gone) = gone
+            && let Err(error) = self.broker.release(gone.slot).await
+        {
+            tracing::warn!(agent = %agent.identity, "its slot stays taken: {error}");
+        }
+        self.forget_status(agent.identity.id);
+        // If the disk was full, there is room now.
+        agent.log.flush_to_disk();
+        Ok(())
     }
 
     /// Records what nobody waits for.
@@ -465,7 +489,13 @@ fn stdio_mode(driver: Driver, spec: &LaunchSpec) -> agentd_sandbox::StdioMode {
 }
 
 /// What the next agentd has to know of it.
-fn kept_of(up: &Up, identity: AgentIdentity, spec: &LaunchSpec, plan: &SandboxPlan) -> Kept {
+fn kept_of(
+    up: &Up,
+    identity: AgentIdentity,
+    spec: &LaunchSpec,
+    plan: &SandboxPlan,
+    log_limit_bytes: u64,
+) -> Kept {
     let driver = spec.driver.unwrap_or(Driver::None);
     let limit = [
         spec.timeout_ms.map(Duration::from_millis),
@@ -502,7 +532,7 @@ fn kept_of(up: &Up, identity: AgentIdentity, spec: &LaunchSpec, plan: &SandboxPl
         },
         rules: Rules::from(plan),
         stdio: stdio_mode(driver, spec),
-        output_bytes: plan.limits.output_bytes.unwrap_or(DEFAULT_LOG_BYTES),
+        output_bytes: plan.limits.output_bytes.unwrap_or(log_limit_bytes),
         deadline: limit.into_iter().flatten().min().map(Deadline::after),
         ending: None,
         // Filled in when the broker gets them.

@@ -8,6 +8,7 @@ pub mod adopt;
 pub mod agent;
 pub mod attachment;
 pub mod broker;
+pub mod descriptors;
 pub mod feed;
 pub mod hold;
 pub mod kept;

@@ -145,3 +145,136 @@ impl Viewer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agentd_api::attach::MAX_FRAME;
+    use agentd_api::{ExitCause, ExitInfo};
+    use std::os::fd::OwnedFd;
+
+    struct Shown {
+        dir: tempfile::TempDir,
+        log: Arc<OutputLog>,
+        farewell: watch::Sender<Option<Arc<[u8]>>>,
+    }
+
+    impl Shown {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let log = OutputLog::create(&dir.path().join("a.log"), 64 << 20).unwrap();
+            Self {
+                dir,
+                log: Arc::new(log),
+                farewell: watch::Sender::new(None),
+            }
+        }
+
+        /// Attaches; everything that the peer is sent, until the farewell.
+        fn watch(&self, manner: Manner, from: Begin) -> (OwnedFd, mpsc::Sender<Notice>) {
+            let (ours, theirs) = Attachment::pair(manner).unwrap();
+            let (notices, receiver) = mpsc::channel(8);
+            let farewell = self.farewell.subscribe();
+            let viewer = Viewer::new(ours, &self.log, from, receiver, farewell).unwrap();
+            tokio::spawn(viewer.run());
+            (theirs, notices)
+        }
+
+        fn end(&self) {
+            self.log.close();
+            let exit = AttachFrame::Exit(Box::new(ExitInfo::new(ExitCause::Exited)));
+            self.farewell.send_replace(Some(exit.to_vec().into()));
+        }
+    }
+
+    /// What a peer was sent: runs of output as text, everything else as it prints.
+    async fn received(socket: OwnedFd) -> Vec<String> {
+        tokio::task::spawn_blocking(move || {
+            let mut said: Vec<String> = Vec::new();
+            let mut output = String::new();
+            let mut packet = vec![0; MAX_FRAME];
+            loop {
+                let flags = rustix::net::RecvFlags::empty();
+                let (_, n) = rustix::net::recv(&socket, &mut packet[..], flags).unwrap();
+                if n == 0 {
+                    said.push(output);
+                    return said;
+                }
+                match AttachFrame::decode(&packet[..n]).unwrap() {
+                    AttachFrame::Stdout(bytes) | AttachFrame::Stderr(bytes) => {
+                        output.push_str(std::str::from_utf8(bytes).unwrap());
+                    }
+                    AttachFrame::Exit(_) => {}
+                    other => {
+                        said.push(std::mem::take(&mut output));
+                        said.push(format!("{other:?}"));
+                    }
+                }
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_viewer_gets_the_past_and_then_the_present_without_a_seam() {
+        let shown = Shown::new();
+        let line = |n: u32| format!("{n:07}\n");
+        let past: String = (0..20_000).map(line).collect();
+        shown.log.append(Stream::Stdout, past.as_bytes());
+        let (tail, _a) = shown.watch(Manner::Lossy, Begin::Tail);
+        let (all, _b) = shown.watch(Manner::Lossless, Begin::Offset(0));
+        let (again, _c) = shown.watch(Manner::Lossy, Begin::Offset(159_992));
+        let (now, _d) = shown.watch(Manner::Lossy, Begin::Now);
+        let (log, mut present) = (Arc::clone(&shown.log), String::new());
+        for n in 20_000..30_000 {
+            present.push_str(&line(n));
+        }
+        let (said_tail, said_all, said_again, said_now, ()) = tokio::join!(
+            received(tail),
+            received(all),
+            received(again),
+            received(now),
+            async {
+                for piece in present.as_bytes().chunks(1000) {
+                    log.room().await;
+                    log.append(Stream::Stderr, piece);
+                }
+                shown.end();
+            }
+        );
+        let kept = usize::try_from(SCROLL_BACK_BYTES).unwrap();
+        let from = past.len() - kept;
+        let whole = format!("{past}{present}");
+        let expected = |at: usize| ["".to_owned(), format!("At({at})"), whole[at..].to_owned()];
+        assert_eq!(said_tail, expected(from));
+        assert_eq!(said_all, expected(0));
+        assert_eq!(said_again, expected(159_992));
+        assert_eq!(said_now, expected(past.len()));
+        drop(shown.dir);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_notice_keeps_its_place_and_a_viewer_far_behind_skips_and_is_told() {
+        let shown = Shown::new();
+        let (socket, notices) = shown.watch(Manner::Lossy, Begin::Offset(0));
+        shown.log.append(Stream::Stdout, b"before\n");
+        let notice = Notice {
+            at: 7,
+            frame: AttachFrame::Stopped(19),
+        };
+        notices.send(notice).await.unwrap();
+        // The socket holds a part of this; the peer reads only after all of it is there.
+        let much = "0123456\n".repeat(1 << 20);
+        shown.log.append(Stream::Stdout, much.as_bytes());
+        shown.end();
+        let said = received(socket).await;
+        assert_eq!(said[..2], ["".to_owned(), "At(0)".to_owned()]);
+        let stopped = said.iter().position(|s| s == "Stopped(19)");
+        let lost = said.iter().position(|s| s.starts_with("Lost("));
+        let last = said.last().unwrap();
+        assert!(lost.is_some(), "{} frames", said.len());
+        assert!(stopped.is_none_or(|at| said[at - 1] == "before\n" || at > lost.unwrap()));
+        assert!(last.len() as u64 <= SCROLL_BACK_BYTES && last.ends_with("0123456\n"));
+    }
+}

@@ -11,6 +11,7 @@ mod polkit;
 pub mod systembus;
 mod tasks;
 mod units;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use approvals::ApprovalsObject;
 use manager::ManagerObject;
 use tasks::TasksObject;
 use units::UnitsObject;
+use upkeep::UpkeepObject;
 
 /// Control connections one uid may hold at once. Root may hold four times as many.
 const MAX_CONNECTIONS_PER_UID: usize = 64;
@@ -153,6 +155,7 @@ impl Tree {
             .serve_at(MANAGER_PATH, TasksObject::new(daemon, caller))
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UnitsObject::new(Arc::clone(daemon), caller))
+            .serve_at(MANAGER_PATH, UpkeepObject::new(Arc::clone(daemon), caller))
             .serve_at(
                 MANAGER_PATH,
                 ApprovalsObject::new(Arc::clone(daemon), caller),

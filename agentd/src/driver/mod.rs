@@ -212,6 +212,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
     if start.prompt.is_none() {
         start.agent.takes_work(work_port);
     }
+    let store = start.store.clone();
     let conversation = Conversation {
         machine,
         port: start.port,
@@ -231,10 +232,11 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
         start_limit: start.start_limit,
     };
     let agent = start.agent;
+    let journal = Arc::clone(&start.journal);
     let from_agent = log::follow(&start.journal, from);
     let pump = Pump {
         output: start.output,
-        stdout_to: start.journal,
+        stdout_to: Arc::clone(&start.journal),
         stderr_to: Arc::clone(&agent.log),
     };
     Ok(tokio::spawn(async move {
@@ -259,6 +261,10 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
             }
         };
         tokio::join!(pumped, spoken, talk);
+        // Every line is on record. While the record is in trouble some may not be; then pruning removes the journal.
+        if store.health().trouble.is_none() {
+            journal.remove();
+        }
     }))
 }
 

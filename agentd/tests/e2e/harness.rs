@@ -128,14 +128,26 @@ impl Daemon {
 
     /// Starts agentd and waits for its `ready`.
     pub fn with_config(mode: Mode, config: &str) -> Self {
+        Self::prepared(mode, config, &[], |_dir| {})
+    }
+
+    /// As [`Self::with_config`]; agentd is executed by `wrapper`, if there is one, and `prepare` gets the directory,
+    /// before anything is in it.
+    pub fn prepared(
+        mode: Mode,
+        config: &str,
+        wrapper: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let owner = match mode {
             Mode::Root => 0,
             Mode::User if is_root() => ALICE,
             Mode::User => rustix::process::geteuid().as_raw(),
         };
         let dir = dir_of(owner);
+        prepare(dir.path());
         std::fs::write(dir.path().join("agentd.toml"), config).expect("write the configuration");
-        let (child, supervisor, broker) = Self::spawn(owner, dir.path());
+        let (child, supervisor, broker) = Self::spawn(owner, dir.path(), wrapper);
         Self {
             mode,
             child,
@@ -149,12 +161,20 @@ impl Daemon {
     pub fn restart(&mut self) {
         self.terminate();
         wait_until("the broker ends with agentd", || !is_alive(self.supervisor));
-        (self.child, self.supervisor, self.broker) = Self::spawn(self.owner(), self.dir.path());
+        (self.child, self.supervisor, self.broker) =
+            Self::spawn(self.owner(), self.dir.path(), &[]);
     }
 
     /// Starts agentd as `owner` below `dir`; returns it, its broker's supervisor and the worker when it serves.
-    fn spawn(owner: u32, dir: &Path) -> (Child, i32, i32) {
-        let mut command = as_user(program("agentd"), owner);
+    fn spawn(owner: u32, dir: &Path, wrapper: &[&str]) -> (Child, i32, i32) {
+        let mut command = match wrapper {
+            [] => as_user(program("agentd"), owner),
+            [wrapper, args @ ..] => {
+                let mut command = as_user(wrapper.into(), owner);
+                command.args(args).arg(program("agentd"));
+                command
+            }
+        };
         command
             .arg("--config")
             .arg(dir.join("agentd.toml"))

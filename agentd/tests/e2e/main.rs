@@ -15,3 +15,4 @@ mod tasks;
 mod terminal;
 mod units;
 mod users;
+mod weather;

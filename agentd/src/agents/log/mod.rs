@@ -241,9 +241,27 @@ impl OutputLog {
         self.state.send_modify(|state| state.closed = true);
     }
 
+    /// Removes its files: what was in it is kept elsewhere.
+    pub fn remove(&self) {
+        self.close();
+        let mut inner = self.inner();
+        for segment in inner.segments.drain(..) {
+            let path = self.stem.segment(segment.base);
+            if let Err(error) = segment::remove(&path) {
+                tracing::warn!(path = %path.display(), "it stays: {error}");
+            }
+        }
+    }
+
     /// Tries to bring to the disk what is held in memory; for when there is room again.
     pub fn flush_to_disk(&self) {
-        self.try_disk(&mut self.inner());
+        let mut inner = self.inner();
+        self.try_disk(&mut inner);
+        if self.state().closed
+            && let Some(last) = inner.segments.back_mut()
+        {
+            last.finish();
+        }
     }
 
     /// Whether part of the log is in memory, because the disk had no room.

@@ -102,6 +102,7 @@ fn the_shipped_units_load_and_cover_the_roles() {
         assert!(
             unit.run
                 .system_prompt
+                .as_ref()
                 .is_some_and(|text| text.contains("task")),
             "{name}"
         );

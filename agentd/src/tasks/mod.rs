@@ -21,7 +21,9 @@ use std::sync::Arc;
 use agentd_api::tasks::{TaskEvent, TaskReply, TaskSpec, is_final};
 use agentd_api::{AgentId, Error};
 use agentd_orchestrator::driver::{TurnId, TurnOutcome};
-use agentd_orchestrator::task::{Book, Impossible, Limits, Restored, State, TaskId, Terms};
+use agentd_orchestrator::task::{
+    Book, Impossible, Limits, Refused, Restored, State, TaskId, Terms,
+};
 use agentd_storage::{OpenTask, Store, TaskSummary, Viewer};
 use anyhow::Context as _;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -149,10 +151,7 @@ impl Tasks {
             for typed in after.iter_mut() {
                 *typed = self.resolve(viewer, typed).await?.to_string();
             }
-            let states = self.store.task_states(uid, after).await.map_err(internal)?;
-            for (id, state) in states {
-                known.push((parse_id(&id)?, state.parse::<State>().map_err(internal)?));
-            }
+            known = self.known_states(uid, after).await?;
         }
         let (text, terms, request_id) = submission::parse(spec)?;
         Ok(Prepared {
@@ -165,6 +164,15 @@ impl Tasks {
             retry_of: None,
             known,
         })
+    }
+
+    /// What the record says of these tasks of `uid`.
+    async fn known_states(&self, uid: u32, ids: &[String]) -> Result<Vec<(TaskId, State)>, Error> {
+        let states = self.store.task_states(uid, ids).await.map_err(internal)?;
+        let known = states.into_iter();
+        known
+            .map(|(id, state)| Ok((parse_id(&id)?, state.parse().map_err(internal)?)))
+            .collect()
     }
 
     async fn submit_prepared(
@@ -184,7 +192,10 @@ impl Tasks {
         }
         let requests: Vec<Option<Prepared>> = good
             .iter()
-            .map(|one| one.request_id.is_some().then(|| one.clone()))
+            .map(|one| {
+                let may_come_again = one.request_id.is_some() || !one.known.is_empty();
+                may_come_again.then(|| one.clone())
+            })
             .collect();
         let taken = if good.is_empty() {
             Vec::new()
@@ -234,11 +245,25 @@ impl Tasks {
                 return Ok(TaskReply { id, new: false });
             }
         }
+        if let (NotSubmitted::Refused(Refused::NoSuchDependency(id)), Some(mut again)) =
+            (&error, request)
+            && again
+                .known
+                .iter()
+                .any(|(it, state)| it == id && !state.is_final())
+        {
+            // It ended between our look at the record and the scheduler's at its book: look again.
+            self.try_ask(|reply| Msg::Settle { reply }).await?;
+            let ids: Vec<String> = again.terms.after.iter().map(TaskId::to_string).collect();
+            again.known = self.known_states(again.uid, &ids).await?;
+            let mut outcomes = Box::pin(self.submit_prepared(vec![Ok(again)])).await;
+            return outcomes.pop().unwrap_or_else(|| Err(no_answer()));
+        }
         let text = error.to_string();
         Err(match error {
             NotSubmitted::Conflict { .. } => Error::Exists(text),
             NotSubmitted::Refused(refused) => {
-                use agentd_orchestrator::task::Refused as R;
+                use Refused as R;
                 match refused {
                     R::NoSuchDependency(_) | R::NoSuchParent(_) => Error::NotFound(text),
                     R::TooManyDependencies { .. } | R::DeadlinePassed => {
@@ -525,6 +550,10 @@ fn restore(
 
 fn parse_id(text: &str) -> Result<TaskId, Error> {
     text.parse().map_err(internal)
+}
+
+fn no_answer() -> Error {
+    Error::Internal("the scheduler gave no answer".into())
 }
 
 fn not_found(id: TaskId) -> Error {

@@ -110,6 +110,8 @@ pub enum Msg {
         fleet: Arc<dyn Fleet>,
         reply: oneshot::Sender<()>,
     },
+    /// Answered once everything decided so far is on the disk.
+    Settle { reply: oneshot::Sender<()> },
     /// The agents are about to be stopped: nothing more is given to any.
     Rest,
     /// The task that a launch works on.
@@ -305,6 +307,7 @@ impl Scheduler {
                 self.reconcile();
                 answer(reply, ())();
             }
+            Msg::Settle { reply } => self.write(Vec::new(), Extras::then(answer(reply, ()))),
             Msg::Rest => self.fleet = None,
             Msg::TaskOf { launch, reply } => {
                 let launch = launch.to_string();

@@ -446,7 +446,7 @@ fn a_coordinator_delegates_to_specialists_and_gathers_their_results() {
 fn a_policy_says_to_whom_an_agent_may_delegate() {
     let daemon = Daemon::start(modes()[0]);
     let crew = Crew::new(&daemon, owner(&daemon));
-    let policy = "extends = \"coding\"\n[ipc]\nrequest = [\"backend\"]\n";
+    let policy = "extends = \"coding\"\n[ipc]\nrequest = { replace = [\"backend\"] }\n";
     std::fs::write(crew.path("narrow.toml"), policy).expect("write the policy");
     let policy = crew.path("narrow.toml");
     crew.start_under("lead", policy.to_str().expect("UTF-8"));

@@ -93,6 +93,9 @@ pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
         .filename(path)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
+        // Journals of large statements would go to a file in /tmp, which the daemon's own confinement does not let it
+        // make.
+        .pragma("temp_store", "MEMORY")
         .optimize_on_close(false, None);
     begin(path, &options).await?;
     let mut writer = options

@@ -24,6 +24,10 @@ Examples:
   agentctl tasks list
   agentctl tasks watch 1a2b3c4d";
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value per process, made once"
+)]
 #[derive(Debug, Subcommand)]
 pub enum LowTasksVerb {
     /// Hand in a task and print its id

@@ -182,7 +182,7 @@ async fn check(context: &Context, state_dir: Option<&Path>) -> Result<u8, Failur
 }
 
 fn damaged(why: &str) -> Failure {
-    Failure::of_code(ErrorCode::Internal, "the record is damaged", &why)
+    Failure::of_code(ErrorCode::Internal, "the record is damaged", why)
         .try_next("agentctl shutdown; agentctl db recover")
 }
 
@@ -227,7 +227,7 @@ fn recover(context: &Context, state_dir: Option<&Path>) -> Result<u8, Failure> {
         return Err(Failure::of_code(
             ErrorCode::Unavailable,
             "can't recover the record",
-            &"agentd runs and has it open",
+            "agentd runs and has it open",
         )
         .try_next("agentctl shutdown; agentctl db recover"));
     }

@@ -1,6 +1,7 @@
 //! The installed product, end to end: real agentd, broker, launcher and agentctl, real namespaces, as root and as an
 //! ordinary user. One module per promise; `SPECIFICATION.md` says which.
 
+mod adopt;
 mod approvals;
 mod credentials;
 mod death;

@@ -196,6 +196,25 @@ impl Lab {
         kill(self.agentd())
     }
 
+    /// Starts the daemon again after [`Lab::kill_agentd`], in the same directories; returns when it is ready.
+    pub fn restart(&mut self) -> Result<()> {
+        // Reaped first: what is left of its process group, the broker, is not to be ended with it.
+        if self.agentd.wait(START_LIMIT)?.is_none() {
+            bail!("agentd is to be started again, and still runs");
+        }
+        self.agentd = start_agentd(&self.programs, self.directory.path())?;
+        Ok(())
+    }
+
+    /// Kills the broker's worker with SIGKILL; its supervisor starts another.
+    pub fn kill_broker_worker(&self) -> Result<()> {
+        match self.broker() {
+            Ok(worker) => kill(worker),
+            // It is being replaced this moment.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Kills the daemon and its broker with SIGKILL.
     pub fn crash(&mut self) -> Result<()> {
         let (supervisor, broker) = (self.supervisor()?, self.broker()?);

@@ -49,7 +49,12 @@ fn an_agent_lives_on_under_the_next_agentd_and_obeys_it() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        start(&daemon, work.path(), &[], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &[],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
         let before = row(&daemon).expect("it runs");
         daemon.kill();
@@ -60,7 +65,8 @@ fn an_agent_lives_on_under_the_next_agentd_and_obeys_it() {
             assert_eq!(after[key], before[key], "{key}");
         }
         // Its name is taken, it takes orders, and its end has the right cause.
-        let (code, _, err) = text(&daemon.run_with(work.path(), &["-d", "--name", "it"], &["true"]));
+        let (code, _, err) =
+            text(&daemon.run_with(work.path(), &["-d", "--name", "it"], &["true"]));
         assert_eq!(code, 125, "{err}");
         let (code, _, err) = text(&output(&mut daemon.agentctl(["stop", "it"])));
         assert_eq!(code, 0, "{err}");
@@ -73,7 +79,8 @@ fn a_terminal_is_read_without_a_gap_or_a_repeat_over_several_kills() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        let script = format!("i=0; while [ $i -lt {COUNT} ]; do i=$((i+1)); echo $i; done; touch done; cat");
+        let script =
+            format!("i=0; while [ $i -lt {COUNT} ]; do i=$((i+1)); echo $i; done; touch done; cat");
         start(&daemon, work.path(), &["--tty"], &["sh", "-c", &script]);
         let log = || text(&output(&mut daemon_ctl(&daemon))).1;
         wait_until("it has begun to count", || log().len() > 1000);
@@ -87,7 +94,10 @@ fn a_terminal_is_read_without_a_gap_or_a_repeat_over_several_kills() {
             lines = text(&output(&mut daemon_ctl(&daemon))).1;
             lines.contains(&format!("{COUNT}\r\n"))
         });
-        let counted: Vec<&str> = lines.split("\r\n").filter(|line| !line.is_empty()).collect();
+        let counted: Vec<&str> = lines
+            .split("\r\n")
+            .filter(|line| !line.is_empty())
+            .collect();
         let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
         assert!(counted == expected, "{} lines of {COUNT}", counted.len());
     }
@@ -148,15 +158,22 @@ fn the_exit_of_an_agent_that_ended_while_nobody_looked_is_known() {
         let script = "touch up; until [ -e go ]; do sleep 0.02; done; echo last words; exit 7";
         start(&daemon, work.path(), &[], &["sh", "-c", script]);
         wait_for_file(&work.path().join("up"));
-        let pid = row(&daemon).expect("it runs")["pid"].as_i64().expect("a pid");
+        let pid = row(&daemon).expect("it runs")["pid"]
+            .as_i64()
+            .expect("a pid");
         daemon.kill();
         go(work.path());
-        wait_until("it has ended", || !is_alive(i32::try_from(pid).expect("a pid")));
+        wait_until("it has ended", || {
+            !is_alive(i32::try_from(pid).expect("a pid"))
+        });
         daemon.restart();
         let (code, _, err) = text(&output(&mut daemon.agentctl(["wait", "it"])));
         assert_eq!(code, 7, "{err}");
         let record = record(&daemon);
-        assert_eq!((&record["exit"]["kind"], &record["exit"]["code"]), (&"exited".into(), &7.into()));
+        assert_eq!(
+            (&record["exit"]["kind"], &record["exit"]["code"]),
+            (&"exited".into(), &7.into())
+        );
         let (_, out, _) = text(&output(&mut daemon_ctl(&daemon)));
         assert!(out.contains("last words"), "{out}");
     }
@@ -167,7 +184,12 @@ fn agentd_goes_on_with_the_broker_s_next_worker() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        start(&daemon, work.path(), &[], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &[],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
         let worker = daemon.broker;
         signal(worker, Signal::KILL);
@@ -194,7 +216,12 @@ fn a_deadline_and_a_budget_go_on_counting() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        start(&daemon, work.path(), &["--timeout", "2s"], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &["--timeout", "2s"],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
         daemon.kill();
         daemon.restart();
@@ -209,7 +236,12 @@ fn an_upgrade_leaves_the_agents_to_the_new_programs() {
     for mode in modes() {
         let mut daemon = Daemon::with_config(mode, "[daemon]\non_stop = \"keep\"\n");
         let work = daemon.workspace();
-        start(&daemon, work.path(), &[], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &[],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
         let pid = row(&daemon).expect("it runs")["pid"].clone();
         assert!(daemon.terminate().success(), "{}", daemon.log());
@@ -234,13 +266,22 @@ fn with_agentd_and_broker_gone_agents_die_at_once_and_the_record_is_closed() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        start(&daemon, work.path(), &[], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &[],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
-        let pid = row(&daemon).expect("it runs")["pid"].as_i64().expect("a pid");
+        let pid = row(&daemon).expect("it runs")["pid"]
+            .as_i64()
+            .expect("a pid");
         signal(daemon.supervisor, Signal::KILL);
         signal(daemon.broker, Signal::KILL);
         daemon.kill();
-        wait_until("it is dead", || !is_alive(i32::try_from(pid).expect("a pid")));
+        wait_until("it is dead", || {
+            !is_alive(i32::try_from(pid).expect("a pid"))
+        });
         daemon.restart();
         assert_eq!(record(&daemon)["exit"]["kind"], "lost");
     }
@@ -279,11 +320,20 @@ fn an_agent_outlives_agentd_by_its_grace_and_no_longer() {
     for mode in [Mode::User] {
         let mut daemon = Daemon::with_config(mode, "[daemon]\nlifeline_grace_ms = 300\n");
         let work = daemon.workspace();
-        start(&daemon, work.path(), &[], &["sh", "-c", "touch up; sleep 1000"]);
+        start(
+            &daemon,
+            work.path(),
+            &[],
+            &["sh", "-c", "touch up; sleep 1000"],
+        );
         wait_for_file(&work.path().join("up"));
-        let pid = row(&daemon).expect("it runs")["pid"].as_i64().expect("a pid");
+        let pid = row(&daemon).expect("it runs")["pid"]
+            .as_i64()
+            .expect("a pid");
         daemon.kill();
-        wait_until("its grace is over", || !is_alive(i32::try_from(pid).expect("a pid")));
+        wait_until("its grace is over", || {
+            !is_alive(i32::try_from(pid).expect("a pid"))
+        });
         daemon.restart();
         assert_eq!(record(&daemon)["exit"]["kind"], "lost");
     }

@@ -3,6 +3,8 @@
 //! Release build, alternating runs, warm-up dropped. With `--json` the report is one object on stdout. Exit code 0
 //! means that every promised figure was measured and met; a benchmark is never a test, and `cargo xtask test` runs none.
 
+mod adopt;
+mod crash;
 mod idle;
 mod launch;
 mod report;
@@ -11,6 +13,7 @@ mod tree;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -39,11 +42,18 @@ enum Name {
     Launch,
     /// What the daemon costs while nothing happens
     Idle,
+    /// How long a restarted agentd takes to have thirty living agents again
+    Adopt,
+    /// Seeded kill -9 of agentd, broker and agents while tasks are worked off: what is lost, doubled or left over
+    Crash,
     /// How long a process tree outlives its stop, its time-out, or the daemon
     Tree,
     /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
     Submit,
 }
+
+/// Nothing that a benchmark waits for takes longer unless it hangs.
+const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +87,8 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
     match args.name {
         Name::Launch => launch::measure(&mut report, programs, effort)?,
         Name::Idle => idle::measure(&mut report, programs, effort)?,
+        Name::Adopt => adopt::measure(&mut report, programs, effort)?,
+        Name::Crash => crash::measure(&mut report, &programs, effort)?,
         Name::Tree => tree::measure(&mut report, &programs, effort)?,
         Name::Submit => submit::measure(&mut report, programs, effort)?,
     }

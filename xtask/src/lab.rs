@@ -89,6 +89,8 @@ pub struct Setup<'a> {
 pub struct Lab {
     // Dropped in this order: the daemon ends its agents first, the directory goes last.
     agentd: Child,
+    /// The broker's supervisor, once agentd was killed and may have left it behind.
+    supervisor: Option<u32>,
     // Held for its life only.
     _model: Option<Child>,
     programs: Programs,
@@ -132,6 +134,7 @@ impl Lab {
         let agentd = start_agentd(&programs, at)?;
         Ok(Self {
             agentd,
+            supervisor: None,
             _model: model,
             programs,
             key,
@@ -157,9 +160,12 @@ impl Lab {
         self.agentd.id()
     }
 
-    /// The broker's supervisor: agentd's only child.
+    /// The broker's supervisor: the only child of the agentd that started it, and a child of nobody's after that.
     pub fn supervisor(&self) -> Result<u32> {
-        broker_below(self.agentd.id())
+        match self.supervisor {
+            Some(supervisor) => Ok(supervisor),
+            None => broker_below(self.agentd.id()),
+        }
     }
 
     /// The broker's worker: the supervisor's child, and the parent of agents.
@@ -193,6 +199,7 @@ impl Lab {
 
     /// Kills the daemon alone with SIGKILL, as a crash would.
     pub fn kill_agentd(&mut self) -> Result<()> {
+        self.supervisor = Some(self.supervisor()?);
         kill(self.agentd())
     }
 
@@ -203,6 +210,10 @@ impl Lab {
             bail!("agentd is to be started again, and still runs");
         }
         self.agentd = start_agentd(&self.programs, self.directory.path())?;
+        // Nobody was left to take over from: there is a new broker.
+        if let Ok(supervisor) = broker_below(self.agentd.id()) {
+            self.supervisor = Some(supervisor);
+        }
         Ok(())
     }
 

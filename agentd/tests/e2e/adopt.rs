@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    Daemon, Mode, children_of, is_alive, modes, output, program, signal, text, wait_until,
+    Daemon, children_of, is_alive, modes, output, program, signal, text, wait_until,
 };
 
 /// Lines that the counting program prints: more than a terminal, a pipe and the log's reader hold together.
@@ -59,7 +59,7 @@ fn an_agent_lives_on_under_the_next_agentd_and_obeys_it() {
         let before = row(&daemon).expect("it runs");
         daemon.kill();
         assert!(is_alive(daemon.broker), "the broker holds it");
-        daemon.restart();
+        daemon.start_again();
         let after = row(&daemon).expect("it runs on");
         for key in ["id", "pid", "state", "policy", "started_at_ms", "argv"] {
             assert_eq!(after[key], before[key], "{key}");
@@ -81,13 +81,16 @@ fn a_terminal_is_read_without_a_gap_or_a_repeat_over_several_kills() {
         let work = daemon.workspace();
         let script =
             format!("i=0; while [ $i -lt {COUNT} ]; do i=$((i+1)); echo $i; done; touch done; cat");
-        start(&daemon, work.path(), &["--tty"], &["sh", "-c", &script]);
+        let mut run = daemon.agentctl(["run", "--detach", "--tty", "--name", "it", "--workspace"]);
+        run.arg(work.path()).args(["--", "sh", "-c", &script]);
+        let (code, _, err) = text(&output(&mut run));
+        assert_eq!(code, 0, "{err}");
         let log = || text(&output(&mut daemon_ctl(&daemon))).1;
         wait_until("it has begun to count", || log().len() > 1000);
         daemon.kill();
-        daemon.restart();
+        daemon.start_again();
         daemon.kill();
-        daemon.restart();
+        daemon.start_again();
         wait_for_file(&work.path().join("done"));
         let mut lines = String::new();
         wait_until("the last line is in the log", || {
@@ -133,7 +136,7 @@ fn a_question_asked_of_nobody_is_answered_by_the_next_agentd() {
         go(work.path());
         wait_for_file(&work.path().join("asked"));
         assert!(!work.path().join("verdicts").exists(), "nobody is there");
-        daemon.restart();
+        daemon.start_again();
         // The prompt's turn ends with its result, and the agent's stdin with it: nobody keeps it open.
         wait_for_file(&work.path().join("ended"));
         let read = |name| std::fs::read_to_string(work.path().join(name)).expect(name);
@@ -166,7 +169,7 @@ fn the_exit_of_an_agent_that_ended_while_nobody_looked_is_known() {
         wait_until("it has ended", || {
             !is_alive(i32::try_from(pid).expect("a pid"))
         });
-        daemon.restart();
+        daemon.start_again();
         let (code, _, err) = text(&output(&mut daemon.agentctl(["wait", "it"])));
         assert_eq!(code, 7, "{err}");
         let record = record(&daemon);
@@ -204,7 +207,7 @@ fn agentd_goes_on_with_the_broker_s_next_worker() {
         assert_eq!(row(&daemon).expect("it runs on")["state"], "running");
         // Then the other order: agentd after its broker's worker.
         daemon.kill();
-        daemon.restart();
+        daemon.start_again();
         let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", "it"])));
         assert_eq!(code, 0, "{err}");
         assert_eq!(record(&daemon)["exit"]["kind"], "stopped");
@@ -212,7 +215,7 @@ fn agentd_goes_on_with_the_broker_s_next_worker() {
 }
 
 #[test]
-fn a_deadline_and_a_budget_go_on_counting() {
+fn a_deadline_goes_on_counting() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
@@ -224,7 +227,7 @@ fn a_deadline_and_a_budget_go_on_counting() {
         );
         wait_for_file(&work.path().join("up"));
         daemon.kill();
-        daemon.restart();
+        daemon.start_again();
         let (code, _, err) = text(&output(&mut daemon.agentctl(["wait", "it"])));
         assert_eq!(code, 124, "{err}");
         assert_eq!(record(&daemon)["exit"]["kind"], "timed-out");
@@ -250,7 +253,7 @@ fn an_upgrade_leaves_the_agents_to_the_new_programs() {
         for name in ["agentd", "agentd-broker", "agentctl"] {
             std::fs::copy(program(name), new.path().join(name)).expect("copy a program");
         }
-        daemon.restart_as(&new.path().join("agentd"));
+        daemon.start_again_as(&new.path().join("agentd"));
         assert_eq!(row(&daemon).expect("it runs on")["pid"], pid);
         let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", "it"])));
         assert_eq!(code, 0, "{err}");
@@ -282,9 +285,16 @@ fn with_agentd_and_broker_gone_agents_die_at_once_and_the_record_is_closed() {
         wait_until("it is dead", || {
             !is_alive(i32::try_from(pid).expect("a pid"))
         });
-        daemon.restart();
+        daemon.start_again();
         assert_eq!(record(&daemon)["exit"]["kind"], "lost");
     }
+}
+
+/// Starts a command whose output goes into a file, so that a test can see how far it is.
+fn into_file(mut command: std::process::Command, at: &Path) -> std::process::Child {
+    let file = std::fs::File::create(at).expect("a file");
+    command.stdout(file).stderr(std::process::Stdio::piped());
+    command.spawn().expect("start the command")
 }
 
 #[test]
@@ -292,32 +302,33 @@ fn whoever_follows_an_agent_goes_on_after_the_restart() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
-        let script = "echo one; touch up; until [ -e go ]; do sleep 0.02; done; echo two; exit 3";
+        let script = "echo one; until [ -e go ]; do sleep 0.02; done; echo two; exit 3";
         let mut command = daemon.agentctl(["run", "--no-tty", "--name", "it", "--workspace"]);
         command.arg(work.path()).args(["--", "sh", "-c", script]);
-        let running = std::thread::spawn(move || text(&output(&mut command)));
-        wait_for_file(&work.path().join("up"));
-        let mut command = daemon.agentctl(["logs", "--follow", "it"]);
-        let following = std::thread::spawn(move || text(&output(&mut command)));
-        let mut command = daemon.agentctl(["wait", "it"]);
-        let waiting = std::thread::spawn(move || text(&output(&mut command)));
+        let (ran, followed) = (
+            daemon.dir.path().join("ran"),
+            daemon.dir.path().join("followed"),
+        );
+        let read = |at: &Path| std::fs::read_to_string(at).expect("read a file");
+        let running = into_file(command, &ran);
+        wait_until("run shows output", || read(&ran) == "one\n");
+        let following = into_file(daemon.agentctl(["logs", "--follow", "it"]), &followed);
+        wait_until("logs shows output", || read(&followed) == "one\n");
         daemon.kill();
-        daemon.restart();
+        daemon.start_again();
         go(work.path());
-        let (code, out, err) = running.join().expect("a thread");
-        assert_eq!((code, out.as_str()), (3, "one\ntwo\n"), "{err}");
-        assert!(err.contains("agentd is back"), "{err}");
-        let (code, out, err) = following.join().expect("a thread");
-        assert_eq!((code, out.as_str()), (0, "one\ntwo\n"), "{err}");
-        let (code, _, err) = waiting.join().expect("a thread");
-        assert_eq!(code, 3, "{err}");
+        for (child, at, code) in [(running, &ran, 3), (following, &followed, 0)] {
+            let ended = child.wait_with_output().expect("wait");
+            let (got, _, err) = text(&ended);
+            assert_eq!((got, read(at).as_str()), (code, "one\ntwo\n"), "{err}");
+            assert!(err.contains("agentd is back"), "{err}");
+        }
     }
 }
 
-/// Without another word: what [`Mode`] means here is said by the harness.
 #[test]
 fn an_agent_outlives_agentd_by_its_grace_and_no_longer() {
-    for mode in [Mode::User] {
+    for mode in modes() {
         let mut daemon = Daemon::with_config(mode, "[daemon]\nlifeline_grace_ms = 300\n");
         let work = daemon.workspace();
         start(
@@ -334,7 +345,7 @@ fn an_agent_outlives_agentd_by_its_grace_and_no_longer() {
         wait_until("its grace is over", || {
             !is_alive(i32::try_from(pid).expect("a pid"))
         });
-        daemon.restart();
+        daemon.start_again();
         assert_eq!(record(&daemon)["exit"]["kind"], "lost");
     }
 }

@@ -165,13 +165,39 @@ impl Daemon {
             Self::spawn(self.owner(), self.dir.path(), &[]);
     }
 
+    /// Starts agentd again after it was killed or terminated: it takes over what the one before has left.
+    pub fn start_again(&mut self) {
+        self.start_again_as(&program("agentd"));
+    }
+
+    /// As [`Self::start_again`], with another program.
+    pub fn start_again_as(&mut self, agentd: &Path) {
+        self.child = Self::serve(agentd, self.owner(), self.dir.path(), &[]);
+        // Nobody was left to take over from: there is a new broker.
+        if let [supervisor, ..] = *children_of(self.pid()) {
+            self.supervisor = supervisor;
+        }
+        let worker = children_of(self.supervisor).first().copied();
+        self.broker = worker.expect("the supervisor has a worker");
+    }
+
     /// Starts agentd as `owner` below `dir`; returns it, its broker's supervisor and the worker when it serves.
     fn spawn(owner: u32, dir: &Path, wrapper: &[&str]) -> (Child, i32, i32) {
+        let child = Self::serve(&program("agentd"), owner, dir, wrapper);
+        let supervisor = children_of(child.id().cast_signed());
+        assert_eq!(supervisor.len(), 1, "agentd has one child, its broker");
+        let broker = children_of(supervisor[0]);
+        assert_eq!(broker.len(), 1, "the supervisor has one child, its worker");
+        (child, supervisor[0], broker[0])
+    }
+
+    /// Starts `agentd`, through `wrapper` if there is one, and waits for its `ready`.
+    fn serve(agentd: &Path, owner: u32, dir: &Path, wrapper: &[&str]) -> Child {
         let mut command = match wrapper {
-            [] => as_user(program("agentd"), owner),
+            [] => as_user(agentd.to_owned(), owner),
             [wrapper, args @ ..] => {
                 let mut command = as_user(wrapper.into(), owner);
-                command.args(args).arg(program("agentd"));
+                command.args(args).arg(agentd);
                 command
             }
         };
@@ -186,7 +212,11 @@ impl Daemon {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("start agentd");
         let stderr = child.stderr.take().expect("piped");
-        let log = std::fs::File::create(dir.join("agentd.log")).expect("a log file");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("agentd.log"))
+            .expect("a log file");
         let (ready, is_ready) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             use std::io::Write as _;
@@ -206,11 +236,7 @@ impl Daemon {
             let log = std::fs::read_to_string(dir.join("agentd.log")).unwrap_or_default();
             panic!("agentd did not become ready ({status:?}):\n{log}");
         }
-        let supervisor = children_of(child.id().cast_signed());
-        assert_eq!(supervisor.len(), 1, "agentd has one child, its broker");
-        let broker = children_of(supervisor[0]);
-        assert_eq!(broker.len(), 1, "the supervisor has one child, its worker");
-        (child, supervisor[0], broker[0])
+        child
     }
 
     pub fn pid(&self) -> i32 {

@@ -119,8 +119,11 @@ impl Feed {
         Ok(())
     }
 
-    /// Accepts all of `bytes`.
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Accepts all of `bytes` at once, however much waits already. A flush moves them.
+    ///
+    /// # Errors
+    /// Whatever `pwrite` says.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut at = self.end;
         let mut rest = bytes;
         while !rest.is_empty() {

@@ -226,6 +226,15 @@ impl Daemon {
         } else {
             None
         };
+        if !driven {
+            // What an earlier agentd accepted for its stdin; nobody may ever type again.
+            let fed = Arc::clone(&agent);
+            tokio::spawn(async move {
+                if let Err(error) = fed.input.flush().await {
+                    tracing::debug!(agent = %fed.identity, "input not taken: {error}");
+                }
+            });
+        }
         let output = if driven {
             crate::driver::start(crate::driver::Start {
                 driver: kept.driver,

@@ -153,6 +153,17 @@ impl Input {
         }
     }
 
+    /// Gives the agent what was accepted for it and has not reached it.
+    pub async fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => match pipe.lock().await.as_mut() {
+                Some(feed) => feed.flush().await,
+                None => Ok(()),
+            },
+            Self::Terminal(_) | Self::Nothing => Ok(()),
+        }
+    }
+
     /// Tells the agent that no more input comes.
     pub async fn end(&self) -> io::Result<()> {
         match self {

@@ -148,6 +148,12 @@ impl Tree {
         // Subscribed before the first listing, so that no agent falls between the two.
         let changes = daemon.agents.changes();
         let questions = daemon.approvals.changes();
+        // Before the first call is served: a client asks for an agent as soon as it is connected.
+        let agents = daemon.agents.visible(caller);
+        let builder = agents.iter().fold(builder, |builder, agent| {
+            let object = AgentObject::new(Arc::clone(agent));
+            builder.serve_at(agent.identity.id.object_path(), object)
+        });
         let connection = builder
             .p2p()
             .max_queued(MAX_QUEUED)
@@ -162,6 +168,9 @@ impl Tree {
             )
             .build()
             .await?;
+        for agent in agents.into_iter().filter(|agent| agent.state().is_live()) {
+            tokio::spawn(agent::follow(connection.clone(), agent));
+        }
         tokio::spawn(approvals::follow(connection.clone(), questions, caller));
         let tree = Self {
             connection,

@@ -131,6 +131,10 @@ impl Conversation {
 
 /// Writes lines until the queue is closed, then closes the agent's stdin.
 async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, mut to_agent: W) {
+    // What an earlier agentd accepted and the agent has not been given yet.
+    if let Err(error) = to_agent.flush().await {
+        tracing::debug!("a driven agent does not take input any more: {error}");
+    }
     while let Some(mut line) = queue.recv().await {
         line.push('\n');
         let written = async {

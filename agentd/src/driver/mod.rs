@@ -195,7 +195,7 @@ pub async fn start(start: Start) -> anyhow::Result<JoinHandle<()>> {
     };
     let mut stdin = start.agent.input.take_feed().await;
     if let (Some(history), Some(feed)) = (&start.history, &mut stdin) {
-        history.settle(feed).await?;
+        history.settle(feed)?;
     }
     let sent = stdin.as_ref().map_or(0, Feed::end);
     let stdin = match stdin {

@@ -9,7 +9,6 @@ use std::io;
 
 use agentd_orchestrator::driver::{Line, MAX_LINE_BYTES, Recorded};
 use agentd_storage::{Direction, DriverLine, LaunchId, Store, StoreError, Viewer};
-use tokio::io::AsyncWriteExt as _;
 
 use crate::agents::feed::Feed;
 
@@ -76,11 +75,12 @@ impl History {
         lines.collect()
     }
 
-    /// Gives the agent the recorded lines that it was never given, and nothing twice.
+    /// Accepts the recorded lines that were never accepted, and nothing twice. Whoever writes next moves them: an agent that
+    /// does not read must not hold up the adoption of others.
     ///
     /// # Errors
     /// When the feed does not take them.
-    pub async fn settle(&self, feed: &mut Feed) -> io::Result<()> {
+    pub fn settle(&self, feed: &mut Feed) -> io::Result<()> {
         // Behind the last whole line is the beginning of one that agentd died over.
         let whole = self
             .ends(Direction::Out)
@@ -98,8 +98,7 @@ impl History {
             // offsets of all that follows true.
             let gap = line.end.unwrap_or(0).saturating_sub(feed.end() + bytes);
             let gap = " ".repeat(usize::try_from(gap).unwrap_or(0));
-            feed.write_all(format!("{gap}{}\n", line.line).as_bytes())
-                .await?;
+            feed.append(format!("{gap}{}\n", line.line).as_bytes())?;
         }
         Ok(())
     }

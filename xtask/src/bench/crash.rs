@@ -45,13 +45,13 @@ struct Broken {
     orphans: usize,
 }
 
-pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Result<()> {
+pub fn measure(report: &mut Report, programs: &Programs, effort: Effort, first: u64) -> Result<()> {
     let runs = match effort {
         Effort::Quick => 10,
         Effort::Full => RUNS,
     };
     let (mut lost, mut twice, mut orphans) = (0, 0, 0);
-    for seed in 1..=runs as u64 {
+    for seed in (first..).take(runs) {
         let broken = run(programs.clone(), seed).with_context(|| format!("seed {seed}"))?;
         if broken.lost + broken.twice + broken.orphans > 0 {
             eprintln!("seed {seed}: {broken:?}");
@@ -232,19 +232,24 @@ fn settle(lab: &Lab, work: &Path) -> Result<BTreeMap<String, Value>> {
     }
 }
 
-/// Transitions of a task that are on record more than once for one attempt.
+/// Transitions of a task that are on record more than once for one attempt. An attempt whose turn was linked and not
+/// written when agentd died is taken back to `assigned` and begins again: that is one more `running`, and no repeat.
 fn repeated_steps(lab: &Lab, id: &str) -> Result<usize> {
     let task = lab.ask(&["tasks", "show", id])?;
     let steps = task["transitions"].as_array().context("no transitions")?;
-    let mut seen = BTreeMap::new();
+    let mut begun = BTreeMap::new();
+    let mut ends = 0_usize;
     for step in steps {
-        let key = format!("{} {}", step["to"], step["attempt"]);
-        // Given back before its turn was written: the one step that may follow itself.
-        if step["to"] != "assigned" && step["to"] != "queued" {
-            *seen.entry(key).or_insert(0_usize) += 1;
+        let attempt = step["attempt"].as_u64().unwrap_or(0);
+        match (step["from"].as_str(), step["to"].as_str()) {
+            (Some("running"), Some("assigned")) => *begun.entry(attempt).or_insert(0) -= 1,
+            (_, Some("running")) => *begun.entry(attempt).or_insert(0) += 1,
+            (_, Some("succeeded" | "failed" | "cancelled" | "timed-out")) => ends += 1,
+            _ => {}
         }
     }
-    Ok(seen.values().map(|times| times - 1).sum())
+    let begun: i64 = begun.values().map(|times: &i64| (times - 1).max(0)).sum();
+    Ok(ends.saturating_sub(1) + usize::try_from(begun).unwrap_or(0))
 }
 
 /// How often each task's text reached an agent.

@@ -31,6 +31,9 @@ pub struct Args {
     /// Fewer rounds: for a first look, not for publishing
     #[arg(long)]
     quick: bool,
+    /// First seed of `crash`, to repeat a run
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// Use the programs in this directory instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -88,7 +91,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Launch => launch::measure(&mut report, programs, effort)?,
         Name::Idle => idle::measure(&mut report, programs, effort)?,
         Name::Adopt => adopt::measure(&mut report, programs, effort)?,
-        Name::Crash => crash::measure(&mut report, &programs, effort)?,
+        Name::Crash => crash::measure(&mut report, &programs, effort, args.seed)?,
         Name::Tree => tree::measure(&mut report, &programs, effort)?,
         Name::Submit => submit::measure(&mut report, programs, effort)?,
     }

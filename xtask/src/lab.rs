@@ -242,7 +242,8 @@ fn broker_below(parent: u32) -> Result<u32> {
         .with_context(|| format!("process {parent} has no broker among its children"))
 }
 
-fn kill(pid: u32) -> Result<()> {
+/// SIGKILL to a process of the lab.
+pub fn kill(pid: u32) -> Result<()> {
     rustix::process::kill_process(pid_of(pid)?, rustix::process::Signal::KILL)
         .with_context(|| format!("kill {pid}"))
 }

@@ -154,14 +154,35 @@ fn launch(lab: &Lab, work: &Path, nth: usize) -> Result<()> {
     capture(command.args(["--", "sh", "-c", &script])).map(drop)
 }
 
-/// Kills one of agentd, the broker's worker, and an agent's program, and starts what does not start by itself.
+/// Kills agentd, the broker's worker, both, or an agent, and starts what does not start by itself.
 fn strike(lab: &mut Lab, work: &Path, dice: &mut Dice) -> Result<()> {
-    match dice.below(4) {
+    match dice.below(6) {
         0 | 1 => {
             lab.kill_agentd()?;
             lab.restart()
         }
         2 => lab.kill_broker_worker(),
+        // With no lifeline left the agents die at once.
+        3 => {
+            lab.kill_broker_worker()?;
+            lab.kill_agentd()?;
+            lab.restart()?;
+            revive(lab, work)
+        }
+        4 => {
+            let name = format!("worker-{}", dice.below(AGENTS as u64));
+            let list = lab.ask(&["ps"])?;
+            let agents = list["agents"].as_array().context("ps printed no list")?;
+            let init = agents
+                .iter()
+                .find(|agent| agent["name"] == *name && agent["state"] == "running")
+                .and_then(|agent| u32::try_from(agent["pid"].as_u64()?).ok());
+            // It may have died meanwhile, with an agentd and a worker that were killed before.
+            if let Some(Err(error)) = init.map(crate::lab::kill) {
+                eprintln!("{name} was gone already: {error:#}");
+            }
+            revive(lab, work)
+        }
         _ => {
             let nth = dice.below(AGENTS as u64);
             let mut kill = lab.agentctl();

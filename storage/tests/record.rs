@@ -505,7 +505,7 @@ async fn a_file_that_is_no_database_is_refused_untouched() {
     std::fs::write(&path, &garbage).unwrap();
     let error = refusal(&path).await;
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-    assert!(error.to_string().contains(".recover"), "{error}");
+    assert!(error.to_string().contains("agentctl db recover"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), garbage);
 }
 

@@ -1,10 +1,13 @@
 //! Bad weather: a full disk, a damaged record, no descriptors left. What runs goes on, what is new is refused with a
 //! sentence that helps, and when the weather is over everything is as before.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{ALICE, BOB, Daemon, Mode, is_root, modes, output, program, text, wait_until};
+use crate::harness::{
+    ALICE, BOB, Daemon, Mode, dir_of, is_root, modes, output, program, text, wait_until,
+};
 
 /// A tmpfs that is gone with the test.
 struct SmallDisk(PathBuf);
@@ -151,14 +154,13 @@ fn without_descriptors_new_agents_are_refused_and_everything_else_goes_on() {
 
 #[test]
 fn a_record_that_is_no_database_is_refused_at_start_with_the_verb_that_helps() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir_of(rustix::process::geteuid().as_raw());
     let state = dir.path().join("state");
     std::fs::create_dir(&state).expect("a state directory");
-    std::fs::write(
-        state.join("agentd.db"),
-        "no database, but long enough for one. ".repeat(40),
-    )
-    .expect("a file");
+    let record = state.join("agentd.db");
+    std::fs::write(&record, "no database, but long enough for one. ".repeat(40)).expect("a file");
+    // A root agentd opens it as its own user.
+    std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o666)).expect("chmod");
     let mut agentd = Command::new(program("agentd"));
     agentd.arg("--runtime-dir").arg(dir.path().join("run"));
     let (code, _, err) = text(&output(agentd.arg("--state-dir").arg(&state)));

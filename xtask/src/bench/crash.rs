@@ -18,9 +18,12 @@ use serde_json::Value;
 use super::Effort;
 use super::report::Report;
 use crate::child::capture;
-use crate::lab::{Lab, Programs, Setup, tree_of};
+use crate::lab::{Lab, Profile, Programs, Setup, tree_of};
+use crate::test::Outcome;
 
 const RUNS: usize = 200;
+/// Runs of the tier: enough for each kind of kill.
+const TIER_RUNS: u64 = 6;
 const TASKS: usize = 50;
 const AGENTS: usize = 4;
 const KILLS: usize = 6;
@@ -66,6 +69,24 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort, first: 
     report.row("crash.twice", "steps", &[twice as f64], Some(0.0));
     report.row("crash.orphans", "processes", &[orphans as f64], Some(0.0));
     Ok(())
+}
+
+/// The tier `crash`: a few of the same runs, with the debug build.
+pub fn tier() -> Result<Outcome> {
+    let programs = Programs::build(Profile::Debug)?;
+    let mut outcome = Outcome::default();
+    for seed in 1..=TIER_RUNS {
+        let broken = run(programs.clone(), seed).with_context(|| format!("seed {seed}"))?;
+        if broken.lost + broken.twice + broken.orphans == 0 {
+            outcome.pass();
+        } else {
+            outcome.fail(format!(
+                "{broken:?}; `cargo xtask bench crash --quick --seed {seed}` begins with the same moments"
+            ));
+        }
+        crate::stop::check()?;
+    }
+    Ok(outcome)
 }
 
 /// splitmix64: small, and the same for ever.

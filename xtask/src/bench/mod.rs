@@ -4,7 +4,7 @@
 //! means that every promised figure was measured and met; a benchmark is never a test, and `cargo xtask test` runs none.
 
 mod adopt;
-mod crash;
+pub mod crash;
 mod idle;
 mod launch;
 mod report;

@@ -79,6 +79,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Model => suites::model(scratch),
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
+        Tier::Crash => crate::bench::crash::tier(),
         Tier::Systemd => crate::systemd::tier(),
         Tier::Demo => demos::stand_in(scratch),
         Tier::Claude => demos::real(scratch, "--claude", &npm::CLAUDE),

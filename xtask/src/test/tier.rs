@@ -15,6 +15,8 @@ pub enum Tier {
     Integration,
     /// The daemon as a whole: agentd, broker, launcher, agentctl.
     E2e,
+    /// A few runs of `cargo xtask bench crash`: seeded kill -9 while tasks are worked off.
+    Crash,
     /// `cargo xtask systemd`: agentd as a service of a real systemd, in namespaces.
     Systemd,
     /// `cargo xtask demo`, as root and as an ordinary user.
@@ -28,12 +30,13 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
         Self::Integration,
         Self::E2e,
+        Self::Crash,
         Self::Systemd,
         Self::Demo,
         Self::Claude,
@@ -48,6 +51,7 @@ impl Tier {
             Self::Model => "model",
             Self::Integration => "integration",
             Self::E2e => "e2e",
+            Self::Crash => "crash",
             Self::Systemd => "systemd",
             Self::Demo => "demo",
             Self::Claude => "claude",

@@ -78,7 +78,9 @@ pub async fn serve(address: String, daemon: Arc<Daemon>, connections: Arc<Connec
                 sort(&bus, messages, &daemon, &connections).await;
                 tracing::warn!("the system bus has gone");
             }
-            Err(BusError::Bus(zbus::Error::InputOutput(error))) if !served => {
+            Err(BusError::Bus(
+                zbus::Error::InputOutput(error) | zbus::Error::Connection(error, _),
+            )) if !served => {
                 tracing::info!(
                     "no system bus at {address} ({error}): only the control socket is served"
                 );

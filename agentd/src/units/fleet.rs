@@ -10,8 +10,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use agentd_orchestrator::task::Target;
 
 use super::Key;
-use crate::agents::Registry;
+use crate::agents::{Agent, Registry};
 use crate::daemon::Daemon;
+use crate::driver::Taking;
 use crate::tasks::fleet::lease_agent;
 use crate::tasks::{Fleet, Lease, NotNow, RunningAgents, Wanted};
 
@@ -112,10 +113,16 @@ impl Fleet for UnitFleet {
             return self.running.lease(uid, wanted);
         }
         for key in &candidates {
-            let coming = inner
-                .active
-                .get(key)
-                .is_some_and(|a| a.engine.up() as usize > a.agents.len());
+            // A member that is being launched, or has not said that it is ready, will take a task sooner than a new one.
+            let coming = inner.active.get(key).is_some_and(|active| {
+                let not_ready = |agent: &Arc<Agent>| {
+                    agent
+                        .work()
+                        .is_some_and(|port| port.taking() == Taking::NotYet)
+                };
+                active.engine.up() as usize > active.agents.len()
+                    || active.agents.values().any(not_ready)
+            });
             if coming {
                 return Err(NotNow(format!("{} is being started", key.1)));
             }

@@ -497,6 +497,37 @@ fn a_pool_grows_for_tasks_to_its_ceiling_and_shrinks_again() {
 }
 
 #[test]
+fn a_pool_does_not_grow_while_a_member_gets_ready() {
+    let (daemon, units) = daemon(if is_root() { Mode::Root } else { Mode::User });
+    let work = daemon.workspace();
+    let late = format!("until [ -e up ]; do sleep 0.02; done\n{WORKER}");
+    write(work.path(), "worker.sh", &late);
+    std::fs::write(work.path().join("go"), "").expect("hold no turn");
+    write(
+        units.path(),
+        "pool.toml",
+        &format!(
+            "[agent]\nname = \"late\"\nrole = \"late\"\n[run]\ncommand = [\"sh\", \"worker.sh\"]\ndriver = \"jsonl\"\nworkspace = {:?}\n\
+             [pool]\nmin = 1\nmax = 3\n[triggers]\non_task = true\n",
+            work.path()
+        ),
+    );
+    ok(&daemon, &["agents", "reload"]);
+    ok(&daemon, &["agents", "start", "pool"]);
+    let states = run_tasks(&daemon, "late", 2, || {
+        // Each of these makes the daemon look for a free agent once more.
+        for _ in 0..5 {
+            ok(&daemon, &["tasks", "list"]);
+        }
+        std::fs::write(work.path().join("up"), "").expect("let it be ready");
+    });
+    assert_eq!(states, ["succeeded"; 2]);
+    let launched = ok(&daemon, &["records"]);
+    assert!(launched.contains("late.1"), "{launched}");
+    assert!(!launched.contains("late.3"), "{launched}");
+}
+
+#[test]
 fn a_message_wakes_a_waiting_unit() {
     if !Path::new("/usr/bin/curl").exists() {
         agentd_testkit::skip(

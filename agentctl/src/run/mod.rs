@@ -242,7 +242,7 @@ async fn launch(
     })
 }
 
-/// Resolves when somebody wants the launch to end.
+/// Resolves when somebody wants the launch, or the wait for a new agentd, to end.
 async fn asked_to_end(signals: &SignalFd) -> i32 {
     use tokio::io::Interest;
     use tokio::io::unix::AsyncFd;
@@ -354,7 +354,13 @@ impl Attached<'_> {
                 return Ok(outcome);
             };
             lost_bytes = outcome.lost_bytes;
-            let daemon = come_back(context, self.runtime_dir).await?;
+            let daemon = tokio::select! {
+                daemon = come_back(context, self.runtime_dir) => daemon?,
+                signo = asked_to_end(self.signals) => {
+                    let why = format!("{} while waiting for agentd to come back", signal_name(signo));
+                    return Err(failed(&why));
+                }
+            };
             let window = raw::window(&stdout).filter(|_| self.streams == Streams::Pty);
             let options = AttachOptions {
                 stdin: Some(self.input == Input::Send),

@@ -327,6 +327,33 @@ fn whoever_follows_an_agent_goes_on_after_the_restart() {
 }
 
 #[test]
+fn whoever_waits_for_agentd_to_come_back_can_be_ended() {
+    for mode in modes() {
+        let mut daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let mut command = daemon.agentctl(["run", "--no-tty", "--name", "it", "--workspace"]);
+        command.arg(work.path());
+        command.args(["--", "sh", "-c", "echo up; sleep 1000"]);
+        let shown = daemon.dir.path().join("shown");
+        let mut waiting = into_file(command, &shown);
+        wait_until("it runs", || {
+            std::fs::read_to_string(&shown).expect("read a file") == "up\n"
+        });
+        daemon.kill();
+        let stderr = waiting.stderr.take().expect("piped");
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr));
+        let lost = lines.next().expect("a line").expect("text");
+        assert!(lost.contains("waiting for it to come back"), "{lost}");
+        let pid = rustix::process::Pid::from_child(&waiting);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal it");
+        let why = lines.next().expect("a line").expect("text");
+        assert!(why.contains("TERM while waiting for agentd"), "{why}");
+        assert!(!waiting.wait().expect("wait").success());
+        daemon.start_again();
+    }
+}
+
+#[test]
 fn an_agent_outlives_agentd_by_its_grace_and_no_longer() {
     for mode in modes() {
         let mut daemon = Daemon::with_config(mode, "[daemon]\nlifeline_grace_ms = 300\n");

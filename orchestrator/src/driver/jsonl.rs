@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     Action, AgentUsage, Answer, Line, Machine, PeerRequest, RequestId, ToolRequest, Turn, TurnId,
-    TurnOutcome, TurnRefused, Verdict, Wrote, excerpt,
+    TurnOutcome, TurnRefused, Verdict, Wrote, excerpt, protocol_error, write,
 };
 
 /// Questions that may be open at once.
@@ -253,12 +253,7 @@ impl Machine for Jsonl {
         };
         vec![write(&match (pending, answer) {
             (Pending::Tool, Answer::Tool { verdict: it, .. }) => verdict(&id.0, &it),
-            (Pending::Tool, _) => verdict(
-                &id.0,
-                &Verdict::Deny {
-                    why: "agentd could not decide".to_owned(),
-                },
-            ),
+            (Pending::Tool, _) => verdict(&id.0, &Verdict::undecided()),
             (
                 Pending::Peer,
                 Answer::Peer {
@@ -360,18 +355,10 @@ fn verdict(id: &str, verdict: &Verdict) -> Value {
     }
 }
 
-fn write(message: &Value) -> Action {
-    Action::Write(message.to_string())
-}
-
 /// Tells both sides.
 fn complain(what: &str, line: &str) -> Vec<Action> {
-    let line = excerpt(line);
     vec![
-        write(&json!({"type": "error", "what": what, "line": line})),
-        Action::ProtocolError {
-            what: what.to_owned(),
-            line,
-        },
+        write(&json!({"type": "error", "what": what, "line": excerpt(line)})),
+        protocol_error(what, line),
     ]
 }

@@ -208,6 +208,38 @@ pub enum Answer {
     },
 }
 
+impl Answer {
+    /// The decision it brings. An answer of the wrong kind is a fault of the daemon; the agent gets a refusal all the same.
+    fn into_verdict(self) -> (RequestId, Verdict) {
+        match self {
+            Self::Tool { id, verdict } => (id, verdict),
+            Self::Mcp { id, .. } | Self::Peer { id, .. } => (id, Verdict::undecided()),
+        }
+    }
+}
+
+impl Verdict {
+    /// The refusal where the daemon came to no decision.
+    fn undecided() -> Self {
+        Self::Deny {
+            why: "agentd could not decide".to_owned(),
+        }
+    }
+}
+
+/// Says a JSON message to the agent.
+fn write(message: &Value) -> Action {
+    Action::Write(message.to_string())
+}
+
+/// Says that the agent's `line` breaks its protocol.
+fn protocol_error(what: &str, line: &str) -> Action {
+    Action::ProtocolError {
+        what: what.to_owned(),
+        line: excerpt(line),
+    }
+}
+
 /// Why a turn can't begin now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TurnRefused {

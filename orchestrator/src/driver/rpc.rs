@@ -4,6 +4,8 @@
 
 use serde_json::{Value, json};
 
+use super::{Action, protocol_error, write};
+
 /// JSON-RPC: the method does not exist, or is not offered here.
 pub(super) const METHOD_NOT_FOUND: i32 = -32601;
 /// JSON-RPC: the parameters are not what the method takes.
@@ -125,6 +127,18 @@ impl Dialect {
 
     pub fn error(self, id: &Value, code: i32, message: &str) -> Value {
         self.frame(json!({"id": id, "error": {"code": code, "message": message}}))
+    }
+
+    /// Tells of a line that is no message, and refuses the question that it was, if it was one.
+    pub fn refuse(self, bad: &BadLine, line: &str) -> Vec<Action> {
+        let refused = bad
+            .question
+            .as_ref()
+            .map(|id| write(&self.error(id, INVALID_PARAMS, &bad.why)));
+        refused
+            .into_iter()
+            .chain([protocol_error(&bad.why, line)])
+            .collect()
     }
 
     fn frame(self, mut message: Value) -> Value {

@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use self::tools::Calls;
 use super::questions::{Questions, Settled};
 use super::resume::Wrote;
-use super::rpc::{Dialect, INVALID_PARAMS, Incoming, METHOD_NOT_FOUND, RpcError};
+use super::rpc::{Dialect, Incoming, METHOD_NOT_FOUND, RpcError};
 use super::{
     Action, Answer, Line, Machine, RequestId, Session, Turn, TurnId, TurnOutcome, TurnRefused,
-    Verdict, excerpt, prompt,
+    prompt, protocol_error, write,
 };
 
 const RPC: Dialect = Dialect::Strict;
@@ -392,29 +392,12 @@ impl Machine for Acp {
             Ok(Incoming::Response { id, result }) => {
                 self.response(id.as_str().unwrap_or_default(), result, text)
             }
-            Err(bad) => {
-                let refused = bad
-                    .question
-                    .map(|id| write(&RPC.error(&id, INVALID_PARAMS, &bad.why)));
-                refused
-                    .into_iter()
-                    .chain([protocol_error(&bad.why, text)])
-                    .collect()
-            }
+            Err(bad) => RPC.refuse(&bad, text),
         }
     }
 
     fn answer(&mut self, answer: Answer) -> Vec<Action> {
-        let (id, verdict) = match answer {
-            Answer::Tool { id, verdict } => (id, verdict),
-            // An answer of the wrong kind is a fault of the daemon; the agent gets a refusal all the same.
-            Answer::Mcp { id, .. } | Answer::Peer { id, .. } => (
-                id,
-                Verdict::Deny {
-                    why: "agentd could not decide".to_owned(),
-                },
-            ),
-        };
+        let (id, verdict) = answer.into_verdict();
         match self.questions.answer(&id, verdict) {
             Settled::Not => Vec::new(),
             Settled::Allowed(asked) => vec![write(&RPC.result(&asked.id, asked.yes()))],
@@ -499,15 +482,4 @@ fn turn_request(turn: TurnId) -> String {
 
 fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| error.to_string())
-}
-
-fn write(message: &Value) -> Action {
-    Action::Write(message.to_string())
-}
-
-fn protocol_error(what: &str, line: &str) -> Action {
-    Action::ProtocolError {
-        what: what.to_owned(),
-        line: excerpt(line),
-    }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Action, Answer, Line, Machine, RequestId, Session, ToolRequest, Turn, TurnId, TurnOutcome,
-    TurnRefused, Verdict, Wrote, excerpt, prompt,
+    TurnRefused, Verdict, Wrote, excerpt, prompt, protocol_error, write,
 };
 use wire::{Content, ControlRequest, ControlResponse, Incoming, Written};
 
@@ -376,9 +376,9 @@ impl Machine for Claude {
                 success(&id, json!({ "mcp_response": reply }))
             }
             // An answer of the wrong kind is a fault of the daemon; the agent gets a refusal all the same.
-            (Pending::Hook, _) => success(&id, hook_answer(&mismatch())),
+            (Pending::Hook, _) => success(&id, hook_answer(&Verdict::undecided())),
             (Pending::Permission(_), _) => {
-                success(&id, permission_answer(&mismatch(), Value::Null))
+                success(&id, permission_answer(&Verdict::undecided(), Value::Null))
             }
             (Pending::Mcp, _) => failure(&id, "agentd has no answer"),
         };
@@ -443,23 +443,6 @@ impl Machine for Claude {
 
     fn is_open(&self, id: &RequestId) -> bool {
         self.pending.contains_key(id)
-    }
-}
-
-fn mismatch() -> Verdict {
-    Verdict::Deny {
-        why: "agentd could not decide".to_owned(),
-    }
-}
-
-fn write(message: &Value) -> Action {
-    Action::Write(message.to_string())
-}
-
-fn protocol_error(what: &str, line: &str) -> Action {
-    Action::ProtocolError {
-        what: what.to_owned(),
-        line: excerpt(line),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use agentd_api::ErrorCode;
-use agentd_orchestrator::unit::{Diagnostic, Diff, Origin, Unit, UnitFile, UnitName, UnitSet};
+use agentd_orchestrator::unit::{Diagnostic, Diff, Unit, UnitFile, UnitName, UnitSet};
 use agentd_sandbox::policy::PolicyError;
 use agentd_sandbox::{EffectivePolicy, PolicyRef};
 use serde_json::{Value, json};
@@ -123,37 +123,16 @@ fn policy_findings(context: &Context, unit: &Unit) -> Vec<Diagnostic> {
         Ok(_) => return Vec::new(),
         Err(error) => error,
     };
-    let place = |key: &str| unit.values().iter().find(|v| v.key == key).cloned();
-    let general = |problem: String| {
-        let shown = place("run.policy");
-        Diagnostic {
-            origin: shown
-                .as_ref()
-                .map_or_else(Origin::default_value, |v| v.origin.clone()),
-            key: "run.policy".into(),
-            value: shown.map(|v| v.value).unwrap_or_default(),
-            problem,
-            help: String::new(),
-        }
-    };
     match error {
         PolicyError::Invalid(list) => list
             .into_iter()
             .map(|found| {
-                let setting = found.origin.file.strip_prefix("--set ");
-                match setting.and_then(|setting| unit.source_of(setting)) {
-                    Some(shown) => Diagnostic {
-                        origin: shown.origin.clone(),
-                        key: shown.key.clone(),
-                        value: found.value,
-                        problem: found.problem,
-                        help: found.help,
-                    },
-                    None => general(found.to_string()),
-                }
+                let (value, help) = (&found.value, &found.help);
+                unit.finding_of_policy(&found.origin.file, value, &found.problem, help)
+                    .unwrap_or_else(|| unit.finding("run.policy", found.to_string()))
             })
             .collect(),
-        other => vec![general(other.to_string())],
+        other => vec![unit.finding("run.policy", other.to_string())],
     }
 }
 

@@ -271,7 +271,7 @@ impl Units {
         {
             let Ok(unit) = set.unit(name) else { continue };
             if let Err(error) = self.uid_of(owner, &unit) {
-                findings.push(finding(&unit, "agent.user", error.text()));
+                findings.push(unit.finding("agent.user", error.text()));
             }
             let sources = Sources {
                 folders: daemon.config.daemon.policy_dirs.clone(),
@@ -283,20 +283,12 @@ impl Units {
                 Err(PolicyError::NotFound { .. }) if owner != Owner::System => {}
                 Err(PolicyError::Invalid(list)) => {
                     findings.extend(list.into_iter().map(|found| {
-                        let setting = found.origin.file.strip_prefix("--set ");
-                        match setting.and_then(|setting| unit.source_of(setting)) {
-                            Some(shown) => Diagnostic {
-                                origin: shown.origin.clone(),
-                                key: shown.key.clone(),
-                                value: found.value,
-                                problem: found.problem,
-                                help: found.help,
-                            },
-                            None => finding(&unit, "run.policy", found.to_string()),
-                        }
+                        let (value, help) = (&found.value, &found.help);
+                        unit.finding_of_policy(&found.origin.file, value, &found.problem, help)
+                            .unwrap_or_else(|| unit.finding("run.policy", found.to_string()))
                     }));
                 }
-                Err(error) => findings.push(finding(&unit, "run.policy", error.to_string())),
+                Err(error) => findings.push(unit.finding("run.policy", error.to_string())),
             }
         }
         if findings.is_empty() {
@@ -382,18 +374,6 @@ impl Units {
                 .into_iter()
                 .collect(),
         }
-    }
-}
-
-fn finding(unit: &Unit, key: &str, problem: String) -> Diagnostic {
-    let shown = unit.values().iter().find(|v| v.key == key);
-    let file = unit.files.first().cloned().unwrap_or_default();
-    Diagnostic {
-        origin: shown.map_or_else(|| Origin::new(file, 0), |v| v.origin.clone()),
-        key: key.to_owned(),
-        value: shown.map(|v| v.value.clone()).unwrap_or_default(),
-        problem,
-        help: String::new(),
     }
 }
 

@@ -140,8 +140,40 @@ impl Unit {
         }
     }
 
+    /// A problem of this unit, at the place where `key` was set; at the unit's file where it was not.
+    pub fn finding(&self, key: &str, problem: String) -> Diagnostic {
+        let shown = self.shown.iter().find(|shown| shown.key == key);
+        let file = self.files.first().cloned().unwrap_or_default();
+        Diagnostic {
+            origin: shown.map_or_else(|| Origin::new(file, 0), |shown| shown.origin.clone()),
+            key: key.to_owned(),
+            value: shown.map(|shown| shown.value.clone()).unwrap_or_default(),
+            problem,
+            help: String::new(),
+        }
+    }
+
+    /// A problem that the policy found in one of this unit's values; `None` if it lies in the policy itself. `file` is
+    /// where the policy says that it stands: `--set KEY` for a setting.
+    pub fn finding_of_policy(
+        &self,
+        file: &str,
+        value: &str,
+        problem: &str,
+        help: &str,
+    ) -> Option<Diagnostic> {
+        let shown = self.source_of(file.strip_prefix("--set ")?)?;
+        Some(Diagnostic {
+            origin: shown.origin.clone(),
+            key: shown.key.clone(),
+            value: value.to_owned(),
+            problem: problem.to_owned(),
+            help: help.to_owned(),
+        })
+    }
+
     /// Which of the unit's values became a `setting` of the policy, such as `limits.tokens`.
-    pub fn source_of(&self, setting: &str) -> Option<&Shown> {
+    fn source_of(&self, setting: &str) -> Option<&Shown> {
         let key = match setting {
             "tools.allow" | "tools.deny" => setting.to_owned(),
             "ipc.subscribe" => "bus.subscriptions".to_owned(),

@@ -6,10 +6,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use agentd_bus::lane::memfd::{self, Mapping};
-use agentd_bus::lane::park::Closer;
 use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
 use agentd_bus::lane::{cursor_words, data_words};
+use agentd_bus::shm::memfd::{self, Mapping};
+use agentd_bus::shm::park::Closer;
 
 const TAG: Tag = Tag {
     kind: 4,

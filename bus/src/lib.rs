@@ -2,9 +2,10 @@
 //!
 //! Start with [`frame`] (what is on a socket) and [`router`] (what happens to it). [`client`] is what
 //! an agent links; [`lane`] is the shared-memory path between two agents that the bus introduced to
-//! each other. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
+//! each other, and [`shm`] what all shared-memory paths are made of. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
 
 pub mod access;
+pub mod channel;
 #[cfg(not(loom))]
 pub mod client;
 pub mod frame;
@@ -12,5 +13,6 @@ pub mod lane;
 pub mod listing;
 pub mod message;
 pub mod router;
+pub mod shm;
 pub mod topic;
 mod wire;

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
-use agentd_bus::lane::memfd::check_sealed;
 use agentd_bus::message::{Response, Status};
 use agentd_bus::router::{CloseReason, ConnId, ConnectRefused};
+use agentd_bus::shm::memfd::check_sealed;
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use tokio::io::Interest;
 use tokio::net::UnixStream;

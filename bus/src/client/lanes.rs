@@ -13,11 +13,11 @@ use super::link::Link;
 use super::mailbox::Received;
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
-use crate::lane::memfd::{self, Mapping, MemfdError};
-use crate::lane::park::{Closer, probe_waitv};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, Tag};
 use crate::lane::{LayoutError, cursor_words, data_words};
 use crate::message::{Control, MessageError, Response, Status};
+use crate::shm::memfd::{self, Mapping, MemfdError};
+use crate::shm::park::{Closer, probe_waitv};
 
 /// Slots of a lane whose opener has no wish: 64 KiB of data, messages up to 57,336 bytes.
 pub const DEFAULT_SLOTS: usize = 1024;

@@ -22,8 +22,8 @@ use super::ClientError;
 use super::mailbox::Mailbox;
 use super::serve::Subscriber;
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
-use crate::lane::park::Closer;
 use crate::message::{Control, Event, Response, Status};
+use crate::shm::park::Closer;
 use crate::topic::matches;
 
 /// Events held for one subscription that is not being read.

@@ -1,7 +1,7 @@
 //! A lane: a single-producer single-consumer ring of cache lines between two agents that don't trust
 //! each other.
 //!
-//! Two memories, each writable by one side only, which the kernel enforces by seals ([`memfd`]):
+//! Two memories, each writable by one side only, which the kernel enforces by seals ([`crate::shm::memfd`]):
 //!
 //! * the **data** memory, written by the producer: a header page, then the slots;
 //! * the **cursor** memory, written by the consumer: how far it has read, and whether it sleeps.
@@ -22,25 +22,17 @@
 //! other side's memory is copied once, word by word, and then checked; the worst a peer can do is end its
 //! own lane.
 //!
-//! The protocol is in [`ring`] and uses no unsafe code; it runs on any [`region::Words`]: heap memory
-//! (tests, Miri) or sealed memfds. Waiting is in [`park`]. No allocation, lock or log after set-up,
+//! The protocol is in [`ring`] and uses no unsafe code; it runs on any [`crate::shm::region::Words`]: heap memory
+//! (tests, Miri) or sealed memfds. Waiting is in [`crate::shm::park`]. No allocation, lock or log after set-up,
 //! except that a receive grows the caller's buffer.
 
-mod atomics;
-#[cfg(not(loom))]
-mod futex;
-#[cfg(loom)]
-#[path = "futex_model.rs"]
-mod futex;
-#[cfg(not(loom))]
-pub mod memfd;
 #[cfg(all(test, loom))]
 mod model;
-pub mod park;
-pub mod region;
 pub mod ring;
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+use crate::shm::PAGE_WORDS;
 
 /// Bytes of a slot: one cache line.
 pub const SLOT_BYTES: usize = 64;
@@ -54,24 +46,10 @@ pub const CAPACITY_MAX: usize = 1 << 16;
 /// Longest message of any lane, bytes.
 pub const MESSAGE_MAX: usize = u16::MAX as usize;
 
-/// Words (of 8 bytes) in a page, a slot, and where things are in the two memories.
-#[cfg(not(loom))]
-const PAGE_WORDS: usize = 512;
-/// Just enough for the header: the checker follows every word.
-#[cfg(loom)]
-const PAGE_WORDS: usize = 72;
 const SLOT_WORDS: usize = 8;
-const MAGIC_WORD: usize = 0;
-const CAPACITY_WORD: usize = 1;
-/// In the data memory: 1 while the producer sleeps for room.
-const PRODUCER_PARKED_WORD: usize = 64;
-/// In the cursor memory: slots read so far. A line of its own.
-const CURSOR_WORD: usize = 8;
-/// In the cursor memory: 1 while the consumer sleeps for a message.
-const CONSUMER_PARKED_WORD: usize = 16;
-/// `AGLANE` and the version of the layout.
-const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x01D");
-const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x01C");
+/// `AGLANE`, the version of the layout, and which memory it is.
+const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x02D");
+const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLANE\x02C");
 
 const _: () = assert!(SLOT_WORDS * 8 == SLOT_BYTES);
 const _: () = assert!(INLINE_BYTES == SLOT_BYTES - 16 && SPILL_BYTES == SLOT_BYTES - 8);

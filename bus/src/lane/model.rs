@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::park::Closer;
-use super::region::Heap;
 use super::ring::{Consumer, Producer, RecvError, SendError, Tag, format_cursor, format_data};
 use super::*;
 use crate::message::Status;
+use crate::shm::park::Closer;
+use crate::shm::region::Heap;
 
 const FOREVER: Duration = Duration::from_secs(1_000_000);
 

@@ -8,15 +8,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::atomics::{Ordering, fence};
-use super::park::{Closer, sleep, wake_word};
-use super::region::{Own, Peers, Words};
 use super::{
-    CAPACITY_WORD, CONSUMER_PARKED_WORD, CURSOR_MAGIC, CURSOR_WORD, DATA_MAGIC, INLINE_BYTES,
-    LayoutError, MAGIC_WORD, MESSAGE_MAX, PAGE_WORDS, PRODUCER_PARKED_WORD, SLOT_WORDS,
-    SPILL_BYTES, check_capacity, cursor_words, data_words,
+    CURSOR_MAGIC, DATA_MAGIC, INLINE_BYTES, LayoutError, MESSAGE_MAX, SLOT_WORDS, SPILL_BYTES,
+    check_capacity, cursor_words, data_words,
 };
+pub use crate::channel::Tag;
 use crate::message::Status;
+use crate::shm::PAGE_WORDS;
+use crate::shm::atomics::{Ordering, fence};
+use crate::shm::counters::{CAPACITY_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD};
+use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::region::{Own, Peers, Words};
 
 /// Looks before sleeping: about one wake-up's cost.
 #[cfg(not(loom))]
@@ -24,16 +26,6 @@ const SPINS: u32 = 200;
 /// The checker tries every schedule; looking twice only makes more of them.
 #[cfg(loom)]
 const SPINS: u32 = 0;
-
-/// What a message says about itself besides its payload. None of it is checked by the lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tag {
-    /// Low byte of [`crate::frame::kind`].
-    pub kind: u8,
-    pub flags: u8,
-    /// Ties a response to its request, as in a frame.
-    pub correlation: u32,
-}
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -209,7 +201,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         // SYNC: consumer-parks. The store above, then this fence, then the load; the consumer stores its flag,
         // fences, and loads the sequence. One of the two sees the other.
         fence(Ordering::SeqCst);
-        if self.cursor.load(CONSUMER_PARKED_WORD, Ordering::Relaxed) != 0 {
+        if self.cursor.load(PARKED_WORD, Ordering::Relaxed) != 0 {
             wake_word(self.data.word(at));
         }
         Ok(())
@@ -232,22 +224,22 @@ impl<D: Words, C: Words> Producer<D, C> {
                 std::hint::spin_loop();
                 continue;
             }
-            self.data.store(PRODUCER_PARKED_WORD, 1, Ordering::Relaxed);
+            self.data.store(PARKED_WORD, 1, Ordering::Relaxed);
             // SYNC: producer-parks. Mirror of consumer-parks, with the cursor in the sequence's place.
             fence(Ordering::SeqCst);
             let seen = self.consumed;
             self.look_at_cursor()?;
             if self.consumed == seen {
-                sleep(self.cursor.word(CURSOR_WORD), seen, &self.closer, deadline);
+                sleep(self.cursor.word(LIMIT_WORD), seen, &self.closer, deadline);
             }
-            self.data.store(PRODUCER_PARKED_WORD, 0, Ordering::Relaxed);
+            self.data.store(PARKED_WORD, 0, Ordering::Relaxed);
         }
     }
 
     fn look_at_cursor(&mut self) -> Result<(), SendError> {
         // SYNC: consumed. Pairs with the release store in `publish`: the consumer's reads of the slots are
         // done before we write them again.
-        let found = self.cursor.load(CURSOR_WORD, Ordering::Acquire);
+        let found = self.cursor.load(LIMIT_WORD, Ordering::Acquire);
         let (low, high) = (self.consumed, self.next);
         if !(low..=high).contains(&found) {
             self.closer.close(Status::MALFORMED);
@@ -371,15 +363,13 @@ impl<D: Words, C: Words> Consumer<D, C> {
                 std::hint::spin_loop();
                 continue;
             }
-            self.cursor
-                .store(CONSUMER_PARKED_WORD, 1, Ordering::Relaxed);
+            self.cursor.store(PARKED_WORD, 1, Ordering::Relaxed);
             // SYNC: consumer-parks. See `try_send`. The kernel compares the word once more before it sleeps.
             fence(Ordering::SeqCst);
             let word = self.data.word(slot_at(self.next, self.capacity));
             let empty = (self.next + 1).saturating_sub(self.capacity as u64);
             sleep(word, empty, &self.closer, deadline);
-            self.cursor
-                .store(CONSUMER_PARKED_WORD, 0, Ordering::Relaxed);
+            self.cursor.store(PARKED_WORD, 0, Ordering::Relaxed);
         }
     }
 
@@ -390,11 +380,11 @@ impl<D: Words, C: Words> Consumer<D, C> {
         }
         self.published = self.next;
         // SYNC: consumed. Pairs with the acquire load in `look_at_cursor`.
-        self.cursor.store(CURSOR_WORD, self.next, Ordering::Release);
+        self.cursor.store(LIMIT_WORD, self.next, Ordering::Release);
         // SYNC: producer-parks. See `send`.
         fence(Ordering::SeqCst);
-        if self.data.load(PRODUCER_PARKED_WORD, Ordering::Relaxed) != 0 {
-            wake_word(self.cursor.word(CURSOR_WORD));
+        if self.data.load(PARKED_WORD, Ordering::Relaxed) != 0 {
+            wake_word(self.cursor.word(LIMIT_WORD));
         }
     }
 

@@ -6,15 +6,16 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rustix::fs::SealFlags;
 
-use super::atomics::Ordering;
-use super::memfd::{self, Mapping, MemfdError};
-use super::park::Closer;
-use super::region::{Heap, Words, crash};
 use super::ring::{
     Consumer, Producer, RecvError, SendError, Tag, format_cursor, format_data, message_limit,
 };
 use super::*;
 use crate::message::Status;
+use crate::shm::atomics::Ordering;
+use crate::shm::counters::{CAPACITY_WORD, LIMIT_WORD};
+use crate::shm::memfd::{self, Mapping, MemfdError};
+use crate::shm::park::Closer;
+use crate::shm::region::{Heap, Words, crash};
 
 const WATCHDOG: Duration = Duration::from_secs(30);
 const TAG: Tag = Tag {
@@ -182,7 +183,7 @@ fn heap_memory_conforms() {
 
 #[test]
 fn sealed_memfds_conform() {
-    park::probe_waitv().unwrap();
+    crate::shm::park::probe_waitv().unwrap();
     conforms(|| shared(64));
 }
 
@@ -325,7 +326,7 @@ proptest! {
                 }
             }
             let value = if small { value % 32 } else { value };
-            cursor.words()[CURSOR_WORD].store(value, Ordering::Relaxed);
+            cursor.words()[LIMIT_WORD].store(value, Ordering::Relaxed);
         }
     }
 }

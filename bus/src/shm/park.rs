@@ -62,11 +62,11 @@ pub fn probe_waitv() -> Result<(), std::io::Error> {
 
 /// Sleeps while the low half of `word` is that of `seen` and the lane is open, until `deadline` at most.
 /// May return early; the caller looks again.
-pub(super) fn sleep(word: &AtomicU64, seen: u64, closer: &Closer, deadline: Option<Instant>) {
+pub(crate) fn sleep(word: &AtomicU64, seen: u64, closer: &Closer, deadline: Option<Instant>) {
     futex::wait_either(word, seen, &closer.0, OPEN, deadline);
 }
 
 /// Wakes whoever sleeps on `word`, in any process.
-pub(super) fn wake_word(word: &AtomicU64) {
+pub(crate) fn wake_word(word: &AtomicU64) {
     futex::wake_word(word);
 }

@@ -12,7 +12,7 @@ loom::lazy_static! {
     static ref SLEEPERS: Condvar = Condvar::new();
 }
 
-pub(super) fn wait_either(
+pub(crate) fn wait_either(
     word: &AtomicU64,
     seen: u64,
     flag: &AtomicU32,
@@ -25,11 +25,11 @@ pub(super) fn wait_either(
     }
 }
 
-pub(super) fn wake_word(_word: &AtomicU64) {
+pub(crate) fn wake_word(_word: &AtomicU64) {
     wake();
 }
 
-pub(super) fn wake_flag(_word: &AtomicU32) {
+pub(crate) fn wake_flag(_word: &AtomicU32) {
     wake();
 }
 

@@ -20,7 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::atomics::AtomicU64;
 use super::region::Words;
-use super::{CAPACITY_MAX, data_words};
+use crate::lane::{CAPACITY_MAX, data_words};
 
 /// What must be sealed before a descriptor is worth anything to its receiver.
 pub const REQUIRED_SEALS: SealFlags = SealFlags::FUTURE_WRITE

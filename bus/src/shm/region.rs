@@ -16,11 +16,11 @@ pub trait Words: Send + std::fmt::Debug {
 
 /// Memory that this side may write.
 #[derive(Debug)]
-pub(super) struct Own<W>(pub W);
+pub(crate) struct Own<W>(pub W);
 
 /// Memory that the other side writes, at any time and anything. There is no way to store into it.
 #[derive(Debug)]
-pub(super) struct Peers<W>(pub W);
+pub struct Peers<W>(pub(crate) W);
 
 impl<W: Words> Own<W> {
     pub fn load(&self, index: usize, order: Ordering) -> u64 {
@@ -45,16 +45,16 @@ impl<W: Words> Own<W> {
 }
 
 impl<W: Words> Peers<W> {
-    pub fn load(&self, index: usize, order: Ordering) -> u64 {
+    pub(crate) fn load(&self, index: usize, order: Ordering) -> u64 {
         self.0.words()[index].load(order)
     }
 
     /// For waiting on, which needs no right to write.
-    pub fn word(&self, index: usize) -> &AtomicU64 {
+    pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         &self.0.words()[index]
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.words().len()
     }
 }
@@ -78,7 +78,7 @@ impl Words for Heap {
 
 /// Lets tests kill a side between any two of its stores.
 #[cfg(all(test, not(loom)))]
-pub(super) mod crash {
+pub(crate) mod crash {
     use std::cell::Cell;
 
     thread_local! {

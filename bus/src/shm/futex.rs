@@ -10,7 +10,7 @@ use rustix::thread::futex;
 use super::atomics::{AtomicU32, AtomicU64};
 
 /// Asks for the call with an empty list, which is refused as such where the call exists.
-pub(super) fn probe_waitv() -> Result<(), std::io::Error> {
+pub(crate) fn probe_waitv() -> Result<(), std::io::Error> {
     match futex::waitv(
         &[],
         futex::WaitvFlags::empty(),
@@ -23,7 +23,7 @@ pub(super) fn probe_waitv() -> Result<(), std::io::Error> {
 }
 
 /// Sleeps while the low half of `word` is that of `seen` and `flag` is `open`.
-pub(super) fn wait_either(
+pub(crate) fn wait_either(
     word: &AtomicU64,
     seen: u64,
     flag: &AtomicU32,
@@ -63,12 +63,12 @@ pub(super) fn wait_either(
 }
 
 /// Wakes whoever sleeps on `word`, in any process.
-pub(super) fn wake_word(word: &AtomicU64) {
+pub(crate) fn wake_word(word: &AtomicU64) {
     wake_flag(low_half(word));
 }
 
 /// Wakes whoever sleeps on `word`, in any process.
-pub(super) fn wake_flag(word: &AtomicU32) {
+pub(crate) fn wake_flag(word: &AtomicU32) {
     let woken = futex::wake(word, futex::Flags::empty(), u32::MAX >> 1);
     // Waking needs no right to write; it fails only for an address that is not mapped.
     debug_assert!(woken.is_ok(), "futex wake: {woken:?}");

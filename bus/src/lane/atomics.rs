@@ -1,8 +1,0 @@
-//! The one place atomics come from, so that a model checker can stand in for the machine
-//! (`RUSTFLAGS="--cfg loom"`, see `model`).
-
-#[cfg(not(loom))]
-pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-
-#[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

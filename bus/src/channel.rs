@@ -19,6 +19,39 @@ pub enum Overflow {
     Disconnect,
 }
 
+impl Overflow {
+    /// The value in an offer.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Block => 0,
+            Self::DropNewest => 1,
+            Self::DropOldest => 2,
+            Self::Disconnect => 3,
+        }
+    }
+
+    /// The policy of that value.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Block,
+            1 => Self::DropNewest,
+            2 => Self::DropOldest,
+            3 => Self::Disconnect,
+            _ => return None,
+        })
+    }
+
+    /// The word used in listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::DropNewest => "drop-newest",
+            Self::DropOldest => "drop-oldest",
+            Self::Disconnect => "disconnect",
+        }
+    }
+}
+
 /// Which of several channels is read first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -29,6 +62,99 @@ pub enum Class {
     High = 2,
     /// Never behind data: cancellations, health.
     Control = 3,
+}
+
+impl Class {
+    /// The class of a value in an offer.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Bulk,
+            1 => Self::Normal,
+            2 => Self::High,
+            3 => Self::Control,
+            _ => return None,
+        })
+    }
+
+    /// The word used in listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bulk => "bulk",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// How the messages of an agent travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Lanes, logs and segments where it asks for them and the policy allows; else the socket.
+    SharedMemory,
+    /// The socket alone.
+    Socket(SocketOnly),
+}
+
+/// Why an agent has the socket alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum SocketOnly {
+    #[error("its policy has [ipc] shared_memory = false")]
+    Policy,
+    #[error(
+        "its client can't sleep on shared memory: no futex_waitv in this kernel or sandbox (Linux 5.16)"
+    )]
+    Incapable,
+    #[error("no process of it is connected")]
+    NotConnected,
+}
+
+impl Tier {
+    /// The value in a welcome or a list of agents: two bits.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::SharedMemory => 0,
+            Self::Socket(SocketOnly::Policy) => 1,
+            Self::Socket(SocketOnly::Incapable) => 2,
+            Self::Socket(SocketOnly::NotConnected) => 3,
+        }
+    }
+
+    /// The tier of that value.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::SharedMemory,
+            1 => Self::Socket(SocketOnly::Policy),
+            2 => Self::Socket(SocketOnly::Incapable),
+            3 => Self::Socket(SocketOnly::NotConnected),
+            _ => return None,
+        })
+    }
+
+    /// The word used in listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SharedMemory => "shared-memory",
+            Self::Socket(_) => "socket",
+        }
+    }
+
+    /// Why it is no better; `None` for the best.
+    pub const fn why(self) -> Option<SocketOnly> {
+        match self {
+            Self::SharedMemory => None,
+            Self::Socket(why) => Some(why),
+        }
+    }
+}
+
+impl std::fmt::Display for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::SharedMemory => f.write_str("shared memory"),
+            Self::Socket(why) => write!(f, "socket: {why}"),
+        }
+    }
 }
 
 /// How one end waits for the other.

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::channel::Tier;
 use crate::frame::{Frame, HEADER_LEN, Header, PAYLOAD_CEILING, PeerId, check_header};
 use crate::message::{MessageError, NAME_MAX};
 use crate::wire::{Reader, check_len};
@@ -11,10 +12,12 @@ use zerocopy::FromBytes;
 
 /// Result of `Hello`: what the connection may do and who it speaks for.
 ///
-/// `version u16 · 0 u16 · short u32 · max_payload u32 · max_inflight u32 · heartbeat_ms u32 · id 16 · name`
+/// `version u16 · tier u8 · 0 u8 · short u32 · max_payload u32 · max_inflight u32 · heartbeat_ms u32 · id 16 · name`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
     pub version: u16,
+    /// What this agent has, and why.
+    pub tier: Tier,
     /// The agent's short id.
     pub short: u32,
     /// Largest payload of one frame on this connection, bytes.
@@ -33,7 +36,13 @@ impl Welcome {
     pub fn parse(bytes: &[u8]) -> Result<Self, MessageError> {
         let mut reader = Reader::new(bytes);
         let version = reader.u16("version")?;
-        reader.zero(2, "welcome field at 2")?;
+        let tier = reader.u8("tier")?;
+        let tier = Tier::from_code(tier).ok_or(MessageError::Unknown {
+            what: "tier",
+            found: tier.into(),
+            known: "0 shared memory, 1 to 3 socket",
+        })?;
+        reader.zero(1, "welcome field at 3")?;
         let short = reader.u32("short id")?;
         let max_payload = reader.u32("max payload")?;
         let max_inflight = reader.u32("max inflight")?;
@@ -45,6 +54,7 @@ impl Welcome {
             .to_owned();
         Ok(Self {
             version,
+            tier,
             short,
             max_payload,
             max_inflight,
@@ -59,7 +69,7 @@ impl Welcome {
         check_len(self.name.len(), NAME_MAX, "agent name")?;
         let mut out = Vec::with_capacity(36 + self.name.len());
         out.extend_from_slice(&self.version.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&[self.tier.code(), 0]);
         for value in [
             self.short,
             self.max_payload,
@@ -110,11 +120,16 @@ pub struct PeerEntry {
     pub serving: bool,
     /// The asking agent may send to it.
     pub may_send: bool,
+    /// How its messages travel.
+    pub tier: Tier,
     pub name: String,
 }
 
 const SERVING: u16 = 1;
 const MAY_SEND: u16 = 2;
+/// Bits 2-3 are the liveness, bits 4-5 the tier.
+const LIVENESS_SHIFT: u16 = 2;
+const TIER_SHIFT: u16 = 4;
 
 impl PeerEntry {
     /// Reads a whole list of untrusted bytes.
@@ -130,16 +145,17 @@ impl PeerEntry {
             let name = reader
                 .text(usize::from(name_len), NAME_MAX, "agent name")?
                 .to_owned();
-            let liveness = match bits >> 2 {
+            let reserved = |what| MessageError::Reserved { what };
+            let liveness = match bits >> LIVENESS_SHIFT & 3 {
                 0 => Liveness::Quiet,
                 1 => Liveness::Alive,
                 2 => Liveness::Late,
-                _ => {
-                    return Err(MessageError::Reserved {
-                        what: "agent flags above bit 3",
-                    });
-                }
+                _ => return Err(reserved("liveness 3")),
             };
+            let tier = u8::try_from(bits >> TIER_SHIFT)
+                .ok()
+                .and_then(Tier::from_code);
+            let tier = tier.ok_or(reserved("agent flags above bit 5"))?;
             let (serving, may_send) = (bits & SERVING != 0, bits & MAY_SEND != 0);
             list.push(Self {
                 id,
@@ -148,6 +164,7 @@ impl PeerEntry {
                 liveness,
                 serving,
                 may_send,
+                tier,
                 name,
             });
         }
@@ -162,7 +179,8 @@ impl PeerEntry {
             Liveness::Alive => 1,
             Liveness::Late => 2,
         };
-        let bits = liveness << 2
+        let bits = u16::from(self.tier.code()) << TIER_SHIFT
+            | liveness << LIVENESS_SHIFT
             | if self.serving { SERVING } else { 0 }
             | if self.may_send { MAY_SEND } else { 0 };
         out.extend_from_slice(&self.id.0);
@@ -234,12 +252,14 @@ impl InboxBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::SocketOnly;
     use crate::frame::kind;
 
     #[test]
     fn answers_survive_a_round_trip() {
         let welcome = Welcome {
             version: 1,
+            tier: Tier::Socket(SocketOnly::Policy),
             short: 7,
             max_payload: 1 << 20,
             max_inflight: 256,
@@ -259,6 +279,7 @@ mod tests {
                 liveness,
                 serving: i == 1,
                 may_send: i != 1,
+                tier: Tier::from_code(i as u8).unwrap(),
                 name: format!("agent-{i}"),
             })
             .collect();

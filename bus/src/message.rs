@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::channel::{Class, Overflow};
 use crate::frame::PeerId;
 use crate::wire::{Reader, check_len};
 
@@ -310,23 +311,142 @@ pub enum Control<'a> {
     Cancel { request: u32 },
     /// Bus to client: `count` topic messages were dropped because this connection reads too slowly.
     Lost { count: u64 },
-    /// Client to bus, with the data memfd attached: a lane to agent `to`. Answered with
-    /// `lane u32` and the receiver's cursor memfd.
-    LaneOffer { to: PeerId },
-    /// Bus to client, with the data memfd attached: `from` offers a lane. Answer with a RESPONSE that
-    /// carries the cursor memfd, or with an error.
-    LaneOffered { from: PeerId, lane: u32 },
-    /// Either way: the lane is over; `status` says why.
-    LaneClosed { lane: u32, status: Status },
+    /// Client to bus, with the data memory attached: a lane to agent `to`. Answered with
+    /// `lane u32` and the receiver's cursor memory. `to 16 · class u8 · overflow u8 · 0 u16 · slots u32`
+    LaneOffer { to: PeerId, shape: Shape },
+    /// Bus to client, with the data memory attached: `from` offers a lane. Answer with a RESPONSE (its
+    /// correlation id is the lane's number) that carries the cursor memory, or with an error.
+    /// `from 16 · lane u32 · class u8 · overflow u8 · 0 u16 · slots u32`
+    LaneOffered {
+        from: PeerId,
+        lane: u32,
+        shape: Shape,
+    },
+    /// Either way: a lane, a log or one reader of a log is over; `status` says why. Whoever has let go of its
+    /// end says so too, even after it was told. `channel u32 · status u32`
+    ChannelClosed { channel: u32, status: Status },
     /// This connection takes lane offers.
     AcceptLanes,
+    /// Client to bus, with the data memory attached: a log under `topic`. Answered with `log u32`.
+    /// `class u8 · overflow u8 · 0 u16 · slots u32 · topic`
+    LogOffer { shape: Shape, topic: &'a str },
+    /// Client to bus: give me each log whose topic `pattern` covers, now and later. Answered with
+    /// `follow u32`. `reliable u8 (0 or 1) · 0 u8 · pattern`
+    LogFollow { reliable: bool, pattern: &'a str },
+    /// Client to bus: no further logs for that [`Control::LogFollow`]; those that are open stay. `follow u32`
+    LogUnfollow { follow: u32 },
+    /// Bus to client, with the data memory attached: a log for your follow number `follow`. Answer with a
+    /// RESPONSE (its correlation id is `channel`) that carries the cursor memory, or with an error.
+    /// `from 16 · follow u32 · channel u32 · topic`
+    LogOffered {
+        from: PeerId,
+        follow: u32,
+        channel: u32,
+        topic: &'a str,
+    },
+    /// Bus to the producer of `log`, with the cursor memory attached: another reader, called `channel` from now
+    /// on. `from 16 · log u32 · channel u32 · reliable u8 · 0 u8`
+    LogFollower {
+        from: PeerId,
+        log: u32,
+        channel: u32,
+        reliable: bool,
+    },
+    /// With the memory attached: segment `index` of the producer's arena. Client to bus: for the other side of
+    /// lane `channel`, or for all readers of log `channel`, later ones too. Bus to client: for your end
+    /// `channel`. `channel u32 · index u32 · sealed u8 (0 or 1) · 0 u8`
+    Segment {
+        channel: u32,
+        index: u32,
+        /// Nobody, its maker included, can write to it any more: it may be read in place.
+        sealed: bool,
+    },
+    /// The same way: the segment will not be referred to again. `channel u32 · index u32`
+    SegmentDropped { channel: u32, index: u32 },
+    /// With an eventfd attached. From the reader of `channel` to the bus, from the bus to its producer: ring it
+    /// when the parked word says so. `channel u32`
+    Bell { channel: u32 },
+}
+
+/// What a producer declares when it opens a lane or a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub class: Class,
+    pub overflow: Overflow,
+    /// As in the data memory, which alone counts.
+    pub slots: u32,
+}
+
+impl Shape {
+    fn parse(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (class, overflow) = (reader.u8("class")?, reader.u8("overflow")?);
+        reader.zero(2, "channel shape at 2")?;
+        Ok(Self {
+            class: Class::from_code(class).ok_or(MessageError::Unknown {
+                what: "class",
+                found: class.into(),
+                known: "0 bulk, 1 normal, 2 high, 3 control",
+            })?,
+            overflow: Overflow::from_code(overflow).ok_or(MessageError::Unknown {
+                what: "overflow",
+                found: overflow.into(),
+                known: "0 block, 1 drop-newest, 2 drop-oldest, 3 disconnect",
+            })?,
+            slots: reader.u32("slots")?,
+        })
+    }
+
+    fn encode_into(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.class as u8, self.overflow.code(), 0, 0]);
+        out.extend_from_slice(&self.slots.to_le_bytes());
+    }
+}
+
+/// A yes or no in a byte, followed by a reserved one.
+fn parse_yes(reader: &mut Reader<'_>, what: &'static str) -> Result<bool, MessageError> {
+    let byte = reader.u8(what)?;
+    reader.zero(1, "field after a yes or no")?;
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        found => Err(MessageError::Unknown {
+            what,
+            found: found.into(),
+            known: "0 no, 1 yes",
+        }),
+    }
+}
+
+/// The rest, as a topic or a pattern.
+fn parse_topic<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<&'a str, MessageError> {
+    let bytes = reader.rest();
+    Reader::new(bytes).text(bytes.len(), TOPIC_MAX, what)
+}
+
+/// What the descriptor of a frame has to be. The daemon asks the kernel before it passes one on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    /// The memory of a lane or log that its producer alone writes.
+    Data,
+    /// A page that one reader alone writes.
+    Cursor,
+    /// A segment of an arena.
+    Segment,
+    /// As a segment, and nobody can write to it.
+    SealedSegment,
+    /// An eventfd.
+    Bell,
 }
 
 /// Hello option: send CRCs on every frame to this client.
 pub const HELLO_WANT_CRC: u16 = 1;
+/// Hello option: this client can map and wait on shared memory.
+pub const HELLO_SHARED_MEMORY: u16 = 2;
 
 const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubscribe, 7 inbox, 8 cancel, \
-                     9 lost, 10 lane offer, 11 lane offered, 12 lane closed, 13 accept lanes";
+                     9 lost, 10 lane offer, 11 lane offered, 12 channel closed, 13 accept lanes, 14 log offer, \
+                     15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
+                     20 segment dropped, 21 bell";
 
 impl<'a> Control<'a> {
     fn verb(&self) -> u16 {
@@ -342,14 +462,33 @@ impl<'a> Control<'a> {
             Self::Lost { .. } => 9,
             Self::LaneOffer { .. } => 10,
             Self::LaneOffered { .. } => 11,
-            Self::LaneClosed { .. } => 12,
+            Self::ChannelClosed { .. } => 12,
             Self::AcceptLanes => 13,
+            Self::LogOffer { .. } => 14,
+            Self::LogFollow { .. } => 15,
+            Self::LogUnfollow { .. } => 16,
+            Self::LogOffered { .. } => 17,
+            Self::LogFollower { .. } => 18,
+            Self::Segment { .. } => 19,
+            Self::SegmentDropped { .. } => 20,
+            Self::Bell { .. } => 21,
         }
     }
 
-    /// True for the messages whose frame carries one file descriptor from a client.
-    pub fn carries_fd(&self) -> bool {
-        matches!(self, Self::LaneOffer { .. } | Self::LaneOffered { .. })
+    /// What the one file descriptor is that the message carries; `None`: it carries none. The cursor memory
+    /// that answers an offer comes with a RESPONSE instead.
+    pub fn fd_kind(&self) -> Option<FdKind> {
+        match self {
+            Self::LaneOffer { .. }
+            | Self::LaneOffered { .. }
+            | Self::LogOffer { .. }
+            | Self::LogOffered { .. } => Some(FdKind::Data),
+            Self::LogFollower { .. } => Some(FdKind::Cursor),
+            Self::Segment { sealed: false, .. } => Some(FdKind::Segment),
+            Self::Segment { sealed: true, .. } => Some(FdKind::SealedSegment),
+            Self::Bell { .. } => Some(FdKind::Bell),
+            _ => None,
+        }
     }
 
     /// Reads untrusted bytes.
@@ -406,16 +545,53 @@ impl<'a> Control<'a> {
             },
             10 => Self::LaneOffer {
                 to: PeerId(reader.id("receiver")?),
+                shape: Shape::parse(&mut reader)?,
             },
             11 => Self::LaneOffered {
                 from: PeerId(reader.id("sender")?),
                 lane: reader.u32("lane")?,
+                shape: Shape::parse(&mut reader)?,
             },
-            12 => Self::LaneClosed {
-                lane: reader.u32("lane")?,
+            12 => Self::ChannelClosed {
+                channel: reader.u32("channel")?,
                 status: Status(reader.u32("status")?),
             },
             13 => Self::AcceptLanes,
+            14 => Self::LogOffer {
+                shape: Shape::parse(&mut reader)?,
+                topic: parse_topic(&mut reader, "topic")?,
+            },
+            15 => Self::LogFollow {
+                reliable: parse_yes(&mut reader, "reliable")?,
+                pattern: parse_topic(&mut reader, "topic pattern")?,
+            },
+            16 => Self::LogUnfollow {
+                follow: reader.u32("follow")?,
+            },
+            17 => Self::LogOffered {
+                from: PeerId(reader.id("producer")?),
+                follow: reader.u32("follow")?,
+                channel: reader.u32("channel")?,
+                topic: parse_topic(&mut reader, "topic")?,
+            },
+            18 => Self::LogFollower {
+                from: PeerId(reader.id("reader")?),
+                log: reader.u32("log")?,
+                channel: reader.u32("channel")?,
+                reliable: parse_yes(&mut reader, "reliable")?,
+            },
+            19 => Self::Segment {
+                channel: reader.u32("channel")?,
+                index: reader.u32("index")?,
+                sealed: parse_yes(&mut reader, "sealed")?,
+            },
+            20 => Self::SegmentDropped {
+                channel: reader.u32("channel")?,
+                index: reader.u32("index")?,
+            },
+            21 => Self::Bell {
+                channel: reader.u32("channel")?,
+            },
             found => {
                 return Err(MessageError::Unknown {
                     what: "control verb",
@@ -458,15 +634,67 @@ impl<'a> Control<'a> {
             }
             Self::Cancel { request } => out.extend_from_slice(&request.to_le_bytes()),
             Self::Lost { count } => out.extend_from_slice(&count.to_le_bytes()),
-            Self::LaneOffer { to } => out.extend_from_slice(&to.0),
-            Self::LaneOffered { from, lane } => {
+            Self::LaneOffer { to, shape } => {
+                out.extend_from_slice(&to.0);
+                shape.encode_into(&mut out);
+            }
+            Self::LaneOffered { from, lane, shape } => {
                 out.extend_from_slice(&from.0);
                 out.extend_from_slice(&lane.to_le_bytes());
+                shape.encode_into(&mut out);
             }
-            Self::LaneClosed { lane, status } => {
-                out.extend_from_slice(&lane.to_le_bytes());
+            Self::ChannelClosed { channel, status } => {
+                out.extend_from_slice(&channel.to_le_bytes());
                 out.extend_from_slice(&status.0.to_le_bytes());
             }
+            Self::LogOffer { shape, topic } => {
+                check_len(topic.len(), TOPIC_MAX, "topic")?;
+                shape.encode_into(&mut out);
+                out.extend_from_slice(topic.as_bytes());
+            }
+            Self::LogFollow { reliable, pattern } => {
+                check_len(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                out.extend_from_slice(&[u8::from(reliable), 0]);
+                out.extend_from_slice(pattern.as_bytes());
+            }
+            Self::LogUnfollow { follow } => out.extend_from_slice(&follow.to_le_bytes()),
+            Self::LogOffered {
+                from,
+                follow,
+                channel,
+                topic,
+            } => {
+                check_len(topic.len(), TOPIC_MAX, "topic")?;
+                out.extend_from_slice(&from.0);
+                out.extend_from_slice(&follow.to_le_bytes());
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(topic.as_bytes());
+            }
+            Self::LogFollower {
+                from,
+                log,
+                channel,
+                reliable,
+            } => {
+                out.extend_from_slice(&from.0);
+                out.extend_from_slice(&log.to_le_bytes());
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&[u8::from(reliable), 0]);
+            }
+            Self::Segment {
+                channel,
+                index,
+                sealed,
+            } => {
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&index.to_le_bytes());
+                out.extend_from_slice(&[u8::from(sealed), 0]);
+            }
+            Self::SegmentDropped { channel, index } => {
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&index.to_le_bytes());
+            }
+            Self::Bell { channel } => out.extend_from_slice(&channel.to_le_bytes()),
         }
         Ok(out)
     }
@@ -573,17 +801,185 @@ mod tests {
             Control::Lost { count: 1 << 40 },
             Control::LaneOffer {
                 to: PeerId([3; 16]),
+                shape: SHAPE,
             },
             Control::LaneOffered {
                 from: PeerId([4; 16]),
                 lane: 5,
+                shape: Shape::default(),
             },
-            Control::LaneClosed {
-                lane: 5,
+            Control::ChannelClosed {
+                channel: 5,
                 status: Status::PEER_GONE,
             },
             Control::AcceptLanes,
+            Control::LogOffer {
+                shape: SHAPE,
+                topic: "ticks",
+            },
+            Control::LogFollow {
+                reliable: true,
+                pattern: "ticks.#",
+            },
+            Control::LogUnfollow { follow: 9 },
+            Control::LogOffered {
+                from: PeerId([5; 16]),
+                follow: 9,
+                channel: 10,
+                topic: "ticks",
+            },
+            Control::LogFollower {
+                from: PeerId([6; 16]),
+                log: 8,
+                channel: 10,
+                reliable: false,
+            },
+            Control::Segment {
+                channel: 10,
+                index: 3,
+                sealed: true,
+            },
+            Control::SegmentDropped {
+                channel: 10,
+                index: 3,
+            },
+            Control::Bell { channel: 10 },
         ]
+    }
+
+    const SHAPE: Shape = Shape {
+        class: Class::High,
+        overflow: Overflow::Disconnect,
+        slots: 0x0102_0304,
+    };
+
+    #[test]
+    fn the_bytes_about_channels_are_the_documented_ones() {
+        let id = |byte: u8| vec![byte; 16];
+        let shape = vec![2, 3, 0, 0, 4, 3, 2, 1];
+        let tail = |head: Vec<u8>, more: &[u8]| [head.as_slice(), more].concat();
+        let golden: Vec<(Control<'_>, Vec<u8>)> = vec![
+            (
+                Control::LaneOffer {
+                    to: PeerId([3; 16]),
+                    shape: SHAPE,
+                },
+                [vec![10, 0, 0, 0], id(3), shape.clone()].concat(),
+            ),
+            (
+                Control::LaneOffered {
+                    from: PeerId([4; 16]),
+                    lane: 5,
+                    shape: SHAPE,
+                },
+                [vec![11, 0, 0, 0], id(4), vec![5, 0, 0, 0], shape.clone()].concat(),
+            ),
+            (
+                Control::ChannelClosed {
+                    channel: 5,
+                    status: Status::PEER_GONE,
+                },
+                vec![12, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0, 0],
+            ),
+            (
+                Control::LogOffer {
+                    shape: SHAPE,
+                    topic: "t.a",
+                },
+                tail([vec![14, 0, 0, 0], shape].concat(), b"t.a"),
+            ),
+            (
+                Control::LogFollow {
+                    reliable: true,
+                    pattern: "t.#",
+                },
+                tail(vec![15, 0, 0, 0, 1, 0], b"t.#"),
+            ),
+            (
+                Control::LogUnfollow { follow: 9 },
+                vec![16, 0, 0, 0, 9, 0, 0, 0],
+            ),
+            (
+                Control::LogOffered {
+                    from: PeerId([5; 16]),
+                    follow: 9,
+                    channel: 10,
+                    topic: "t.a",
+                },
+                tail(
+                    [vec![17, 0, 0, 0], id(5), vec![9, 0, 0, 0, 10, 0, 0, 0]].concat(),
+                    b"t.a",
+                ),
+            ),
+            (
+                Control::LogFollower {
+                    from: PeerId([6; 16]),
+                    log: 8,
+                    channel: 10,
+                    reliable: true,
+                },
+                [
+                    vec![18, 0, 0, 0],
+                    id(6),
+                    vec![8, 0, 0, 0, 10, 0, 0, 0, 1, 0],
+                ]
+                .concat(),
+            ),
+            (
+                Control::Segment {
+                    channel: 10,
+                    index: 3,
+                    sealed: true,
+                },
+                vec![19, 0, 0, 0, 10, 0, 0, 0, 3, 0, 0, 0, 1, 0],
+            ),
+            (
+                Control::SegmentDropped {
+                    channel: 10,
+                    index: 3,
+                },
+                vec![20, 0, 0, 0, 10, 0, 0, 0, 3, 0, 0, 0],
+            ),
+            (
+                Control::Bell { channel: 10 },
+                vec![21, 0, 0, 0, 10, 0, 0, 0],
+            ),
+        ];
+        for (control, bytes) in golden {
+            assert_eq!(control.encode().unwrap(), bytes, "{control:?}");
+            assert_eq!(Control::parse(&bytes), Ok(control));
+        }
+    }
+
+    #[test]
+    fn what_a_channel_message_may_not_say_is_named() {
+        let mut offer = Control::LaneOffer {
+            to: PeerId([3; 16]),
+            shape: SHAPE,
+        }
+        .encode()
+        .unwrap();
+        offer[20] = 4;
+        let error = Control::parse(&offer).unwrap_err().to_string();
+        assert!(
+            error.contains("class 4 is unknown; known are 0 bulk"),
+            "{error}"
+        );
+        offer[20] = 0;
+        offer[21] = 9;
+        let error = Control::parse(&offer).unwrap_err().to_string();
+        assert!(error.contains("overflow 9 is unknown"), "{error}");
+        let error = Control::parse(&[15, 0, 0, 0, 2, 0]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "reliable 2 is unknown; known are 0 no, 1 yes"
+        );
+        let long = "t".repeat(TOPIC_MAX + 1);
+        let control = Control::LogFollow {
+            reliable: false,
+            pattern: &long,
+        };
+        assert!(control.encode().is_err());
     }
 
     #[test]
@@ -593,7 +989,12 @@ mod tests {
             assert_eq!(Control::parse(&bytes), Ok(control));
             if !matches!(
                 control,
-                Control::Lookup { .. } | Control::Subscribe { .. } | Control::Unsubscribe { .. }
+                Control::Lookup { .. }
+                    | Control::Subscribe { .. }
+                    | Control::Unsubscribe { .. }
+                    | Control::LogOffer { .. }
+                    | Control::LogFollow { .. }
+                    | Control::LogOffered { .. }
             ) {
                 assert!(
                     Control::parse(&bytes[..bytes.len() - 1]).is_err(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::client::{Client, ClientError, Received};
 use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
-use agentd_bus::message::{Control, Event, Response, Status};
+use agentd_bus::message::{Control, Event, Response, Shape, Status};
 use agentd_bus::router::{Limits, MessageMeta};
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
@@ -742,7 +742,12 @@ async fn unsealed_memory_never_reaches_the_other_side() {
         let receiver = Client::connect_to(&b_path).unwrap();
         let offers = receiver.accept_lanes().unwrap();
         let mut bytes = Vec::new();
-        let payload = Control::LaneOffer { to: b_id }.encode().unwrap();
+        let payload = Control::LaneOffer {
+            to: b_id,
+            shape: Shape::default(),
+        }
+        .encode()
+        .unwrap();
         let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, payload);
         frame.set_fd_flag(agentd_bus::frame::WithFd::Yes);
         frame.encode_into(&mut bytes);

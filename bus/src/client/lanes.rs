@@ -15,7 +15,7 @@ use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, Tag};
 use crate::lane::{LayoutError, cursor_words, data_words};
-use crate::message::{Control, MessageError, Response, Status};
+use crate::message::{Control, MessageError, Response, Shape, Status};
 use crate::shm::memfd::{self, Mapping, MemfdError};
 use crate::shm::park::{Closer, probe_waitv};
 
@@ -73,8 +73,8 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         self.link.forget_lane(self.lane);
-        let Ok(payload) = (Control::LaneClosed {
-            lane: self.lane,
+        let Ok(payload) = (Control::ChannelClosed {
+            channel: self.lane,
             status: Status::OK,
         })
         .encode() else {
@@ -246,10 +246,14 @@ impl Client {
         }
         let (data, data_fd) = memfd::create("agentd-lane-data", data_words(slots))?;
         ring::format_data(&data, slots)?;
+        let shape = Shape {
+            slots: slots as u32,
+            ..Shape::default()
+        };
         let mut cursor_fd = None;
         let link = self.link()?;
         let answer = self.addressed(to, |id| {
-            let payload = Control::LaneOffer { to: id }.encode()?;
+            let payload = Control::LaneOffer { to: id, shape }.encode()?;
             let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
             let arrived = link.call_with(frame, Some(&data_fd), None)?;
             ok_result(&arrived.frame)?;

@@ -298,13 +298,16 @@ impl Link {
                     *withdrawn = true;
                 }
             }
-            Ok(Control::LaneOffered { from, lane }) => {
+            Ok(Control::LaneOffered { from, lane, .. }) => {
                 // Without its memory it is no offer; the bus never sends one like that.
                 if let Some(memory) = arrived.fd {
                     self.offers.push((from, lane, memory));
                 }
             }
-            Ok(Control::LaneClosed { lane, status }) => {
+            Ok(Control::ChannelClosed {
+                channel: lane,
+                status,
+            }) => {
                 let mut state = self.lock();
                 if let Some(closer) = state.lanes.remove(&lane) {
                     closer.close(status);

@@ -1,6 +1,7 @@
 //! What a client says to the bus itself.
 
 use crate::access::check_subscribe;
+use crate::channel::Tier;
 use crate::frame::{Frame, VERSION};
 use crate::listing::Welcome;
 use crate::message::{Control, Delivery, HELLO_WANT_CRC, Status};
@@ -49,7 +50,7 @@ impl<F> Router<F> {
                 return;
             }
         };
-        if fd.is_some() && !control.carries_fd() {
+        if fd.is_some() && control.fd_kind().is_none() {
             fx.close.push((id, CloseReason::StrayDescriptor));
             return;
         }
@@ -61,9 +62,11 @@ impl<F> Router<F> {
             (false, _) => fx
                 .close
                 .push((id, CloseReason::NotGreeted { kind: frame.kind() })),
-            (true, Control::LaneOffer { to }) => self.offer_lane(id, correlation, to, fd, now, fx),
-            (true, Control::LaneClosed { lane, status }) => {
-                self.lane_closed_by(id, lane, status, fx)
+            (true, Control::LaneOffer { to, shape }) => {
+                self.offer_lane(id, correlation, to, shape, fd, now, fx)
+            }
+            (true, Control::ChannelClosed { channel, status }) => {
+                self.lane_closed_by(id, channel, status, fx)
             }
             (true, Control::Inbox { max, wait_ms }) => {
                 self.read_inbox(id, correlation, max, wait_ms, now, fx)
@@ -100,6 +103,7 @@ impl<F> Router<F> {
         let (peer_id, peer) = (conn.peer, &self.peers[&conn.peer]);
         let welcome = Welcome {
             version: VERSION,
+            tier: Tier::SharedMemory,
             short: peer.short,
             max_payload: self.limits.max_payload,
             max_inflight: self.limits.max_inflight as u32,
@@ -165,14 +169,26 @@ impl<F> Router<F> {
                 Ok(Vec::new())
             }
             Control::Hello { .. } => Err(Refusal::new(Status::MALFORMED, "hello was already said")),
-            Control::Lost { .. } | Control::LaneOffered { .. } => Err(Refusal::new(
+            Control::LogOffer { .. }
+            | Control::LogFollow { .. }
+            | Control::LogUnfollow { .. }
+            | Control::Segment { .. }
+            | Control::SegmentDropped { .. }
+            | Control::Bell { .. } => Err(Refusal::new(
+                Status::UNSUPPORTED,
+                "this bus carries no logs and segments yet",
+            )),
+            Control::Lost { .. }
+            | Control::LaneOffered { .. }
+            | Control::LogOffered { .. }
+            | Control::LogFollower { .. } => Err(Refusal::new(
                 Status::MALFORMED,
                 "that is said by the bus to a client, not to it",
             )),
             Control::Inbox { .. }
             | Control::Cancel { .. }
             | Control::LaneOffer { .. }
-            | Control::LaneClosed { .. } => unreachable!("handled before"),
+            | Control::ChannelClosed { .. } => unreachable!("handled before"),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::access::Wish;
 use crate::frame::{Frame, PeerId, kind};
-use crate::message::{Control, Response, Status};
+use crate::message::{Control, Response, Shape, Status};
 
 use super::dispatch::Refusal;
 use super::{ConnId, Effects, Now, Outgoing, Pending, PendingState, Router};
@@ -18,11 +18,13 @@ pub(super) struct Lane {
 }
 
 impl<F> Router<F> {
+    #[allow(clippy::too_many_arguments, reason = "an offer and where it came from")]
     pub(super) fn offer_lane(
         &mut self,
         id: ConnId,
         correlation: u32,
         to: PeerId,
+        shape: Shape,
         fd: Option<F>,
         now: Now,
         fx: &mut Effects,
@@ -34,9 +36,13 @@ impl<F> Router<F> {
                 let wire = self.open(id, correlation, to, "lane", OFFER_TIMEOUT_MS, true, now);
                 self.pending.get_mut(&wire).expect("just opened").state =
                     PendingState::With(consumer);
-                let payload = Control::LaneOffered { from, lane: wire }
-                    .encode()
-                    .expect("fixed size");
+                let payload = Control::LaneOffered {
+                    from,
+                    lane: wire,
+                    shape,
+                }
+                .encode()
+                .expect("fixed size");
                 let frame = Frame::new(kind::COMMAND, to, wire, payload);
                 self.push_out(
                     consumer,
@@ -221,9 +227,12 @@ impl<F> Router<F> {
     }
 
     fn tell_lane_closed(&mut self, to: ConnId, lane: u32, status: Status, fx: &mut Effects) {
-        let payload = Control::LaneClosed { lane, status }
-            .encode()
-            .expect("fixed size");
+        let payload = Control::ChannelClosed {
+            channel: lane,
+            status,
+        }
+        .encode()
+        .expect("fixed size");
         self.push_must(
             to,
             Frame::new(kind::COMMAND, PeerId::BUS, lane, payload),

@@ -408,6 +408,7 @@ impl<F> Router<F> {
                 liveness: self.liveness(peer, now),
                 serving: self.is_serving(peer),
                 may_send: me.access.may_send(&peer.name),
+                tier: crate::channel::Tier::SharedMemory,
                 name: peer.name.clone(),
             })
             .collect();

@@ -9,7 +9,7 @@ use super::*;
 use crate::access::SameUser;
 use crate::frame::flags;
 use crate::listing::{InboxBatch, Welcome};
-use crate::message::{Control, Delivery, HELLO_WANT_CRC, Request};
+use crate::message::{Control, Delivery, HELLO_WANT_CRC, Request, Shape};
 
 /// A router, its time, and what its effects said.
 struct Bus {
@@ -696,7 +696,12 @@ fn a_lane_is_introduced_once_both_sides_agree_and_ends_with_either() {
     let mut bus = Bus::new(tight());
     let (producer, consumer) = (bus.join(1, "producer"), bus.join(2, "consumer"));
     let offer = |bus: &mut Bus, correlation| {
-        let payload = Control::LaneOffer { to: id(2) }.encode().unwrap();
+        let payload = Control::LaneOffer {
+            to: id(2),
+            shape: Shape::default(),
+        }
+        .encode()
+        .unwrap();
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, correlation, payload);
         bus.router
             .frame(producer, frame, Some(100), bus.now, &mut bus.fx);
@@ -708,7 +713,7 @@ fn a_lane_is_introduced_once_both_sides_agree_and_ends_with_either() {
     offer(&mut bus, 6);
     let offered = bus.pull(consumer).unwrap();
     assert_eq!(offered.fd, Some(100));
-    let Ok(Control::LaneOffered { from, lane }) = Control::parse(&offered.frame.payload) else {
+    let Ok(Control::LaneOffered { from, lane, .. }) = Control::parse(&offered.frame.payload) else {
         panic!("no offer")
     };
     assert_eq!(from, id(1));
@@ -733,8 +738,8 @@ fn a_lane_is_introduced_once_both_sides_agree_and_ends_with_either() {
     let ended = bus.take(consumer);
     assert_eq!(
         Control::parse(&ended.payload),
-        Ok(Control::LaneClosed {
-            lane,
+        Ok(Control::ChannelClosed {
+            channel: lane,
             status: Status::PEER_GONE
         })
     );

@@ -15,4 +15,5 @@ pub mod message;
 pub mod router;
 pub mod shm;
 pub mod topic;
+pub mod wait;
 mod wire;

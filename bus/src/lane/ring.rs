@@ -19,6 +19,7 @@ use crate::shm::atomics::{Ordering, fence};
 use crate::shm::counters::{CAPACITY_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD};
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::region::{Own, Peers, Words};
+use crate::wait::{Park, Parking, Source, Watch};
 
 /// Looks before sleeping: about one wake-up's cost.
 #[cfg(not(loom))]
@@ -398,5 +399,37 @@ impl<D: Words, C: Words> Consumer<D, C> {
             left -= now;
             at += 1;
         }
+    }
+}
+
+/// Ready while there is a message, or the lane has ended.
+impl<D: Words, C: Words> Source for Consumer<D, C> {
+    fn watch(&self) -> Watch<'_> {
+        Watch {
+            word: self.data.word(slot_at(self.next, self.capacity)),
+            seen: (self.next + 1).saturating_sub(self.capacity as u64),
+        }
+    }
+
+    fn arm(&mut self, how: Park) {
+        self.publish();
+        self.cursor
+            .store(PARKED_WORD, how.flag(), Ordering::Relaxed);
+    }
+
+    fn disarm(&mut self) {
+        self.cursor.store(
+            PARKED_WORD,
+            crate::shm::counters::parked::AWAKE,
+            Ordering::Relaxed,
+        );
+    }
+
+    fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    fn parking(&self) -> Parking {
+        Parking::Light
     }
 }

@@ -32,6 +32,10 @@ pub enum Error {
     Exists(String),
     /// The state of the agent or daemon does not allow it now.
     Unavailable(String),
+    /// The time that the caller gave was up.
+    TimedOut(String),
+    /// An agent was asked and answered that it failed; the text is its own.
+    AgentFailed(String),
     /// A fault of the daemon.
     Internal(String),
 }
@@ -49,6 +53,8 @@ words! {
         ProgramNotFound = "program-not-found",
         Exists = "exists",
         Unavailable = "unavailable",
+        TimedOut = "timed-out",
+        AgentFailed = "agent-failed",
         Internal = "internal",
         /// The daemon can't be reached, or went away in the middle.
         Unreachable = "unreachable",
@@ -62,6 +68,7 @@ impl ErrorCode {
             Self::Unreachable => 3,
             Self::Denied => 4,
             Self::InvalidArgument => 2,
+            Self::TimedOut => 124,
             Self::NotFound
             | Self::InvalidPolicy
             | Self::LaunchRefused
@@ -70,6 +77,7 @@ impl ErrorCode {
             | Self::ProgramNotFound
             | Self::Exists
             | Self::Unavailable
+            | Self::AgentFailed
             | Self::Internal => 1,
         }
     }
@@ -112,6 +120,8 @@ impl Error {
             Self::ProgramNotFound(_) => ErrorCode::ProgramNotFound,
             Self::Exists(_) => ErrorCode::Exists,
             Self::Unavailable(_) => ErrorCode::Unavailable,
+            Self::TimedOut(_) => ErrorCode::TimedOut,
+            Self::AgentFailed(_) => ErrorCode::AgentFailed,
             Self::Internal(_) => ErrorCode::Internal,
         }
     }
@@ -133,6 +143,8 @@ impl Error {
             | Self::ProgramNotFound(t)
             | Self::Exists(t)
             | Self::Unavailable(t)
+            | Self::TimedOut(t)
+            | Self::AgentFailed(t)
             | Self::Internal(t) => t.clone(),
         }
     }
@@ -159,6 +171,7 @@ mod tests {
         assert_eq!(Error::NotFound(String::new()).code().exit_code(), 1);
         assert_eq!(Error::InvalidArgument(String::new()).code().exit_code(), 2);
         assert_eq!(ErrorCode::Unreachable.exit_code(), 3);
+        assert_eq!(ErrorCode::TimedOut.exit_code(), 124);
         assert_eq!(ErrorCode::ProgramNotFound.run_exit_code(), 127);
         assert_eq!(ErrorCode::ProgramNotExecutable.run_exit_code(), 126);
         assert_eq!(ErrorCode::Denied.run_exit_code(), 125);

@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod approvals;
 pub mod attach;
+pub mod bus;
 pub mod dirs;
 pub mod error;
 pub mod exit;
@@ -28,6 +29,7 @@ pub use agent::{
 };
 pub use approvals::ApprovalsProxy;
 pub use attach::{AttachFrame, AttachFrameError};
+pub use bus::BusProxy;
 pub use error::{Error, ErrorCode};
 pub use exit::{ExitCause, ExitInfo};
 pub use launch::{AttachOptions, Driver, LaunchReply, LaunchSpec, LogOptions, StdioMode};

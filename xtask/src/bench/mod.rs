@@ -4,6 +4,7 @@
 //! means that every promised figure was measured and met; a benchmark is never a test, and `cargo xtask test` runs none.
 
 mod adopt;
+mod bus;
 pub mod crash;
 mod idle;
 mod launch;
@@ -34,6 +35,9 @@ pub struct Args {
     /// First seed of `crash`, to repeat a run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Only these rows of `bus`, or parts of the names of its further rows
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    only: Vec<String>,
     /// Use the programs in this directory instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -53,6 +57,8 @@ enum Name {
     Tree,
     /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
     Submit,
+    /// Lanes, logs and arenas beside the machine's own limits and other people's ways between processes
+    Bus,
 }
 
 /// Nothing that a benchmark waits for takes longer unless it hangs.
@@ -77,23 +83,24 @@ impl Effort {
 
 #[expect(clippy::print_stdout, reason = "the report is this verb's data")]
 pub fn bench(args: &Args) -> Result<ExitCode> {
-    let programs = match &args.bin_dir {
-        Some(directory) => Programs::in_directory(directory)?,
-        None => Programs::build(Profile::Release)?,
-    };
     let effort = if args.quick {
         Effort::Quick
     } else {
         Effort::Full
     };
     let mut report = Report::new();
+    let programs = || match &args.bin_dir {
+        Some(directory) => Programs::in_directory(directory),
+        None => Programs::build(Profile::Release),
+    };
     match args.name {
-        Name::Launch => launch::measure(&mut report, programs, effort)?,
-        Name::Idle => idle::measure(&mut report, programs, effort)?,
-        Name::Adopt => adopt::measure(&mut report, programs, effort)?,
-        Name::Crash => crash::measure(&mut report, &programs, effort, args.seed)?,
-        Name::Tree => tree::measure(&mut report, &programs, effort)?,
-        Name::Submit => submit::measure(&mut report, programs, effort)?,
+        Name::Launch => launch::measure(&mut report, programs()?, effort)?,
+        Name::Idle => idle::measure(&mut report, programs()?, effort)?,
+        Name::Adopt => adopt::measure(&mut report, programs()?, effort)?,
+        Name::Crash => crash::measure(&mut report, &programs()?, effort, args.seed)?,
+        Name::Tree => tree::measure(&mut report, &programs()?, effort)?,
+        Name::Submit => submit::measure(&mut report, programs()?, effort)?,
+        Name::Bus => bus::measure(&mut report, effort, &args.only)?,
     }
     if args.json {
         println!(

@@ -3,6 +3,7 @@
 //! The JSON form is read by scripts (`docs/testing.md` has its shape) and doesn't change without a changelog entry.
 //! Statistics here are medians: one slow sample on a busy machine moves a mean, not a median.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::process::Command;
 
@@ -34,7 +35,7 @@ struct Host {
 pub struct Row {
     pub id: String,
     pub value: f64,
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     pub spread: [f64; 2],
     /// The promised bound; null for figures that only explain others.
     pub limit: Option<f64>,
@@ -66,19 +67,31 @@ impl Report {
     }
 
     /// Adds the median of `samples`; `limit` is the value that it must not exceed.
-    pub fn row(&mut self, id: &str, unit: &'static str, samples: &[f64], limit: Option<f64>) {
-        self.add(id, unit, samples, limit, Side::AtMost);
+    pub fn row(
+        &mut self,
+        id: &str,
+        unit: impl Into<Cow<'static, str>>,
+        samples: &[f64],
+        limit: Option<f64>,
+    ) {
+        self.add(id, unit.into(), samples, limit, Side::AtMost);
     }
 
     /// Adds the median of `samples`, which must reach `limit`.
-    pub fn row_at_least(&mut self, id: &str, unit: &'static str, samples: &[f64], limit: f64) {
-        self.add(id, unit, samples, Some(limit), Side::AtLeast);
+    pub fn row_at_least(
+        &mut self,
+        id: &str,
+        unit: impl Into<Cow<'static, str>>,
+        samples: &[f64],
+        limit: f64,
+    ) {
+        self.add(id, unit.into(), samples, Some(limit), Side::AtLeast);
     }
 
     fn add(
         &mut self,
         id: &str,
-        unit: &'static str,
+        unit: Cow<'static, str>,
         samples: &[f64],
         limit: Option<f64>,
         side: Side,

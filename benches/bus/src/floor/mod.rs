@@ -1,0 +1,4 @@
+//! What the machine itself can do: no transport between two processes is faster than these.
+
+pub mod pingpong;
+pub mod ring;

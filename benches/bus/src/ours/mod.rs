@@ -1,0 +1,3 @@
+//! The bus as a client has it: sealed memories, closers and counters on.
+
+pub mod lane;

@@ -1,0 +1,3 @@
+//! Other people's ways between two processes.
+
+pub mod unix;

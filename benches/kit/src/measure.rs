@@ -1,0 +1,310 @@
+//! The three loops that every figure comes from.
+//!
+//! * **Round trip** (closed loop): one message is under way at a time; half of the time until its answer is one way.
+//! * **Throughput**: one message per call, as fast as the receiver takes them; timed by the receiver.
+//! * **Open loop**: messages are due at fixed times whatever became of those before, and latency runs from the time a
+//!   message was *due*: a stall costs every message that it held up, not one (no coordinated omission).
+//!
+//! The first tenth of each is not counted. Both sides sum what they write and read; a difference is an error.
+
+use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::stage::{Meet, RECEIVER_CPU, SENDER_CPU, Side, play};
+use crate::{Receiver, Sender, Setup, Transport, Waiting, clock, sum};
+
+/// What to measure of a transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    RoundTrip,
+    Throughput,
+    /// Messages due per second.
+    OpenLoop(u64),
+}
+
+/// One measurement, small enough to be handed to another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Task {
+    pub shape: Shape,
+    pub waiting: Waiting,
+    pub bytes: usize,
+    /// Messages that count; a tenth more go before them.
+    pub messages: u64,
+}
+
+/// What one sample showed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// One way, nanoseconds; 0 where the shape measures none.
+    pub p50: f64,
+    pub p99: f64,
+    pub p999: f64,
+    /// Messages per second; of a round trip, how many there were.
+    pub rate: f64,
+}
+
+impl Task {
+    fn warm_up(&self) -> u64 {
+        // At least a lap of the largest ring in use here, so that no page is touched for the first time later.
+        (self.messages / 10).clamp(64, 200_000)
+    }
+
+    fn all(&self) -> u64 {
+        self.messages + self.warm_up()
+    }
+}
+
+/// Takes one sample of `T`.
+pub fn sample<T: Transport>(task: &Task) -> Result<Sample> {
+    match task.shape {
+        Shape::RoundTrip => round_trip::<T>(task),
+        Shape::Throughput => throughput::<T>(task),
+        Shape::OpenLoop(rate) => open_loop::<T>(task, rate),
+    }
+}
+
+/// A transport of one direction of this sample.
+fn prepare<T: Transport>(task: &Task, direction: &str) -> Result<T> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let name = format!(
+        "bench-{}-{}-{direction}",
+        std::process::id(),
+        MADE.fetch_add(1, Ordering::Relaxed)
+    );
+    T::prepare(&Setup {
+        bytes: task.bytes,
+        waiting: task.waiting,
+        name,
+    })
+}
+
+/// The payload, with `first` as its first word.
+fn mark(payload: &mut [u8], first: u64) {
+    let word = first.to_le_bytes();
+    let len = payload.len().min(8);
+    payload[..len].copy_from_slice(&word[..len]);
+}
+
+/// Not all zeroes, so that a sum says something.
+pub fn payload(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|n| (n * 7 + 1) as u8).collect()
+}
+
+pub fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).context("make a histogram")
+}
+
+/// Percentiles of a histogram of ticks, each divided by `parts`.
+pub fn percentiles(times: &Histogram<u64>, parts: f64, rate: f64) -> Sample {
+    let at = |quantile| clock::nanoseconds(times.value_at_quantile(quantile)) / parts;
+    Sample {
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        rate,
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Half {
+    sum: u64,
+    sample: Option<Sample>,
+}
+
+/// Runs a sending and a receiving process, and compares what was written with what was read.
+fn both<'a>(
+    sender: impl FnOnce(&mut Meet<'_>) -> Result<Half> + 'a,
+    receiver: impl FnOnce(&mut Meet<'_>) -> Result<Half> + 'a,
+) -> Result<Sample> {
+    let said = play(vec![
+        Side::new(SENDER_CPU, |meet| to_value(sender(meet)?)),
+        Side::new(RECEIVER_CPU, |meet| to_value(receiver(meet)?)),
+    ])?;
+    let [sent, received]: [Value; 2] = said.try_into().ok().context("two processes")?;
+    let (sent, received): (Half, Half) = (from_value(sent)?, from_value(received)?);
+    if sent.sum != received.sum {
+        bail!(
+            "what was received is not what was sent: the sums are {:#x} and {:#x}",
+            received.sum,
+            sent.sum
+        );
+    }
+    sent.sample.or(received.sample).context("no figures")
+}
+
+fn to_value(half: Half) -> Result<Value> {
+    serde_json::to_value(half).context("write the figures")
+}
+
+fn from_value<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).context("read the figures")
+}
+
+fn round_trip<T: Transport>(task: &Task) -> Result<Sample> {
+    let (out, back) = (prepare::<T>(task, "out")?, prepare::<T>(task, "back")?);
+    both(
+        |meet| {
+            let mut receiver = back.receiver()?;
+            meet.wait();
+            let mut sender = out.sender()?;
+            meet.wait();
+            let mut bytes = payload(task.bytes);
+            let mut times = histogram()?;
+            let mut total = 0_u64;
+            let mut begun = clock::now();
+            for n in 0..task.all() {
+                if n == task.warm_up() {
+                    begun = clock::now();
+                    times.reset();
+                }
+                mark(&mut bytes, n);
+                let start = clock::now();
+                sender.send(&bytes)?;
+                sender.flush()?;
+                let answer = receiver.receive(sum)?;
+                let took = clock::now() - start;
+                total = total.wrapping_add(answer);
+                times.saturating_record(took);
+            }
+            let seconds = clock::nanoseconds(clock::now() - begun) / 1e9;
+            Ok(Half {
+                sum: total,
+                sample: Some(percentiles(&times, 2.0, task.messages as f64 / seconds)),
+            })
+        },
+        |meet| {
+            let mut receiver = out.receiver()?;
+            meet.wait();
+            let mut sender = back.sender()?;
+            meet.wait();
+            let mut bytes = payload(task.bytes);
+            let mut total = 0_u64;
+            for _ in 0..task.all() {
+                let first = receiver.receive(|got| {
+                    total = total.wrapping_add(sum(got));
+                    first_word(got)
+                })?;
+                mark(&mut bytes, first);
+                sender.send(&bytes)?;
+                sender.flush()?;
+            }
+            Ok(Half {
+                sum: total,
+                sample: None,
+            })
+        },
+    )
+}
+
+fn first_word(payload: &[u8]) -> u64 {
+    payload
+        .first_chunk::<8>()
+        .map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
+    let transport = prepare::<T>(task, "out")?;
+    both(
+        |meet| {
+            meet.wait();
+            let mut sender = transport.sender()?;
+            meet.wait();
+            let mut bytes = payload(task.bytes);
+            let mut total = 0_u64;
+            for n in 0..task.all() {
+                mark(&mut bytes, n);
+                total = total.wrapping_add(sum(&bytes));
+                sender.send(&bytes)?;
+            }
+            sender.flush()?;
+            // What was sent is taken before this side lets go of it.
+            meet.wait();
+            Ok(Half {
+                sum: total,
+                sample: None,
+            })
+        },
+        |meet| {
+            let mut receiver = transport.receiver()?;
+            meet.wait();
+            meet.wait();
+            let mut total = 0_u64;
+            for _ in 0..task.warm_up() {
+                total = total.wrapping_add(receiver.receive(sum)?);
+            }
+            let begun = clock::now();
+            for _ in 0..task.messages {
+                total = total.wrapping_add(receiver.receive(sum)?);
+            }
+            let seconds = clock::nanoseconds(clock::now() - begun) / 1e9;
+            meet.wait();
+            Ok(Half {
+                sum: total,
+                sample: Some(Sample {
+                    p50: 0.0,
+                    p99: 0.0,
+                    p999: 0.0,
+                    rate: task.messages as f64 / seconds,
+                }),
+            })
+        },
+    )
+}
+
+fn open_loop<T: Transport>(task: &Task, rate: u64) -> Result<Sample> {
+    let transport = prepare::<T>(task, "out")?;
+    let interval = clock::ticks(1e9 / rate as f64);
+    both(
+        |meet| {
+            meet.wait();
+            let mut sender = transport.sender()?;
+            meet.wait();
+            let mut bytes = payload(task.bytes);
+            let mut total = 0_u64;
+            let begun = clock::now();
+            for n in 0..task.all() {
+                let due = begun + (n as f64 * interval) as u64;
+                while clock::now() < due {}
+                mark(&mut bytes, due);
+                total = total.wrapping_add(sum(&bytes));
+                sender.send(&bytes)?;
+                sender.flush()?;
+            }
+            meet.wait();
+            Ok(Half {
+                sum: total,
+                sample: None,
+            })
+        },
+        |meet| {
+            let mut receiver = transport.receiver()?;
+            meet.wait();
+            meet.wait();
+            let mut times = histogram()?;
+            let mut total = 0_u64;
+            let mut begun = clock::now();
+            for n in 0..task.all() {
+                if n == task.warm_up() {
+                    begun = clock::now();
+                    times.reset();
+                }
+                let due = receiver.receive(|got| {
+                    total = total.wrapping_add(sum(got));
+                    first_word(got)
+                })?;
+                times.saturating_record(clock::now().saturating_sub(due).max(1));
+            }
+            let seconds = clock::nanoseconds(clock::now() - begun) / 1e9;
+            meet.wait();
+            let rate = task.messages as f64 / seconds;
+            Ok(Half {
+                sum: total,
+                sample: Some(percentiles(&times, 1.0, rate)),
+            })
+        },
+    )
+}

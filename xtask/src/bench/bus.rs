@@ -1,0 +1,66 @@
+//! `bench bus`: builds the workspace `benches/` and lets it measure; docs/benchmarks.md says what.
+//!
+//! It lands in a directory of its own below `target`, with its own lock file: what other people's software needs to be
+//! built never reaches the product. The measuring is all in `benches/bus`; here its samples become a report.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::Effort;
+use super::report::Report;
+use crate::child::{capture, run};
+use crate::workspace::{Metadata, cargo, root};
+
+/// What the driver prints.
+#[derive(Debug, Deserialize)]
+struct Found {
+    rows: Vec<Row>,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Row {
+    id: String,
+    unit: String,
+    samples: Vec<f64>,
+    at_most: Option<f64>,
+    at_least: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Skipped {
+    id: String,
+    why: String,
+}
+
+pub fn measure(report: &mut Report, effort: Effort, only: &[String]) -> Result<()> {
+    let target = Metadata::of_members()?.target_directory.join("benches");
+    let mut build = cargo();
+    build.current_dir(root().join("benches"));
+    build.args(["build", "--release", "--locked", "--target-dir"]);
+    run(build.arg(&target))?;
+    let mut driver = Command::new(target.join("release/bus"));
+    driver.arg("--json");
+    if effort == Effort::Quick {
+        driver.arg("--quick");
+    }
+    if !only.is_empty() {
+        driver.arg("--only").arg(only.join(","));
+    }
+    // Its progress goes to standard error, as it comes.
+    let text = capture(driver.stderr(Stdio::inherit()))?;
+    let found: Found = serde_json::from_str(&text)
+        .with_context(|| format!("the bus benchmark printed {} bytes, no report", text.len()))?;
+    for row in found.rows {
+        match (row.at_least, row.at_most) {
+            (Some(limit), _) => report.row_at_least(&row.id, row.unit, &row.samples, limit),
+            (None, limit) => report.row(&row.id, row.unit, &row.samples, limit),
+        }
+    }
+    for Skipped { id, why } in found.skipped {
+        report.skip(&id, why);
+    }
+    Ok(())
+}

@@ -39,7 +39,7 @@ pub fn measure(report: &mut Report, effort: Effort, only: &[String]) -> Result<(
     let target = Metadata::of_members()?.target_directory.join("benches");
     let mut build = cargo();
     build.current_dir(root().join("benches"));
-    build.args(["build", "--release", "--locked", "--target-dir"]);
+    build.args(["build", "--release", "--target-dir"]);
     run(build.arg(&target))?;
     let mut driver = Command::new(target.join("release/bus"));
     driver.arg("--json");

@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use agentd_bus::lane::memfd::{self, Mapping};
-use agentd_bus::lane::park::Closer;
-use agentd_bus::lane::ring::{self, Tag, format_cursor, format_data};
+use agentd_bus::channel::Tag;
+use agentd_bus::lane::ring::{self, format_cursor, format_data};
 use agentd_bus::lane::{cursor_words, data_words};
+use agentd_bus::shm::memfd::{self, Mapping};
+use agentd_bus::shm::park::Closer;
 use anyhow::{Context, Result};
 use bench_kit::{Receiver, Sender, Setup, Transport, Waiting};
 

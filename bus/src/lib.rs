@@ -5,6 +5,7 @@
 //! each other, and [`shm`] what all shared-memory paths are made of. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
 
 pub mod access;
+pub mod arena;
 pub mod channel;
 #[cfg(not(loom))]
 pub mod client;

@@ -9,6 +9,7 @@
 
 pub(crate) mod atomics;
 pub mod barrier;
+pub(crate) mod copy;
 pub mod counters;
 #[cfg(not(loom))]
 pub(crate) mod futex;

@@ -1,0 +1,105 @@
+//! One conformance suite for every kind of memory; crashes at every store; hostile owners and receivers.
+
+use super::*;
+use crate::shm::region::{Heap, Words};
+
+/// A segment as its owner and as a receiver maps it.
+type Pair<W> = (W, W);
+
+fn heap(bytes: u64) -> Pair<Heap> {
+    let memory = Heap::new(bytes as usize / 8);
+    (memory.clone(), memory)
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    (0..len as u64)
+        .map(|n| (n.wrapping_mul(31) ^ n >> 8).wrapping_add(seed) as u8)
+        .collect()
+}
+
+/// What every memory must do.
+fn conforms<W: Words>(bytes: u64, make: impl Fn(u64) -> Pair<W>) {
+    let (mine, theirs) = make(bytes);
+    let mut arena = Arena::new(16);
+    assert_eq!(
+        arena.store(b"x").err(),
+        Some(ArenaError::TooLong {
+            length: 1,
+            limit: 0
+        })
+    );
+    let number = arena.add(mine).unwrap();
+    let mut reader = Reader::new(SEGMENT_MAX);
+    let mut buffer = Vec::new();
+
+    // A reference that comes before its segment is a condition; the segment makes it good.
+    let stored = arena.store(&pattern(100, 1)).unwrap();
+    let reference = stored.reference();
+    assert_eq!(
+        reader.read(&reference, &mut buffer),
+        Err(ReferenceError::NoSegment { segment: number })
+    );
+    reader.add(number, theirs).unwrap();
+    reader.read(&reference, &mut buffer).unwrap();
+    assert_eq!(buffer, pattern(100, 1));
+    arena.release(stored);
+    assert!(matches!(
+        reader.read(&reference, &mut buffer),
+        Err(ReferenceError::Stale { found: 0, .. })
+    ));
+    assert!(buffer.is_empty());
+
+    // Every length around the edges, and the largest.
+    let limit = arena.payload_limit() as usize;
+    for len in (1..300)
+        .chain([4095, 4096, 4097, limit / 2, limit - 1, limit])
+        .filter(|len| *len <= limit)
+    {
+        let stored = arena.store(&pattern(len, 3)).unwrap();
+        reader.read(&stored.reference(), &mut buffer).unwrap();
+        assert_eq!(buffer, pattern(len, 3), "length {len}");
+        arena.release(stored);
+    }
+    assert_eq!(
+        arena.store(&pattern(limit + 1, 3)).err(),
+        Some(ArenaError::TooLong {
+            length: limit + 1,
+            limit: limit as u64
+        })
+    );
+    assert_eq!(arena.store(&[]).err(), Some(ArenaError::Empty));
+
+    // Full, then reclaimed in the order of the slots, and every block is one's own while it is held.
+    for round in 0..3 {
+        let mut sent: Vec<(Reference, Vec<u8>)> = Vec::new();
+        let full = loop {
+            let payload = pattern(900 + sent.len() * 7, sent.len() as u64 + round);
+            match arena.store(&payload) {
+                Ok(stored) => {
+                    sent.push((stored.reference(), payload));
+                    arena.hold(sent.len() as u64, stored);
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, ArenaError::Full { .. }), "{full:?}");
+        for (reference, payload) in &sent {
+            reader.read(reference, &mut buffer).unwrap();
+            assert_eq!(&buffer, payload);
+        }
+        assert_eq!(arena.oldest_held(), Some(1));
+        assert_eq!(arena.reclaim(2), 1);
+        assert!(reader.read(&sent[0].0, &mut buffer).is_err(), "given back");
+        reader.read(&sent[1].0, &mut buffer).unwrap();
+        assert_eq!(arena.reclaim(u64::MAX), sent.len() - 1);
+        let usage = arena.usage();
+        assert_eq!((usage.taken, usage.held, usage.bytes), (0, 0, bytes));
+    }
+}
+
+#[test]
+fn heap_memory_conforms() {
+    for bytes in [SEGMENT_MIN, 64 << 10, 1 << 20, 3 << 12] {
+        conforms(bytes, heap);
+    }
+}

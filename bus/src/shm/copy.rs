@@ -1,0 +1,269 @@
+//! Larger blocks between private memory and memory that another process may read or write meanwhile.
+//!
+//! A plain `memcpy` there would be a data race, which Rust does not define. So the moving is done by
+//! instructions that the compiler can't see into ([`mod@wide`]): to the abstract machine the block is a
+//! function of whatever bytes were there, in no particular order, as with relaxed atomic loads and stores of
+//! single bytes. What those bytes are worth is for the caller to check afterwards. Under Miri and loom, which
+//! know no such instructions, and on other machines, the same is done word by word with atomics
+//! ([`mod@words`]).
+//!
+//! The direction is in the type: only [`Own`] memory can be written, [`Peers`] memory only read.
+//!
+//! Ordering: none. The caller's release store after [`Own::copy_in`] publishes, its acquire load before
+//! [`Peers::copy_out`] makes visible. x86-64 keeps stores of string and vector instructions before later
+//! ordinary stores (Intel SDM vol. 3, 9.2.4.1; AMD APM vol. 2, 7.1.1); no streaming stores are used.
+//!
+//! Any thread, no privilege, no allocation except that the caller's buffer grows. Panics on a range outside
+//! the memory: callers check what a peer says before.
+
+use super::region::{Own, Peers, Words};
+
+impl<W: Words> Own<W> {
+    /// Puts `bytes` at word `at` and after. What is behind them in their last word is undefined.
+    pub(crate) fn copy_in(&self, at: usize, bytes: &[u8]) {
+        let words = &self.0.words()[at..at + bytes.len().div_ceil(8)];
+        #[cfg(all(test, not(loom)))]
+        let bytes = {
+            // A crash can come between any two lines.
+            let lines = bytes.len().div_ceil(64);
+            let stored = (0..lines).take_while(|_| super::region::crash::may_store());
+            &bytes[..bytes.len().min(stored.count() * 64)]
+        };
+        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+        // SAFETY: the words are at least `bytes.len()` writable bytes: `Own` is only made of memory that this
+        // process mapped for writing, and AtomicU64 may be written through a shared borrow. Private memory
+        // behind `bytes` can't overlap them: a `&[u8]` over shared memory is never made, except of sealed
+        // payloads, which are other mappings.
+        unsafe {
+            wide::copy(
+                words.as_ptr().cast::<u8>().cast_mut(),
+                bytes.as_ptr(),
+                bytes.len(),
+            );
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+        words::store(words, bytes);
+    }
+}
+
+impl<W: Words> Peers<W> {
+    /// Appends `len` bytes from word `at` on to `out`. They are whatever the other side had there, bit by bit
+    /// perhaps of different times.
+    pub(crate) fn copy_out(&self, at: usize, len: usize, out: &mut Vec<u8>) {
+        let words = &self.0.words()[at..at + len.div_ceil(8)];
+        out.reserve(len);
+        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+        // SAFETY: the words are at least `len` mapped bytes for as long as `self` is borrowed (`Words`), and
+        // `reserve` made at least `len` bytes of room behind the contents of `out`, which is private memory and
+        // so does not overlap. `copy` has written all of them before `set_len` counts them as initialised.
+        unsafe {
+            let room = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+            wide::copy(room, words.as_ptr().cast::<u8>(), len);
+            out.set_len(out.len() + len);
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+        words::load(words, len, out);
+    }
+}
+
+/// The wide ways.
+#[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+pub(crate) mod wide {
+    use std::arch::asm;
+
+    /// One way to move bytes: `(to, from, len)`.
+    pub(crate) type Way = unsafe fn(*mut u8, *const u8, usize);
+
+    /// Copies by the way that this processor does best.
+    ///
+    /// # Safety
+    /// `to` is `len` bytes that may be written, `from` `len` bytes that may be read, and they don't overlap.
+    /// Either may be accessed by other processes meanwhile.
+    #[inline]
+    pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+        // SAFETY: passed on; each way is called only where its instructions exist.
+        unsafe {
+            if len >= 32 && std::arch::is_x86_feature_detected!("avx2") {
+                avx2(to, from, len);
+            } else {
+                string(to, from, len);
+            }
+        }
+    }
+
+    /// `rep movsb`: every x86-64 has it, and recent ones make lines of it (ERMS, FSRM).
+    ///
+    /// # Safety
+    /// As [`copy`].
+    pub(crate) unsafe fn string(to: *mut u8, from: *const u8, len: usize) {
+        // SAFETY: moves exactly `len` bytes, which the caller vouches for; the direction flag is clear at every
+        // function boundary by the ABI; registers it changes are declared.
+        unsafe {
+            asm!(
+                "rep movsb",
+                inout("rcx") len => _,
+                inout("rdi") to => _,
+                inout("rsi") from => _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// 128 bytes a turn in four registers, then 32 at a time, then the last 32 once more, overlapping.
+    ///
+    /// # Safety
+    /// As [`copy`], `len` is at least 32, and the processor has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(crate) unsafe fn avx2(to: *mut u8, from: *const u8, len: usize) {
+        // SAFETY: `to` and `from` advance together and only while at least the bytes of the next step are left,
+        // so all accesses are within `len` bytes; the last one ends exactly there and begins at `len - 32` ≥ 0.
+        // Writing some bytes twice stores the same source bytes, or, if a peer changes them, later ones.
+        unsafe {
+            asm!(
+                "cmp {left}, 128",
+                "jb 3f",
+                ".p2align 4",
+                "2:",
+                "vmovdqu {a}, [{from}]",
+                "vmovdqu {b}, [{from} + 32]",
+                "vmovdqu {c}, [{from} + 64]",
+                "vmovdqu {d}, [{from} + 96]",
+                "vmovdqu [{to}], {a}",
+                "vmovdqu [{to} + 32], {b}",
+                "vmovdqu [{to} + 64], {c}",
+                "vmovdqu [{to} + 96], {d}",
+                "add {from}, 128",
+                "add {to}, 128",
+                "sub {left}, 128",
+                "cmp {left}, 128",
+                "jae 2b",
+                "3:",
+                "cmp {left}, 32",
+                "jb 4f",
+                "vmovdqu {a}, [{from}]",
+                "vmovdqu [{to}], {a}",
+                "add {from}, 32",
+                "add {to}, 32",
+                "sub {left}, 32",
+                "jmp 3b",
+                "4:",
+                "test {left}, {left}",
+                "jz 5f",
+                "vmovdqu {a}, [{from} + {left} - 32]",
+                "vmovdqu [{to} + {left} - 32], {a}",
+                "5:",
+                "vzeroupper",
+                left = inout(reg) len => _,
+                from = inout(reg) from => _,
+                to = inout(reg) to => _,
+                a = out(ymm_reg) _,
+                b = out(ymm_reg) _,
+                c = out(ymm_reg) _,
+                d = out(ymm_reg) _,
+                options(nostack)
+            );
+        }
+    }
+}
+
+/// The same by atomic words, for checkers and other machines.
+#[cfg_attr(
+    all(target_arch = "x86_64", not(miri), not(loom)),
+    allow(dead_code, reason = "the property tests compare with it")
+)]
+pub(crate) mod words {
+    use crate::shm::atomics::{AtomicU64, Ordering};
+
+    pub(crate) fn store(words: &[AtomicU64], bytes: &[u8]) {
+        for (word, chunk) in words.iter().zip(bytes.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn load(words: &[AtomicU64], len: usize, out: &mut Vec<u8>) {
+        let mut left = len;
+        for word in words {
+            let now = left.min(8);
+            out.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[..now]);
+            left -= now;
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::region::Heap;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pattern(len: usize, seed: u8) -> Vec<u8> {
+        (0..len)
+            .map(|n| (n as u8).wrapping_mul(29) ^ seed ^ (n >> 8) as u8)
+            .collect()
+    }
+
+    #[test]
+    fn every_length_goes_in_and_comes_out_and_touches_nothing_else() {
+        for len in (0..700).chain([4095, 4096, 4097, 65_536]) {
+            let bytes = pattern(len, 7);
+            let words = len.div_ceil(8);
+            let memory = Heap::new(words + 2);
+            let own = Own(memory.clone());
+            own.store(0, u64::MAX, super::super::atomics::Ordering::Relaxed);
+            own.store(
+                words + 1,
+                u64::MAX,
+                super::super::atomics::Ordering::Relaxed,
+            );
+            own.copy_in(1, &bytes);
+            let mut out = vec![0xEE];
+            Peers(memory.clone()).copy_out(1, len, &mut out);
+            assert_eq!((out[0], &out[1..]), (0xEE, bytes.as_slice()), "{len}");
+            assert_eq!(
+                own.load(0, super::super::atomics::Ordering::Relaxed),
+                u64::MAX
+            );
+            assert_eq!(
+                own.load(words + 1, super::super::atomics::Ordering::Relaxed),
+                u64::MAX
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn a_range_outside_the_memory_is_never_touched() {
+        Peers(Heap::new(4)).copy_out(2, 17, &mut Vec::new());
+    }
+
+    proptest! {
+        #[test]
+        fn all_ways_move_the_same_bytes(
+            len in 32usize..5000, from_at in 0usize..70, to_at in 0usize..70, seed in any::<u8>(),
+        ) {
+            let source = pattern(from_at + len, seed);
+            let memory = Heap::new(len.div_ceil(8));
+            words::store(memory.words(), &source[from_at..]);
+            let mut expected = Vec::new();
+            words::load(memory.words(), len, &mut expected);
+            prop_assert_eq!(&expected, &source[from_at..]);
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            {
+                let mut ways: Vec<wide::Way> = vec![wide::string, wide::copy];
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    ways.push(wide::avx2);
+                }
+                for way in ways {
+                    let mut to = vec![0xA5; to_at + len + 40];
+                    // SAFETY: both are private vectors with at least `len` bytes behind the offsets, `len` ≥ 32, and
+                    // a way is in the list only where the processor has it.
+                    unsafe { way(to.as_mut_ptr().add(to_at), source.as_ptr().add(from_at), len) };
+                    prop_assert_eq!(&to[to_at..to_at + len], &expected[..]);
+                    prop_assert!(to[..to_at].iter().chain(&to[to_at + len..]).all(|&byte| byte == 0xA5));
+                }
+            }
+        }
+    }
+}

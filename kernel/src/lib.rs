@@ -10,6 +10,8 @@ pub mod fdpass;
 #[cfg(feature = "std")]
 pub mod grant;
 #[cfg(feature = "std")]
+pub mod memory;
+#[cfg(feature = "std")]
 pub mod pidfd;
 #[cfg(feature = "std")]
 pub mod probe;

@@ -31,6 +31,8 @@
 mod owner;
 mod reader;
 mod reference;
+#[cfg(not(loom))]
+pub mod segment;
 mod space;
 #[cfg(all(test, not(loom)))]
 mod tests;

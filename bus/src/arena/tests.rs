@@ -1,7 +1,14 @@
 //! One conformance suite for every kind of memory; crashes at every store; hostile owners and receivers.
 
+use std::os::fd::AsFd;
+
 use super::*;
+use crate::shm::memfd::{self, Mapping, PageKind};
 use crate::shm::region::{Heap, Words};
+
+// The kit itself links this crate's client, which the tests of this crate can't.
+#[path = "../../../tests/kit/src/skip.rs"]
+mod skip;
 
 /// A segment as its owner and as a receiver maps it.
 type Pair<W> = (W, W);
@@ -95,6 +102,35 @@ fn conforms<W: Words>(bytes: u64, make: impl Fn(u64) -> Pair<W>) {
         let usage = arena.usage();
         assert_eq!((usage.taken, usage.held, usage.bytes), (0, 0, bytes));
     }
+}
+
+/// Made by its owner on pages of just this kind, and mapped by a receiver. `None`: this host has none.
+fn sealed(bytes: u64, kind: PageKind) -> Option<Pair<Mapping>> {
+    let (mine, fd) = memfd::create_segment(bytes, kind, None).unwrap();
+    let theirs = memfd::open_segment(fd.as_fd()).unwrap();
+    let seen = (mine.pages().unwrap(), theirs.pages().unwrap());
+    (seen == (kind, kind)).then_some((mine, theirs))
+}
+
+#[test]
+fn small_pages_conform() {
+    for bytes in [SEGMENT_MIN, 3 << 12, 4 << 20] {
+        conforms(bytes, |bytes| sealed(bytes, PageKind::Small).unwrap());
+    }
+}
+
+#[test]
+fn collapsed_pages_conform() {
+    if sealed(4 << 20, PageKind::Transparent).is_none() {
+        skip::skip(
+            "transparent-huge-pages",
+            "the kernel put no 2 MiB page together (MADV_COLLAPSE, Linux 6.1)",
+        );
+        return;
+    }
+    conforms(4 << 20, |bytes| {
+        sealed(bytes, PageKind::Transparent).unwrap()
+    });
 }
 
 #[test]

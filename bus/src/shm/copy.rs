@@ -72,6 +72,7 @@ pub(crate) mod wide {
     use std::arch::asm;
 
     /// One way to move bytes: `(to, from, len)`.
+    #[cfg(test)]
     pub(crate) type Way = unsafe fn(*mut u8, *const u8, usize);
 
     /// Copies by the way that this processor does best.

@@ -1,6 +1,7 @@
 //! What lanes, logs and arenas share: memory between processes that don't trust each other.
 //!
-//! [`memfd`] makes memory that only its maker can write; [`region`] says what one may do with it;
+//! [`memfd`] makes memory that only its maker can write, on [`pages`] of a known kind; [`region`] says what one may
+//! do with it, and `copy` moves larger blocks;
 //! [`park`], [`barrier`] and `futex` put a side to sleep and wake it; [`counters`] and [`histogram`] are
 //! what a third party may read of a channel while it runs.
 //!
@@ -19,6 +20,8 @@ pub(crate) mod futex;
 pub mod histogram;
 #[cfg(not(loom))]
 pub mod memfd;
+#[cfg(not(loom))]
+pub mod pages;
 pub mod park;
 pub mod region;
 

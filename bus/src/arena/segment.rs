@@ -1,0 +1,265 @@
+//! Segments in sealed memory: how an owner makes them, within a budget, and how a receiver maps them.
+//!
+//! Making one is for set-up and for growth, not for the data path: it asks the kernel for memory and touches
+//! all of it. Any thread, no privilege; huge pages need a pool that root reserved, and are done without where
+//! there is none.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use agentd_kernel::memory::{self, HUGE_PAGE};
+
+use super::SEGMENT_MAX;
+use crate::shm::atomics::{AtomicU64, Ordering};
+use crate::shm::memfd::{self, Mapping, MemfdError};
+use crate::shm::pages::PageKind;
+use crate::shm::region::Words;
+
+/// Bytes that the arenas of one process may take together, unless told otherwise.
+pub const BUDGET_DEFAULT: u64 = 1 << 30;
+/// Bytes of an arena's first segment, unless told otherwise: two huge pages.
+pub const SEGMENT_DEFAULT: u64 = 4 << 20;
+/// Segments that are added are twice as large as the one before, up to this.
+const GROWTH_MAX: u64 = 64 << 20;
+
+/// How many bytes all arenas that share it may take. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    left: Arc<AtomicU64>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new(BUDGET_DEFAULT)
+    }
+}
+
+impl Budget {
+    pub fn new(bytes: u64) -> Self {
+        Self {
+            left: Arc::new(AtomicU64::new(bytes)),
+        }
+    }
+
+    /// Bytes that are not taken.
+    pub fn left(&self) -> u64 {
+        // A figure: nothing is read on its account.
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Takes `bytes`, or says how many are left.
+    pub fn take(&self, bytes: u64) -> Result<Share, u64> {
+        // The count guards no other memory, so its order with anything else does not matter.
+        let mut left = self.left();
+        loop {
+            let rest = left.checked_sub(bytes).ok_or(left)?;
+            match self
+                .left
+                .compare_exchange(left, rest, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => break,
+                Err(now) => left = now,
+            }
+        }
+        Ok(Share {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+}
+
+/// A part of a budget, given back on drop.
+#[derive(Debug)]
+pub struct Share {
+    budget: Budget,
+    bytes: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.left.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Where an owner's pages are to come from, on a host with several NUMA nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// The node of the CPU that makes the segment.
+    #[default]
+    Local,
+    /// That of the reader, say.
+    Node(u32),
+}
+
+/// What an arena's segments are to be like.
+#[derive(Clone, Debug)]
+pub struct SegmentOptions {
+    /// Of the first segment: whole pages; below 2 MiB, or not a multiple of it, it gets small pages.
+    pub bytes: u64,
+    /// Larger pages than these are not tried.
+    pub largest: PageKind,
+    pub placement: Placement,
+    pub budget: Budget,
+}
+
+impl Default for SegmentOptions {
+    fn default() -> Self {
+        Self {
+            bytes: SEGMENT_DEFAULT,
+            largest: PageKind::Huge,
+            placement: Placement::Local,
+            budget: Budget::default(),
+        }
+    }
+}
+
+/// Why a segment could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentMakeError {
+    #[error(
+        "a segment of {bytes} bytes is over what is left of the budget of arenas, {left} bytes; read faster, or raise it"
+    )]
+    Budget { bytes: u64, left: u64 },
+    #[error(transparent)]
+    Memory(#[from] MemfdError),
+    #[error("the receivers could not be told of the segment: {0}")]
+    Announce(io::Error),
+}
+
+/// What a segment turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentReport {
+    pub bytes: u64,
+    /// As the kernel says of this process's mapping; `None` where it can't be asked (no procfs).
+    pub pages: Option<PageKind>,
+    /// Where the first page is; `None` where the kernel does not say (a sandbox without the call).
+    pub node: Option<u32>,
+    /// How many nodes there are to choose from: with one there is nothing to place.
+    pub nodes: usize,
+}
+
+/// A segment that this process made, and its share of the budget.
+#[derive(Debug)]
+pub struct Segment {
+    mapping: Mapping,
+    _share: Share,
+}
+
+impl Words for Segment {
+    fn words(&self) -> &[AtomicU64] {
+        self.mapping.words()
+    }
+}
+
+impl Segment {
+    /// Makes a segment of `bytes` (rounded up to whole pages of the kind that is wanted). The descriptor is for
+    /// the receivers.
+    pub fn create(
+        options: &SegmentOptions,
+        bytes: u64,
+    ) -> Result<(Self, OwnedFd), SegmentMakeError> {
+        let page = if bytes >= HUGE_PAGE as u64 {
+            HUGE_PAGE as u64
+        } else {
+            4096
+        };
+        let bytes = bytes.clamp(1, SEGMENT_MAX).next_multiple_of(page);
+        let share = options
+            .budget
+            .take(bytes)
+            .map_err(|left| SegmentMakeError::Budget { bytes, left })?;
+        let node = match options.placement {
+            Placement::Node(node) => Some(node),
+            Placement::Local if nodes() > 1 => memory::current_node().ok(),
+            Placement::Local => None,
+        };
+        let (mapping, fd) = memfd::create_segment(bytes, options.largest, node)?;
+        let segment = Self {
+            mapping,
+            _share: share,
+        };
+        Ok((segment, fd))
+    }
+
+    /// What it turned out to be.
+    pub fn report(&self) -> SegmentReport {
+        SegmentReport {
+            bytes: self.words().len() as u64 * 8,
+            pages: self.mapping.pages().ok(),
+            node: self.mapping.node().ok(),
+            nodes: nodes(),
+        }
+    }
+}
+
+/// Nodes with memory; one where it can't be asked.
+fn nodes() -> usize {
+    memory::memory_nodes(Path::new("/sys")).map_or(1, |nodes| nodes.len().max(1))
+}
+
+/// Where an arena's segments come from, and who is told of them.
+pub trait Supply: Send {
+    type Memory: Words;
+
+    /// Makes a segment of which an empty one takes a block of `least` bytes, and lets the receivers have it as
+    /// `number`. It need not have arrived when this returns: a receiver that meets the number waits for it.
+    fn segment(&mut self, number: u32, least: u64) -> Result<Self::Memory, SegmentMakeError>;
+
+    /// The owner has let go of a segment: receivers may.
+    fn dropped(&mut self, number: u32);
+}
+
+/// Carries segments to the receivers of a channel: the bus, or a test.
+pub trait Announce: Send {
+    /// Must not wait for an answer: it is called by the sending thread.
+    fn segment(&mut self, number: u32, fd: BorrowedFd<'_>) -> io::Result<()>;
+    fn dropped(&mut self, number: u32);
+}
+
+/// Segments in sealed memfds, each twice as large as the one before.
+#[derive(Debug)]
+pub struct MemfdSupply<A> {
+    options: SegmentOptions,
+    announce: A,
+    next_bytes: u64,
+}
+
+impl<A: Announce> MemfdSupply<A> {
+    pub fn new(options: SegmentOptions, announce: A) -> Self {
+        Self {
+            next_bytes: options.bytes,
+            options,
+            announce,
+        }
+    }
+}
+
+impl<A: Announce> Supply for MemfdSupply<A> {
+    type Memory = Segment;
+
+    fn segment(&mut self, number: u32, least: u64) -> Result<Segment, SegmentMakeError> {
+        let wanted = self.next_bytes.max(least);
+        let (segment, fd) = match Segment::create(&self.options, wanted) {
+            // What is left may still do.
+            Err(SegmentMakeError::Budget { .. }) if wanted > least => {
+                Segment::create(&self.options, least)?
+            }
+            other => other?,
+        };
+        use std::os::fd::AsFd;
+        self.announce
+            .segment(number, fd.as_fd())
+            .map_err(SegmentMakeError::Announce)?;
+        self.next_bytes =
+            (self.next_bytes * 2).clamp(self.options.bytes, GROWTH_MAX.max(self.options.bytes));
+        Ok(segment)
+    }
+
+    fn dropped(&mut self, number: u32) {
+        self.announce.dropped(number);
+    }
+}

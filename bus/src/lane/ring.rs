@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::{
@@ -16,10 +17,10 @@ pub use crate::channel::Tag;
 use crate::message::Status;
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::{Ordering, fence};
-use crate::shm::counters::{CAPACITY_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD};
+use crate::shm::counters::{CAPACITY_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, parked};
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::region::{Own, Peers, Words};
-use crate::wait::{Park, Parking, Source, Watch};
+use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
 
 /// Looks before sleeping: about one wake-up's cost.
 #[cfg(not(loom))]
@@ -82,6 +83,8 @@ pub struct Producer<D, C> {
     /// How far the consumer had read when last looked.
     consumed: u64,
     closer: Closer,
+    /// Rung when the consumer says that it waits for its bell.
+    ringer: Option<Ringer>,
 }
 
 /// The receiving end.
@@ -95,6 +98,8 @@ pub struct Consumer<D, C> {
     /// What the cursor says: published in steps, to keep its line out of the producer's way.
     published: u64,
     closer: Closer,
+    /// What the producer rings while this end waits in an event loop.
+    bell: Option<Bell>,
 }
 
 /// Writes the header of fresh (zeroed) data memory.
@@ -149,7 +154,13 @@ impl<D: Words, C: Words> Producer<D, C> {
             next: 0,
             consumed: 0,
             closer,
+            ringer: None,
         })
+    }
+
+    /// Takes the copy of the consumer's bell.
+    pub fn set_ringer(&mut self, ringer: Ringer) {
+        self.ringer = Some(ringer);
     }
 
     /// Longest message that [`Self::try_send`] takes.
@@ -202,8 +213,13 @@ impl<D: Words, C: Words> Producer<D, C> {
         // SYNC: consumer-parks. The store above, then this fence, then the load; the consumer stores its flag,
         // fences, and loads the sequence. One of the two sees the other.
         fence(Ordering::SeqCst);
-        if self.cursor.load(PARKED_WORD, Ordering::Relaxed) != 0 {
-            wake_word(self.data.word(at));
+        match (
+            self.cursor.load(PARKED_WORD, Ordering::Relaxed),
+            &self.ringer,
+        ) {
+            (parked::AWAKE, _) => {}
+            (parked::BELL, Some(ringer)) => ringer.ring(),
+            _ => wake_word(self.data.word(at)),
         }
         Ok(())
     }
@@ -284,7 +300,14 @@ impl<D: Words, C: Words> Consumer<D, C> {
             next: 0,
             published: 0,
             closer,
+            bell: None,
         })
+    }
+
+    /// Takes the bell of which the producer has a copy (or soon will): for waiting in an event loop, or on more
+    /// channels than one futex call watches.
+    pub fn set_bell(&mut self, bell: Bell) {
+        self.bell = Some(bell);
     }
 
     /// Says to this end that the lane is over; what is committed can still be received.
@@ -431,5 +454,9 @@ impl<D: Words, C: Words> Source for Consumer<D, C> {
 
     fn parking(&self) -> Parking {
         Parking::Light
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
     }
 }

@@ -22,6 +22,9 @@ pub(crate) fn probe_waitv() -> Result<(), std::io::Error> {
     }
 }
 
+/// Most words that the kernel watches in one call (`FUTEX_WAITV_MAX`).
+pub(crate) const WAITV_MAX: usize = 128;
+
 /// Sleeps while the low half of `word` is that of `seen` and `flag` is `open`.
 pub(crate) fn wait_either(
     word: &AtomicU64,
@@ -30,6 +33,31 @@ pub(crate) fn wait_either(
     open: u32,
     deadline: Option<Instant>,
 ) {
+    wait_on(
+        &[watch(low_half(word), seen as u32), watch(flag, open)],
+        deadline,
+    );
+}
+
+/// Sleeps while the low half of each word is that of its value and `flag` is `open`: of at most
+/// [`WAITV_MAX`] words, the flag included. Those beyond are not watched.
+pub(crate) fn wait_any<'a>(
+    words: impl Iterator<Item = (&'a AtomicU64, u64)>,
+    flag: &AtomicU32,
+    open: u32,
+    deadline: Option<Instant>,
+) {
+    let mut list = [const { futex::Wait::new() }; WAITV_MAX];
+    list[0] = watch(flag, open);
+    let mut len = 1;
+    for (entry, (word, seen)) in list[1..].iter_mut().zip(words) {
+        *entry = watch(low_half(word), seen as u32);
+        len += 1;
+    }
+    wait_on(&list[..len], deadline);
+}
+
+fn wait_on(list: &[futex::Wait], deadline: Option<Instant>) {
     let timeout = match deadline {
         None => None,
         Some(deadline) => {
@@ -40,16 +68,8 @@ pub(crate) fn wait_either(
             Some(monotonic_in(left))
         }
     };
-    let mut on_peer = futex::Wait::new();
-    on_peer.val = seen & u64::from(u32::MAX);
-    on_peer.uaddr = futex::WaitPtr::new(std::ptr::from_ref(low_half(word)).cast_mut().cast());
-    on_peer.flags = futex::WaitFlags::SIZE_U32;
-    let mut on_close = futex::Wait::new();
-    on_close.val = u64::from(open);
-    on_close.uaddr = futex::WaitPtr::new(std::ptr::from_ref(flag).cast_mut().cast());
-    on_close.flags = futex::WaitFlags::SIZE_U32;
     let waited = futex::waitv(
-        &[on_peer, on_close],
+        list,
         futex::WaitvFlags::empty(),
         timeout.as_ref(),
         rustix::thread::ClockId::Monotonic,
@@ -60,6 +80,14 @@ pub(crate) fn wait_either(
         // `probe_waitv` said that the call is there. Sleep blind for a moment rather than spin.
         Err(_) => std::thread::sleep(Duration::from_millis(1)),
     }
+}
+
+fn watch(word: &AtomicU32, value: u32) -> futex::Wait {
+    let mut entry = futex::Wait::new();
+    entry.val = u64::from(value);
+    entry.uaddr = futex::WaitPtr::new(std::ptr::from_ref(word).cast_mut().cast());
+    entry.flags = futex::WaitFlags::SIZE_U32;
+    entry
 }
 
 /// Wakes whoever sleeps on `word`, in any process.
@@ -84,7 +112,7 @@ fn low_half(word: &AtomicU64) -> &AtomicU32 {
 }
 
 /// `waitv` takes an absolute time.
-fn monotonic_in(left: Duration) -> rustix::thread::Timespec {
+pub(crate) fn monotonic_in(left: Duration) -> rustix::thread::Timespec {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let left_s = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
     let mut at = rustix::thread::Timespec {

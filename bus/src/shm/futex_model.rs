@@ -12,15 +12,29 @@ loom::lazy_static! {
     static ref SLEEPERS: Condvar = Condvar::new();
 }
 
+/// As the kernel's.
+pub(crate) const WAITV_MAX: usize = 128;
+
 pub(crate) fn wait_either(
     word: &AtomicU64,
     seen: u64,
     flag: &AtomicU32,
     open: u32,
+    deadline: Option<Instant>,
+) {
+    wait_any(std::iter::once((word, seen)), flag, open, deadline);
+}
+
+pub(crate) fn wait_any<'a>(
+    mut words: impl Iterator<Item = (&'a AtomicU64, u64)>,
+    flag: &AtomicU32,
+    open: u32,
     _deadline: Option<Instant>,
 ) {
     let bucket = BUCKET.lock().expect("no panics while it is held");
-    if word.load(Ordering::Relaxed) as u32 == seen as u32 && flag.load(Ordering::Relaxed) == open {
+    if words.all(|(word, seen)| word.load(Ordering::Relaxed) as u32 == seen as u32)
+        && flag.load(Ordering::Relaxed) == open
+    {
         drop(SLEEPERS.wait(bucket).expect("no panics while it is held"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`memfd`] makes memory that only its maker can write, on [`pages`] of a known kind; [`region`] says what one may
 //! do with it, and `copy` moves larger blocks;
-//! [`park`], [`barrier`] and `futex` put a side to sleep and wake it; [`counters`] and [`histogram`] are
+//! [`park`], [`barrier`], [`bell`], [`waker`] and `futex` put a side to sleep and wake it; [`counters`] and [`histogram`] are
 //! what a third party may read of a channel while it runs.
 //!
 //! Everything here is used from any thread and needs no privilege. After set-up nothing allocates,
@@ -10,6 +10,7 @@
 
 pub(crate) mod atomics;
 pub mod barrier;
+pub mod bell;
 pub(crate) mod copy;
 pub mod counters;
 #[cfg(not(loom))]
@@ -24,6 +25,7 @@ pub mod memfd;
 pub mod pages;
 pub mod park;
 pub mod region;
+pub mod waker;
 
 /// Words (of 8 bytes) of a control page: the first page of data memory, and the whole of cursor memory.
 #[cfg(not(loom))]

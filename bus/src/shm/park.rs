@@ -6,27 +6,39 @@
 //! their load, so at least one sees the other: no wake-up is lost.
 //!
 //! A [`Closer`] is the second word of every wait: it ends the sleep when the daemon says that the other
-//! side has gone.
+//! side has gone. A waiter on many channels does without those second words: it asks each closer to tell
+//! its [`Waker`].
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::atomics::{AtomicU32, AtomicU64, Ordering};
 use super::futex;
+use super::waker::Waker;
 use crate::message::Status;
 
 /// Says to both ends of waiting that a lane is over. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Closer(Arc<AtomicU32>);
+pub struct Closer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    word: AtomicU32,
+    /// The waiters that hold this side. Locked only to change or copy the list: nothing happens under it.
+    told: Mutex<Vec<Waker>>,
+}
 
 /// The word of a lane that is open.
 const OPEN: u32 = 0;
 
 impl Default for Closer {
     fn default() -> Self {
-        Self(Arc::new(AtomicU32::new(OPEN)))
+        Self(Arc::new(Shared {
+            word: AtomicU32::new(OPEN),
+            told: Mutex::new(Vec::new()),
+        }))
     }
 }
 
@@ -37,17 +49,41 @@ impl Closer {
         // SYNC: closed. Pairs with the load in `status`; what the closing thread knew is then known.
         if self
             .0
+            .word
             .compare_exchange(OPEN, value, Ordering::Release, Ordering::Relaxed)
             .is_ok()
         {
-            futex::wake_flag(&self.0);
+            futex::wake_flag(&self.0.word);
+            // A waiter that comes too late for this list finds the word when it looks.
+            for waker in self.told(|told| told.clone()) {
+                waker.nudge();
+            }
         }
+    }
+
+    /// Has `waker`'s waiter look again when this closes.
+    pub(crate) fn tell(&self, waker: Waker) {
+        self.told(|told| told.push(waker));
+    }
+
+    /// Takes back one [`Self::tell`].
+    pub(crate) fn forget(&self, waker: &Waker) {
+        self.told(|told| {
+            if let Some(at) = told.iter().position(|other| other.is(waker)) {
+                told.swap_remove(at);
+            }
+        });
+    }
+
+    fn told<R>(&self, change: impl FnOnce(&mut Vec<Waker>) -> R) -> R {
+        // A list of handles is whole at any time, also after a panic elsewhere.
+        change(&mut self.0.told.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Why the lane is over; `None` while it is not.
     pub fn status(&self) -> Option<Status> {
         // SYNC: closed.
-        match self.0.load(Ordering::Acquire) {
+        match self.0.word.load(Ordering::Acquire) {
             OPEN => None,
             value => Some(Status(value - 1)),
         }
@@ -63,7 +99,7 @@ pub fn probe_waitv() -> Result<(), std::io::Error> {
 /// Sleeps while the low half of `word` is that of `seen` and the lane is open, until `deadline` at most.
 /// May return early; the caller looks again.
 pub(crate) fn sleep(word: &AtomicU64, seen: u64, closer: &Closer, deadline: Option<Instant>) {
-    futex::wait_either(word, seen, &closer.0, OPEN, deadline);
+    futex::wait_either(word, seen, &closer.0.word, OPEN, deadline);
 }
 
 /// Wakes whoever sleeps on `word`, in any process.

@@ -6,7 +6,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::shm::atomics::{AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
+
+use crate::shm::atomics::{AtomicU64, Ordering, fence};
+use crate::shm::barrier;
 use crate::shm::counters::{parked, setup};
 use crate::shm::park::Closer;
 
@@ -91,6 +94,46 @@ pub trait Source {
 
     /// What was promised to the other side about sleeping.
     fn parking(&self) -> Parking;
+
+    /// What the other side rings after `arm(Park::Bell)`; `None`: it has no bell, so this source can't be
+    /// waited for in an event loop.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// What to do after arming for an event loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// Something is ready already, and nothing is armed any more: take it.
+    Ready,
+    /// Wait: the descriptor tells when there is something.
+    Asleep,
+}
+
+/// Has the other side ring this source's bell from now on, for an event loop that waits for one source. Take until
+/// there is nothing; then this; unless it says [`Armed::Ready`], wait for the bell (**edge-triggered**: a bell is
+/// always readable), [`Source::disarm`], and take again. For level-triggered loops, or several sources, there is
+/// [`super::Waiter::arm`].
+pub fn arm_bell(source: &mut (impl Source + ?Sized)) -> Armed {
+    source.arm(Park::Bell);
+    barrier_for(source.parking() == Parking::Heavy);
+    if source.is_ready() {
+        source.disarm();
+        Armed::Ready
+    } else {
+        Armed::Asleep
+    }
+}
+
+/// Between storing parked words and the last look: once, for however many sources.
+pub(crate) fn barrier_for(heavy: bool) {
+    // SYNC: consumer-parks, producer-parks. The parked words were stored before, the looks come after.
+    if heavy {
+        barrier::heavy();
+    } else {
+        fence(Ordering::SeqCst);
+    }
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
@@ -116,5 +159,9 @@ impl<S: Source + ?Sized> Source for Box<S> {
 
     fn parking(&self) -> Parking {
         (**self).parking()
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        (**self).bell()
     }
 }

@@ -12,6 +12,7 @@ pub mod client;
 pub mod frame;
 pub mod lane;
 pub mod listing;
+pub mod log;
 pub mod message;
 pub mod router;
 pub mod shm;

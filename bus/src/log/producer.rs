@@ -1,0 +1,449 @@
+//! The sending end of a log. See the module's parent for the layout and the promises.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::attached::{Attached, Stall};
+use super::sequence::{committed, further, writing};
+use super::{
+    ATTACHED_WORD, BEGUN_WORD, Delivery, Hold, INLINE_BYTES, LayoutError, MESSAGES_WORD,
+    READERS_MAX, ReaderId, ReaderSnapshot, SPILL_BYTES, check_capacity, check_size, data_words,
+    message_limit, slot_at, slots_for,
+};
+use crate::channel::{Tag, Waiting};
+use crate::message::Status;
+use crate::shm::atomics::{Ordering, fence};
+use crate::shm::barrier;
+use crate::shm::counters::{
+    CAPACITY_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
+};
+use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::region::{Own, Words};
+use crate::wait::Parking;
+
+/// Looks for room before sleeping: about one wake-up's cost.
+#[cfg(not(loom))]
+const SPINS: u32 = 200;
+/// The checker tries every schedule; looking twice only makes more of them.
+#[cfg(loom)]
+const SPINS: u32 = 0;
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    #[error("the log is full: a reliable reader is {behind} slots behind")]
+    Full { behind: u64 },
+    #[error(
+        "a message of {len} bytes is over this log's limit of {limit}; send it over the socket"
+    )]
+    TooLong { len: usize, limit: usize },
+    #[error("the log is closed: {0}")]
+    Closed(Status),
+}
+
+/// Why a reader was not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    #[error(transparent)]
+    Layout(LayoutError),
+    #[error("the log has {READERS_MAX} readers, the most it can have; detach one first")]
+    TooMany,
+    #[error("reader {0:?} is attached already")]
+    Twice(ReaderId),
+    #[error("the reader calls itself as another does, or not at all; format its cursor page anew")]
+    Key,
+}
+
+/// How a producer behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriterOptions {
+    /// How it waits for room (reliable readers only).
+    pub waiting: Waiting,
+    /// How long it waits for each reliable reader.
+    pub hold: Hold,
+}
+
+/// The sending end. One thread.
+#[derive(Debug)]
+pub struct Writer<D, C> {
+    data: Own<D>,
+    capacity: usize,
+    /// The next slot number to write.
+    next: u64,
+    /// The next message number.
+    number: u64,
+    /// Slots that may be written before the reliable readers must be looked at.
+    room: u64,
+    /// How many slots a reliable reader may be behind.
+    lag: u64,
+    hold: Duration,
+    waiting: Waiting,
+    stall: Stall,
+    readers: Vec<Attached<C>>,
+    /// Somebody may sleep who issues no barrier.
+    fences: bool,
+    cut_off: VecDeque<ReaderId>,
+    attached: u64,
+    sent: Sent,
+    closer: Closer,
+}
+
+impl<D: Words, C: Words> Writer<D, C> {
+    /// Takes its own formatted data memory. Readers are attached later, at any time.
+    pub fn new(data: D, closer: Closer, options: WriterOptions) -> Result<Self, LayoutError> {
+        let data = Own(data);
+        let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
+        check_size(data.len(), data_words(capacity))?;
+        let (low, high) = (capacity as u64 / 2, capacity as u64);
+        let lag = options.hold.lag.unwrap_or(high);
+        if !(low..=high).contains(&lag) {
+            return Err(LayoutError::Lag {
+                found: lag,
+                low,
+                high,
+            });
+        }
+        let may = match options.waiting {
+            Waiting::Busy => setup::NEVER_PARKS,
+            Waiting::Adaptive | Waiting::Blocking if barrier::register() => setup::MEMBARRIER,
+            Waiting::Adaptive | Waiting::Blocking => 0,
+        };
+        data.store(SETUP_WORD, may, Ordering::Relaxed);
+        Ok(Self {
+            data,
+            capacity,
+            next: 0,
+            number: 0,
+            room: u64::MAX,
+            lag,
+            hold: options.hold.time,
+            waiting: options.waiting,
+            stall: Stall::default(),
+            readers: Vec::with_capacity(READERS_MAX),
+            fences: false,
+            cut_off: VecDeque::with_capacity(READERS_MAX),
+            attached: 0,
+            sent: Sent::default(),
+            closer,
+        })
+    }
+
+    /// Longest message that [`Self::try_send`] takes.
+    pub fn message_limit(&self) -> usize {
+        message_limit(self.capacity)
+    }
+
+    /// Says to this end that the log is over.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    /// What this end has counted.
+    pub fn counters(&self) -> Sent {
+        self.sent
+    }
+
+    /// From now on `cursor`'s reader is woken and, if reliable, waited for. `id` is the caller's choice.
+    /// A lossy reader may read before this; it is not woken.
+    pub fn attach_reader(
+        &mut self,
+        id: ReaderId,
+        cursor: C,
+        delivery: Delivery,
+    ) -> Result<(), AttachError> {
+        if self.readers.iter().any(|reader| reader.id == id) {
+            return Err(AttachError::Twice(id));
+        }
+        let place = (0..READERS_MAX)
+            .find(|place| self.readers.iter().all(|reader| reader.place() != *place))
+            .ok_or(AttachError::TooMany)?;
+        let reader =
+            Attached::new(id, cursor, delivery, place, self.next).map_err(AttachError::Layout)?;
+        let taken = |other: &Attached<C>| other.key() == reader.key();
+        if reader.key() == 0 || self.readers.iter().any(taken) {
+            return Err(AttachError::Key);
+        }
+        reader.show(&self.data, self.next, self.number);
+        self.readers.push(reader);
+        self.settle();
+        self.attached += 1;
+        // SYNC: attached.
+        self.data
+            .store(ATTACHED_WORD, self.attached, Ordering::Release);
+        // Whoever slept before this moment was woken by nobody. Kernel calls are allowed here.
+        wake_word(self.data.word(ATTACHED_WORD));
+        barrier::heavy();
+        self.wake_readers();
+        Ok(())
+    }
+
+    /// Forgets a reader and gives back its memory; `None` if it isn't attached (any more).
+    pub fn detach_reader(&mut self, id: ReaderId) -> Option<C> {
+        let at = self.readers.iter().position(|reader| reader.id == id)?;
+        let reader = self.readers.swap_remove(at);
+        reader.hide(&self.data);
+        self.settle();
+        Some(reader.into_cursor())
+    }
+
+    /// The readers that were cut off, oldest first, each once; they are no longer attached. Their owner should
+    /// hear of it ([`Status::QUEUE_FULL`]).
+    pub fn next_cut_off(&mut self) -> Option<ReaderId> {
+        self.cut_off.pop_front()
+    }
+
+    /// What each reader says of itself.
+    pub fn readers(&self) -> impl Iterator<Item = ReaderSnapshot> {
+        self.readers.iter().map(|reader| reader.snapshot(self.next))
+    }
+
+    /// Puts a message into the log unless a reliable reader is too far behind. Never blocks.
+    pub fn try_send(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        self.put(tag, payload)?;
+        self.wake_readers();
+        Ok(())
+    }
+
+    /// Puts as many messages into the log as there is room for, all with one look at who sleeps; returns how
+    /// many those are. An error is that of the first message.
+    pub fn try_send_batch<'a>(
+        &mut self,
+        messages: impl IntoIterator<Item = (Tag, &'a [u8])>,
+    ) -> Result<usize, SendError> {
+        let mut done = 0;
+        for (tag, payload) in messages {
+            match self.put(tag, payload) {
+                Ok(()) => done += 1,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        self.wake_readers();
+        Ok(done)
+    }
+
+    /// As [`Self::try_send`], waiting up to `timeout` for reliable readers. One that has used up its
+    /// [`Hold::time`] is cut off instead, so with a `timeout` above that this fails by closing only.
+    pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut spins = 0;
+        loop {
+            let full = match self.try_send(tag, payload) {
+                Err(full @ SendError::Full { .. }) => full,
+                other => return other,
+            };
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(full);
+            }
+            if self.waiting == Waiting::Busy || self.waiting == Waiting::Adaptive && spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+                continue;
+            }
+            self.sleep_for_room(slots_for(payload.len()) as u64, deadline);
+        }
+    }
+
+    fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        if let Some(status) = self.closer.status() {
+            return Err(SendError::Closed(status));
+        }
+        let (len, limit) = (payload.len(), self.message_limit());
+        if len > limit {
+            return Err(SendError::TooLong { len, limit });
+        }
+        let slots = slots_for(len) as u64;
+        if self.next + slots > self.room {
+            self.make_room(slots)?;
+        }
+        self.write(tag, payload, slots);
+        Ok(())
+    }
+
+    fn write(&mut self, tag: Tag, payload: &[u8], slots: u64) {
+        let (head, number) = (self.next + slots, self.number);
+        // SYNC: position. Begun, messages, head: a reader that finds the first and the last alike, reading them
+        // in the opposite order, has the number that belongs to them (`Reader::newest`).
+        self.data.store(BEGUN_WORD, head, Ordering::Relaxed);
+        for slot in self.next..head {
+            let at = slot_at(slot, self.capacity);
+            self.data.store(at, writing(number), Ordering::Relaxed);
+        }
+        // SYNC: overwrite. The marks above come before the payload below, for whoever sees any of the payload:
+        // pairs with the acquire fence in `Reader::take`.
+        fence(Ordering::Release);
+        let (inline, mut spill) = payload.split_at(payload.len().min(INLINE_BYTES));
+        for slot in self.next + 1..head {
+            let at = slot_at(slot, self.capacity);
+            let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
+            spill = later;
+            self.write_bytes(at + 1, now);
+            self.data.store(at, further(number), Ordering::Relaxed);
+        }
+        let at = slot_at(self.next, self.capacity);
+        let about = u64::from(payload.len() as u16)
+            | u64::from(tag.kind) << 16
+            | u64::from(tag.flags) << 24
+            | u64::from(tag.correlation) << 32;
+        self.data.store(at + 1, about, Ordering::Relaxed);
+        self.write_bytes(at + 2, inline);
+        // SYNC: commit. Pairs with the acquire load of the sequence in `Reader::take`: whoever sees it sees all
+        // of the message. Whoever is killed before it has sent nothing.
+        self.data.store(at, committed(number), Ordering::Release);
+        self.next = head;
+        self.number += 1;
+        self.sent.messages += 1;
+        self.sent.bytes += payload.len() as u64;
+        // SYNC: position.
+        self.data
+            .store(MESSAGES_WORD, self.number, Ordering::Release);
+        self.data.store(HEAD_WORD, head, Ordering::Release);
+        self.sent.publish(&self.data);
+    }
+
+    fn write_bytes(&self, at: usize, bytes: &[u8]) {
+        let mut at = at;
+        let mut chunks = bytes.chunks_exact(8);
+        for chunk in &mut chunks {
+            let word = u64::from_le_bytes(chunk.try_into().expect("chunks of 8"));
+            self.data.store(at, word, Ordering::Relaxed);
+            at += 1;
+        }
+        let rest = chunks.remainder();
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            self.data
+                .store(at, u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes all readers that sleep, if one does that was not woken yet.
+    fn wake_readers(&mut self) {
+        if self.fences {
+            // SYNC: reader-parks. The head's store, then this fence, then the look at the flags; a reader stores its
+            // flag, fences, and looks at the slot and the head. One of the two sees the other.
+            fence(Ordering::SeqCst);
+        } else {
+            // SYNC: reader-parks. All that sleep run the fence here by membarrier; this keeps the compiler in order.
+            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+        }
+        let mut any = false;
+        for reader in &mut self.readers {
+            any |= reader.parking != Parking::NeverParks && reader.sleeps();
+        }
+        if any {
+            self.sent.wakes += 1;
+            wake_word(self.data.word(HEAD_WORD));
+        }
+    }
+
+    /// What follows from who is attached.
+    fn settle(&mut self) {
+        self.fences = !barrier::register()
+            || self
+                .readers
+                .iter()
+                .any(|reader| reader.parking == Parking::Light);
+        self.room = self.reliable_room();
+    }
+
+    fn reliable_room(&self) -> u64 {
+        let reliable = self
+            .readers
+            .iter()
+            .filter(|reader| reader.delivery == Delivery::Reliable);
+        reliable
+            .map(|reader| reader.consumed() + self.lag)
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Looks how far the reliable readers are, and cuts off those that have held the producer up for too long.
+    fn make_room(&mut self, slots: u64) -> Result<(), SendError> {
+        let (next, lag, hold) = (self.next, self.lag, self.hold);
+        let mut elapsed = None;
+        let mut at = 0;
+        while let Some(reader) = self.readers.get_mut(at) {
+            if reader.delivery == Delivery::Lossy {
+                at += 1;
+                continue;
+            }
+            match reader.look(next) {
+                Some(consumed) if next + slots <= consumed + lag => {
+                    if next - consumed <= lag / 2 {
+                        reader.forgive();
+                    }
+                    at += 1;
+                }
+                Some(_) => {
+                    reader.charge(*elapsed.get_or_insert_with(|| self.stall.continues()));
+                    if reader.held() >= hold {
+                        self.cut_off(at);
+                    } else {
+                        at += 1;
+                    }
+                }
+                None => self.cut_off(at),
+            }
+        }
+        self.room = self.reliable_room();
+        if next + slots <= self.room {
+            self.stall.ends();
+            return Ok(());
+        }
+        self.sent.full += 1;
+        Err(SendError::Full {
+            behind: next - (self.room - lag),
+        })
+    }
+
+    fn cut_off(&mut self, at: usize) {
+        let reader = self.readers.swap_remove(at);
+        reader.show_cut_off(&self.data);
+        self.sent.cut_off += 1;
+        // Never more than there are places before the owner asks: the oldest is forgotten otherwise.
+        if self.cut_off.len() == READERS_MAX {
+            self.cut_off.pop_front();
+        }
+        self.cut_off.push_back(reader.id);
+        // It may sleep while claiming to be behind; then nobody else would wake it.
+        wake_word(self.data.word(HEAD_WORD));
+    }
+
+    fn sleep_for_room(&mut self, slots: u64, deadline: Option<Instant>) {
+        self.data
+            .store(PARKED_WORD, parked::FUTEX, Ordering::Relaxed);
+        // SYNC: producer-parks. Flag, fence, look; a reader stores its position, fences, and looks at the flag.
+        barrier::heavy();
+        if self.make_room(slots).is_err() {
+            let reliable = self
+                .readers
+                .iter()
+                .filter(|reader| reader.delivery == Delivery::Reliable);
+            let behind = |reader: &&Attached<C>| self.next + slots > reader.consumed() + self.lag;
+            // All that are too far behind must move, so the slowest is as good as any to sleep on; the first to have
+            // used up its time ends the sleep.
+            let patience = reliable
+                .clone()
+                .filter(behind)
+                .map(|reader| self.hold - reader.held())
+                .min();
+            if let Some(slowest) = reliable.min_by_key(|reader| reader.consumed()) {
+                let patience = patience.and_then(|left| Instant::now().checked_add(left));
+                let until = [deadline, patience].into_iter().flatten().min();
+                self.sent.sleeps += 1;
+                sleep(
+                    slowest.consumed_word(),
+                    slowest.consumed(),
+                    &self.closer,
+                    until,
+                );
+            }
+        }
+        self.data
+            .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
+    }
+}

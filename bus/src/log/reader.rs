@@ -1,0 +1,609 @@
+//! The receiving end of a log. See the module's parent for the layout and the promises.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use super::attached::place;
+use super::sequence::{Found, NUMBER_MAX, begins, look};
+use super::{
+    ATTACHED_WORD, BEGUN_WORD, CURSOR_MAGIC, DATA_MAGIC, Delivery, INLINE_BYTES, KEY_WORD,
+    LayoutError, MESSAGES_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX, SPILL_BYTES,
+    check_capacity, check_magic, check_size, cursor_words, data_words, message_limit, slot_at,
+    slots_for,
+};
+use crate::channel::{Tag, Waiting};
+use crate::message::Status;
+use crate::shm::atomics::{Ordering, fence};
+use crate::shm::barrier;
+use crate::shm::counters::{
+    CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, SETUP_WORD, parked,
+    setup,
+};
+use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::region::{Own, Peers, Words};
+use crate::wait::{Park, Parking, Source, Watch};
+
+/// Looks before sleeping: about one wake-up's cost.
+#[cfg(not(loom))]
+const SPINS: u32 = 200;
+/// The checker tries every schedule; looking twice only makes more of them.
+#[cfg(loom)]
+const SPINS: u32 = 0;
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the next message.
+    #[default]
+    Head,
+    /// With the oldest message that is still there.
+    Oldest,
+}
+
+/// How a reader behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReaderOptions {
+    pub start: Start,
+    /// What it asks for; the producer must attach it as the same. A reliable one reads nothing before that.
+    pub delivery: Delivery,
+    pub waiting: Waiting,
+}
+
+/// What came with a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub tag: Tag,
+    /// Counted by the producer from 0, without gaps.
+    pub number: u64,
+    /// Messages that this reader has lost since the one before.
+    pub lost: u64,
+}
+
+/// Why no message was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecvError {
+    #[error("nothing came in time")]
+    TimedOut,
+    #[error("the log is closed: {0}")]
+    Closed(Status),
+    #[error("cut off: this reader held its producer up for too long; follow the log anew")]
+    CutOff,
+    #[error("slot {slot} claims {len} bytes, more than a message of this log can have")]
+    Length { slot: u64, len: usize },
+    #[error("the producer says that it wrote {messages} messages in {slots} slots, which can't be")]
+    Position { messages: u64, slots: u64 },
+}
+
+/// The receiving end. One thread.
+#[derive(Debug)]
+pub struct Reader<D, C> {
+    data: Peers<D>,
+    cursor: Own<C>,
+    capacity: usize,
+    options: ReaderOptions,
+    /// The next slot number to read, and the message number that begins there.
+    next: u64,
+    number: u64,
+    /// The message number that this reader began with.
+    first: u64,
+    /// The message number that a reliable reader is promised all from.
+    attached_at: u64,
+    /// What the cursor page says.
+    published: u64,
+    /// Lost since the last message.
+    lost: u64,
+    /// Overrun so many times in a row: the next leap leaves more room.
+    overruns: u32,
+    /// A reliable reader that the producer has attached, or a lossy one.
+    joined: bool,
+    /// After the log was closed: no message from this number on was committed before.
+    drain: Option<u64>,
+    key: u64,
+    parked_at: usize,
+    /// Value of the head, or of the attachments, before the last look.
+    seen: u64,
+    /// Of its sleeps, in the upper bits of the parked flag: each is woken once.
+    sleeps: u64,
+    parking: Parking,
+    received: Received,
+    closer: Closer,
+}
+
+/// Writes the header of fresh (zeroed) cursor memory.
+pub fn format_cursor<C: Words>(cursor: &C, options: &ReaderOptions) -> Result<(), LayoutError> {
+    let words = cursor.words();
+    check_size(words.len(), cursor_words())?;
+    let key = fresh_key();
+    let mut flags = match options.waiting {
+        Waiting::Busy => setup::NEVER_PARKS,
+        // One reader without the barrier would cost the producer a fence for each message to all of them.
+        Waiting::Adaptive | Waiting::Blocking if barrier::register() => setup::MEMBARRIER,
+        Waiting::Adaptive | Waiting::Blocking => 0,
+    };
+    if options.delivery == Delivery::Reliable {
+        flags |= setup::RELIABLE;
+    }
+    words[SETUP_WORD].store(flags, Ordering::Relaxed);
+    words[KEY_WORD].store(key, Ordering::Relaxed);
+    words[PARKED_AT_WORD].store(flag_place(key) as u64, Ordering::Relaxed);
+    words[MAGIC_WORD].store(CURSOR_MAGIC, Ordering::Relaxed);
+    Ok(())
+}
+
+/// A name that no other reader of the log has. Not a secret: it is shown to all of them.
+#[cfg(not(loom))]
+fn fresh_key() -> u64 {
+    let mut bytes = [0; 8];
+    // The kernel refuses only flags that it doesn't know, and 8 bytes are never cut short.
+    let drawn = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    debug_assert_eq!(drawn, Ok(8));
+    u64::from_le_bytes(bytes) & !place::STATE | (place::STATE + 1)
+}
+
+/// The checker wants the same names in every run.
+#[cfg(loom)]
+fn fresh_key() -> u64 {
+    static KEYS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    KEYS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) << 2
+}
+
+/// One of the lines that may hold a parked flag.
+fn flag_place(key: u64) -> usize {
+    let places = || (PARKED_WORD..cursor_words()).filter(|at| super::attached::is_flag_place(*at));
+    let count = places().count() as u64;
+    let chosen = (key >> 2) % count;
+    places().nth(chosen as usize).expect("fewer than there are")
+}
+
+impl<D: Words, C: Words> Reader<D, C> {
+    /// Takes the producer's data memory and its own cursor memory, formatted with the same `options`.
+    pub fn new(
+        data: D,
+        cursor: C,
+        closer: Closer,
+        options: ReaderOptions,
+    ) -> Result<Self, LayoutError> {
+        let (data, cursor) = (Peers(data), Own(cursor));
+        check_magic(data.load(MAGIC_WORD, Ordering::Relaxed), DATA_MAGIC)?;
+        // Read once: the producer may change the word, but not what we go by.
+        let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
+        check_size(data.len(), data_words(capacity))?;
+        check_size(cursor.len(), cursor_words())?;
+        check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
+        let parking = Parking::from_setup(cursor.load(SETUP_WORD, Ordering::Relaxed));
+        let (key, parked_at) = (
+            cursor.load(KEY_WORD, Ordering::Relaxed),
+            cursor.load(PARKED_AT_WORD, Ordering::Relaxed) as usize,
+        );
+        let mut reader = Self {
+            data,
+            cursor,
+            capacity,
+            options,
+            next: 0,
+            number: 0,
+            first: 0,
+            attached_at: 0,
+            published: 0,
+            lost: 0,
+            overruns: 0,
+            joined: false,
+            drain: None,
+            key,
+            parked_at,
+            seen: 0,
+            sleeps: 0,
+            parking,
+            received: Received::default(),
+            closer,
+        };
+        if options.delivery == Delivery::Lossy
+            && let Err(RecvError::Position { messages, slots }) = reader.join()
+        {
+            return Err(LayoutError::Position { messages, slots });
+        }
+        Ok(reader)
+    }
+
+    /// Says to this end that the log is over; what is committed can still be received.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    /// What this end has counted.
+    pub fn counters(&self) -> Received {
+        self.received
+    }
+
+    /// The number of the next message that it will read, unless it is overrun. Less [`Self::first`] it is always
+    /// what was received and what was lost.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The number of the message that this reader began with.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Takes the next message into `buffer`, which is cleared first. `None`: there is none. Never blocks. After the
+    /// log was closed, first gives what had been committed; not if it was closed because this reader may no
+    /// longer read it.
+    pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Message>, RecvError> {
+        // Before the look at the slot: a message committed before the close must be seen.
+        let closed = self.closer.status();
+        if let Some(status) = closed
+            && !self.may_drain(status)
+        {
+            return Err(RecvError::Closed(status));
+        }
+        let taken = self.take(buffer)?;
+        if taken.is_none() {
+            self.publish();
+            if let Some(status) = closed {
+                return Err(RecvError::Closed(status));
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Is there anything left that was committed before the log was closed, and may it be read?
+    #[cold]
+    fn may_drain(&mut self, status: Status) -> bool {
+        // One more than the producer said: it may have been killed between committing and counting.
+        let limit = *self.drain.get_or_insert_with(|| {
+            let messages = self.data.load(MESSAGES_WORD, Ordering::Acquire);
+            messages.saturating_add(1)
+        });
+        status != Status::DENIED && self.number < limit
+    }
+
+    /// Takes up to `most` messages, giving each to `each`; returns how many those were. The position is published
+    /// once for all.
+    pub fn try_recv_batch(
+        &mut self,
+        most: usize,
+        buffer: &mut Vec<u8>,
+        mut each: impl FnMut(Message, &[u8]),
+    ) -> Result<usize, RecvError> {
+        let mut done = 0;
+        while done < most {
+            match self.try_recv(buffer) {
+                Ok(Some(message)) => each(message, buffer),
+                Ok(None) => break,
+                Err(error) if done == 0 => return Err(error),
+                // It comes again at the next call.
+                Err(_) => break,
+            }
+            done += 1;
+        }
+        self.publish();
+        Ok(done)
+    }
+
+    /// As [`Self::try_recv`], waiting up to `timeout`.
+    pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Message, RecvError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut spins = 0;
+        loop {
+            if let Some(message) = self.try_recv(buffer)? {
+                return Ok(message);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(RecvError::TimedOut);
+            }
+            let waiting = self.options.waiting;
+            if waiting == Waiting::Busy || waiting == Waiting::Adaptive && spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+                continue;
+            }
+            self.arm(Park::Futex);
+            // SYNC: reader-parks. See `Writer::wake_readers`.
+            barrier::heavy();
+            if !self.is_ready() {
+                self.received.sleeps += 1;
+                let Watch { word, seen } = self.watch();
+                sleep(word, seen, &self.closer, deadline);
+            }
+            self.disarm();
+        }
+    }
+
+    /// The protocol: copies the next message, and finds out whether it was overwritten meanwhile.
+    fn take(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Message>, RecvError> {
+        if !self.joined && !self.join()? {
+            return Ok(None);
+        }
+        loop {
+            let at = slot_at(self.next, self.capacity);
+            // SYNC: commit.
+            let sequence = self.data.load(at, Ordering::Acquire);
+            match look(sequence, self.number) {
+                Found::Ready => {}
+                Found::NotYet => {
+                    self.overruns = 0;
+                    return Ok(None);
+                }
+                Found::Overrun => {
+                    if !self.leap()? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+            }
+            let about = self.data.load(at + 1, Ordering::Relaxed);
+            let len = usize::from(about as u16);
+            let fits = len <= message_limit(self.capacity);
+            if fits {
+                self.copy(at, len, buffer);
+            }
+            // SYNC: overwrite. Whoever has copied a word of a later message sees its mark on the first slot.
+            fence(Ordering::Acquire);
+            if self.data.load(at, Ordering::Relaxed) != sequence {
+                if !self.leap()? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            if !fits {
+                return Err(self.corrupt(RecvError::Length {
+                    slot: self.next,
+                    len,
+                }));
+            }
+            self.overruns = 0;
+            let message = Message {
+                tag: Tag {
+                    kind: (about >> 16) as u8,
+                    flags: (about >> 24) as u8,
+                    correlation: (about >> 32) as u32,
+                },
+                number: self.number,
+                lost: std::mem::take(&mut self.lost),
+            };
+            self.next = self.next.wrapping_add(slots_for(len) as u64);
+            self.number += 1;
+            self.received.messages += 1;
+            self.received.bytes += len as u64;
+            if self.next.wrapping_sub(self.published) >= (self.capacity as u64 / 4).max(1) {
+                self.publish();
+            }
+            return Ok(Some(message));
+        }
+    }
+
+    fn copy(&self, at: usize, len: usize, buffer: &mut Vec<u8>) {
+        buffer.clear();
+        buffer.reserve(len);
+        self.read(at + 2, len.min(INLINE_BYTES), buffer);
+        for further in 1..slots_for(len) as u64 {
+            let slot = self.next.wrapping_add(further);
+            let left = len - buffer.len();
+            let at = slot_at(slot, self.capacity) + 1;
+            self.read(at, left.min(SPILL_BYTES), buffer);
+        }
+    }
+
+    fn read(&self, at: usize, len: usize, buffer: &mut Vec<u8>) {
+        let mut left = len;
+        let mut at = at;
+        while left > 0 {
+            let word = self.data.load(at, Ordering::Relaxed).to_le_bytes();
+            let now = left.min(8);
+            buffer.extend_from_slice(&word[..now]);
+            left -= now;
+            at += 1;
+        }
+    }
+
+    /// Finds the place to begin at; `false`: not yet.
+    fn join(&mut self) -> Result<bool, RecvError> {
+        let (slots, messages) = match self.options.delivery {
+            Delivery::Lossy => match self.newest()? {
+                None => return Ok(false),
+                Some(newest) => newest,
+            },
+            Delivery::Reliable => {
+                // SYNC: attached. Before the look at the places: what is slept on if it finds nothing.
+                self.seen = self.data.load(ATTACHED_WORD, Ordering::Acquire);
+                match self.place() {
+                    None => return Ok(false),
+                    Some((place::HELD, slots, messages)) => {
+                        self.attached_at = messages;
+                        (slots, messages)
+                    }
+                    Some(_) => return Err(self.end(RecvError::CutOff, Status::QUEUE_FULL)),
+                }
+            }
+        };
+        (self.next, self.number) = (slots, messages);
+        if self.options.start == Start::Oldest {
+            (self.next, self.number) = self.oldest(slots, messages, 0);
+        }
+        self.first = self.number;
+        self.joined = true;
+        self.publish();
+        Ok(true)
+    }
+
+    /// This reader's place in the data page: its state, and the slot and message it was attached at.
+    fn place(&self) -> Option<(u64, u64, u64)> {
+        let places = (0..READERS_MAX).map(|place| PLACES_WORD + 3 * place);
+        places.into_iter().find_map(|at| {
+            // SYNC: attached.
+            let key = self.data.load(at, Ordering::Acquire);
+            (key & !place::STATE == self.key).then(|| {
+                let word = |at| self.data.load(at, Ordering::Relaxed);
+                (key & place::STATE, word(at + 1), word(at + 2))
+            })
+        })
+    }
+
+    /// How many slots and messages the producer has written, as a pair that belongs together; `None`: it was
+    /// writing just then.
+    fn newest(&self) -> Result<Option<(u64, u64)>, RecvError> {
+        for tries in 0..8 {
+            // SYNC: position. See `Writer::write`.
+            let slots = self.data.load(HEAD_WORD, Ordering::Acquire);
+            let messages = self.data.load(MESSAGES_WORD, Ordering::Acquire);
+            let begun = self.data.load(BEGUN_WORD, Ordering::Relaxed);
+            // A producer that was killed in the middle never makes them alike, but nothing changes any more either.
+            if begun == slots || tries == 7 && self.closer.status().is_some() {
+                if messages > slots || messages > NUMBER_MAX {
+                    return Err(self.corrupt(RecvError::Position { messages, slots }));
+                }
+                return Ok(Some((slots, messages)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The oldest message that is still there, or the head, leaving out the `spare` oldest slots. Everything in
+    /// the ring that was written before the head has a message number below `messages`.
+    fn oldest(&self, slots: u64, messages: u64, spare: u64) -> (u64, u64) {
+        let first = slots
+            .saturating_sub(self.capacity as u64)
+            .saturating_add(spare);
+        for slot in first.min(slots)..slots {
+            // SYNC: commit.
+            let sequence = self
+                .data
+                .load(slot_at(slot, self.capacity), Ordering::Acquire);
+            match begins(sequence) {
+                Some(number) if number < messages && number >= self.number => {
+                    return (slot, number);
+                }
+                _ => {}
+            }
+        }
+        (slots, messages)
+    }
+
+    /// This reader was overrun: goes on at the oldest message, and counts those in between as lost. `false`: it
+    /// could not find its place just then.
+    fn leap(&mut self) -> Result<bool, RecvError> {
+        // What was written before its attachment is promised to nobody.
+        if self.options.delivery == Delivery::Reliable && self.number >= self.attached_at {
+            // The producer waits for an attached reader, or says that it doesn't any more.
+            let status = match self.place() {
+                Some((place::HELD, ..)) => Status::MALFORMED,
+                _ => Status::QUEUE_FULL,
+            };
+            return Err(self.end(RecvError::CutOff, status));
+        }
+        let Some((slots, messages)) = self.newest()? else {
+            return Ok(false);
+        };
+        if messages < self.number {
+            return Err(self.corrupt(RecvError::Position { messages, slots }));
+        }
+        // Who is overrun again and again leaves more room each time, up to the whole ring.
+        let spare = ((self.capacity as u64) << self.overruns.min(3)) / 8;
+        self.overruns += 1;
+        let (slot, number) = self.oldest(slots, messages, spare);
+        let lost = number - self.number;
+        self.lost += lost;
+        self.received.lost += lost;
+        (self.next, self.number) = (slot, number);
+        Ok(true)
+    }
+
+    /// Ends the log for this reader.
+    fn end(&self, error: RecvError, status: Status) -> RecvError {
+        self.closer.close(status);
+        error
+    }
+
+    fn corrupt(&self, error: RecvError) -> RecvError {
+        self.end(error, Status::MALFORMED)
+    }
+
+    /// Tells the producer how far this reader is; a reliable one may be waited for.
+    fn publish(&mut self) {
+        self.received.publish(&self.cursor);
+        if self.published == self.next || !self.joined {
+            return;
+        }
+        self.published = self.next;
+        // SYNC: consumed. Pairs with the acquire load in `Attached::look`.
+        self.cursor
+            .store(CONSUMED_WORD, self.next, Ordering::Release);
+        if self.options.delivery == Delivery::Lossy {
+            return;
+        }
+        let setup = self.data.load(SETUP_WORD, Ordering::Relaxed);
+        match Parking::from_setup(setup) {
+            Parking::NeverParks => return,
+            Parking::Heavy if barrier::register() => {
+                // SYNC: producer-parks. The producer runs the fence here before it sleeps.
+                std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+            }
+            // SYNC: producer-parks. See `Writer::sleep_for_room`.
+            Parking::Heavy | Parking::Light => fence(Ordering::SeqCst),
+        }
+        if self.data.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE {
+            self.received.wakes += 1;
+            wake_word(self.cursor.word(CONSUMED_WORD));
+        }
+    }
+}
+
+impl<D: Words, C: Words> Source for Reader<D, C> {
+    fn watch(&self) -> Watch<'_> {
+        let word = if self.joined || self.options.delivery == Delivery::Lossy {
+            HEAD_WORD
+        } else {
+            ATTACHED_WORD
+        };
+        Watch {
+            word: self.data.word(word),
+            seen: self.seen,
+        }
+    }
+
+    fn arm(&mut self, how: Park) {
+        self.publish();
+        self.sleeps = (self.sleeps + 1) & (u64::MAX >> 8);
+        let flag = how.flag() | self.sleeps << 8;
+        self.cursor.store(self.parked_at, flag, Ordering::Relaxed);
+        if self.joined || self.options.delivery == Delivery::Lossy {
+            // Before the look at the slot. Whatever is committed after that look changes the head after this.
+            self.seen = self.data.load(HEAD_WORD, Ordering::Acquire);
+        }
+    }
+
+    fn disarm(&mut self) {
+        self.cursor
+            .store(self.parked_at, parked::AWAKE, Ordering::Relaxed);
+    }
+
+    fn is_ready(&self) -> bool {
+        if self.closer.status().is_some() {
+            return true;
+        }
+        if !self.joined {
+            return self.options.delivery == Delivery::Lossy
+                || self.data.load(ATTACHED_WORD, Ordering::Acquire) != self.seen;
+        }
+        if self.options.delivery == Delivery::Reliable
+            && !matches!(self.place(), Some((place::HELD, ..)))
+        {
+            return true;
+        }
+        // SYNC: commit.
+        let sequence = self
+            .data
+            .load(slot_at(self.next, self.capacity), Ordering::Acquire);
+        look(sequence, self.number) != Found::NotYet
+    }
+
+    fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    fn parking(&self) -> Parking {
+        self.parking
+    }
+}

@@ -81,11 +81,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(all(test, loom))]
+mod model;
 pub mod order;
 #[cfg(not(loom))]
 mod poll;
 pub mod source;
 mod spin;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub mod timers;
 pub mod waiter;
 

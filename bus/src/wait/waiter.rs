@@ -575,11 +575,8 @@ impl<S: Source> Drop for Waiter<S> {
 
 /// Queues a source if it is ready and not queued. Whether it is ready.
 fn look_at<S: Source>(entry: &mut Entry<S>, index: u32, order: &mut Order) -> bool {
-    if entry.queued {
-        return true;
-    }
     let ready = entry.source.is_ready();
-    if ready {
+    if ready && !entry.queued {
         entry.queued = true;
         order.push(entry.class, index);
     }

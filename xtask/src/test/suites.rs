@@ -47,7 +47,7 @@ pub fn model(scratch: &Path) -> Result<Outcome> {
     let target = Metadata::of_members()?.target_directory.join("loom");
     let mut command = cargo();
     command
-        .args(["test", "-p", "agentd-bus", "--lib", "lane::model"])
+        .args(["test", "-p", "agentd-bus", "--lib", "::model::"])
         .env("CARGO_TARGET_DIR", target)
         .env("RUSTFLAGS", "--cfg loom")
         .env("LOOM_MAX_PREEMPTIONS", "3");

@@ -59,8 +59,8 @@ pub mod flags {
     pub const PRIORITY_MASK: u32 = 0b11;
     /// The payload is LZ4 (bit 2) or zstd (bit 3) compressed. Refused until a peer negotiates it.
     pub const COMPRESSED: u32 = 0b11 << 2;
-    /// The payload is sealed. Refused until a peer negotiates it.
-    pub const ENCRYPTED: u32 = 1 << 4;
+    /// Parameters, result or data are sealed between the two agents: [`crate::protect`].
+    pub const SEALED: u32 = 1 << 4;
     /// Keep the message until it is acknowledged. Refused where there is no durable store.
     pub const DURABLE: u32 = 1 << 5;
     /// The sender wants an acknowledgement: a RESPONSE to an EVENT, an echo of a HEARTBEAT.
@@ -69,9 +69,11 @@ pub mod flags {
     pub const CRC: u32 = 1 << 7;
     /// One file descriptor accompanies this frame (`SCM_RIGHTS`, on the frame's first byte).
     pub const FD: u32 = 1 << 8;
+    /// Parameters, result or data are signed by the sending agent: [`crate::protect`].
+    pub const SIGNED: u32 = 1 << 9;
 
     /// Everything that this version acts on; other bits are refused, not ignored.
-    pub const SUPPORTED: u32 = PRIORITY_MASK | ACK | CRC | FD;
+    pub const SUPPORTED: u32 = PRIORITY_MASK | SEALED | ACK | CRC | FD | SIGNED;
 }
 
 /// Sixteen bytes naming an agent (its launch id). All zero is the bus itself.
@@ -273,6 +275,10 @@ pub enum FrameError {
         flags::SUPPORTED
     )]
     Flags { found: u32 },
+    #[error(
+        "a frame of type {kind:#06x} with flags {found:#010x} can't be protected: only requests, responses and events are signed (bit 9) or sealed (bit 4), not both at once and not with a descriptor"
+    )]
+    Protection { kind: u16, found: u32 },
     #[error("payload of {len} bytes is over this connection's limit of {limit}")]
     TooLarge { len: u32, limit: u32 },
     #[error("CRC-32C is {found:#010x} but header and payload give {computed:#010x}")]
@@ -301,6 +307,14 @@ pub fn check_header(header: &Header, max_payload: u32) -> Result<(), FrameError>
     let bits = header.flags.get();
     if bits & !flags::SUPPORTED != 0 {
         return Err(FrameError::Flags { found: bits });
+    }
+    let protection = bits & (flags::SIGNED | flags::SEALED);
+    let has_body = header.kind.get() & (kind::REQUEST | kind::RESPONSE | kind::EVENT) != 0;
+    if protection != 0 && (protection.count_ones() > 1 || !has_body || bits & flags::FD != 0) {
+        return Err(FrameError::Protection {
+            kind: header.kind.get(),
+            found: bits,
+        });
     }
     if bits & flags::CRC == 0 && header.crc.get() != 0 {
         return Err(FrameError::StrayCrc {
@@ -474,13 +488,47 @@ mod tests {
     #[test]
     fn unknown_flags_are_refused_not_ignored() {
         let mut frame = sample();
-        frame.header.flags = flags::ENCRYPTED.into();
-        assert_eq!(
-            check_header(&frame.header, 1024),
-            Err(FrameError::Flags {
-                found: flags::ENCRYPTED
-            })
-        );
+        for unknown in [flags::DURABLE, flags::COMPRESSED, 1 << 10, 1 << 31] {
+            frame.header.flags = unknown.into();
+            assert_eq!(
+                check_header(&frame.header, 1024),
+                Err(FrameError::Flags { found: unknown })
+            );
+        }
+    }
+
+    #[test]
+    fn only_messages_between_agents_are_protected_and_in_one_way_only() {
+        let check = |kind, flags| {
+            let mut frame = Frame::new(kind, PeerId::BUS, 1, []);
+            frame.header.flags = u32::into(flags);
+            check_header(&frame.header, 1024)
+        };
+        for protection in [flags::SIGNED, flags::SEALED] {
+            for good in [
+                kind::REQUEST,
+                kind::RESPONSE,
+                kind::RESPONSE | kind::ERROR,
+                kind::EVENT,
+                kind::EVENT | kind::BROADCAST,
+            ] {
+                assert_eq!(check(good, protection), Ok(()));
+                for found in [flags::SIGNED | flags::SEALED, protection | flags::FD] {
+                    let kind = good;
+                    assert_eq!(
+                        check(kind, found),
+                        Err(FrameError::Protection { kind, found })
+                    );
+                }
+            }
+            for kind in [kind::COMMAND, kind::HEARTBEAT, kind::ERROR] {
+                let found = protection;
+                assert_eq!(
+                    check(kind, found),
+                    Err(FrameError::Protection { kind, found })
+                );
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub mod lane;
 pub mod listing;
 pub mod log;
 pub mod message;
+#[cfg(not(loom))]
+pub mod protect;
 pub mod router;
 pub mod shm;
 pub mod topic;

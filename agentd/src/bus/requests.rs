@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::port::{left_the_bus, malformed, respond};
 use super::server::{ConnHandle, Shared};
-use super::types::BusError;
+use super::types::{BusError, protection};
 
 /// Cancellation of the requests in hand, by their ids.
 type Tokens = Arc<Mutex<HashMap<u32, CancellationToken>>>;
@@ -93,6 +93,13 @@ async fn take_requests(
         while let Some(out) = shared.with(|router, _, fx| router.pull(conn, fx)) {
             let frame = out.frame;
             match frame.kind() {
+                kind::REQUEST if protection(&frame).is_some() => {
+                    let text = "the request is signed or sealed, and this agent is driven by programs that hold no keys";
+                    let refused = respond(&shared, conn, frame.correlation(), Err(text.into()));
+                    if let Err(error) = refused.await {
+                        tracing::debug!(%error, "the refusal of a protected request went nowhere");
+                    }
+                }
                 kind::REQUEST => {
                     let request = IncomingRequest::new(&shared, conn, &frame, &tokens);
                     if let Some(request) = request

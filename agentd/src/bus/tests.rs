@@ -11,6 +11,7 @@ use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::client::{Client, ClientError, Received};
 use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
 use agentd_bus::message::{Control, Event, Response, Shape, Status};
+use agentd_bus::protect::{Demand, Key, KeyId, Protection, Scheme, Scope};
 use agentd_bus::router::{Limits, MessageMeta};
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
@@ -136,6 +137,33 @@ async fn a_driver_answers_what_a_socket_client_asks() {
         .map(|meta| meta.kind)
         .collect();
     assert_eq!(kinds, ["request", "response"].repeat(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemons_own_readers_pass_protected_messages_on_as_what_they_are() {
+    let bus = Fixture::new();
+    let (driver, _) = bus.attach("driven");
+    let (_sender, path) = bus.attach("sender");
+    let sent = blocking(move || {
+        let key = Key::from_secret(
+            Scheme::Aes256Gcm,
+            KeyId(1),
+            b"0123456789abcdef0123456789abcdef",
+        );
+        let protection = Protection::new(Demand::Sealed);
+        protection.send_with(Scope::Everyone, key.unwrap()).unwrap();
+        let client = Client::connect_to(&path)
+            .unwrap()
+            .with_protection(protection);
+        client.send("driven", "note", b"for nobody here").unwrap();
+        client
+    })
+    .await;
+    let inbox = in_time(driver.inbox(1, WATCHDOG)).await.unwrap();
+    assert_eq!(inbox.messages[0].protection, Some("sealed"));
+    let _requests = driver.serve_requests(1).unwrap();
+    let error = blocking(move || sent.request("driven", "fix", b"", WATCHDOG).unwrap_err()).await;
+    assert!(error.to_string().contains("hold no keys"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 //!
 //! Plain data; any thread.
 
-use agentd_bus::frame::{Frame, kind};
+use agentd_bus::frame::{Frame, flags, kind};
 use agentd_bus::listing::{Liveness, PeerEntry};
 use agentd_bus::message::{Event, Request, Status};
 use serde::Serialize;
@@ -66,8 +66,22 @@ pub struct Message {
     pub from_id: Uuid,
     pub kind: MessageKind,
     pub payload: Vec<u8>,
+    /// `signed` or `sealed` between two agents: the payload is an envelope that takes their key to read.
+    pub protection: Option<&'static str>,
     /// When the bus got it, nanoseconds since the Unix epoch.
     pub sent_ns: u64,
+}
+
+/// How a frame's body is protected, if it is.
+pub(super) fn protection(frame: &Frame) -> Option<&'static str> {
+    let bits = frame.header.flags.get();
+    if bits & flags::SEALED != 0 {
+        Some("sealed")
+    } else if bits & flags::SIGNED != 0 {
+        Some("signed")
+    } else {
+        None
+    }
 }
 
 impl Message {
@@ -99,6 +113,7 @@ impl Message {
             from_id: Uuid::from_bytes(header.source.0),
             kind,
             payload,
+            protection: protection(frame),
             sent_ns: header.timestamp_ns.get(),
         })
     }

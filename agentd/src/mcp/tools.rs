@@ -271,6 +271,9 @@ fn show(message: &Message) -> Value {
         "message": from_bytes(&message.payload),
         "sent_ms": message.sent_ns / 1_000_000,
     });
+    if let Some(protection) = message.protection {
+        shown["protected"] = json!(protection);
+    }
     match &message.kind {
         MessageKind::Direct { event_type } => shown["type"] = json!(event_type),
         MessageKind::Topic { topic, event_type } => {

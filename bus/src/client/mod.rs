@@ -19,6 +19,7 @@
 //! nobody can say whether it was done: it is for the program to make it again. A lane ends with
 //! [`Status::REPLACED`] after everything that was put into it has been received; its sender opens another.
 
+mod guard;
 mod lanes;
 mod link;
 mod mailbox;
@@ -33,13 +34,17 @@ use std::time::Duration;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::{InboxBatch, PeerEntry, Welcome};
 use crate::message::{Control, Delivery, Event, MessageError, Request, Response, Status};
+use crate::protect::policy::Addressee;
+use crate::protect::{ProtectError, Protection};
 
+pub use guard::{Refusal, Refusals};
 pub use lanes::{
     DEFAULT_SLOTS, LaneError, LaneOffer, LaneOffers, LaneReceiver, LaneSender, SLOTS_MIN,
 };
 pub use mailbox::Received;
 pub use serve::{Incoming, Requests, Subscription};
 
+use guard::Guard;
 use link::Link;
 
 /// Where the sandbox says the bus is.
@@ -71,6 +76,9 @@ pub enum ClientError {
     NoAnswer { seconds: u64 },
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// What was to go out could not be protected, or an answer was not believed.
+    #[error(transparent)]
+    Protect(#[from] ProtectError),
     #[error("a payload of {len} bytes is over this bus's limit of {limit}")]
     TooLarge { len: usize, limit: usize },
 }
@@ -102,6 +110,7 @@ pub struct Reply {
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
+    guard: Arc<Guard>,
 }
 
 #[derive(Debug)]
@@ -131,7 +140,25 @@ impl Client {
                 welcome,
                 names: Mutex::default(),
             }),
+            guard: Arc::new(Guard::new(Protection::default())),
         })
+    }
+
+    /// This connection with `protection`: from here on whatever the clone that is returned sends is protected as that says, and
+    /// whatever it hands out has been verified. Requests, subscriptions and reads of the inbox that were begun before are not.
+    ///
+    /// A frame that is handed out has a plain payload; the signed or sealed flag in its header then says how it came.
+    #[must_use]
+    pub fn with_protection(&self, protection: Protection) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            guard: Arc::new(Guard::new(protection)),
+        }
+    }
+
+    /// What was not believed since the last call.
+    pub fn refused(&self) -> Refusals {
+        self.guard.take_refusals()
     }
 
     /// The connection that serves, made anew if the last one was lost.
@@ -178,7 +205,8 @@ impl Client {
         }
         .encode()?;
         self.addressed(to, |id| {
-            self.acknowledged(kind::EVENT, id, payload.clone(), None)
+            let to = (id, Addressee::Agent(to));
+            self.acknowledged(kind::EVENT, to, payload.clone(), None)
         })
         .map(drop)
     }
@@ -202,7 +230,8 @@ impl Client {
         .encode()?;
         let wait = Some(timeout.saturating_add(GRACE));
         let answer = self.addressed(to, |id| {
-            self.acknowledged(kind::REQUEST, id, payload.clone(), wait)
+            let to = (id, Addressee::Agent(to));
+            self.acknowledged(kind::REQUEST, to, payload.clone(), wait)
         })?;
         Ok(Reply {
             from: answer.header.source,
@@ -212,16 +241,33 @@ impl Client {
 
     /// Answers request `id`, which was read from the inbox.
     pub fn respond(&self, id: u32, result: Result<&[u8], &str>) -> Result<(), ClientError> {
-        serve::respond(&*self.link()?, self.max_payload(), id, result)
+        let answering = self.guard.answering(id);
+        serve::respond(&*self.link()?, self, answering.as_ref(), id, result)
     }
 
-    /// Takes up to `max` messages out of the inbox; with none there, waits up to `wait` for the first.
+    /// Takes up to `max` messages out of the inbox; with none there, waits up to `wait` for the first. What does not verify is
+    /// left out (see [`Self::refused`]), so there may be none even so.
     pub fn inbox(&self, max: u32, wait: Duration) -> Result<InboxBatch, ClientError> {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let payload = Control::Inbox { max, wait_ms }.encode()?;
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
         let answer = self.link()?.call(frame, Some(wait.saturating_add(GRACE)))?;
-        Ok(InboxBatch::parse(ok_result(&answer)?.result)?)
+        let batch = InboxBatch::parse(ok_result(&answer)?.result)?;
+        let mut messages = Vec::with_capacity(batch.messages.len());
+        for (name, frame) in batch.messages {
+            let (from, id, bits) = (frame.header.source, frame.correlation(), frame.kind());
+            match self.guard.open_from_inbox(frame, self.id()) {
+                Ok(frame) => messages.push((name, frame)),
+                Err(why) => {
+                    if bits == kind::REQUEST {
+                        self.respond(id, Err(&why.to_string()))?;
+                    }
+                    self.guard.refuse(from, why);
+                }
+            }
+        }
+        let lost = batch.lost;
+        Ok(InboxBatch { lost, messages })
     }
 
     /// Publishes to `topic`; how many subscribers it reached.
@@ -233,7 +279,8 @@ impl Client {
             data,
         }
         .encode()?;
-        let answer = self.acknowledged(kind::EVENT, PeerId::BUS, payload, None)?;
+        let to = (PeerId::BUS, Addressee::Topic(topic));
+        let answer = self.acknowledged(kind::EVENT, to, payload, None)?;
         let result = ok_result(&answer)?.result;
         Ok(result.try_into().map_or(0, u32::from_le_bytes))
     }
@@ -247,8 +294,8 @@ impl Client {
             data,
         }
         .encode()?;
-        let answer =
-            self.acknowledged(kind::EVENT | kind::BROADCAST, PeerId::BUS, payload, None)?;
+        let to = (PeerId::BUS, Addressee::All);
+        let answer = self.acknowledged(kind::EVENT | kind::BROADCAST, to, payload, None)?;
         let result = ok_result(&answer)?.result;
         Ok(result.try_into().map_or(0, u32::from_le_bytes))
     }
@@ -283,17 +330,23 @@ impl Client {
     fn acknowledged(
         &self,
         bits: u16,
-        to: PeerId,
+        (to, addressee): (PeerId, Addressee<'_>),
         payload: Vec<u8>,
         wait: Option<Duration>,
     ) -> Result<Frame, ClientError> {
         let (len, limit) = (payload.len(), self.max_payload() as usize);
+        let too_large = |len| ClientError::TooLarge { len, limit };
         if len > limit {
-            return Err(ClientError::TooLarge { len, limit });
+            return Err(too_large(len));
         }
         let mut frame = Frame::new(bits, to, 0, payload);
         frame.header.flags = (frame.header.flags.get() | flags::ACK).into();
+        let (frame, asked) = self.guard.outgoing(frame, self.id(), to, addressee)?;
+        if frame.payload.len() > limit {
+            return Err(too_large(frame.payload.len()));
+        }
         let answer = self.link()?.call(frame, wait)?;
+        let answer = self.guard.answer(answer, self.id(), asked)?;
         ok_result(&answer)?;
         Ok(answer)
     }

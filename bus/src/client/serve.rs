@@ -1,18 +1,21 @@
 //! The receiving half of the client: requests to answer, and topics that are followed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::guard::Answering;
 use super::link::{EVENTS_HELD, Link};
 use super::mailbox::{Mailbox, Received};
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status};
+use crate::protect::{Opener, Verified};
 
 /// Requests to this agent, as they come.
 #[derive(Debug)]
 pub struct Requests {
     client: Client,
+    opener: Opener,
     window: u32,
     /// The connection that serves them.
     link: Mutex<Arc<Link>>,
@@ -22,9 +25,12 @@ pub struct Requests {
 #[derive(Debug)]
 pub struct Incoming {
     link: Arc<Link>,
-    max_payload: u32,
+    client: Client,
+    answering: Option<Answering>,
     /// Who asks.
     pub from: PeerId,
+    /// How the request was protected; its answer will be too. `None`: it came plain.
+    pub verified: Option<Verified>,
     pub method: String,
     pub params: Vec<u8>,
     /// How long the requester waits, as it said; 0 is the bus's default.
@@ -37,6 +43,7 @@ impl Requests {
     pub(super) fn start(client: Client, window: u32) -> Result<Self, ClientError> {
         let link = Mutex::new(serve(&client, window)?);
         Ok(Self {
+            opener: client.guard.opener(),
             client,
             window,
             link,
@@ -49,19 +56,36 @@ impl Requests {
 
     /// Waits for the next request; `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Option<Incoming>, ClientError> {
+        let deadline = Instant::now().checked_add(timeout);
         loop {
             let link = self.link().clone();
-            match link.requests.take(Some(timeout)) {
+            match link.requests.take(left(deadline)) {
                 Received::Item(frame) => {
+                    let (from, id) = (frame.header.source, frame.correlation());
+                    let guard = &self.client.guard;
+                    let opened = guard.incoming(&self.opener, frame, self.client.id());
+                    let (opened, answering) = match opened {
+                        Ok(opened) => opened,
+                        Err(why) => {
+                            let text = why.to_string();
+                            guard.refuse(from, why);
+                            respond(&link, &self.client, None, id, Err(&text))?;
+                            link.forget_request(id);
+                            continue;
+                        }
+                    };
+                    let (frame, verified) = (opened.frame, opened.verified);
                     let request = Request::parse(&frame.payload)?;
                     return Ok(Some(Incoming {
                         link: link.clone(),
-                        max_payload: self.client.max_payload(),
-                        from: frame.header.source,
+                        client: self.client.clone(),
+                        answering,
+                        verified,
+                        from,
                         method: request.method.to_owned(),
                         params: request.params.to_vec(),
                         timeout_ms: request.timeout_ms,
-                        id: frame.correlation(),
+                        id,
                         answered: false,
                     }));
                 }
@@ -126,7 +150,8 @@ impl Incoming {
     /// Answers. An `Err` text of any length goes along whole.
     pub fn respond(mut self, result: Result<&[u8], &str>) -> Result<(), ClientError> {
         self.answered = true;
-        respond(&self.link, self.max_payload, self.id, result)
+        let answering = self.answering.as_ref();
+        respond(&self.link, &self.client, answering, self.id, result)
     }
 
     /// True once the requester no longer waits: it cancelled, ended, or its deadline passed.
@@ -142,7 +167,8 @@ impl Drop for Incoming {
             // If the connection is lost, the bus has told the requester already.
             drop(respond(
                 &self.link,
-                self.max_payload,
+                &self.client,
+                self.answering.as_ref(),
                 self.id,
                 Err("the agent gave no answer to the request"),
             ));
@@ -152,11 +178,24 @@ impl Drop for Incoming {
 
 pub(super) fn respond(
     link: &Link,
-    max_payload: u32,
+    client: &Client,
+    answering: Option<&Answering>,
     id: u32,
     result: Result<&[u8], &str>,
 ) -> Result<(), ClientError> {
-    let response = match result {
+    let frame = |response: Response<'_>| {
+        let bits = if response.status == Status::OK {
+            kind::RESPONSE
+        } else {
+            kind::RESPONSE | kind::ERROR
+        };
+        let frame = Frame::new(bits, PeerId::BUS, id, response.encode()?);
+        match answering {
+            Some(answering) => answering.protect(frame, client.id()),
+            None => Ok(frame),
+        }
+    };
+    let answer = frame(match result {
         Ok(bytes) => Response::ok(bytes),
         Err(text) if text.len() <= ERROR_MAX => Response {
             status: Status::FAILED,
@@ -168,24 +207,26 @@ pub(super) fn respond(
             error: "",
             result: text.as_bytes(),
         },
-    };
-    let payload = response.encode()?;
-    let (len, limit) = (payload.len(), max_payload as usize);
+    })?;
+    let (len, limit) = (answer.payload.len(), client.max_payload() as usize);
     if len > limit {
         let error = format!("the answer of {len} bytes is over the bus's limit of {limit}");
-        let payload = Response {
-            status: Status::FAILED,
-            error: &error,
-            result: &[],
-        }
-        .encode()?;
         link.send(
-            Frame::new(kind::RESPONSE | kind::ERROR, PeerId::BUS, id, payload),
+            frame(Response {
+                status: Status::FAILED,
+                error: &error,
+                result: &[],
+            })?,
             None,
         )?;
         return Err(ClientError::TooLarge { len, limit });
     }
-    link.send(Frame::new(kind::RESPONSE, PeerId::BUS, id, payload), None)
+    link.send(answer, None)
+}
+
+/// What is left of a wait; `None`: it has no end.
+fn left(deadline: Option<Instant>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 /// Where the reading thread puts the messages of one subscription.
@@ -199,6 +240,7 @@ pub(super) struct Subscriber {
 #[derive(Debug)]
 pub struct Subscription {
     client: Client,
+    opener: Opener,
     pattern: String,
     now: Mutex<Followed>,
 }
@@ -258,6 +300,7 @@ impl Subscription {
     pub(super) fn start(client: Client, pattern: &str) -> Result<Self, ClientError> {
         let now = Mutex::new(Followed::start(&client, pattern)?);
         Ok(Self {
+            opener: client.guard.opener(),
             client,
             pattern: pattern.to_owned(),
             now,
@@ -265,10 +308,26 @@ impl Subscription {
     }
 
     /// The next message (an EVENT frame; read it with [`crate::message::Event::parse`]), or how many
-    /// were lost before it.
+    /// were lost before it. One that does not verify is left out (see [`Client::refused`]).
     pub fn next(&self, timeout: Duration) -> Received<Frame> {
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            match self.take(deadline) {
+                Received::Item(frame) => {
+                    let (from, guard) = (frame.header.source, &self.client.guard);
+                    match guard.incoming(&self.opener, frame, self.client.id()) {
+                        Ok((opened, _)) => return Received::Item(opened.frame),
+                        Err(why) => guard.refuse(from, why),
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn take(&self, deadline: Option<Instant>) -> Received<Frame> {
         let followed = self.now().clone();
-        match followed.mailbox.take(Some(timeout)) {
+        match followed.mailbox.take(left(deadline)) {
             Received::Closed => match Followed::start(&self.client, &self.pattern) {
                 Ok(anew) => {
                     *self.now() = anew;

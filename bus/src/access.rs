@@ -19,7 +19,51 @@ pub trait Access: Send + Sync + std::fmt::Debug {
     fn may_publish(&self, topic: &str) -> bool;
     /// May it follow all that this pattern covers?
     fn may_subscribe(&self, pattern: &str) -> bool;
+    /// May its processes share memory with those of others? If not, all its messages go through the socket.
+    fn may_share_memory(&self) -> bool {
+        true
+    }
 }
+
+/// What a revocation takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Right {
+    Send,
+    Request,
+    Publish,
+    Subscribe,
+}
+
+impl Right {
+    /// The key of the policy's `[ipc]` section that grants it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Request => "request",
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+        }
+    }
+}
+
+impl std::str::FromStr for Right {
+    type Err = UnknownRight;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRight> {
+        Ok(match text {
+            "send" => Self::Send,
+            "request" => Self::Request,
+            "publish" => Self::Publish,
+            "subscribe" => Self::Subscribe,
+            _ => return Err(UnknownRight(text.to_owned())),
+        })
+    }
+}
+
+/// Not the name of a right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no right on the bus; there are send, request, publish and subscribe")]
+pub struct UnknownRight(String);
 
 /// Everything, to everyone of the same user: what a trusted part of the daemon has, and tests.
 #[derive(Clone, Copy, Debug)]

@@ -19,5 +19,4 @@ pub mod protect;
 pub mod router;
 pub mod shm;
 pub mod topic;
-pub mod wait;
-mod wire;
+pub mod view;

@@ -4,15 +4,19 @@
 //! view, so that who speaks is known from where it connected; [`AgentPort`] is the same agent's rights
 //! for the MCP server and the drivers.
 
+mod channels;
+mod memory;
 mod port;
 mod record;
 mod requests;
+mod rights;
 mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use channels::ChannelInfo;
 pub use port::AgentPort;
 pub use record::{MessageSink, Unrecorded};
 pub use requests::{IncomingRequest, Requests};

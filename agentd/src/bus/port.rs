@@ -256,9 +256,7 @@ impl AgentPort {
 
     /// The agent has ended: everyone who waits for it is told, its connections close. Idempotent.
     pub fn detach(&self) {
-        self.inner
-            .shared
-            .with(|router, now, fx| router.detach(self.inner.id, now, fx));
+        self.inner.shared.detach(self.inner.id);
         self.inner.gone.cancel();
     }
 

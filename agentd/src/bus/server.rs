@@ -5,26 +5,32 @@
 //! daemon's tokio runtime, unprivileged.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use agentd_api::AgentIdentity;
-use agentd_bus::access::Access;
+use agentd_api::{AgentId, AgentIdentity};
+use agentd_bus::access::Right;
+use agentd_bus::channel::Tier;
 use agentd_bus::frame::PeerId;
+use agentd_bus::message::Status;
 use agentd_bus::router::{
-    AttachRefused, CloseReason, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now, PeerSpec,
-    Router,
+    AttachRefused, CloseReason, Closed, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now,
+    PeerSpec, Router,
 };
 use agentd_sandbox::IpcRules;
+use agentd_sandbox::rules::ipc::NamePattern;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::channels::{ChannelInfo, Channels, LeftBehind};
+use super::memory::SharedFd;
 use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
+use super::rights::Rights;
 use super::socket;
+use super::types::BusError;
 
 /// Why an agent can't be attached.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +69,9 @@ pub(super) struct ConnHandle {
 }
 
 struct State {
-    router: Router<OwnedFd>,
+    router: Router<SharedFd>,
+    /// What each agent on the bus may do.
+    rights: HashMap<PeerId, Rights>,
     handles: HashMap<ConnId, Arc<ConnHandle>>,
     /// The deadline that the timer task sleeps towards.
     armed_ns: Option<u64>,
@@ -72,6 +80,8 @@ struct State {
 /// The router and all that is around it.
 pub(super) struct Shared {
     state: Mutex<State>,
+    /// Locked while the state still is, so that news of channels keeps its order.
+    channels: Mutex<Channels>,
     record: Recorder,
     epoch: Instant,
     timer: Arc<Notify>,
@@ -95,9 +105,11 @@ impl BusServer {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 router: Router::new(limits),
+                rights: HashMap::new(),
                 handles: HashMap::new(),
                 armed_ns: None,
             }),
+            channels: Mutex::default(),
             record: Recorder::start(sink),
             epoch: Instant::now(),
             timer: timer.clone(),
@@ -124,18 +136,81 @@ impl BusServer {
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
         let id = PeerId(*identity.id.0.as_bytes());
+        let rights = Rights::new(rules);
         let spec = PeerSpec {
             id,
             uid: identity.uid,
             name: identity.name.clone(),
             short: identity.short,
-            access: Arc::new(Policy(rules)),
+            access: Arc::new(rights.clone()),
         };
         self.shared
             .with(|router, now, fx| router.attach(spec, now, fx))?;
+        self.shared.lock().rights.insert(id, rights);
         let gone = CancellationToken::new();
         tokio::spawn(accept_loop(self.shared.clone(), id, listener, gone.clone()));
         Ok(AgentPort::start(self.shared.clone(), identity, gone))
+    }
+
+    /// Takes a right back from a running agent, for the names or topics that `pattern` covers, until it is
+    /// [restored](Self::restore). What it has open under that right ends before this returns; the answer says
+    /// how much that was.
+    pub fn revoke(&self, agent: AgentId, right: Right, pattern: &str) -> Result<Closed, BusError> {
+        let pattern = NamePattern::parse(pattern)
+            .map_err(|why| BusError::new(Status::MALFORMED, format!("{pattern:?}: {why}")))?;
+        self.change_rights(agent, |rights| rights.without(right, pattern))
+    }
+
+    /// Gives a running agent all back that was [revoked](Self::revoke). What had ended stays ended.
+    pub fn restore(&self, agent: AgentId) -> Result<(), BusError> {
+        self.change_rights(agent, Rights::restored).map(drop)
+    }
+
+    /// Puts other rules of its policy into force for a running agent. What was revoked stays so.
+    pub fn set_rules(&self, agent: AgentId, rules: IpcRules) -> Result<Closed, BusError> {
+        self.change_rights(agent, |rights| rights.with_rules(rules))
+    }
+
+    /// What was taken back from an agent; nothing for one that is not on the bus.
+    pub fn revoked(&self, agent: AgentId) -> Vec<(Right, String)> {
+        let state = self.shared.lock();
+        let rights = state.rights.get(&peer_of(agent));
+        rights.map(Rights::revoked).unwrap_or_default()
+    }
+
+    fn change_rights(
+        &self,
+        agent: AgentId,
+        change: impl FnOnce(&Rights) -> Rights,
+    ) -> Result<Closed, BusError> {
+        let id = peer_of(agent);
+        // Under one lock from the old rights to the new: two changes at a time are both kept.
+        self.shared
+            .with_state(|state, now, fx| {
+                let rights = change(state.rights.get(&id)?);
+                let access = Arc::new(rights.clone());
+                state.rights.insert(id, rights);
+                Some(state.router.set_access(id, access, now, fx))
+            })
+            .ok_or_else(|| {
+                let text = format!("no agent with id {id} is on the bus");
+                BusError::new(Status::NO_SUCH_AGENT, text)
+            })
+    }
+
+    /// The lanes and logs of `uid`'s agents, with the figures that their sides show.
+    pub fn channels(&self, uid: u32) -> Vec<ChannelInfo> {
+        let mut list = self.shared.channels().list(uid);
+        let state = self.shared.lock();
+        for info in &mut list {
+            info.bulk_bytes = state.router.bulk_bytes(info.id);
+        }
+        list
+    }
+
+    /// How an agent's messages travel, and why.
+    pub fn tier(&self, agent: AgentId) -> Tier {
+        self.shared.lock().router.tier(peer_of(agent))
     }
 
     /// Returns once the record has taken everything that was said so far.
@@ -144,23 +219,8 @@ impl BusServer {
     }
 }
 
-/// The sandbox's rules, as the bus asks for them.
-#[derive(Debug)]
-struct Policy(IpcRules);
-
-impl Access for Policy {
-    fn may_send(&self, to: &str) -> bool {
-        self.0.may_send(to)
-    }
-    fn may_request(&self, to: &str) -> bool {
-        self.0.may_request(to)
-    }
-    fn may_publish(&self, topic: &str) -> bool {
-        self.0.may_publish(topic)
-    }
-    fn may_subscribe(&self, pattern: &str) -> bool {
-        self.0.may_subscribe(pattern)
-    }
+fn peer_of(agent: AgentId) -> PeerId {
+    PeerId(*agent.0.as_bytes())
 }
 
 impl Shared {
@@ -187,13 +247,26 @@ impl Shared {
         }
     }
 
+    fn channels(&self) -> MutexGuard<'_, Channels> {
+        self.channels
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Runs `act` on the router and does what follows from it. Who feeds in what agents say awaits
     /// [`Self::throttle`] next.
-    pub fn with<R>(&self, act: impl FnOnce(&mut Router<OwnedFd>, Now, &mut Effects) -> R) -> R {
+    pub fn with<R>(
+        &self,
+        act: impl FnOnce(&mut Router<SharedFd>, Now, &mut Effects<SharedFd>) -> R,
+    ) -> R {
+        self.with_state(|state, now, fx| act(&mut state.router, now, fx))
+    }
+
+    fn with_state<R>(&self, act: impl FnOnce(&mut State, Now, &mut Effects<SharedFd>) -> R) -> R {
         let mut fx = Effects::default();
         let now = self.now();
         let mut state = self.lock();
-        let result = act(&mut state.router, now, &mut fx);
+        let result = act(&mut state, now, &mut fx);
         for id in &fx.wake {
             if let Some(handle) = state.handles.get(id) {
                 handle.wake.notify_one();
@@ -213,7 +286,33 @@ impl Shared {
         }
         // Under the lock, so that the record has the router's order.
         self.record.push(fx.record);
+        if !fx.channels.is_empty() {
+            let mut channels = self.channels();
+            drop(state);
+            let left = channels.apply(fx.channels);
+            drop(channels);
+            if !left.is_empty() {
+                self.with(|router, now, fx| {
+                    for LeftBehind {
+                        channel,
+                        unread,
+                        status,
+                    } in left
+                    {
+                        router.note_unread(&channel, unread, status, now, fx);
+                    }
+                });
+            }
+        }
         result
+    }
+
+    /// An agent has left the bus.
+    pub fn detach(&self, id: PeerId) {
+        self.with_state(|state, now, fx| {
+            state.router.detach(id, now, fx);
+            state.rights.remove(&id);
+        });
     }
 
     /// Waits while the record is behind: how it pushes back on a flooding sender.

@@ -14,12 +14,12 @@ use std::time::Duration;
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
 use agentd_bus::message::{Response, Status};
 use agentd_bus::router::{CloseReason, ConnId, ConnectRefused};
-use agentd_bus::shm::memfd::check_sealed;
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use super::memory::{SharedFd, admit};
 use super::server::{ConnHandle, Shared};
 
 /// How long a new connection may take to say hello.
@@ -156,11 +156,7 @@ async fn read_loop(
             greeted = true;
             let fd = if frame.has_fd_flag() {
                 let fd = fds.pop_front().ok_or(CloseReason::StrayDescriptor)?;
-                // All that descriptors are for; whoever gets this one must be able to trust its seals.
-                check_sealed(fd.as_fd()).map_err(|error| CloseReason::LaneMemory {
-                    why: error.to_string(),
-                })?;
-                Some(fd)
+                Some(admit(&frame, fd)?)
             } else {
                 None
             };
@@ -263,7 +259,7 @@ async fn write_loop(
 async fn write_all(
     stream: &UnixStream,
     mut bytes: &[u8],
-    mut fd: Option<&OwnedFd>,
+    mut fd: Option<&SharedFd>,
 ) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.writable().await?;

@@ -44,6 +44,7 @@ fn open_rules() -> IpcRules {
         request: all(),
         publish: all(),
         subscribe: all(),
+        shared_memory: true,
     }
 }
 

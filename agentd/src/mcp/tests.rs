@@ -38,6 +38,7 @@ fn pair() -> Pair {
             request: all(),
             publish: all(),
             subscribe: all(),
+            shared_memory: true,
         };
         let identity = AgentIdentity {
             id: AgentId::new(),

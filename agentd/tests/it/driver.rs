@@ -73,6 +73,7 @@ impl House {
             request: everyone(),
             publish: everyone(),
             subscribe: everyone(),
+            shared_memory: true,
         };
         let socket = std::os::unix::net::UnixListener::bind(self.folder.path().join(name)).unwrap();
         let port = self.bus.attach(identity, rules, socket).unwrap();

@@ -29,6 +29,8 @@ pub(super) struct Conn<F> {
     pub greeted: bool,
     pub want_crc: bool,
     pub takes_lanes: bool,
+    /// Its client says that it can map and wait on memory, or does so.
+    pub shares_memory: bool,
     /// When it last said anything, monotonic.
     pub heard_ns: u64,
     /// Requests it takes at a time (0: none) and has now.
@@ -52,6 +54,7 @@ impl<F> Conn<F> {
             greeted: kind == ConnKind::Port,
             want_crc: false,
             takes_lanes: false,
+            shares_memory: false,
             heard_ns: now_ns,
             window: 0,
             serving: 0,
@@ -129,6 +132,11 @@ impl<F> Conn<F> {
             out.frame.seal_crc();
         }
         Some(out)
+    }
+
+    /// Descriptors that wait for this connection to take them.
+    pub fn queued_fds(&self) -> usize {
+        self.must.iter().filter(|out| out.fd.is_some()).count()
     }
 
     pub fn is_congested(&self, limits: &Limits) -> bool {

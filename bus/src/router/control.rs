@@ -1,12 +1,13 @@
 //! What a client says to the bus itself.
 
 use crate::access::check_subscribe;
-use crate::channel::Tier;
+use crate::channel::{SocketOnly, Tier};
 use crate::frame::{Frame, VERSION};
 use crate::listing::Welcome;
-use crate::message::{Control, Delivery, HELLO_WANT_CRC, Status};
+use crate::message::{Control, Delivery, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Status};
 use crate::topic::check_pattern;
 
+use super::channels::Descriptor;
 use super::dispatch::Refusal;
 use super::peer::InboxWaiter;
 use super::{CloseReason, ConnId, Effects, Now, Router, Timer};
@@ -16,14 +17,14 @@ const INBOX_MAX: u32 = 256;
 /// Longest wait of one read of the inbox, milliseconds.
 const INBOX_WAIT_MAX_MS: u32 = 600_000;
 
-impl<F> Router<F> {
+impl<F: Descriptor> Router<F> {
     pub(super) fn control(
         &mut self,
         id: ConnId,
         frame: &Frame,
         fd: Option<F>,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let correlation = frame.correlation();
         if !frame.header.destination.is_bus() {
@@ -66,7 +67,30 @@ impl<F> Router<F> {
                 self.offer_lane(id, correlation, to, shape, fd, now, fx)
             }
             (true, Control::ChannelClosed { channel, status }) => {
-                self.lane_closed_by(id, channel, status, fx)
+                self.channel_closed_by(id, channel, status, fx)
+            }
+            (true, Control::LogOffer { shape, topic }) => {
+                let outcome = self.offer_log(id, shape, topic, fd, now, fx);
+                self.answer_outcome(id, correlation, outcome, fx);
+            }
+            (
+                true,
+                Control::Segment {
+                    channel,
+                    index,
+                    sealed,
+                },
+            ) => {
+                let outcome = self.announce_segment(id, channel, index, sealed, fd, fx);
+                self.acknowledge(id, correlation, channel, outcome, fx);
+            }
+            (true, Control::SegmentDropped { channel, index }) => {
+                let outcome = self.drop_segment(id, channel, index, fx);
+                self.acknowledge(id, correlation, channel, outcome, fx);
+            }
+            (true, Control::Bell { channel }) => {
+                let outcome = self.pass_bell(id, channel, fd, fx);
+                self.acknowledge(id, correlation, channel, outcome, fx);
             }
             (true, Control::Inbox { max, wait_ms }) => {
                 self.read_inbox(id, correlation, max, wait_ms, now, fx)
@@ -76,12 +100,23 @@ impl<F> Router<F> {
                     self.withdraw_request(wire, Status::CANCELLED, fx);
                 }
             }
-            (true, control) => match self.simple_control(id, control, now, fx) {
-                Ok(result) => self.answer(id, correlation, Status::OK, "", &result, fx),
-                Err(refusal) => {
-                    self.answer(id, correlation, refusal.status, &refusal.text, &[], fx)
-                }
-            },
+            (true, control) => {
+                let outcome = self.simple_control(id, control, now, fx);
+                self.answer_outcome(id, correlation, outcome, fx);
+            }
+        }
+    }
+
+    fn answer_outcome(
+        &mut self,
+        id: ConnId,
+        correlation: u32,
+        outcome: Result<Vec<u8>, Refusal>,
+        fx: &mut Effects<F>,
+    ) {
+        match outcome {
+            Ok(result) => self.answer(id, correlation, Status::OK, "", &result, fx),
+            Err(refusal) => self.answer(id, correlation, refusal.status, &refusal.text, &[], fx),
         }
     }
 
@@ -91,7 +126,7 @@ impl<F> Router<F> {
         correlation: u32,
         version: u16,
         options: u16,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         if version < VERSION {
             fx.close.push((id, CloseReason::Version { asked: version }));
@@ -100,10 +135,15 @@ impl<F> Router<F> {
         let conn = self.conns.get_mut(&id).expect("dispatch has it");
         conn.greeted = true;
         conn.want_crc = options & HELLO_WANT_CRC != 0;
+        conn.shares_memory = options & HELLO_SHARED_MEMORY != 0;
+        let able = conn.shares_memory;
         let (peer_id, peer) = (conn.peer, &self.peers[&conn.peer]);
         let welcome = Welcome {
             version: VERSION,
-            tier: Tier::SharedMemory,
+            tier: match self.tier(peer_id) {
+                Tier::SharedMemory if !able => Tier::Socket(SocketOnly::Incapable),
+                tier => tier,
+            },
             short: peer.short,
             max_payload: self.limits.max_payload,
             max_inflight: self.limits.max_inflight as u32,
@@ -123,7 +163,7 @@ impl<F> Router<F> {
         id: ConnId,
         control: Control<'_>,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) -> Result<Vec<u8>, Refusal> {
         let owner = self.conns[&id].peer;
         match control {
@@ -162,22 +202,20 @@ impl<F> Router<F> {
                 Ok(Vec::new())
             }
             Control::AcceptLanes => {
-                self.conns
-                    .get_mut(&id)
-                    .expect("dispatch has it")
-                    .takes_lanes = true;
+                self.may_share(owner)?;
+                let conn = self.conns.get_mut(&id).expect("dispatch has it");
+                conn.takes_lanes = true;
+                conn.shares_memory = true;
                 Ok(Vec::new())
             }
             Control::Hello { .. } => Err(Refusal::new(Status::MALFORMED, "hello was already said")),
-            Control::LogOffer { .. }
-            | Control::LogFollow { .. }
-            | Control::LogUnfollow { .. }
-            | Control::Segment { .. }
-            | Control::SegmentDropped { .. }
-            | Control::Bell { .. } => Err(Refusal::new(
-                Status::UNSUPPORTED,
-                "this bus carries no logs and segments yet",
-            )),
+            Control::LogFollow { reliable, pattern } => {
+                self.follow_logs(id, reliable, pattern, now, fx)
+            }
+            Control::LogUnfollow { follow } => {
+                self.unfollow_logs(id, follow);
+                Ok(Vec::new())
+            }
             Control::Lost { .. }
             | Control::LaneOffered { .. }
             | Control::LogOffered { .. }
@@ -188,6 +226,10 @@ impl<F> Router<F> {
             Control::Inbox { .. }
             | Control::Cancel { .. }
             | Control::LaneOffer { .. }
+            | Control::LogOffer { .. }
+            | Control::Segment { .. }
+            | Control::SegmentDropped { .. }
+            | Control::Bell { .. }
             | Control::ChannelClosed { .. } => unreachable!("handled before"),
         }
     }
@@ -232,7 +274,7 @@ impl<F> Router<F> {
         max: u32,
         wait_ms: u32,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let max = max.clamp(1, INBOX_MAX);
         let limit = self.limits.max_inflight;

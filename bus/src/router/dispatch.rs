@@ -7,8 +7,8 @@ use crate::message::{Control, Event, MessageError, Request, Response, Status};
 use crate::topic::{check_topic, matches};
 
 use super::{
-    CloseReason, ConnId, Effects, MessageMeta, Now, Outgoing, Pending, PendingState, Router, Timer,
-    clip,
+    CloseReason, ConnId, Descriptor, Effects, MessageMeta, Now, Outgoing, Pending, PendingKind,
+    PendingState, Router, Timer, clip,
 };
 
 /// Why a message was not delivered, for its sender.
@@ -32,14 +32,14 @@ impl From<MessageError> for Refusal {
     }
 }
 
-impl<F> Router<F> {
+impl<F: Descriptor> Router<F> {
     pub(super) fn dispatch(
         &mut self,
         id: ConnId,
         mut frame: Frame,
         fd: Option<F>,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
@@ -79,7 +79,7 @@ impl<F> Router<F> {
     }
 
     /// An open request: from `id`, to the agent in the frame's destination.
-    fn request(&mut self, id: ConnId, frame: Frame, now: Now, fx: &mut Effects) {
+    fn request(&mut self, id: ConnId, frame: Frame, now: Now, fx: &mut Effects<F>) {
         let correlation = frame.correlation();
         let conn = &self.conns[&id];
         let asker = conn.peer;
@@ -105,7 +105,15 @@ impl<F> Router<F> {
             }
         };
         let outcome = self.admit_request(id, to).and_then(|()| {
-            let wire = self.open(id, correlation, to, &what, timeout_ms, false, now);
+            let wire = self.open(
+                id,
+                correlation,
+                to,
+                &what,
+                timeout_ms,
+                PendingKind::Request,
+                now,
+            );
             self.hand_out(wire, frame, fx)
         });
         let (status, wire) = match outcome {
@@ -130,15 +138,20 @@ impl<F> Router<F> {
     }
 
     fn admit_request(&self, id: ConnId, to: PeerId) -> Result<(), Refusal> {
-        let conn = &self.conns[&id];
+        self.check_inflight(id)?;
+        self.may_address(self.conns[&id].peer, to, Wish::Request)
+    }
+
+    /// Bounds what one connection may have open at a time: requests and offers of lanes.
+    pub(super) fn check_inflight(&self, id: ConnId) -> Result<(), Refusal> {
         let limit = self.limits.max_inflight;
-        if conn.inflight.len() >= limit {
-            let text = format!(
-                "{limit} requests are open on this connection, the most allowed; await some answers"
-            );
-            return Err(Refusal::new(Status::QUEUE_FULL, text));
+        if self.conns[&id].inflight.len() < limit {
+            return Ok(());
         }
-        self.may_address(conn.peer, to, Wish::Request)
+        let text = format!(
+            "{limit} requests are open on this connection, the most allowed; await some answers"
+        );
+        Err(Refusal::new(Status::QUEUE_FULL, text))
     }
 
     /// The one question before anything goes from one agent to another.
@@ -168,16 +181,10 @@ impl<F> Router<F> {
         server: PeerId,
         what: &str,
         timeout_ms: u32,
-        is_lane: bool,
+        kind_of: PendingKind<F>,
         now: Now,
     ) -> u32 {
-        let wire = loop {
-            let candidate = self.next_wire;
-            self.next_wire = self.next_wire.wrapping_add(1).max(1);
-            if !self.pending.contains_key(&candidate) && !self.lanes.contains_key(&candidate) {
-                break candidate;
-            }
-        };
+        let wire = self.fresh_number();
         let timeout_ms = if timeout_ms == 0 {
             self.limits.default_timeout_ms
         } else {
@@ -197,15 +204,25 @@ impl<F> Router<F> {
             state: PendingState::Taken,
             deadline_ns,
             what: what.to_owned(),
-            is_lane,
+            kind: kind_of,
         };
-        self.pending.insert(wire, pending);
-        self.timers.insert((deadline_ns, Timer::Request(wire)));
+        self.open_pending(wire, pending);
         wire
     }
 
+    pub(super) fn open_pending(&mut self, wire: u32, pending: Pending<F>) {
+        self.timers
+            .insert((pending.deadline_ns, Timer::Request(wire)));
+        self.pending.insert(wire, pending);
+    }
+
     /// Gives a fresh request to a connection that serves, or lets it wait.
-    fn hand_out(&mut self, wire: u32, mut frame: Frame, fx: &mut Effects) -> Result<u32, Refusal> {
+    fn hand_out(
+        &mut self,
+        wire: u32,
+        mut frame: Frame,
+        fx: &mut Effects<F>,
+    ) -> Result<u32, Refusal> {
         frame.header.correlation = wire.into();
         let server = self.pending[&wire].server;
         let peer = self.peers.get_mut(&server).expect("admission looked it up");
@@ -225,7 +242,7 @@ impl<F> Router<F> {
     }
 
     /// Hands waiting requests of `server` to its connections that have room in their windows.
-    pub(super) fn pump(&mut self, server: PeerId, fx: &mut Effects) {
+    pub(super) fn pump(&mut self, server: PeerId, fx: &mut Effects<F>) {
         loop {
             let Some(peer) = self.peers.get_mut(&server) else {
                 return;
@@ -270,7 +287,7 @@ impl<F> Router<F> {
         mut frame: Frame,
         fd: Option<F>,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let wire = frame.correlation();
         let responder = self.conns[&id].peer;
@@ -315,8 +332,11 @@ impl<F> Router<F> {
         let open = self.close_pending(wire).expect("checked above");
         let bytes = frame.payload.len() as u32;
         let asker = Some((open.asker, self.name_of(open.asker)));
-        if open.is_lane {
-            self.lane_answered(wire, &open, id, status, &frame, fd, fx);
+        if matches!(open.kind, PendingKind::Lane { .. }) {
+            self.lane_answered(wire, &open, id, (status, &frame, fd), fx);
+        } else if matches!(open.kind, PendingKind::Reader { .. }) {
+            self.reader_answered(wire, &open, id, (status, fd), now, fx);
+            return;
         } else if fd.is_some() {
             fx.close.push((id, CloseReason::StrayDescriptor));
             let text = "the answer came with file descriptors, which only lanes take";
@@ -356,7 +376,7 @@ impl<F> Router<F> {
                 );
             }
         }
-        let kind = if open.is_lane { "lane" } else { "response" };
+        let kind = open.kind.answer_word();
         self.note(
             responder, asker, None, kind, open.what, bytes, wire, status, 1, now, fx,
         );
@@ -370,11 +390,14 @@ impl<F> Router<F> {
         status: Status,
         text: &str,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let Some(open) = self.close_pending(wire) else {
             return;
         };
+        if matches!(open.kind, PendingKind::Reader { .. }) {
+            return;
+        }
         self.answer(
             open.asker_conn,
             open.asker_correlation,
@@ -388,7 +411,7 @@ impl<F> Router<F> {
             open.server,
             asker,
             None,
-            if open.is_lane { "lane" } else { "response" },
+            open.kind.answer_word(),
             open.what,
             0,
             wire,
@@ -401,23 +424,29 @@ impl<F> Router<F> {
     }
 
     /// Takes back a request whose asker has gone or cancelled.
-    pub(super) fn withdraw_request(&mut self, wire: u32, _why: Status, fx: &mut Effects) {
-        self.withdraw_from_server(wire, fx);
+    pub(super) fn withdraw_request(&mut self, wire: u32, why: Status, fx: &mut Effects<F>) {
+        self.withdraw_from_server(wire, why, fx);
         if let Some(open) = self.close_pending(wire) {
             self.pump(open.server, fx);
         }
     }
 
     /// Tells the connection that has the request that nobody waits any more.
-    pub(super) fn withdraw_from_server(&mut self, wire: u32, fx: &mut Effects) {
+    pub(super) fn withdraw_from_server(&mut self, wire: u32, why: Status, fx: &mut Effects<F>) {
         let Some(Pending {
             state: PendingState::With(conn),
+            kind,
             ..
         }) = self.pending.get(&wire)
         else {
             return;
         };
         let conn = *conn;
+        if !matches!(kind, PendingKind::Request) {
+            // It may be taking the offer in this moment: then what it took is over.
+            self.tell_closed(conn, wire, why, fx);
+            return;
+        }
         let payload = Control::Cancel { request: wire }
             .encode()
             .expect("fixed size");
@@ -430,7 +459,7 @@ impl<F> Router<F> {
     }
 
     /// Forgets a request in every place that knows of it.
-    fn close_pending(&mut self, wire: u32) -> Option<Pending> {
+    pub(super) fn close_pending(&mut self, wire: u32) -> Option<Pending<F>> {
         let open = self.pending.remove(&wire)?;
         self.timers
             .remove(&(open.deadline_ns, Timer::Request(wire)));
@@ -438,7 +467,7 @@ impl<F> Router<F> {
             conn.inflight.remove(&open.asker_correlation);
         }
         match open.state {
-            PendingState::With(id) if !open.is_lane => {
+            PendingState::With(id) if matches!(open.kind, PendingKind::Request) => {
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.serving -= 1;
                 }
@@ -453,7 +482,7 @@ impl<F> Router<F> {
         Some(open)
     }
 
-    fn event(&mut self, id: ConnId, frame: Frame, now: Now, fx: &mut Effects) {
+    fn event(&mut self, id: ConnId, frame: Frame, now: Now, fx: &mut Effects<F>) {
         let from = self.conns[&id].peer;
         let (to, bits, correlation) = (frame.header.destination, frame.kind(), frame.correlation());
         let ack = frame.header.flags.get() & flags::ACK != 0;
@@ -554,7 +583,7 @@ impl<F> Router<F> {
         from: PeerId,
         topic: &str,
         frame: &Frame,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) -> Result<u32, Refusal> {
         check_topic(topic).map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let sender = &self.peers[&from];
@@ -573,7 +602,7 @@ impl<F> Router<F> {
         topic: &str,
         frame: &Frame,
         from_name: &str,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) -> u32 {
         let mut receivers = 0;
         for (id, peer) in self
@@ -609,7 +638,7 @@ impl<F> Router<F> {
         receivers
     }
 
-    fn push_droppable(&mut self, id: ConnId, frame: Frame, fx: &mut Effects) {
+    fn push_droppable(&mut self, id: ConnId, frame: Frame, fx: &mut Effects<F>) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.push_droppable(frame, &self.limits);
             fx.wake.push(id);
@@ -623,7 +652,7 @@ impl<F> Router<F> {
         correlation: u32,
         status: Status,
         text: &str,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let payload = Response {
             status,
@@ -640,7 +669,7 @@ impl<F> Router<F> {
     }
 
     /// Answers reads of `peer`'s inbox that wait, while there is something to give.
-    pub(super) fn serve_waiters(&mut self, peer: PeerId, now: Now, fx: &mut Effects) {
+    pub(super) fn serve_waiters(&mut self, peer: PeerId, now: Now, fx: &mut Effects<F>) {
         while let Some(entry) = self.peers.get(&peer) {
             let has_request = !entry.waiting.is_empty() && !self.is_serving(entry);
             if entry.inbox.is_empty() && !has_request {
@@ -661,7 +690,7 @@ impl<F> Router<F> {
         }
     }
 
-    pub(super) fn serve_all_waiters(&mut self, uid: u32, now: Now, fx: &mut Effects) {
+    pub(super) fn serve_all_waiters(&mut self, uid: u32, now: Now, fx: &mut Effects<F>) {
         let waiting: Vec<PeerId> = self
             .peers
             .iter()
@@ -681,7 +710,7 @@ impl<F> Router<F> {
         correlation: u32,
         max: u32,
         _now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let Some(peer_id) = self.conns.get(&id).map(|conn| conn.peer) else {
             return;
@@ -764,7 +793,7 @@ impl<F> Router<F> {
         outcome: Status,
         receivers: u32,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -784,7 +813,7 @@ impl<F> Router<F> {
         });
     }
 
-    pub(super) fn push_out(&mut self, id: ConnId, out: Outgoing<F>, fx: &mut Effects) -> bool {
+    pub(super) fn push_out(&mut self, id: ConnId, out: Outgoing<F>, fx: &mut Effects<F>) -> bool {
         self.push_must(id, out.frame, out.fd, fx)
     }
 }

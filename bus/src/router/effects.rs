@@ -4,16 +4,30 @@ use crate::frame::{FrameError, PeerId};
 use crate::message::Status;
 
 use super::ConnId;
+use super::channels::ChannelEvent;
 
 /// What has to be done after a call of the router. Reuse one value and drain it.
-#[derive(Debug, Default)]
-pub struct Effects {
+#[derive(Debug)]
+pub struct Effects<F> {
     /// These connections have something to [`pull`](super::Router::pull).
     pub wake: Vec<ConnId>,
     /// These connections are to be closed; what still waits for them may be written first.
     pub close: Vec<(ConnId, CloseReason)>,
     /// For the record.
     pub record: Vec<MessageMeta>,
+    /// Shared memory that has come into use or out of it.
+    pub channels: Vec<ChannelEvent<F>>,
+}
+
+impl<F> Default for Effects<F> {
+    fn default() -> Self {
+        Self {
+            wake: Vec::new(),
+            close: Vec::new(),
+            record: Vec::new(),
+            channels: Vec::new(),
+        }
+    }
 }
 
 /// Why the bus ends a connection. The text is sent as an ERROR notice before it closes.
@@ -38,8 +52,8 @@ pub enum CloseReason {
     SlowReader,
     #[error("file descriptors came with a frame that takes none")]
     StrayDescriptor,
-    #[error("not the memory of a lane: {why}")]
-    LaneMemory { why: String },
+    #[error("not the {what} that this message carries: {why}")]
+    BadDescriptor { what: &'static str, why: String },
     #[error("the stream ended inside a frame, {bytes} bytes into it")]
     CutOff { bytes: usize },
     #[error("no hello within {seconds} s")]
@@ -59,7 +73,7 @@ pub struct MessageMeta {
     pub to: Option<(PeerId, String)>,
     /// The topic; `None` for an agent.
     pub topic: Option<String>,
-    /// `send`, `publish`, `broadcast`, `request`, `response`, `lane`.
+    /// `send`, `publish`, `broadcast`, `request`, `response`, `lane`, `log`, `dead-letter`.
     pub kind: &'static str,
     /// The method of a request or response, the type of an event.
     pub what: String,

@@ -1,23 +1,23 @@
-//! Introducing two agents to each other: the router carries the descriptors of a lane's two memories
-//! and tells each side when the other has gone. The messages themselves never come here.
+//! Introducing two agents to each other: a lane is offered, judged by the policy, and taken or refused.
+//!
+//! Fails towards whoever offers, with a status and a text.
+
+#![forbid(unsafe_code)]
 
 use crate::access::Wish;
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Response, Shape, Status};
 
+use super::channels::{
+    Channel, ChannelEvent, ChannelKind, ChannelOpened, Descriptor, End, Segments,
+};
 use super::dispatch::Refusal;
-use super::{ConnId, Effects, Now, Outgoing, Pending, PendingState, Router};
+use super::{ConnId, Effects, Now, Outgoing, Pending, PendingKind, PendingState, Router};
 
 /// How long the receiver of an offer has to take it.
-const OFFER_TIMEOUT_MS: u32 = 10_000;
+pub(super) const OFFER_TIMEOUT_MS: u32 = 10_000;
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lane {
-    producer: ConnId,
-    consumer: ConnId,
-}
-
-impl<F> Router<F> {
+impl<F: Descriptor> Router<F> {
     #[allow(clippy::too_many_arguments, reason = "an offer and where it came from")]
     pub(super) fn offer_lane(
         &mut self,
@@ -27,13 +27,21 @@ impl<F> Router<F> {
         shape: Shape,
         fd: Option<F>,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let from = self.conns[&id].peer;
         let admitted = self.admit_lane(id, correlation, to, fd);
         let (wire, status) = match admitted {
             Ok((consumer, fd)) => {
-                let wire = self.open(id, correlation, to, "lane", OFFER_TIMEOUT_MS, true, now);
+                self.conns
+                    .get_mut(&id)
+                    .expect("dispatch has it")
+                    .shares_memory = true;
+                let kind_of = PendingKind::Lane {
+                    shape,
+                    data: fd.clone(),
+                };
+                let wire = self.open(id, correlation, to, "lane", OFFER_TIMEOUT_MS, kind_of, now);
                 self.pending.get_mut(&wire).expect("just opened").state =
                     PendingState::With(consumer);
                 let payload = Control::LaneOffered {
@@ -92,7 +100,10 @@ impl<F> Router<F> {
                 "a lane offer needs a fresh correlation id",
             ));
         }
+        self.check_inflight(id)?;
         self.may_address(conn.peer, to, Wish::Send)?;
+        self.may_share(conn.peer)?;
+        self.may_share(to)?;
         let receiver = &self.peers[&to];
         let limit = self.limits.max_lanes;
         let consumer = receiver
@@ -117,127 +128,75 @@ impl<F> Router<F> {
 
     /// Counts offers too: otherwise they would be a way around the limit.
     fn lanes_of(&self, id: ConnId) -> usize {
-        let open = self
-            .lanes
-            .values()
-            .filter(|lane| lane.producer == id || lane.consumer == id)
-            .count();
-        let offered = self.pending.values().filter(|p| {
-            p.is_lane
-                && (p.asker_conn == id || matches!(p.state, PendingState::With(with) if with == id))
+        let open = self.channels.values().filter(|channel| {
+            channel.kind == ChannelKind::Lane
+                && (channel.producer.conn == Some(id) || channel.consumer.conn == Some(id))
         });
-        open + offered.count()
+        let offered = self.pending.values().filter(|open| {
+            matches!(open.kind, PendingKind::Lane { .. })
+                && (open.asker_conn == id
+                    || matches!(open.state, PendingState::With(with) if with == id))
+        });
+        open.count() + offered.count()
     }
 
     /// The receiver took or refused an offer. `open` has been closed already.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "an answer and the offer that it closes"
-    )]
     pub(super) fn lane_answered(
         &mut self,
         wire: u32,
-        open: &Pending,
+        open: &Pending<F>,
         consumer: ConnId,
-        status: Status,
-        frame: &Frame,
-        fd: Option<F>,
-        fx: &mut Effects,
+        answer: (Status, &Frame, Option<F>),
+        fx: &mut Effects<F>,
     ) {
-        let asked = (open.asker_conn, open.asker_correlation);
-        match (status, fd) {
-            (Status::OK, Some(fd)) => {
-                self.lanes.insert(
-                    wire,
-                    Lane {
-                        producer: open.asker_conn,
-                        consumer,
-                    },
-                );
+        let PendingKind::Lane { shape, data } = &open.kind else {
+            unreachable!("the caller looked")
+        };
+        let (conn, correlation) = (open.asker_conn, open.asker_correlation);
+        match answer {
+            (Status::OK, _, Some(cursor)) => {
+                let end = |peer, conn| End {
+                    peer,
+                    conn: Some(conn),
+                };
+                let channel = Channel {
+                    kind: ChannelKind::Lane,
+                    producer: end(open.asker, conn),
+                    consumer: end(open.server, consumer),
+                    over: None,
+                    has_bell: false,
+                    segments: Segments::default(),
+                };
+                self.channels.insert(wire, channel);
+                fx.channels.push(ChannelEvent::Opened(ChannelOpened {
+                    id: wire,
+                    kind: ChannelKind::Lane,
+                    uid: self.peers[&open.asker].uid,
+                    from: (open.asker, self.name_of(open.asker)),
+                    to: Some((open.server, self.name_of(open.server))),
+                    topic: None,
+                    shape: *shape,
+                    reliable: true,
+                    data: data.clone(),
+                    cursor: Some(cursor.clone()),
+                }));
                 let payload = Response::ok(&wire.to_le_bytes())
                     .encode()
                     .expect("fixed size");
-                let mut frame = Frame::new(kind::RESPONSE, open.asker, asked.1, payload);
+                let mut frame = Frame::new(kind::RESPONSE, open.asker, correlation, payload);
                 frame.header.source = open.server;
-                self.push_out(
-                    asked.0,
-                    Outgoing {
-                        frame,
-                        fd: Some(fd),
-                    },
-                    fx,
-                );
+                let fd = Some(cursor);
+                self.push_out(conn, Outgoing { frame, fd }, fx);
             }
-            (Status::OK, None) => {
+            (Status::OK, _, None) => {
                 let text = "the receiver took the lane without giving its cursor memory";
-                self.answer(asked.0, asked.1, Status::MALFORMED, text, &[], fx);
+                self.answer(conn, correlation, Status::MALFORMED, text, &[], fx);
             }
-            (status, _) => {
+            (status, frame, _) => {
                 let text = Response::parse(&frame.payload)
                     .map_or(String::new(), |answer| answer.error.to_owned());
-                self.answer_with(asked.0, asked.1, open.server, status, &text, &[], fx);
+                self.answer_with(conn, correlation, open.server, status, &text, &[], fx);
             }
         }
-    }
-
-    /// One side says that it is done with a lane.
-    pub(super) fn lane_closed_by(
-        &mut self,
-        id: ConnId,
-        lane: u32,
-        status: Status,
-        fx: &mut Effects,
-    ) {
-        let Some(entry) = self.lanes.get(&lane).copied() else {
-            return;
-        };
-        let other = match (entry.producer == id, entry.consumer == id) {
-            (true, _) => entry.consumer,
-            (_, true) => entry.producer,
-            _ => return,
-        };
-        self.lanes.remove(&lane);
-        // The bus's own words (gone, denied) are not for agents to say.
-        let status = if status.is_bus_only() {
-            Status::OK
-        } else {
-            status
-        };
-        self.tell_lane_closed(other, lane, status, fx);
-    }
-
-    pub(super) fn close_lanes_of(&mut self, id: ConnId, fx: &mut Effects) {
-        let ended: Vec<(u32, Lane)> = self
-            .lanes
-            .iter()
-            .filter(|(_, lane)| lane.producer == id || lane.consumer == id)
-            .map(|(wire, lane)| (*wire, *lane))
-            .collect();
-        for (wire, lane) in ended {
-            self.lanes.remove(&wire);
-            let other = if lane.producer == id {
-                lane.consumer
-            } else {
-                lane.producer
-            };
-            if other != id {
-                self.tell_lane_closed(other, wire, Status::PEER_GONE, fx);
-            }
-        }
-    }
-
-    fn tell_lane_closed(&mut self, to: ConnId, lane: u32, status: Status, fx: &mut Effects) {
-        let payload = Control::ChannelClosed {
-            channel: lane,
-            status,
-        }
-        .encode()
-        .expect("fixed size");
-        self.push_must(
-            to,
-            Frame::new(kind::COMMAND, PeerId::BUS, lane, payload),
-            None,
-            fx,
-        );
     }
 }

@@ -10,16 +10,22 @@
 //! `F` is what stands for a file descriptor: `OwnedFd` in the daemon, a number in tests.
 //!
 //! Read on: `dispatch` (requests, responses, events), `control` (messages to the bus itself), `conn`
-//! and `peer` (the queues), `lanes`.
+//! and `peer` (the queues), `channels` (shared memory: `lanes`, `logs`, `segments`), `judge` (rights that change).
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod channel_tests;
+mod channels;
 mod conn;
 mod control;
 mod dispatch;
 mod effects;
+mod judge;
 mod lanes;
+mod logs;
 mod peer;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -29,14 +35,16 @@ use std::sync::Arc;
 use crate::access::{Access, Party};
 use crate::frame::{Frame, PeerId, kind};
 use crate::listing::{Liveness, PeerEntry};
-use crate::message::{ERROR_MAX, Event, NAME_MAX, Response, Status};
+use crate::message::{ERROR_MAX, Event, NAME_MAX, Response, Shape, Status};
 use crate::topic::PEERS_TOPIC;
 
+pub use channels::{ChannelEvent, ChannelKind, ChannelOpened, Closed, Descriptor};
 pub use conn::{ConnId, Outgoing};
 pub use effects::{CloseReason, Effects, MessageMeta};
 
+use channels::Channel;
 use conn::Conn;
-use lanes::Lane;
+use logs::{Follow, Log};
 use peer::Peer;
 
 /// Bounds of everything a peer can make the bus hold.
@@ -60,6 +68,15 @@ pub struct Limits {
     pub max_connections: usize,
     /// Lanes in which one connection takes part.
     pub max_lanes: usize,
+    /// Logs that one connection writes, and logs that it reads.
+    pub max_logs: usize,
+    pub max_followed: usize,
+    /// Readers of one log.
+    pub max_log_readers: usize,
+    /// Segments of one channel, and as many wait at most for one connection to take them.
+    pub max_segments: usize,
+    /// Logs and segments that one connection makes others map, bytes.
+    pub max_shared_bytes: u64,
     /// A connection should say something this often.
     pub heartbeat_ms: u32,
     /// For a request that names no time-out, and the most that one may name.
@@ -80,6 +97,11 @@ impl Default for Limits {
             max_subscriptions: 128,
             max_connections: 32,
             max_lanes: 64,
+            max_logs: 64,
+            max_followed: 256,
+            max_log_readers: 256,
+            max_segments: 64,
+            max_shared_bytes: 4 << 30,
             heartbeat_ms: 5_000,
             default_timeout_ms: 60_000,
             max_timeout_ms: 24 * 3_600_000,
@@ -137,7 +159,7 @@ pub enum ConnKind {
 
 /// A request (or lane offer) that awaits its answer.
 #[derive(Debug)]
-struct Pending {
+struct Pending<F> {
     /// Who asked, on which connection, under which of its correlation ids.
     asker: PeerId,
     asker_conn: ConnId,
@@ -146,9 +168,35 @@ struct Pending {
     server: PeerId,
     state: PendingState,
     deadline_ns: u64,
-    /// The method; "lane" for an offer.
+    /// The method; "lane" for an offer of one, the topic of a log.
     what: String,
-    is_lane: bool,
+    kind: PendingKind<F>,
+}
+
+#[derive(Debug)]
+enum PendingKind<F> {
+    Request,
+    /// The server is the receiver.
+    Lane {
+        shape: Shape,
+        data: F,
+    },
+    /// The asker is the log's producer, which asked for nothing and hears only of a reader.
+    Reader {
+        log: u32,
+        follow: u32,
+    },
+}
+
+impl<F> PendingKind<F> {
+    /// The word in the record for its answer.
+    fn answer_word(&self) -> &'static str {
+        match self {
+            Self::Request => "response",
+            Self::Lane { .. } => "lane",
+            Self::Reader { .. } => "log",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -177,15 +225,18 @@ pub struct Router<F> {
     conns: HashMap<ConnId, Conn<F>>,
     /// Open requests by the correlation id that the *server* sees: chosen here, so nobody can guess
     /// or reuse another's.
-    pending: HashMap<u32, Pending>,
-    lanes: HashMap<u32, Lane>,
+    pending: HashMap<u32, Pending<F>>,
+    /// Open lanes and readers of logs. Their numbers, those of logs, follows and requests are all different.
+    channels: HashMap<u32, Channel<F>>,
+    logs: HashMap<u32, Log<F>>,
+    follows: HashMap<u32, Follow>,
     timers: BTreeSet<(u64, Timer)>,
     next_conn: u64,
     next_wire: u32,
     next_seq: u64,
 }
 
-impl<F> Router<F> {
+impl<F: Descriptor> Router<F> {
     /// An empty bus.
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -194,7 +245,9 @@ impl<F> Router<F> {
             names: HashMap::new(),
             conns: HashMap::new(),
             pending: HashMap::new(),
-            lanes: HashMap::new(),
+            channels: HashMap::new(),
+            logs: HashMap::new(),
+            follows: HashMap::new(),
             timers: BTreeSet::new(),
             next_conn: 1,
             next_wire: 1,
@@ -212,7 +265,7 @@ impl<F> Router<F> {
         &mut self,
         spec: PeerSpec,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) -> Result<(), AttachRefused> {
         let name = spec.name.clone();
         if name.is_empty()
@@ -239,7 +292,7 @@ impl<F> Router<F> {
     }
 
     /// Removes an agent because its process has ended. Whoever waits for it gets `PEER_GONE` now.
-    pub fn detach(&mut self, id: PeerId, now: Now, fx: &mut Effects) {
+    pub fn detach(&mut self, id: PeerId, now: Now, fx: &mut Effects<F>) {
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
@@ -296,7 +349,7 @@ impl<F> Router<F> {
     }
 
     /// Removes a connection. What it was asked is answered for it, what it asked is withdrawn.
-    pub fn disconnect(&mut self, id: ConnId, now: Now, fx: &mut Effects) {
+    pub fn disconnect(&mut self, id: ConnId, now: Now, fx: &mut Effects<F>) {
         let Some(conn) = self.conns.remove(&id) else {
             return;
         };
@@ -324,18 +377,25 @@ impl<F> Router<F> {
                 fx,
             );
         }
-        self.close_lanes_of(id, fx);
+        self.drop_ends_of(id, fx);
         // Requests that waited for this server may now be read from the inbox.
         self.serve_waiters(conn.peer, now, fx);
     }
 
     /// Handles one frame that came on `conn`; `fd` came with it.
-    pub fn frame(&mut self, conn: ConnId, frame: Frame, fd: Option<F>, now: Now, fx: &mut Effects) {
+    pub fn frame(
+        &mut self,
+        conn: ConnId,
+        frame: Frame,
+        fd: Option<F>,
+        now: Now,
+        fx: &mut Effects<F>,
+    ) {
         self.dispatch(conn, frame, fd, now, fx);
     }
 
     /// The next frame for `conn`. Frames that must arrive come before topic messages.
-    pub fn pull(&mut self, conn: ConnId, fx: &mut Effects) -> Option<Outgoing<F>> {
+    pub fn pull(&mut self, conn: ConnId, fx: &mut Effects<F>) -> Option<Outgoing<F>> {
         let entry = self.conns.get_mut(&conn)?;
         let out = entry.pull();
         let (serves, peer) = (entry.window > 0, entry.peer);
@@ -364,7 +424,7 @@ impl<F> Router<F> {
     }
 
     /// Expires what is due.
-    pub fn tick(&mut self, now: Now, fx: &mut Effects) {
+    pub fn tick(&mut self, now: Now, fx: &mut Effects<F>) {
         while let Some((at, timer)) = self.timers.first().copied() {
             if at > now.mono_ns {
                 break;
@@ -372,7 +432,7 @@ impl<F> Router<F> {
             self.timers.pop_first();
             match timer {
                 Timer::Request(wire) => {
-                    self.withdraw_from_server(wire, fx);
+                    self.withdraw_from_server(wire, Status::DEADLINE, fx);
                     self.fail_request(
                         wire,
                         Status::DEADLINE,
@@ -408,7 +468,7 @@ impl<F> Router<F> {
                 liveness: self.liveness(peer, now),
                 serving: self.is_serving(peer),
                 may_send: me.access.may_send(&peer.name),
-                tier: crate::channel::Tier::SharedMemory,
+                tier: self.tier(*id),
                 name: peer.name.clone(),
             })
             .collect();
@@ -466,7 +526,7 @@ impl<F> Router<F> {
         status: Status,
         text: &str,
         result: &[u8],
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         self.answer_with(conn, correlation, PeerId::BUS, status, text, result, fx);
     }
@@ -483,7 +543,7 @@ impl<F> Router<F> {
         status: Status,
         text: &str,
         result: &[u8],
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let error = clip(text);
         let payload = Response {
@@ -504,7 +564,7 @@ impl<F> Router<F> {
     }
 
     /// Queues a frame that may not be dropped. `false`: there was no room, and the frame is lost.
-    fn push_must(&mut self, id: ConnId, frame: Frame, fd: Option<F>, fx: &mut Effects) -> bool {
+    fn push_must(&mut self, id: ConnId, frame: Frame, fd: Option<F>, fx: &mut Effects<F>) -> bool {
         let Some(conn) = self.conns.get_mut(&id) else {
             return false;
         };
@@ -523,7 +583,7 @@ impl<F> Router<F> {
         event_type: &str,
         name: &str,
         now: Now,
-        fx: &mut Effects,
+        fx: &mut Effects<F>,
     ) {
         let event = Event {
             priority: 1,

@@ -12,15 +12,23 @@ use crate::listing::{InboxBatch, Welcome};
 use crate::message::{Control, Delivery, HELLO_WANT_CRC, Request, Shape};
 
 /// A router, its time, and what its effects said.
-struct Bus {
-    router: Router<u32>,
-    now: Now,
-    fx: Effects,
+pub(super) struct Bus {
+    pub(super) router: Router<u32>,
+    pub(super) now: Now,
+    pub(super) fx: Effects<u32>,
+    /// Offers of logs that came before an answer.
+    pub(super) offers: Vec<Outgoing<u32>>,
+}
+
+impl Descriptor for u32 {
+    fn bytes(&self) -> u64 {
+        u64::from(*self)
+    }
 }
 
 /// A policy that names exactly whom it may address.
 #[derive(Debug)]
-struct Only(&'static str);
+pub(super) struct Only(pub(super) &'static str);
 
 impl Access for Only {
     fn may_send(&self, to: &str) -> bool {
@@ -37,11 +45,11 @@ impl Access for Only {
     }
 }
 
-fn id(n: u8) -> PeerId {
+pub(super) fn id(n: u8) -> PeerId {
     PeerId([n; 16])
 }
 
-fn tight() -> Limits {
+pub(super) fn tight() -> Limits {
     Limits {
         out_frames: 8,
         inbox_messages: 4,
@@ -49,13 +57,18 @@ fn tight() -> Limits {
         max_waiting_requests: 2,
         max_connections: 2,
         max_lanes: 1,
+        max_logs: 2,
+        max_followed: 2,
+        max_log_readers: 2,
+        max_segments: 2,
+        max_shared_bytes: 4096,
         max_subscriptions: 2,
         ..Limits::default()
     }
 }
 
 impl Bus {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let now = Now {
             mono_ns: 1_000_000_000,
             wall_ns: 1_700_000_000_000_000_000,
@@ -64,10 +77,11 @@ impl Bus {
             router: Router::new(limits),
             now,
             fx: Effects::default(),
+            offers: Vec::new(),
         }
     }
 
-    fn peer(&mut self, n: u8, uid: u32, name: &str, access: Arc<dyn Access>) {
+    pub(super) fn peer(&mut self, n: u8, uid: u32, name: &str, access: Arc<dyn Access>) {
         let spec = PeerSpec {
             id: id(n),
             uid,
@@ -79,12 +93,12 @@ impl Bus {
     }
 
     /// Peer `n` of uid 1000 with one greeted connection.
-    fn join(&mut self, n: u8, name: &str) -> ConnId {
+    pub(super) fn join(&mut self, n: u8, name: &str) -> ConnId {
         self.peer(n, 1000, name, Arc::new(SameUser));
         self.connect(n)
     }
 
-    fn connect(&mut self, n: u8) -> ConnId {
+    pub(super) fn connect(&mut self, n: u8) -> ConnId {
         let conn = self
             .router
             .connect(id(n), ConnKind::Socket, self.now)
@@ -102,11 +116,11 @@ impl Bus {
         conn
     }
 
-    fn feed(&mut self, conn: ConnId, frame: Frame) {
+    pub(super) fn feed(&mut self, conn: ConnId, frame: Frame) {
         self.router.frame(conn, frame, None, self.now, &mut self.fx);
     }
 
-    fn say(&mut self, conn: ConnId, correlation: u32, control: Control<'_>) {
+    pub(super) fn say(&mut self, conn: ConnId, correlation: u32, control: Control<'_>) {
         self.feed(
             conn,
             Frame::new(
@@ -118,7 +132,94 @@ impl Bus {
         );
     }
 
-    fn ask(&mut self, conn: ConnId, correlation: u32, to: PeerId, timeout_ms: u32) {
+    /// As [`Self::say`], with a descriptor of that many bytes.
+    pub(super) fn say_with(
+        &mut self,
+        conn: ConnId,
+        correlation: u32,
+        control: Control<'_>,
+        fd: u32,
+    ) {
+        let payload = control.encode().unwrap();
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, correlation, payload);
+        self.router
+            .frame(conn, frame, Some(fd), self.now, &mut self.fx);
+    }
+
+    /// Takes an offer with this cursor memory, or refuses it.
+    pub(super) fn take_offer(&mut self, conn: ConnId, number: u32, cursor: Option<u32>) {
+        let (bits, response) = match cursor {
+            Some(_) => (kind::RESPONSE, Response::ok(b"")),
+            None => (
+                kind::RESPONSE | kind::ERROR,
+                Response {
+                    status: Status::FAILED,
+                    error: "no",
+                    result: b"",
+                },
+            ),
+        };
+        let frame = Frame::new(bits, PeerId::BUS, number, response.encode().unwrap());
+        self.router
+            .frame(conn, frame, cursor, self.now, &mut self.fx);
+    }
+
+    /// What must be true of channels after every step.
+    pub(super) fn check_channels(&self) -> Result<(), TestCaseError> {
+        let (router, limits) = (&self.router, &self.router.limits);
+        let mut lanes: HashMap<ConnId, usize> = HashMap::new();
+        let mut reading: HashMap<ConnId, usize> = HashMap::new();
+        for (number, channel) in &router.channels {
+            let ends = [channel.producer, channel.consumer];
+            for conn in ends.iter().filter_map(|end| end.conn) {
+                prop_assert!(
+                    router.conns.contains_key(&conn),
+                    "channel {number} outlives a connection"
+                );
+            }
+            match channel.kind {
+                ChannelKind::Lane => {
+                    for conn in ends.iter().filter_map(|end| end.conn) {
+                        *lanes.entry(conn).or_default() += 1;
+                    }
+                    let (from, to) = (channel.producer.peer, channel.consumer.peer);
+                    if channel.over.is_none() {
+                        let allowed = router.may_address(from, to, crate::access::Wish::Send);
+                        prop_assert!(allowed.is_ok(), "an open lane that is not allowed");
+                    }
+                    prop_assert!(channel.segments.held.len() <= limits.max_segments);
+                }
+                ChannelKind::FollowedLog { log } => {
+                    if let Some(conn) = channel.consumer.conn {
+                        *reading.entry(conn).or_default() += 1;
+                    }
+                    if channel.over.is_none() {
+                        prop_assert!(router.logs.contains_key(&log), "a reader of no log");
+                        let reader = &router.peers[&channel.consumer.peer];
+                        prop_assert!(reader.access.may_subscribe("t"));
+                    }
+                }
+                ChannelKind::Log => prop_assert!(false, "logs have a table of their own"),
+            }
+        }
+        // A lane to oneself has both ends on one connection.
+        prop_assert!(lanes.values().all(|n| *n <= 2 * limits.max_lanes));
+        prop_assert!(reading.values().all(|n| *n <= limits.max_followed));
+        for (number, log) in &router.logs {
+            prop_assert!(router.conns.contains_key(&log.conn));
+            prop_assert!(router.peers[&log.peer].access.may_publish(&log.topic));
+            prop_assert!(router.readers_of(*number).count() <= limits.max_log_readers);
+            prop_assert!(log.segments.held.len() <= limits.max_segments);
+        }
+        for conn in router.conns.keys() {
+            prop_assert!(router.shared_bytes(*conn) <= limits.max_shared_bytes);
+            let logs = router.logs.values().filter(|log| log.conn == *conn).count();
+            prop_assert!(logs <= limits.max_logs);
+        }
+        Ok(())
+    }
+
+    pub(super) fn ask(&mut self, conn: ConnId, correlation: u32, to: PeerId, timeout_ms: u32) {
         let payload = Request {
             method: "fix",
             params: b"{}",
@@ -129,7 +230,7 @@ impl Bus {
         self.feed(conn, Frame::new(kind::REQUEST, to, correlation, payload));
     }
 
-    fn respond(&mut self, conn: ConnId, correlation: u32, result: &[u8]) {
+    pub(super) fn respond(&mut self, conn: ConnId, correlation: u32, result: &[u8]) {
         let payload = Response::ok(result).encode().unwrap();
         self.feed(
             conn,
@@ -137,7 +238,7 @@ impl Bus {
         );
     }
 
-    fn event(&mut self, conn: ConnId, bits: u16, to: PeerId, topic: &str, data: &[u8]) {
+    pub(super) fn event(&mut self, conn: ConnId, bits: u16, to: PeerId, topic: &str, data: &[u8]) {
         let payload = Event {
             priority: 1,
             event_type: "note",
@@ -151,35 +252,35 @@ impl Bus {
         self.feed(conn, frame);
     }
 
-    fn advance(&mut self, ms: u64) {
+    pub(super) fn advance(&mut self, ms: u64) {
         self.now.mono_ns += ms * 1_000_000;
         self.router.tick(self.now, &mut self.fx);
     }
 
-    fn pull(&mut self, conn: ConnId) -> Option<Outgoing<u32>> {
+    pub(super) fn pull(&mut self, conn: ConnId) -> Option<Outgoing<u32>> {
         self.router.pull(conn, &mut self.fx)
     }
 
-    fn take(&mut self, conn: ConnId) -> Frame {
+    pub(super) fn take(&mut self, conn: ConnId) -> Frame {
         self.pull(conn).expect("a frame waits").frame
     }
 
-    fn closed(&mut self) -> Vec<CloseReason> {
+    pub(super) fn closed(&mut self) -> Vec<CloseReason> {
         self.fx.close.drain(..).map(|(_, reason)| reason).collect()
     }
 }
 
-fn ok_result(frame: &Frame) -> &[u8] {
+pub(super) fn ok_result(frame: &Frame) -> &[u8] {
     let response = Response::parse(&frame.payload).unwrap();
     assert_eq!((response.status, response.error), (Status::OK, ""));
     response.result
 }
 
-fn status(frame: &Frame) -> Status {
+pub(super) fn status(frame: &Frame) -> Status {
     Response::parse(&frame.payload).unwrap().status
 }
 
-fn text(frame: &Frame) -> String {
+pub(super) fn text(frame: &Frame) -> String {
     Response::parse(&frame.payload).unwrap().error.to_owned()
 }
 
@@ -769,21 +870,107 @@ fn a_connection_that_wants_crcs_gets_right_ones() {
     assert_ne!(frame.header.flags.get() & flags::CRC, 0);
 }
 
+/// Keeps the daemon's account of channels: each is opened once and ended once.
+fn note_channels(
+    bus: &mut Bus,
+    known: &mut std::collections::HashSet<u32>,
+) -> Result<(), TestCaseError> {
+    for event in std::mem::take(&mut bus.fx.channels) {
+        match event {
+            ChannelEvent::Opened(opened) => prop_assert!(known.insert(opened.id)),
+            ChannelEvent::Ended { id, .. } => prop_assert!(known.remove(&id)),
+        }
+    }
+    Ok(())
+}
+
 /// One step of a random history.
 #[derive(Clone, Debug)]
 enum Step {
-    Ask { from: u8, to: u8, correlation: u32 },
-    Answer { who: u8, guess: u32 },
-    Cancel { who: u8, correlation: u32 },
-    Serve { who: u8, window: u32 },
-    Inbox { who: u8, wait_ms: u32 },
-    Publish { who: u8 },
-    Follow { who: u8, inbox: bool },
-    Read { who: u8 },
-    Reconnect { who: u8 },
-    Restart { who: u8 },
-    Wait { ms: u64 },
-    Garbage { who: u8, bits: u16, bytes: Vec<u8> },
+    Ask {
+        from: u8,
+        to: u8,
+        correlation: u32,
+    },
+    Answer {
+        who: u8,
+        guess: u32,
+    },
+    Cancel {
+        who: u8,
+        correlation: u32,
+    },
+    Serve {
+        who: u8,
+        window: u32,
+    },
+    Inbox {
+        who: u8,
+        wait_ms: u32,
+    },
+    Publish {
+        who: u8,
+    },
+    Follow {
+        who: u8,
+        inbox: bool,
+    },
+    Read {
+        who: u8,
+    },
+    Reconnect {
+        who: u8,
+    },
+    Restart {
+        who: u8,
+    },
+    Wait {
+        ms: u64,
+    },
+    Garbage {
+        who: u8,
+        bits: u16,
+        bytes: Vec<u8>,
+    },
+    OfferLane {
+        who: u8,
+        to: u8,
+    },
+    OfferLog {
+        who: u8,
+    },
+    FollowLogs {
+        who: u8,
+        reliable: bool,
+    },
+    /// Answers the offer that came `back` offers ago.
+    TakeOffer {
+        who: u8,
+        back: usize,
+        yes: bool,
+    },
+    Announce {
+        who: u8,
+        number: u32,
+        index: u32,
+    },
+    DropSegment {
+        who: u8,
+        number: u32,
+        index: u32,
+    },
+    Bell {
+        who: u8,
+        number: u32,
+    },
+    LetGo {
+        who: u8,
+        number: u32,
+    },
+    SetRights {
+        who: u8,
+        all: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -802,6 +989,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1u64..200).prop_map(|ms| Step::Wait { ms }),
         2 => (who(), 0u16..0x7F, proptest::collection::vec(any::<u8>(), 0..40))
             .prop_map(|(who, bits, bytes)| Step::Garbage { who, bits, bytes }),
+        3 => (who(), who()).prop_map(|(who, to)| Step::OfferLane { who, to }),
+        3 => who().prop_map(|who| Step::OfferLog { who }),
+        3 => (who(), any::<bool>()).prop_map(|(who, reliable)| Step::FollowLogs { who, reliable }),
+        8 => (who(), 0usize..3, any::<bool>()).prop_map(|(who, back, yes)| Step::TakeOffer { who, back, yes }),
+        3 => (who(), 1u32..30, 0u32..3).prop_map(|(who, number, index)| Step::Announce { who, number, index }),
+        1 => (who(), 1u32..30, 0u32..3).prop_map(|(who, number, index)| Step::DropSegment { who, number, index }),
+        1 => (who(), 1u32..30).prop_map(|(who, number)| Step::Bell { who, number }),
+        2 => (who(), 1u32..30).prop_map(|(who, number)| Step::LetGo { who, number }),
+        2 => (who(), any::<bool>()).prop_map(|(who, all)| Step::SetRights { who, all }),
     ]
 }
 
@@ -815,6 +1011,12 @@ proptest! {
         let limits = tight();
         let mut bus = Bus::new(limits);
         let mut conns: HashMap<u8, ConnId> = (1..5).map(|n| (n, bus.join(n, &format!("p{n}")))).collect();
+        for conn in conns.values() {
+            bus.say(*conn, 210, Control::AcceptLanes);
+        }
+        // Offers by whom they reached, and what the daemon was told of channels.
+        let mut offers: HashMap<ConnId, Vec<u32>> = HashMap::new();
+        let mut known = std::collections::HashSet::new();
         // Correlation ids that each connection has open, by its own count.
         let mut open: HashMap<(ConnId, u32), u32> = HashMap::new();
         let settle = |open: &mut HashMap<(ConnId, u32), u32>, conn: ConnId, frame: &Frame| {
@@ -851,6 +1053,12 @@ proptest! {
                 }
                 Step::Read { who } => {
                     while let Some(out) = bus.pull(conns[&who]) {
+                        if let Ok(Control::LaneOffered { lane: number, .. } | Control::LogOffered { channel: number, .. }) =
+                            Control::parse(&out.frame.payload)
+                        {
+                            prop_assert!(out.fd.is_some());
+                            offers.entry(conns[&who]).or_default().push(number);
+                        }
                         if out.frame.correlation() != 77 {
                             settle(&mut open, conns[&who], &out.frame)?;
                         }
@@ -872,7 +1080,41 @@ proptest! {
                     bus.feed(conns[&who], Frame::new(bits, PeerId::BUS, 300, bytes));
                 }
                 Step::Garbage { .. } => {}
+                Step::OfferLane { who, to } => {
+                    bus.say_with(conns[&who], 211, Control::LaneOffer { to: id(to), shape: Shape::default() }, 8);
+                }
+                Step::OfferLog { who } => {
+                    bus.say_with(conns[&who], 212, Control::LogOffer { shape: Shape::default(), topic: "t" }, 8);
+                }
+                Step::FollowLogs { who, reliable } => {
+                    bus.say(conns[&who], 213, Control::LogFollow { reliable, pattern: "#" });
+                }
+                Step::TakeOffer { who, back, yes } => {
+                    let held = offers.entry(conns[&who]).or_default();
+                    if back < held.len() {
+                        let number = held.remove(held.len() - 1 - back);
+                        bus.take_offer(conns[&who], number, yes.then_some(4));
+                    }
+                }
+                Step::Announce { who, number, index } => {
+                    let control = Control::Segment { channel: number, index, sealed: false };
+                    bus.say_with(conns[&who], 214, control, 1000);
+                }
+                Step::DropSegment { who, number, index } => {
+                    bus.say(conns[&who], 215, Control::SegmentDropped { channel: number, index });
+                }
+                Step::Bell { who, number } => {
+                    bus.say_with(conns[&who], 216, Control::Bell { channel: number }, 0);
+                }
+                Step::LetGo { who, number } => {
+                    bus.say(conns[&who], 0, Control::ChannelClosed { channel: number, status: Status::OK });
+                }
+                Step::SetRights { who, all } => {
+                    let access: Arc<dyn Access> = if all { Arc::new(SameUser) } else { Arc::new(Only("t")) };
+                    bus.router.set_access(id(who), access, bus.now, &mut bus.fx);
+                }
             }
+            note_channels(&mut bus, &mut known)?;
             // A connection that the router wants closed is closed, as the daemon would.
             for (id_closed, _) in std::mem::take(&mut bus.fx.close) {
                 if let Some((&who, _)) = conns.iter().find(|(_, conn)| **conn == id_closed) {
@@ -881,6 +1123,8 @@ proptest! {
                     conns.insert(who, conn);
                 }
             }
+            note_channels(&mut bus, &mut known)?;
+            bus.check_channels()?;
             for peer in bus.router.peers.values() {
                 prop_assert!(peer.inbox.len() <= limits.inbox_messages);
                 prop_assert!(peer.waiting.len() <= limits.max_waiting_requests);
@@ -888,6 +1132,7 @@ proptest! {
             for conn in bus.router.conns.values() {
                 prop_assert!(conn.inflight.len() <= limits.max_inflight);
                 let taken = bus.router.pending.values()
+                    .filter(|p| matches!(p.kind, PendingKind::Request))
                     .filter(|p| matches!(p.state, PendingState::With(c) if bus.router.conns.get(&c).is_some_and(|c| std::ptr::eq(c, conn))))
                     .count();
                 prop_assert_eq!(conn.serving as usize, taken);
@@ -909,8 +1154,11 @@ proptest! {
         for n in 1..5 {
             bus.router.detach(id(n), bus.now, &mut bus.fx);
         }
+        note_channels(&mut bus, &mut known)?;
+        prop_assert!(known.is_empty(), "the daemon was never told that {known:?} ended");
+        prop_assert!(bus.router.logs.is_empty() && bus.router.follows.is_empty());
         prop_assert_eq!(bus.router.open_requests(), 0);
         prop_assert!(bus.router.timers.is_empty());
-        prop_assert!(bus.router.conns.is_empty() && bus.router.names.is_empty() && bus.router.lanes.is_empty());
+        prop_assert!(bus.router.conns.is_empty() && bus.router.names.is_empty() && bus.router.channels.is_empty());
     }
 }

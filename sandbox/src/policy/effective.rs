@@ -428,6 +428,9 @@ impl Merged {
                 request: names("request"),
                 publish: names("publish"),
                 subscribe: names("subscribe"),
+                shared_memory: self
+                    .single("ipc", "shared_memory", |_, v| schema::flag(v))
+                    .unwrap_or(true),
             },
             tools: ToolRules {
                 allow: tools("allow"),

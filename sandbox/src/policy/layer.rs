@@ -111,6 +111,9 @@ fn setting(path: &str, written: &str, origin: &Origin, layer: &mut Layer) -> Res
         Kind::Count => written
             .parse()
             .map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Number),
+        Kind::Flag => written
+            .parse()
+            .map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Flag),
         _ => Scalar::Text(written.to_owned()),
     };
     key.check(&scalar)?;
@@ -355,6 +358,7 @@ impl Reader<'_> {
     fn scalar(&mut self, key: &Key, value: &Spanned<DeValue<'_>>) -> Option<Valued<Scalar>> {
         let scalar = match value.get_ref() {
             DeValue::String(text) => Ok(Scalar::Text(text.to_string())),
+            DeValue::Boolean(yes) if key.kind == Kind::Flag => Ok(Scalar::Flag(*yes)),
             DeValue::Integer(n) => i64::from_str_radix(&n.as_str().replace('_', ""), n.radix())
                 .map(Scalar::Number)
                 .map_err(|_| Problem::new("the number is too large", "")),
@@ -447,6 +451,7 @@ fn expected(key: &Key) -> &'static str {
     match key.kind {
         Kind::Size => "write a size such as \"512MiB\"",
         Kind::Count => "write a whole number",
+        Kind::Flag => "write true or false, without quotes",
         Kind::Percent => "write a percentage such as \"150%\"",
         Kind::Duration | Kind::AskTimeout => "write a duration such as \"15m\"",
         Kind::Hosts => "write \"host:port\" or { host = \"…\", private = true }",

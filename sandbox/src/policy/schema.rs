@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Percent,
     Duration,
     AskTimeout,
+    /// `true` or `false`.
+    Flag,
     /// A table of strings, merged by key.
     Variables,
 }
@@ -106,6 +108,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("ipc", "request", Kind::Names),
     key("ipc", "publish", Kind::Names),
     key("ipc", "subscribe", Kind::Names),
+    key("ipc", "shared_memory", Kind::Flag),
     limit("memory", Kind::Size),
     limit("pids", Kind::Count),
     limit("cpu", Kind::Percent),
@@ -151,6 +154,7 @@ pub(crate) fn find(section: &str, name: &str) -> Option<&'static Key> {
 pub(crate) enum Scalar {
     Text(String),
     Number(i64),
+    Flag(bool),
     /// `{ host = "…", private = true }` in `net.allow`.
     Host {
         host: String,
@@ -164,6 +168,7 @@ impl Scalar {
         match self {
             Self::Text(t) => format!("{t:?}"),
             Self::Number(n) => n.to_string(),
+            Self::Flag(yes) => yes.to_string(),
             Self::Host { host, private } => format!("{{ host = {host:?}, private = {private} }}"),
         }
     }
@@ -211,6 +216,7 @@ impl Key {
             Kind::Percent => percent(value).map(drop),
             Kind::Duration => duration(value).map(drop),
             Kind::AskTimeout => ask_timeout(value).map(drop),
+            Kind::Flag => flag(value).map(drop),
             Kind::Hosts => host_rule(value, &Origin::built_in("check")).map(drop),
             _ => {
                 let text = text(value)?;
@@ -254,6 +260,7 @@ impl Key {
                 u64::try_from(*n).map_err(|_| Problem::new("a size is not negative", HELP))?
             }
             Scalar::Text(t) => units::parse_size(t).map_err(|p| Problem::new(p, HELP))?,
+            Scalar::Flag(_) => return Err(Problem::new("this is a yes or no", HELP)),
             Scalar::Host { .. } => return Err(Problem::new("this is a table", HELP)),
         };
         if bytes < 1 << 20 {
@@ -292,6 +299,16 @@ pub(crate) fn text(value: &Scalar) -> Result<&str, Problem> {
     match value {
         Scalar::Text(t) => Ok(t),
         _ => Err(Problem::new("this is not a string", "write it in quotes")),
+    }
+}
+
+pub(crate) fn flag(value: &Scalar) -> Result<bool, Problem> {
+    match value {
+        Scalar::Flag(yes) => Ok(*yes),
+        _ => Err(Problem::new(
+            "this is not a yes or no",
+            "write true or false, without quotes",
+        )),
     }
 }
 
@@ -345,6 +362,7 @@ pub(crate) fn host_rule(value: &Scalar, origin: &Origin) -> Result<egress::Egres
         Scalar::Text(t) => (t.as_str(), false),
         Scalar::Host { host, private } => (host.as_str(), *private),
         Scalar::Number(_) => return Err(Problem::new("this is a number", HELP)),
+        Scalar::Flag(_) => return Err(Problem::new("this is a yes or no", HELP)),
     };
     if written.contains("://") || written.contains('/') {
         return Err(Problem::new("a rule has no scheme and no path", HELP));

@@ -70,8 +70,24 @@ impl NamePattern {
     }
 }
 
+impl NamePattern {
+    /// Whether any name is covered by both this pattern and `other`, itself a name or a pattern.
+    pub fn overlaps(&self, other: &str) -> bool {
+        let mut own = self.0.split('.');
+        let mut other = other.split('.');
+        loop {
+            match (own.next(), other.next()) {
+                (Some("#"), _) | (_, Some("#")) => return true,
+                (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+                (None, None) => return true,
+                _ => return false,
+            }
+        }
+    }
+}
+
 /// `[ipc]` of a policy. An empty list allows nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpcRules {
     /// Agents this one may send one-way messages to.
     pub send: Vec<NamePattern>,
@@ -79,6 +95,26 @@ pub struct IpcRules {
     pub request: Vec<NamePattern>,
     pub publish: Vec<NamePattern>,
     pub subscribe: Vec<NamePattern>,
+    /// Its processes may share memory with those of other agents: lanes, logs, segments. If not, all its messages
+    /// go through the socket.
+    #[serde(default = "yes")]
+    pub shared_memory: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for IpcRules {
+    fn default() -> Self {
+        Self {
+            send: Vec::new(),
+            request: Vec::new(),
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            shared_memory: true,
+        }
+    }
 }
 
 impl IpcRules {
@@ -113,6 +149,32 @@ mod tests {
 
     fn pattern(text: &str) -> NamePattern {
         NamePattern::parse(text).unwrap()
+    }
+
+    #[test]
+    fn patterns_overlap_when_one_name_fits_both() {
+        for (a, b, fits) in [
+            ("build.*", "build.done", true),
+            ("build.*", "build.done.now", false),
+            ("build.#", "build", true),
+            ("#", "a.b", true),
+            ("a.b", "#", true),
+            ("a.*", "*.b", true),
+            ("a.*.c", "a.#", true),
+            ("a.b", "a.c", false),
+            ("a", "a.b", false),
+        ] {
+            assert_eq!(pattern(a).overlaps(b), fits, "{a} and {b}");
+            assert_eq!(pattern(b).overlaps(a), fits, "{b} and {a}");
+        }
+    }
+
+    #[test]
+    fn rules_kept_by_an_earlier_agentd_share_memory() {
+        let kept = r#"{"send":[],"request":[],"publish":[],"subscribe":[]}"#;
+        let rules: IpcRules = serde_json::from_str(kept).unwrap();
+        assert!(rules.shared_memory);
+        assert_eq!(rules, IpcRules::default());
     }
 
     #[test]

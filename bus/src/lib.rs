@@ -20,3 +20,5 @@ pub mod router;
 pub mod shm;
 pub mod topic;
 pub mod view;
+pub mod wait;
+mod wire;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
-use agentd_bus::lane::{cursor_words, data_words};
+use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 
@@ -21,16 +21,17 @@ const FOREVER: Duration = Duration::from_secs(600);
 type Ends = (Producer<Mapping, Mapping>, Consumer<Mapping, Mapping>);
 
 fn lane(slots: usize) -> Ends {
+    let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
     let (data, data_fd) = memfd::create("bench-data", data_words(slots)).expect("memfd");
     let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words()).expect("memfd");
-    format_data(&data, slots).expect("data");
-    format_cursor(&cursor).expect("cursor");
+    format_data(&data, slots, &sender).expect("data");
+    format_cursor(&cursor, &receiver).expect("cursor");
     let data_there = memfd::open(data_fd.as_fd()).expect("map");
     let cursor_there = memfd::open(cursor_fd.as_fd()).expect("map");
     let closer = Closer::default;
     (
-        Producer::new(data, cursor_there, closer()).expect("producer"),
-        Consumer::new(data_there, cursor, closer()).expect("consumer"),
+        Producer::new(data, cursor_there, closer(), sender).expect("producer"),
+        Consumer::new(data_there, cursor, closer(), receiver).expect("consumer"),
     )
 }
 

@@ -14,7 +14,7 @@ use super::mailbox::Received;
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, Tag};
-use crate::lane::{LayoutError, cursor_words, data_words};
+use crate::lane::{LayoutError, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::message::{Control, MessageError, Response, Shape, Status};
 use crate::shm::memfd::{self, Mapping, MemfdError};
 use crate::shm::park::{Closer, probe_waitv};
@@ -186,9 +186,9 @@ impl LaneOffer {
         // The bus asked for the seals too; but what this process maps, it asks about itself.
         let data = memfd::open(self.memory.as_fd())?;
         let (cursor, cursor_fd) = memfd::create("agentd-lane-cursor", cursor_words())?;
-        ring::format_cursor(&cursor)?;
+        ring::format_cursor(&cursor, &ReceiverOptions::default())?;
         let closer = Closer::default();
-        let consumer = Consumer::new(data, cursor, closer.clone())?;
+        let consumer = Consumer::new(data, cursor, closer.clone(), ReceiverOptions::default())?;
         self.link.register_lane(self.lane, closer);
         self.answered = true;
         let end = End {
@@ -245,7 +245,7 @@ impl Client {
             return Err(LaneError::TooFewSlots(slots));
         }
         let (data, data_fd) = memfd::create("agentd-lane-data", data_words(slots))?;
-        ring::format_data(&data, slots)?;
+        ring::format_data(&data, slots, &SenderOptions::default())?;
         let shape = Shape {
             slots: slots as u32,
             ..Shape::default()
@@ -271,7 +271,7 @@ impl Client {
         };
         let cursor = memfd::open(cursor_fd.ok_or(LaneError::NoMemory)?.as_fd())?;
         let closer = Closer::default();
-        let producer = Producer::new(data, cursor, closer.clone())?;
+        let producer = Producer::new(data, cursor, closer.clone(), SenderOptions::default())?;
         link.register_lane(lane, closer);
         Ok(LaneSender { producer, end })
     }

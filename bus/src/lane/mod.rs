@@ -28,9 +28,12 @@
 
 #[cfg(all(test, loom))]
 mod model;
+mod options;
 pub mod ring;
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+pub use options::{Credit, Extension, ReceiverOptions, SenderOptions};
 
 use crate::shm::PAGE_WORDS;
 
@@ -40,6 +43,8 @@ pub const SLOT_BYTES: usize = 64;
 pub const INLINE_BYTES: usize = 48;
 /// Payload bytes in each further slot.
 pub const SPILL_BYTES: usize = 56;
+/// Bytes of the inline ones that the EXT flag takes.
+pub const EXT_BYTES: usize = 16;
 /// Fewest and most slots of a lane; always a power of two.
 pub const CAPACITY_MIN: usize = 2;
 pub const CAPACITY_MAX: usize = 1 << 16;
@@ -73,6 +78,14 @@ pub enum LayoutError {
     Size { found: u64, expected: u64 },
     #[error("the memory does not begin as a lane's: {found:#018x}, expected {expected:#018x}")]
     Magic { found: u64, expected: u64 },
+    #[error(
+        "the memory was formatted for other options (set-up flags {found:#x}, these make {expected:#x}); format and use it with the same"
+    )]
+    SetUp { found: u64, expected: u64 },
+    #[error(
+        "a lane can't drop its oldest messages: open a log, or choose block, drop-newest or disconnect"
+    )]
+    DropOldest,
 }
 
 fn check_capacity(capacity: u64) -> Result<usize, LayoutError> {

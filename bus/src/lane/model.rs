@@ -24,12 +24,18 @@ fn tag(correlation: u32) -> Tag {
 
 fn lane() -> (Producer<Heap, Heap>, Consumer<Heap, Heap>) {
     let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
-    format_data(&data, 2).unwrap();
-    format_cursor(&cursor).unwrap();
-    let producer = Producer::new(data.clone(), cursor.clone(), Closer::default()).unwrap();
+    format_data(&data, 2, &SenderOptions::default()).unwrap();
+    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+    let producer = Producer::new(
+        data.clone(),
+        cursor.clone(),
+        Closer::default(),
+        SenderOptions::default(),
+    )
+    .unwrap();
     (
         producer,
-        Consumer::new(data, cursor, Closer::default()).unwrap(),
+        Consumer::new(data, cursor, Closer::default(), ReceiverOptions::default()).unwrap(),
     )
 }
 

@@ -20,18 +20,24 @@ use crate::shm::region::{Heap, Words, crash};
 const WATCHDOG: Duration = Duration::from_secs(30);
 const TAG: Tag = Tag {
     kind: 4,
-    flags: 0xA5,
+    flags: 0x25,
     correlation: 0xDEAD_BEEF,
 };
 
 fn heap(capacity: usize) -> (Producer<Heap, Heap>, Consumer<Heap, Heap>) {
     let (data, cursor) = (Heap::new(data_words(capacity)), Heap::new(cursor_words()));
-    format_data(&data, capacity).unwrap();
-    format_cursor(&cursor).unwrap();
-    let producer = Producer::new(data.clone(), cursor.clone(), Closer::default()).unwrap();
+    format_data(&data, capacity, &SenderOptions::default()).unwrap();
+    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+    let producer = Producer::new(
+        data.clone(),
+        cursor.clone(),
+        Closer::default(),
+        SenderOptions::default(),
+    )
+    .unwrap();
     (
         producer,
-        Consumer::new(data, cursor, Closer::default()).unwrap(),
+        Consumer::new(data, cursor, Closer::default(), ReceiverOptions::default()).unwrap(),
     )
 }
 
@@ -44,14 +50,26 @@ fn shared(capacity: usize) -> (Producer<Mapping, Mapping>, Consumer<Mapping, Map
     );
     let (data, data_fd) = memfd::create("lane-data", words).unwrap();
     let (cursor, cursor_fd) = memfd::create("lane-cursor", cursor_words()).unwrap();
-    format_data(&data, capacity).unwrap();
-    format_cursor(&cursor).unwrap();
+    format_data(&data, capacity, &SenderOptions::default()).unwrap();
+    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
     let data_there = memfd::open(data_fd.as_fd()).unwrap();
     let cursor_there = memfd::open(cursor_fd.as_fd()).unwrap();
-    let producer = Producer::new(data, cursor_there, Closer::default()).unwrap();
+    let producer = Producer::new(
+        data,
+        cursor_there,
+        Closer::default(),
+        SenderOptions::default(),
+    )
+    .unwrap();
     (
         producer,
-        Consumer::new(data_there, cursor, Closer::default()).unwrap(),
+        Consumer::new(
+            data_there,
+            cursor,
+            Closer::default(),
+            ReceiverOptions::default(),
+        )
+        .unwrap(),
     )
 }
 
@@ -190,9 +208,22 @@ fn sealed_memfds_conform() {
 #[test]
 fn a_slot_is_the_documented_cache_line() {
     let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
-    format_data(&data, 2).unwrap();
-    format_cursor(&cursor).unwrap();
-    let mut producer = Producer::new(data.clone(), cursor, Closer::default()).unwrap();
+    format_data(&data, 2, &SenderOptions::default()).unwrap();
+    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+    let _consumer = Consumer::new(
+        data.clone(),
+        cursor.clone(),
+        Closer::default(),
+        ReceiverOptions::default(),
+    )
+    .unwrap();
+    let mut producer = Producer::new(
+        data.clone(),
+        cursor,
+        Closer::default(),
+        SenderOptions::default(),
+    )
+    .unwrap();
     let payload: Vec<u8> = (1..=50).collect();
     producer.try_send(TAG, &payload).unwrap();
     let bytes: Vec<u8> = data.words()[PAGE_WORDS..]
@@ -200,7 +231,7 @@ fn a_slot_is_the_documented_cache_line() {
         .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
         .collect();
     let mut golden = vec![
-        1, 0, 0, 0, 0, 0, 0, 0, 50, 0, 4, 0xA5, 0xEF, 0xBE, 0xAD, 0xDE,
+        1, 0, 0, 0, 0, 0, 0, 0, 50, 0, 4, 0x25, 0xEF, 0xBE, 0xAD, 0xDE,
     ];
     golden.extend(1..=48);
     golden.extend([2, 0, 0, 0, 0, 0, 0, 0, 49, 50]);
@@ -263,17 +294,25 @@ fn a_consumer_that_dies_at_any_store_loses_the_producer_nothing() {
 #[test]
 fn headers_of_other_memory_are_refused() {
     let (data, cursor) = (Heap::new(data_words(4)), Heap::new(cursor_words()));
-    let consumer =
-        |data: &Heap| Consumer::new(data.clone(), cursor.clone(), Closer::default()).map(drop);
+    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+    let consumer = |data: &Heap| {
+        Consumer::new(
+            data.clone(),
+            cursor.clone(),
+            Closer::default(),
+            ReceiverOptions::default(),
+        )
+        .map(drop)
+    };
     assert!(matches!(
         consumer(&data),
         Err(LayoutError::Magic { found: 0, .. })
     ));
     assert_eq!(
-        format_data(&data, 3),
+        format_data(&data, 3, &SenderOptions::default()),
         Err(LayoutError::Capacity { found: 3 })
     );
-    format_data(&data, 4).unwrap();
+    format_data(&data, 4, &SenderOptions::default()).unwrap();
     consumer(&data).unwrap();
     data.words()[CAPACITY_WORD].store(8, Ordering::Relaxed);
     assert!(matches!(consumer(&data), Err(LayoutError::Size { .. })));
@@ -293,8 +332,9 @@ proptest! {
         small in any::<bool>(),
     ) {
         let (data, cursor) = (Heap::new(data_words(8)), Heap::new(cursor_words()));
-        format_data(&data, 8).unwrap();
-        let mut consumer = Consumer::new(data.clone(), cursor, Closer::default()).unwrap();
+        format_data(&data, 8, &SenderOptions::default()).unwrap();
+        format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+        let mut consumer = Consumer::new(data.clone(), cursor, Closer::default(), ReceiverOptions::default()).unwrap();
         let mut buffer = Vec::new();
         for (at, value) in scribbles {
             // Small values hit plausible sequences and lengths much more often.
@@ -315,9 +355,11 @@ proptest! {
         values in proptest::collection::vec(any::<u64>(), 1..60), small in any::<bool>(),
     ) {
         let (data, cursor) = (Heap::new(data_words(8)), Heap::new(cursor_words()));
-        format_data(&data, 8).unwrap();
-        format_cursor(&cursor).unwrap();
-        let mut producer = Producer::new(data, cursor.clone(), Closer::default()).unwrap();
+        format_data(&data, 8, &SenderOptions::default()).unwrap();
+        format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
+        let options = ReceiverOptions::default();
+        drop(Consumer::new(data.clone(), cursor.clone(), Closer::default(), options).unwrap());
+        let mut producer = Producer::new(data, cursor.clone(), Closer::default(), SenderOptions::default()).unwrap();
         for value in values {
             for _ in 0..3 {
                 match producer.try_send(TAG, b"0123456789") {

@@ -11,6 +11,7 @@
 pub(crate) mod atomics;
 pub mod barrier;
 pub mod bell;
+pub(crate) mod clock;
 pub(crate) mod copy;
 pub mod counters;
 #[cfg(not(loom))]
@@ -24,6 +25,7 @@ pub mod memfd;
 #[cfg(not(loom))]
 pub mod pages;
 pub mod park;
+pub(crate) mod patience;
 pub mod region;
 pub mod waker;
 

@@ -124,6 +124,7 @@ impl Mapping {
 }
 
 impl Words for Mapping {
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: `start` is page-aligned and maps `words * 8` bytes for as long as `self` lives. The file
         // can't shrink below that: F_SEAL_SHRINK is set by `memfd` before the first mapping of memory that it

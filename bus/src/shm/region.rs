@@ -7,6 +7,11 @@ use std::sync::Arc;
 
 use super::atomics::{AtomicU64, Ordering};
 
+/// Words of a cache line, the unit in which the protocols place things.
+pub const LINE_WORDS: usize = 8;
+/// A cache line of words.
+pub(crate) type Line = [AtomicU64; LINE_WORDS];
+
 /// Memory of a fixed number of words. Implementations never move or shrink it while they live.
 pub trait Words: Send + std::fmt::Debug {
     /// All of it.
@@ -23,10 +28,12 @@ pub(crate) struct Own<W>(pub W);
 pub struct Peers<W>(pub(crate) W);
 
 impl<W: Words> Own<W> {
+    #[inline]
     pub fn load(&self, index: usize, order: Ordering) -> u64 {
         self.0.words()[index].load(order)
     }
 
+    #[inline]
     pub fn store(&self, index: usize, value: u64, order: Ordering) {
         #[cfg(all(test, not(loom)))]
         if !crash::may_store() {
@@ -39,14 +46,39 @@ impl<W: Words> Own<W> {
         &self.0.words()[index]
     }
 
+    /// One cache line, found with one check.
+    #[inline]
+    pub fn line(&self, line: usize) -> OwnLine<'_> {
+        OwnLine(line_of(self.0.words(), line))
+    }
+
+    /// Asks for a line in order to write it: takes it from the cache of the core that has it.
+    #[inline]
+    pub fn prefetch(&self, line: usize) {
+        prefetch::to_write(line_of(self.0.words(), line));
+    }
+
     pub fn len(&self) -> usize {
         self.0.words().len()
     }
 }
 
 impl<W: Words> Peers<W> {
+    #[inline]
     pub(crate) fn load(&self, index: usize, order: Ordering) -> u64 {
         self.0.words()[index].load(order)
+    }
+
+    /// One cache line, found with one check.
+    #[inline]
+    pub(crate) fn line(&self, line: usize) -> &Line {
+        line_of(self.0.words(), line)
+    }
+
+    /// Asks for a line in order to read it.
+    #[inline]
+    pub(crate) fn prefetch(&self, line: usize) {
+        prefetch::to_read(line_of(self.0.words(), line));
     }
 
     /// For waiting on, which needs no right to write.
@@ -56,6 +88,55 @@ impl<W: Words> Peers<W> {
 
     pub(crate) fn len(&self) -> usize {
         self.0.words().len()
+    }
+}
+
+#[inline]
+fn line_of(words: &[AtomicU64], line: usize) -> &Line {
+    &words.as_chunks().0[line]
+}
+
+/// A cache line that this side may write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnLine<'a>(&'a Line);
+
+impl OwnLine<'_> {
+    #[inline]
+    pub fn store(&self, index: usize, value: u64, order: Ordering) {
+        #[cfg(all(test, not(loom)))]
+        if !crash::may_store() {
+            return;
+        }
+        self.0[index].store(value, order);
+    }
+}
+
+/// Hints to the processor. They change nothing that a program can see but time.
+mod prefetch {
+    use super::Line;
+
+    #[inline]
+    pub(super) fn to_write(line: &Line) {
+        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+        // SAFETY: prefetchw neither faults nor changes memory, registers or flags, whatever its operand;
+        // processors without it ignore it. (The intrinsic becomes a plain prefetch unless the whole crate is
+        // compiled for newer processors.)
+        unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+        let _ = line;
+    }
+
+    #[inline]
+    pub(super) fn to_read(line: &Line) {
+        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+        // SAFETY: as above, for prefetcht0.
+        unsafe {
+            std::arch::asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+        let _ = line;
     }
 }
 

@@ -12,7 +12,7 @@
 //!
 //! ```
 //! # use std::os::fd::AsFd;
-//! # use agentd_bus::lane::{cursor_words, data_words};
+//! # use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
 //! # use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
 //! # use agentd_bus::shm::{memfd, park::Closer};
 //! use agentd_bus::wait::{Armed, Bell, Ringer, Source, arm_bell};
@@ -20,10 +20,12 @@
 //!
 //! # let (data, data_fd) = memfd::create("data", data_words(64))?;
 //! # let (cursor, cursor_fd) = memfd::create("cursor", cursor_words())?;
-//! # format_data(&data, 64)?;
-//! # format_cursor(&cursor)?;
-//! # let mut producer = Producer::new(data, memfd::open(cursor_fd.as_fd())?, Closer::default())?;
-//! # let mut lane = Consumer::new(memfd::open(data_fd.as_fd())?, cursor, Closer::default())?;
+//! # let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
+//! # format_data(&data, 64, &sender)?;
+//! # format_cursor(&cursor, &receiver)?;
+//! # let closer = Closer::default;
+//! # let mut producer = Producer::new(data, memfd::open(cursor_fd.as_fd())?, closer(), sender)?;
+//! # let mut lane = Consumer::new(memfd::open(data_fd.as_fd())?, cursor, closer(), receiver)?;
 //! // `lane` is the receiving end; its producer gets a copy of the bell.
 //! let bell = Bell::new()?;
 //! let for_the_producer = bell.share()?;

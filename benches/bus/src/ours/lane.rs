@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use agentd_bus::channel::Tag;
+use agentd_bus::channel::{self, Tag};
 use agentd_bus::lane::ring::{self, format_cursor, format_data};
-use agentd_bus::lane::{cursor_words, data_words};
+use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 use anyhow::{Context, Result};
@@ -30,16 +30,27 @@ pub struct Lane {
 }
 
 #[derive(Debug)]
-pub struct Producer {
-    lane: ring::Producer<Mapping, Mapping>,
-    waiting: Waiting,
-}
+pub struct Producer(ring::Producer<Mapping, Mapping>);
 
 #[derive(Debug)]
-pub struct Consumer {
-    lane: ring::Consumer<Mapping, Mapping>,
-    waiting: Waiting,
-    buffer: Vec<u8>,
+pub struct Consumer(ring::Consumer<Mapping, Mapping>);
+
+/// All features are on; the waiting is what is compared.
+fn options(waiting: Waiting) -> (SenderOptions, ReceiverOptions) {
+    let waiting = match waiting {
+        Waiting::Busy => channel::Waiting::Busy,
+        Waiting::Adaptive => channel::Waiting::Adaptive,
+        Waiting::Blocking => channel::Waiting::Blocking,
+    };
+    let sender = SenderOptions {
+        waiting,
+        ..SenderOptions::default()
+    };
+    let receiver = ReceiverOptions {
+        waiting,
+        ..ReceiverOptions::default()
+    };
+    (sender, receiver)
 }
 
 impl Transport for Lane {
@@ -50,8 +61,9 @@ impl Transport for Lane {
         let slots = SLOTS as usize;
         let (data, data_fd) = memfd::create("bench-data", data_words(slots))?;
         let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words())?;
-        format_data(&data, slots)?;
-        format_cursor(&cursor)?;
+        let (sender, receiver) = options(setup.waiting);
+        format_data(&data, slots, &sender)?;
+        format_cursor(&cursor, &receiver)?;
         Ok(Self {
             data: (Cell::new(Some(data)), data_fd),
             cursor: (Cell::new(Some(cursor)), cursor_fd),
@@ -62,48 +74,36 @@ impl Transport for Lane {
     fn receiver(&self) -> Result<Consumer> {
         let cursor = self.cursor.0.take().context("the consumer was made")?;
         let data = memfd::open(self.data.1.as_fd())?;
-        Ok(Consumer {
-            lane: ring::Consumer::new(data, cursor, Closer::default())?,
-            waiting: self.waiting,
-            buffer: Vec::with_capacity(64 << 10),
-        })
+        Ok(Consumer(ring::Consumer::new(
+            data,
+            cursor,
+            Closer::default(),
+            options(self.waiting).1,
+        )?))
     }
 
     fn sender(&self) -> Result<Producer> {
         let data = self.data.0.take().context("the producer was made")?;
         let cursor = memfd::open(self.cursor.1.as_fd())?;
-        Ok(Producer {
-            lane: ring::Producer::new(data, cursor, Closer::default())?,
-            waiting: self.waiting,
-        })
+        Ok(Producer(ring::Producer::new(
+            data,
+            cursor,
+            Closer::default(),
+            options(self.waiting).0,
+        )?))
     }
 }
 
 impl Sender for Producer {
     #[inline]
     fn send(&mut self, payload: &[u8]) -> Result<()> {
-        if self.waiting != Waiting::Busy {
-            return Ok(self.lane.send(TAG, payload, FOREVER)?);
-        }
-        loop {
-            match self.lane.try_send(TAG, payload) {
-                Err(ring::SendError::Full) => std::hint::spin_loop(),
-                other => return Ok(other?),
-            }
-        }
+        Ok(self.0.send(TAG, payload, FOREVER)?)
     }
 }
 
 impl Receiver for Consumer {
     #[inline]
     fn receive<T>(&mut self, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
-        if self.waiting == Waiting::Busy {
-            while self.lane.try_recv(&mut self.buffer)?.is_none() {
-                std::hint::spin_loop();
-            }
-        } else {
-            self.lane.recv(&mut self.buffer, FOREVER)?;
-        }
-        Ok(see(&self.buffer))
+        Ok(self.0.recv_with(FOREVER, |_, payload| see(payload))?)
     }
 }

@@ -1,0 +1,568 @@
+//! The receiving end of a lane. See [`super`] for the protocol.
+//!
+//! One thread at a time; no privilege. Everything is copied out of the producer's memory once, word by word,
+//! and then checked: a producer that writes nonsense ends its own lane.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+
+use super::{
+    DATA_MAGIC, EXT, Ext, HEAD, Head, INLINE, INLINE_BYTES, LayoutError, Message, REFERENCE,
+    ReceiverOptions, RecvError, SEQUENCE, SPILL, Tag, check_capacity, check_magic, check_setup,
+    check_size, committed, cursor_words, data_words, empty, inline_bytes, line_of, longest,
+    slots_for,
+};
+use crate::lane::Credit;
+use crate::message::Status;
+use crate::shm::atomics::{Ordering, spin_loop};
+use crate::shm::clock::Deadline;
+use crate::shm::counters::{
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, Received,
+    SAMPLE_EVERY, SETUP_WORD, parked,
+};
+use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::patience::{Look, Patience, Slept, Step};
+use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
+use crate::wait::{Bell, Park, Parking, Source, Watch};
+
+/// How many slots ahead to ask for the line: it is in the producer's cache.
+const AHEAD: u64 = 8;
+
+/// The receiving end. Dropping it tells the producer, and whoever else maps the page, how far it read.
+#[derive(Debug)]
+pub struct Consumer<D: Words, C: Words> {
+    data: Peers<D>,
+    cursor: Own<C>,
+    capacity: usize,
+    /// The next slot number to read.
+    next: u64,
+    /// What the cursor says: published in steps, to keep its line out of the producer's way.
+    published: u64,
+    /// Slots of a step.
+    step: u64,
+    /// The first slot number that the producer may not write.
+    limit: u64,
+    credit: Credit,
+    closer: Closer,
+    /// After a close: the slot number up to which what was committed is still received.
+    drain_to: Option<u64>,
+    look: Look,
+    patience: Patience,
+    counts: Received,
+    /// Where messages of more than one slot are put together; as long as the longest.
+    scratch: Box<[u64]>,
+    /// What the producer rings while this end waits in an event loop.
+    bell: Option<Bell>,
+}
+
+/// A message that has been read out of more than the inline words, into the scratch.
+struct Long {
+    head: Head,
+    slot: u64,
+    ext: Option<Ext>,
+}
+
+impl<D: Words, C: Words> Consumer<D, C> {
+    /// Takes the producer's formatted data memory and its own cursor memory, formatted with the same `options`.
+    pub fn new(
+        data: D,
+        cursor: C,
+        closer: Closer,
+        options: ReceiverOptions,
+    ) -> Result<Self, LayoutError> {
+        Self::starting_at(data, cursor, closer, options, 0)
+    }
+
+    pub(super) fn starting_at(
+        data: D,
+        cursor: C,
+        closer: Closer,
+        options: ReceiverOptions,
+        first: u64,
+    ) -> Result<Self, LayoutError> {
+        let (data, cursor) = (Peers(data), Own(cursor));
+        check_magic(data.load(MAGIC_WORD, Ordering::Relaxed), DATA_MAGIC)?;
+        // Read once: the producer may change the words, but not what we go by.
+        let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
+        let peers_setup = data.load(SETUP_WORD, Ordering::Relaxed);
+        check_size(data.len(), data_words(capacity))?;
+        check_size(cursor.len(), cursor_words())?;
+        let own_setup = options.setup_flags();
+        check_setup(cursor.load(SETUP_WORD, Ordering::Relaxed), own_setup)?;
+        let limit = match options.credit {
+            Credit::Automatic => first.wrapping_add(capacity as u64),
+            Credit::Manual => first,
+        };
+        cursor.store(CONSUMED_WORD, first, Ordering::Release);
+        cursor.store(LIMIT_WORD, limit, Ordering::Release);
+        Ok(Self {
+            data,
+            cursor,
+            capacity,
+            next: first,
+            published: first,
+            step: (capacity as u64 / 4).max(1),
+            limit,
+            credit: options.credit,
+            closer,
+            drain_to: None,
+            look: Look::after(peers_setup),
+            patience: Patience::new(options.waiting, own_setup),
+            counts: Received::default(),
+            bell: None,
+            scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
+        })
+    }
+
+    /// Takes the bell of which the producer has a copy (or soon will): for waiting in an event loop, or on more
+    /// channels than one futex call watches.
+    pub fn set_bell(&mut self, bell: Bell) {
+        self.bell = Some(bell);
+    }
+
+    /// Says to this end that the lane is over. What was committed by then can still be received, except after
+    /// `DENIED` and `MALFORMED`.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    /// What this end has counted.
+    pub fn received(&self) -> Received {
+        self.counts
+    }
+
+    /// The number of the slot that the next message begins at.
+    pub fn next_slot(&self) -> u64 {
+        self.next
+    }
+
+    /// Hands the next message, if there is one, to `take`. Never blocks, and needs no heap for a message of up
+    /// to 48 bytes.
+    #[inline]
+    pub fn try_recv_with<R>(
+        &mut self,
+        take: impl FnOnce(Tag, &[u8]) -> R,
+    ) -> Result<Option<R>, RecvError> {
+        if !self.poll()? {
+            return Ok(None);
+        }
+        let slot = self.next;
+        let taken = self.take(plainly(take))?;
+        self.release();
+        taken.map_or_else(|| Err(self.refuse_reference(slot)), |value| Ok(Some(value)))
+    }
+
+    /// Takes the next message into `buffer`, which is cleared first. `None`: there is none. Never blocks.
+    #[inline]
+    pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Tag>, RecvError> {
+        self.try_recv_with(|tag, payload| fill(buffer, tag, payload))
+    }
+
+    /// As [`Self::try_recv_with`], waiting up to `timeout`. After the lane was closed, first gives what had been
+    /// committed.
+    #[inline]
+    pub fn recv_with<R>(
+        &mut self,
+        timeout: Duration,
+        take: impl FnOnce(Tag, &[u8]) -> R,
+    ) -> Result<R, RecvError> {
+        if !self.poll()? {
+            self.wait(timeout)?;
+        }
+        let slot = self.next;
+        let taken = self.take(plainly(take))?;
+        self.release();
+        taken.ok_or_else(|| self.refuse_reference(slot))
+    }
+
+    /// As [`Self::recv_with`], into `buffer`, which is cleared first.
+    #[inline]
+    pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Tag, RecvError> {
+        self.recv_with(timeout, |tag, payload| fill(buffer, tag, payload))
+    }
+
+    /// Hands up to `max` messages to `take`, as many as there are, and says how many. Never blocks. An error
+    /// ends the batch; messages before it have been handed over.
+    #[inline]
+    pub fn for_each(
+        &mut self,
+        max: usize,
+        mut take: impl FnMut(Tag, &[u8]),
+    ) -> Result<usize, RecvError> {
+        let mut taken = 0;
+        while taken < max && self.poll()? {
+            let slot = self.next;
+            match self.take(plainly(&mut take)) {
+                Ok(Some(())) => taken += 1,
+                Ok(None) => return Err(self.refuse_reference(slot)),
+                Err(error) => {
+                    self.release();
+                    return Err(error);
+                }
+            }
+            if self.next.wrapping_sub(self.published) >= self.step {
+                self.publish();
+            }
+        }
+        self.release();
+        Ok(taken)
+    }
+
+    /// As [`Self::try_recv_with`], with all that a message says, references included. Its slots count as read
+    /// from the next receive, wait or [`Self::release`] on, not before: what it refers to can be copied meanwhile.
+    #[inline]
+    pub fn try_next<R>(
+        &mut self,
+        take: impl FnOnce(Message<'_>) -> R,
+    ) -> Result<Option<R>, RecvError> {
+        if !self.poll()? {
+            return Ok(None);
+        }
+        self.take(take).map(Some)
+    }
+
+    /// As [`Self::try_next`], waiting up to `timeout`.
+    #[inline]
+    pub fn next<R>(
+        &mut self,
+        timeout: Duration,
+        take: impl FnOnce(Message<'_>) -> R,
+    ) -> Result<R, RecvError> {
+        if !self.poll()? {
+            self.wait(timeout)?;
+        }
+        self.take(take)
+    }
+
+    /// All messages taken so far are done with: counts them where all can see it, and tells the producer when a
+    /// step is full.
+    #[inline]
+    pub fn release(&mut self) {
+        let counters = self.cursor.line(COUNTERS_WORD / LINE_WORDS);
+        counters.store(0, self.counts.messages, Ordering::Relaxed);
+        counters.store(1, self.counts.bytes, Ordering::Relaxed);
+        if self.next.wrapping_sub(self.published) >= self.step {
+            self.publish();
+        }
+    }
+
+    /// Counts a message that was taken as one that was refused.
+    pub fn refuse(&mut self) {
+        self.counts.refused = self.counts.refused.wrapping_add(1);
+        self.counts.publish(&self.cursor);
+    }
+
+    /// Allows the producer `slots` more, as far as there is room; says how many. Nothing is left to grant where
+    /// credit is automatic.
+    pub fn grant(&mut self, slots: u64) -> u64 {
+        if self.credit == Credit::Automatic {
+            return 0;
+        }
+        self.publish();
+        let most = self.next.wrapping_add(self.capacity as u64);
+        let granted = slots.min(most.wrapping_sub(self.limit));
+        if granted > 0 {
+            self.limit = self.limit.wrapping_add(granted);
+            // SYNC: limit. Pairs with the acquire load in `Producer::look_at_cursor`.
+            self.cursor.store(LIMIT_WORD, self.limit, Ordering::Release);
+            self.wake_producer(LIMIT_WORD);
+        }
+        granted
+    }
+
+    /// Is there a message? Ends what a close has ended.
+    #[inline]
+    fn poll(&mut self) -> Result<bool, RecvError> {
+        // Before the look at the slot: a message committed before the close must be seen.
+        let closed = self.closer.status();
+        if let Some(status) = closed {
+            self.may_drain(status)?;
+        }
+        if self.look()? {
+            return Ok(true);
+        }
+        closed.map_or(Ok(false), |status| Err(RecvError::Closed(status)))
+    }
+
+    /// The lane was closed: what was committed by then is still received, which can't be more than a lap.
+    #[cold]
+    fn may_drain(&mut self, status: Status) -> Result<(), RecvError> {
+        let lap = self.next.wrapping_add(self.capacity as u64);
+        let end = *self.drain_to.get_or_insert(lap);
+        let left = end.wrapping_sub(self.next);
+        let revoked = matches!(status, Status::DENIED | Status::MALFORMED);
+        // A message may reach beyond the end, but none begins there.
+        if revoked || left == 0 || left > self.capacity as u64 {
+            return Err(RecvError::Closed(status));
+        }
+        Ok(())
+    }
+
+    /// Is slot number `next` committed?
+    #[inline]
+    fn look(&mut self) -> Result<bool, RecvError> {
+        let line = self.data.line(line_of(self.next, self.capacity));
+        // SYNC: commit. Pairs with the release store in `Producer::put`.
+        let found = line[SEQUENCE].load(Ordering::Acquire);
+        if found == committed(self.next) {
+            return Ok(true);
+        }
+        if found == empty(self.next, self.capacity) {
+            if self.published != self.next {
+                self.publish();
+            }
+            return Ok(false);
+        }
+        Err(self.corrupt(RecvError::Sequence {
+            slot: self.next,
+            found,
+        }))
+    }
+
+    #[cold]
+    fn corrupt(&self, error: RecvError) -> RecvError {
+        self.closer.close(Status::MALFORMED);
+        error
+    }
+
+    /// Copies the message in slot number `next`, which is committed, and goes on behind it.
+    #[inline]
+    fn take<R>(&mut self, take: impl FnOnce(Message<'_>) -> R) -> Result<R, RecvError> {
+        let slot = self.next;
+        let line = self.data.line(line_of(slot, self.capacity));
+        let head = Head(line[HEAD].load(Ordering::Relaxed));
+        let Some(len) = head.plain() else {
+            let long = self.take_long(head)?;
+            let payload = &self.scratch.as_bytes()[..head.len()];
+            return Ok(take(Message {
+                tag: long.head.tag(),
+                slot: long.slot,
+                reference: long.head.has(REFERENCE),
+                ext: long.ext,
+                payload,
+            }));
+        };
+        let words: [u64; INLINE_BYTES / 8] =
+            std::array::from_fn(|at| line[INLINE + at].load(Ordering::Relaxed));
+        self.data
+            .prefetch(line_of(slot.wrapping_add(AHEAD), self.capacity));
+        self.advance(1, len);
+        Ok(take(Message {
+            tag: head.tag(),
+            slot,
+            reference: false,
+            ext: None,
+            payload: &words.as_bytes()[..len],
+        }))
+    }
+
+    /// The general form of [`Self::take`]: puts the payload into the scratch.
+    #[cold]
+    #[inline(never)]
+    fn take_long(&mut self, head: Head) -> Result<Long, RecvError> {
+        let (slot, len, has_ext) = (self.next, head.len(), head.has(EXT));
+        if len > longest(self.capacity, has_ext) {
+            return Err(self.corrupt(RecvError::Length { slot, len }));
+        }
+        let line = self.data.line(line_of(slot, self.capacity));
+        let mut inline = &line[INLINE..];
+        let mut ext = None;
+        if has_ext {
+            let crc_and_flags = inline[1].load(Ordering::Relaxed);
+            ext = Some(Ext {
+                sent_ns: inline[0].load(Ordering::Relaxed),
+                crc: crc_and_flags as u32,
+                high_flags: (crc_and_flags >> 32) as u32,
+            });
+            inline = &inline[2..];
+        }
+        let slots = slots_for(len, has_ext) as u64;
+        let inline_words = inline_bytes(has_ext) / 8;
+        let (first, rest) = self.scratch.split_at_mut(inline_words.min(len.div_ceil(8)));
+        for (to, from) in first.iter_mut().zip(inline) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        let rest_words = len.div_ceil(8) - first.len();
+        for (further, to) in (1..).zip(rest[..rest_words].chunks_mut(LINE_WORDS - SPILL)) {
+            let line = self
+                .data
+                .line(line_of(slot.wrapping_add(further), self.capacity));
+            for (to, from) in to.iter_mut().zip(&line[SPILL..]) {
+                *to = from.load(Ordering::Relaxed);
+            }
+        }
+        self.advance(slots, len);
+        if let Some(Ext { crc: expected, .. }) = ext
+            && expected != 0
+        {
+            let found = crc32c::crc32c(&self.scratch.as_bytes()[..len]);
+            if found != expected {
+                self.refuse();
+                return Err(RecvError::CheckSum {
+                    slot,
+                    found,
+                    expected,
+                });
+            }
+        }
+        Ok(Long { head, slot, ext })
+    }
+
+    #[inline]
+    fn advance(&mut self, slots: u64, bytes: usize) {
+        if self.counts.messages.is_multiple_of(SAMPLE_EVERY) {
+            self.sample();
+        }
+        self.next = self.next.wrapping_add(slots);
+        self.counts.messages = self.counts.messages.wrapping_add(1);
+        self.counts.bytes = self.counts.bytes.wrapping_add(bytes as u64);
+    }
+
+    /// Message number `counts.messages` has been taken: how long was it under way, if its stamp is still there?
+    #[inline(never)]
+    fn sample(&self) {
+        #[cfg(not(loom))]
+        {
+            use crate::shm::{atomics::fence, clock, counters::STAMP_WORD, histogram};
+            let now = clock::now_ns();
+            let stamp = self.data.line(STAMP_WORD / LINE_WORDS);
+            // SYNC: stamp. Pairs with `Producer::stamp`: the number is that of the time only if it is there before
+            // and after.
+            let before = stamp[0].load(Ordering::Acquire);
+            let sent = stamp[1].load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            let after = stamp[0].load(Ordering::Relaxed);
+            if before == self.counts.messages && after == before {
+                histogram::record(&self.cursor, now.saturating_sub(sent));
+            }
+        }
+    }
+
+    #[cold]
+    fn refuse_reference(&mut self, slot: u64) -> RecvError {
+        self.refuse();
+        self.release();
+        RecvError::Reference { slot }
+    }
+
+    /// Waits until there is a message.
+    #[cold]
+    fn wait(&mut self, timeout: Duration) -> Result<(), RecvError> {
+        let deadline = Deadline::after(timeout);
+        let mut spin = self.patience.begin();
+        let mut slept = Slept::No;
+        loop {
+            if self.poll()? {
+                self.patience.learn(slept);
+                return Ok(());
+            }
+            let step = spin.step();
+            if step != Step::Look && deadline.passed() {
+                return Err(RecvError::TimedOut);
+            }
+            if step != Step::Sleep {
+                spin_loop();
+                continue;
+            }
+            slept = Slept::Yes;
+            self.counts.sleeps += 1;
+            self.counts.publish(&self.cursor);
+            self.arm(Park::Futex);
+            self.patience.barrier();
+            // The kernel looks at the word once more before it sleeps.
+            let Watch { word, seen } = self.watch();
+            sleep(word, seen, &self.closer, deadline.instant());
+            self.disarm();
+        }
+    }
+
+    /// Tells the producer how far the slots are free again, without waiting for a step to be full.
+    pub fn publish(&mut self) {
+        if self.published == self.next {
+            return;
+        }
+        self.published = self.next;
+        // SYNC: consumed. Pairs with the acquire load in `Producer::look_at_cursor`; before the limit, so that
+        // nobody sees a limit without the position that justifies it.
+        self.cursor
+            .store(CONSUMED_WORD, self.next, Ordering::Release);
+        match self.credit {
+            Credit::Automatic => {
+                self.limit = self.next.wrapping_add(self.capacity as u64);
+                // SYNC: limit. Pairs with the acquire load in `Producer::look_at_cursor`.
+                self.cursor.store(LIMIT_WORD, self.limit, Ordering::Release);
+                self.wake_producer(LIMIT_WORD);
+            }
+            Credit::Manual => self.wake_producer(CONSUMED_WORD),
+        }
+    }
+
+    /// After a store into the word that the producer may be sleeping on.
+    fn wake_producer(&mut self, word: usize) {
+        let how = self.look.parked(&self.data);
+        if how == parked::AWAKE {
+            return;
+        }
+        self.counts.wakes += 1;
+        self.counts.publish(&self.cursor);
+        wake_word(self.cursor.word(word));
+    }
+}
+
+/// What the simple receives do with a message: `None` if it is a reference, which they can't follow.
+#[inline]
+fn plainly<R>(take: impl FnOnce(Tag, &[u8]) -> R) -> impl FnOnce(Message<'_>) -> Option<R> {
+    move |message| (!message.reference).then(|| take(message.tag, message.payload))
+}
+
+#[inline]
+fn fill(buffer: &mut Vec<u8>, tag: Tag, payload: &[u8]) -> Tag {
+    buffer.clear();
+    buffer.extend_from_slice(payload);
+    tag
+}
+
+impl<D: Words, C: Words> Drop for Consumer<D, C> {
+    fn drop(&mut self) {
+        self.publish();
+    }
+}
+
+/// Ready while there is a message, or the lane has ended.
+impl<D: Words, C: Words> Source for Consumer<D, C> {
+    fn watch(&self) -> Watch<'_> {
+        Watch {
+            word: &self.data.line(line_of(self.next, self.capacity))[SEQUENCE],
+            seen: empty(self.next, self.capacity),
+        }
+    }
+
+    fn arm(&mut self, how: Park) {
+        // Also tells the producer which slot it is that we wait for.
+        self.publish();
+        // SYNC: parked. Pairs with the acquire load in `Look::parked`.
+        self.cursor
+            .store(PARKED_WORD, how.flag(), Ordering::Release);
+    }
+
+    fn disarm(&mut self) {
+        self.cursor
+            .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
+    }
+
+    fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    fn parking(&self) -> Parking {
+        Parking::from_setup(self.cursor.load(SETUP_WORD, Ordering::Relaxed))
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
+    }
+}

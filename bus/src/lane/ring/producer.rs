@@ -1,0 +1,576 @@
+//! The sending end of a lane. See [`super`] for the protocol.
+//!
+//! One thread at a time; no privilege. What it reads of the consumer's page is checked before it is used: a
+//! consumer that writes nonsense ends its own lane ([`SendError::Corrupt`]).
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::{
+    CURSOR_MAGIC, EXT, HEAD, Head, INLINE, INLINE_BYTES, LayoutError, REFERENCE, SEQUENCE, SPILL,
+    SPILL_BYTES, SendError, SenderOptions, Tag, check_capacity, check_magic, check_setup,
+    check_size, committed, cursor_words, data_words, inline_bytes, line_of, longest, slots_for,
+};
+use crate::channel::Overflow;
+use crate::lane::Extension;
+use crate::message::Status;
+use crate::shm::atomics::{Ordering, fence, spin_loop};
+use crate::shm::clock::{Deadline, now_ns};
+use crate::shm::counters::{
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, SAMPLE_EVERY,
+    SETUP_WORD, STAMP_WORD, Sent, parked, setup,
+};
+use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::patience::{Look, Patience, Slept, Step};
+use crate::shm::region::{LINE_WORDS, Own, OwnLine, Peers, Words};
+use crate::wait::{Park, Parking, Ringer, Source, Watch};
+
+/// How many slots ahead to ask for the line: it is in the consumer's cache.
+const AHEAD: u64 = 8;
+
+/// How long before a stamp is due its line is asked for: the consumer has it.
+const STAMP_SOON: u64 = SAMPLE_EVERY - 16;
+
+/// The sending end.
+#[derive(Debug)]
+pub struct Producer<D, C> {
+    data: Own<D>,
+    cursor: Peers<C>,
+    capacity: usize,
+    /// The next slot number to write.
+    next: u64,
+    /// The first slot number that may not be written, when last looked.
+    limit: u64,
+    /// How far the consumer had read when last looked.
+    consumed: u64,
+    closer: Closer,
+    look: Look,
+    patience: Patience,
+    counts: Sent,
+    overflow: Overflow,
+    extension: Extension,
+    high_flags: u32,
+    /// The slot for which the consumer was last woken: it never sleeps there again.
+    woken: Option<u64>,
+    /// There was no room last time, and that has been counted.
+    starved: bool,
+    /// The consumer raises its limit by grants only.
+    manual: bool,
+    /// Rung when the consumer says that it waits for its bell.
+    ringer: Option<Ringer>,
+}
+
+impl<D: Words, C: Words> Producer<D, C> {
+    /// Takes its own data memory, formatted with the same `options`, and the consumer's cursor memory.
+    pub fn new(
+        data: D,
+        cursor: C,
+        closer: Closer,
+        options: SenderOptions,
+    ) -> Result<Self, LayoutError> {
+        Self::starting_at(data, cursor, closer, options, 0)
+    }
+
+    pub(super) fn starting_at(
+        data: D,
+        cursor: C,
+        closer: Closer,
+        options: SenderOptions,
+        first: u64,
+    ) -> Result<Self, LayoutError> {
+        options.check()?;
+        let (data, cursor) = (Own(data), Peers(cursor));
+        let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
+        check_size(data.len(), data_words(capacity))?;
+        check_size(cursor.len(), cursor_words())?;
+        check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
+        let own_setup = options.setup_flags();
+        check_setup(data.load(SETUP_WORD, Ordering::Relaxed), own_setup)?;
+        // Read once: the consumer may change the word, but not what we go by.
+        let peers_setup = cursor.load(SETUP_WORD, Ordering::Relaxed);
+        Ok(Self {
+            data,
+            cursor,
+            capacity,
+            next: first,
+            // What the consumer allows is found out with the first message.
+            limit: first,
+            consumed: first,
+            closer,
+            look: Look::after(peers_setup),
+            patience: Patience::new(options.waiting, own_setup),
+            counts: Sent::default(),
+            overflow: options.overflow,
+            extension: options.extension,
+            high_flags: 0,
+            woken: None,
+            starved: false,
+            manual: peers_setup & setup::MANUAL_CREDIT != 0,
+            ringer: None,
+        })
+    }
+
+    /// Takes the copy of the consumer's bell, and rings it: the consumer may be waiting for it already.
+    pub fn set_ringer(&mut self, ringer: Ringer) {
+        ringer.ring();
+        self.ringer = Some(ringer);
+    }
+
+    /// Slots of the lane.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Longest message that [`Self::try_send`] takes, bytes.
+    pub fn message_limit(&self) -> usize {
+        longest(self.capacity, self.extension != Extension::None)
+    }
+
+    /// Says to this end that the lane is over.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    /// What this end has counted.
+    pub fn sent(&self) -> Sent {
+        self.counts
+    }
+
+    /// The number of the slot that the next message begins at.
+    pub fn next_slot(&self) -> u64 {
+        self.next
+    }
+
+    /// The upper flags of a frame that go with every message from now on, if this lane has an [`Extension`].
+    pub fn set_high_flags(&mut self, flags: u32) {
+        self.high_flags = flags;
+    }
+
+    /// Slots that the consumer has done with: what was sent before may be reused.
+    pub fn consumed(&mut self) -> Result<u64, SendError> {
+        self.look_at_cursor()?;
+        Ok(self.consumed)
+    }
+
+    /// Would [`Self::try_send`] find room for `len` bytes now?
+    pub fn room(&mut self, len: usize) -> Result<(), SendError> {
+        self.check_open()?;
+        let slots = self.slots_of(len)?;
+        if self.limit.wrapping_sub(self.next) < slots {
+            self.find_room(slots)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a message into the lane if there is room. Never blocks, and leaves the overflow policy to
+    /// [`Self::send`].
+    #[inline]
+    pub fn try_send(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        self.check_open()?;
+        self.put(tag, payload)?;
+        self.show();
+        Ok(())
+    }
+
+    /// Puts as many of `messages` into the lane as there is room for, in order, and says how many. An error
+    /// means that the first one was not sent. Never blocks.
+    #[inline]
+    pub fn try_send_batch(&mut self, messages: &[(Tag, &[u8])]) -> Result<usize, SendError> {
+        self.check_open()?;
+        let mut sent = 0;
+        for (tag, payload) in messages {
+            match self.put(*tag, payload) {
+                Ok(()) => sent += 1,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        self.show();
+        Ok(sent)
+    }
+
+    /// As [`Self::try_send`]; if there is no room, does what the overflow policy says: waits for up to
+    /// `timeout` (and then says `Full`), drops the message (`Dropped`), or closes the lane.
+    #[inline]
+    pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
+        match self.try_send(tag, payload) {
+            Err(SendError::Full) => {}
+            other => return other,
+        }
+        self.overflow(payload.len(), 1, timeout)?;
+        self.try_send(tag, payload)
+    }
+
+    /// Sends `messages` in order, and says how many were. Less than all: the time was up, or the rest was
+    /// dropped, or the lane ended, which the next call says. An error means that none was sent.
+    pub fn send_batch(
+        &mut self,
+        messages: &[(Tag, &[u8])],
+        timeout: Duration,
+    ) -> Result<usize, SendError> {
+        let mut sent = 0;
+        while let Some((_, payload)) = messages.get(sent) {
+            let stopped = match self.try_send_batch(&messages[sent..]) {
+                Ok(more) => {
+                    sent += more;
+                    continue;
+                }
+                Err(SendError::Full) => {
+                    self.overflow(payload.len(), (messages.len() - sent) as u64, timeout)
+                }
+                Err(error) => Err(error),
+            };
+            match stopped {
+                Ok(()) => {}
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Sends a reference into this sender's arena. `bytes` is what it refers to, for the counters.
+    pub fn try_send_reference(
+        &mut self,
+        tag: Tag,
+        reference: &[u8; 32],
+        bytes: u64,
+    ) -> Result<(), SendError> {
+        self.check_open()?;
+        self.put_long(tag, REFERENCE, reference, bytes)?;
+        self.show();
+        Ok(())
+    }
+
+    /// There is no room, in the lane or in what its messages refer to: does what the overflow policy says, as
+    /// [`Self::send`]. `Ok`: the consumer has gone on meanwhile, look again.
+    pub fn make_room(&mut self, timeout: Duration) -> Result<(), SendError> {
+        match self.overflow {
+            Overflow::Block | Overflow::DropOldest => {
+                self.wait_consumed(self.consumed, timeout).map(drop)
+            }
+            Overflow::DropNewest | Overflow::Disconnect => self.overflow(0, 1, timeout),
+        }
+    }
+
+    /// Waits until the consumer has done with more than `seen` slots; says with how many.
+    pub fn wait_consumed(&mut self, seen: u64, timeout: Duration) -> Result<u64, SendError> {
+        // With manual credit the limit may stand still while the consumer goes on.
+        let word = if self.manual {
+            CONSUMED_WORD
+        } else {
+            LIMIT_WORD
+        };
+        self.wait(word, timeout, |this| {
+            this.look_at_cursor()?;
+            Ok((this.consumed != seen).then_some(this.consumed))
+        })
+    }
+
+    #[inline]
+    fn check_open(&self) -> Result<(), SendError> {
+        match self.closer.status() {
+            None => Ok(()),
+            Some(status) => Err(SendError::Closed(status)),
+        }
+    }
+
+    fn slots_of(&self, len: usize) -> Result<u64, SendError> {
+        let limit = self.message_limit();
+        if len > limit {
+            return Err(SendError::TooLong { len, limit });
+        }
+        Ok(slots_for(len, self.extension != Extension::None) as u64)
+    }
+
+    /// Commits one message; the caller goes on to [`Self::show`] it.
+    #[inline]
+    fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        if payload.len() > INLINE_BYTES || self.extension != Extension::None {
+            return self.put_long(tag, 0, payload, payload.len() as u64);
+        }
+        if self.limit == self.next {
+            self.find_room(1)?;
+        }
+        self.stamp_if_due();
+        self.data
+            .prefetch(line_of(self.next.wrapping_add(AHEAD), self.capacity));
+        let line = self.data.line(line_of(self.next, self.capacity));
+        line.store(HEAD, Head::new(tag, 0, payload.len()).0, Ordering::Relaxed);
+        write(line, INLINE, payload);
+        // SYNC: commit. Pairs with the acquire load of the sequence in `Consumer::look`: whoever sees it sees all
+        // of the message. Whoever is killed before it has sent nothing.
+        line.store(SEQUENCE, committed(self.next), Ordering::Release);
+        self.advance(1, payload.len() as u64);
+        Ok(())
+    }
+
+    /// The general form of [`Self::put`].
+    #[cold]
+    #[inline(never)]
+    fn put_long(
+        &mut self,
+        tag: Tag,
+        own_flags: u8,
+        payload: &[u8],
+        bytes: u64,
+    ) -> Result<(), SendError> {
+        let slots = self.slots_of(payload.len())?;
+        if self.limit.wrapping_sub(self.next) < slots {
+            self.find_room(slots)?;
+        }
+        self.stamp_if_due();
+        let ext = self.extension != Extension::None;
+        let (inline, mut spill) = payload.split_at(payload.len().min(inline_bytes(ext)));
+        for further in 1..slots {
+            let n = self.next.wrapping_add(further);
+            let line = self.data.line(line_of(n, self.capacity));
+            let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
+            spill = later;
+            write(line, SPILL, now);
+            // No reader looks at it before the head is committed; it keeps the lap's values whole.
+            line.store(SEQUENCE, committed(n), Ordering::Relaxed);
+        }
+        let line = self.data.line(line_of(self.next, self.capacity));
+        let mut at = INLINE;
+        let mut own_flags = own_flags;
+        if ext {
+            own_flags |= EXT;
+            let crc = match self.extension {
+                Extension::TimeAndCrc => crc32c::crc32c(payload),
+                Extension::Time | Extension::None => 0,
+            };
+            line.store(at, now_ns(), Ordering::Relaxed);
+            let crc_and_flags = u64::from(crc) | u64::from(self.high_flags) << 32;
+            line.store(at + 1, crc_and_flags, Ordering::Relaxed);
+            at += 2;
+        }
+        let head = Head::new(tag, own_flags, payload.len());
+        line.store(HEAD, head.0, Ordering::Relaxed);
+        write(line, at, inline);
+        // SYNC: commit. See `put`.
+        line.store(SEQUENCE, committed(self.next), Ordering::Release);
+        self.advance(slots, bytes);
+        Ok(())
+    }
+
+    #[inline]
+    fn advance(&mut self, slots: u64, bytes: u64) {
+        self.next = self.next.wrapping_add(slots);
+        self.counts.messages = self.counts.messages.wrapping_add(1);
+        self.counts.bytes = self.counts.bytes.wrapping_add(bytes);
+    }
+
+    /// Of every so many messages, one says when it was sent.
+    #[inline]
+    fn stamp_if_due(&self) {
+        match self.counts.messages % SAMPLE_EVERY {
+            0 => self.stamp(),
+            STAMP_SOON => self.data.prefetch(STAMP_WORD / LINE_WORDS),
+            _ => {}
+        }
+    }
+
+    #[inline(never)]
+    fn stamp(&self) {
+        let line = self.data.line(STAMP_WORD / LINE_WORDS);
+        // SYNC: stamp. A reader that sees the time of a later message also sees that the number is no longer its
+        // own: the number is taken away before, and given after.
+        line.store(0, u64::MAX, Ordering::Relaxed);
+        fence(Ordering::Release);
+        line.store(1, now_ns(), Ordering::Relaxed);
+        line.store(0, self.counts.messages, Ordering::Release);
+    }
+
+    /// After one message or many: counts them where all can see it, and wakes the consumer if it sleeps.
+    #[inline]
+    fn show(&mut self) {
+        let counters = self.data.line(COUNTERS_WORD / LINE_WORDS);
+        counters.store(0, self.counts.messages, Ordering::Relaxed);
+        counters.store(1, self.counts.bytes, Ordering::Relaxed);
+        let parked = self.look.parked(&self.cursor);
+        if parked != parked::AWAKE {
+            self.wake(parked);
+        }
+    }
+
+    /// The consumer said that it sleeps, before which it published for which slot.
+    #[cold]
+    fn wake(&mut self, how: u64) {
+        let slot = self.cursor.load(CONSUMED_WORD, Ordering::Relaxed);
+        let committed = self.next.wrapping_sub(slot);
+        // It has all there is; or is still on its way out of a sleep that has been ended; or talks nonsense.
+        if committed == 0 || committed > self.capacity as u64 || self.woken == Some(slot) {
+            return;
+        }
+        self.woken = Some(slot);
+        self.counts.wakes += 1;
+        self.counts.publish(&self.data);
+        match (how, &self.ringer) {
+            (parked::BELL, Some(ringer)) => ringer.ring(),
+            // The bell is still on its way, and is rung when it comes.
+            (parked::BELL, None) => {}
+            _ => wake_word(
+                self.data
+                    .word(line_of(slot, self.capacity) * LINE_WORDS + SEQUENCE),
+            ),
+        }
+    }
+
+    /// Looks for room at the consumer's; there was none when last looked.
+    #[cold]
+    #[inline(never)]
+    fn find_room(&mut self, slots: u64) -> Result<(), SendError> {
+        self.look_at_cursor()?;
+        if self.limit.wrapping_sub(self.next) >= slots {
+            self.starved = false;
+            return Ok(());
+        }
+        if !self.starved {
+            self.starved = true;
+            self.counts.full += 1;
+            self.counts.publish(&self.data);
+        }
+        Err(SendError::Full)
+    }
+
+    fn look_at_cursor(&mut self) -> Result<(), SendError> {
+        // SYNC: limit. Pairs with the release store in `Consumer::publish` and `grant`: the consumer's reads of the
+        // slots are done before we write them again.
+        let limit = self.cursor.load(LIMIT_WORD, Ordering::Acquire);
+        // SYNC: consumed. Likewise, for what the slots refer to. Read after the limit, so never older than it.
+        let consumed = self.cursor.load(CONSUMED_WORD, Ordering::Acquire);
+        self.consumed = self.checked("position", consumed, self.consumed, self.next)?;
+        let high = consumed.wrapping_add(self.capacity as u64);
+        self.limit = self.checked("limit", limit, self.limit, high)?;
+        Ok(())
+    }
+
+    /// `found`, if it is between `low` and `high` modulo 2^64.
+    fn checked(
+        &self,
+        what: &'static str,
+        found: u64,
+        low: u64,
+        high: u64,
+    ) -> Result<u64, SendError> {
+        if found.wrapping_sub(low) <= high.wrapping_sub(low) {
+            return Ok(found);
+        }
+        self.closer.close(Status::MALFORMED);
+        Err(SendError::Corrupt {
+            what,
+            found,
+            low,
+            high,
+        })
+    }
+
+    /// There is no room for a message of `len` bytes, the first of `messages`.
+    #[cold]
+    fn overflow(&mut self, len: usize, messages: u64, timeout: Duration) -> Result<(), SendError> {
+        match self.overflow {
+            Overflow::DropNewest => {
+                self.counts.dropped = self.counts.dropped.wrapping_add(messages);
+                self.counts.publish(&self.data);
+                Err(SendError::Dropped)
+            }
+            Overflow::Disconnect => {
+                self.closer.close(Status::QUEUE_FULL);
+                Err(SendError::Closed(Status::QUEUE_FULL))
+            }
+            Overflow::Block | Overflow::DropOldest => {
+                let slots = self.slots_of(len)?;
+                self.wait(LIMIT_WORD, timeout, |this| match this.find_room(slots) {
+                    Ok(()) => Ok(Some(())),
+                    Err(SendError::Full) => Ok(None),
+                    Err(error) => Err(error),
+                })
+            }
+        }
+    }
+
+    /// Waits until `look` finds what it looks for, sleeping on a word of the cursor's page.
+    fn wait<R>(
+        &mut self,
+        word: usize,
+        timeout: Duration,
+        mut look: impl FnMut(&mut Self) -> Result<Option<R>, SendError>,
+    ) -> Result<R, SendError> {
+        let deadline = Deadline::after(timeout);
+        let mut spin = self.patience.begin();
+        let mut slept = Slept::No;
+        loop {
+            self.check_open()?;
+            // What is compared when going to sleep is what was there before looking.
+            let seen = self.cursor.load(word, Ordering::Relaxed);
+            if let Some(found) = look(self)? {
+                self.patience.learn(slept);
+                return Ok(found);
+            }
+            let step = spin.step();
+            if step != Step::Look && deadline.passed() {
+                return Err(SendError::Full);
+            }
+            if step != Step::Sleep {
+                spin_loop();
+                continue;
+            }
+            slept = Slept::Yes;
+            self.counts.sleeps += 1;
+            self.counts.publish(&self.data);
+            self.arm(Park::Futex);
+            self.patience.barrier();
+            let word = self.cursor.word(word);
+            sleep(word, seen, &self.closer, deadline.instant());
+            self.disarm();
+        }
+    }
+}
+
+/// Stores `bytes`, at most a line's, from the word `at` on.
+#[inline]
+fn write(line: OwnLine<'_>, at: usize, bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (word, at) in words.iter().zip(at..) {
+        line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        line.store(
+            at + words.len(),
+            u64::from_le_bytes(last),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// Ready when the consumer allows more than it did when last looked, or the lane has ended.
+impl<D: Words, C: Words> Source for Producer<D, C> {
+    fn watch(&self) -> Watch<'_> {
+        Watch {
+            word: self.cursor.word(LIMIT_WORD),
+            seen: self.limit,
+        }
+    }
+
+    fn arm(&mut self, how: Park) {
+        // SYNC: parked.
+        self.data.store(PARKED_WORD, how.flag(), Ordering::Release);
+    }
+
+    fn disarm(&mut self) {
+        self.data
+            .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
+    }
+
+    fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
+    fn parking(&self) -> Parking {
+        Parking::from_setup(self.data.load(SETUP_WORD, Ordering::Relaxed))
+    }
+}

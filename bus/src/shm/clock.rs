@@ -1,0 +1,42 @@
+//! CLOCK_MONOTONIC as the channels use it: stamps in nanoseconds, and deadlines.
+//!
+//! Stamps of two processes are comparable because the clock is the host's (time namespaces keep offset 0).
+//! Any thread; the vDSO answers without a system call. Never fails.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+/// Now, ns.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(now.tv_nsec as u64)
+}
+
+/// Under the checker no time passes.
+#[cfg(loom)]
+pub(crate) fn now_ns() -> u64 {
+    1
+}
+
+/// When a wait ends. `None`: never, the time is beyond what the clock can say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now().checked_add(timeout))
+    }
+
+    pub fn passed(self) -> bool {
+        self.0.is_some_and(|at| Instant::now() >= at)
+    }
+
+    pub fn instant(self) -> Option<Instant> {
+        self.0
+    }
+}

@@ -148,15 +148,15 @@ mod tests {
 
     use super::*;
     use crate::channel::Tag;
-    use crate::lane::ring::{Producer, format_cursor, format_data};
-    use crate::lane::{cursor_words, data_words};
+    use crate::lane::ring::{Consumer, Producer, format_cursor, format_data};
+    use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
     use crate::shm::park::Closer;
     use crate::shm::region::Heap;
 
     fn memories(slots: usize) -> (Heap, Heap) {
         let (data, cursor) = (Heap::new(data_words(slots)), Heap::new(cursor_words()));
-        format_data(&data, slots).unwrap();
-        format_cursor(&cursor).unwrap();
+        format_data(&data, slots, &SenderOptions::default()).unwrap();
+        format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
         (data, cursor)
     }
 
@@ -165,7 +165,10 @@ mod tests {
         fn what_is_unread_is_counted_exactly(sizes in proptest::collection::vec(0usize..400, 0..20), read in 0usize..20) {
             let (data, cursor) = memories(256);
             let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
-            let mut producer = Producer::new(data, cursor.clone(), Closer::default()).unwrap();
+            let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
+            // Allows the producer its first lap.
+            drop(Consumer::new(data.clone(), cursor.clone(), Closer::default(), receiver).unwrap());
+            let mut producer = Producer::new(data, cursor.clone(), Closer::default(), sender).unwrap();
             for size in &sizes {
                 producer.try_send(Tag::default(), &vec![7; *size]).unwrap();
             }

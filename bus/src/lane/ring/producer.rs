@@ -18,8 +18,8 @@ use crate::message::Status;
 use crate::shm::atomics::{Ordering, fence, spin_loop};
 use crate::shm::clock::{Deadline, now_ns};
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, SAMPLE_EVERY,
-    SETUP_WORD, STAMP_WORD, Sent, parked, setup,
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, HEAD_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD,
+    SAMPLE_EVERY, SETUP_WORD, STAMP_WORD, Sent, parked, setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::patience::{Look, Patience, Slept, Step};
@@ -386,6 +386,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// After one message or many: counts them where all can see it, and wakes the consumer if it sleeps.
     #[inline]
     fn show(&mut self) {
+        self.data.store(HEAD_WORD, self.next, Ordering::Relaxed);
         let counters = self.data.line(COUNTERS_WORD / LINE_WORDS);
         counters.store(0, self.counts.messages, Ordering::Relaxed);
         counters.store(1, self.counts.bytes, Ordering::Relaxed);

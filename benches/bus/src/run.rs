@@ -12,7 +12,7 @@ use bench_kit::measure::{Sample, Shape, Task, sample};
 use crate::cells::{Cell, Figure, Who, Work};
 use crate::floor::{pingpong, ring};
 use crate::ours::lane;
-use crate::peers::unix;
+use crate::peers::{nats, redis, unix};
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +34,43 @@ pub struct Measured {
 /// A first sample has this many messages, the next eight times as many, until it takes a part of the whole.
 const PILOT: u64 = 1000;
 
+/// The servers that some of the cells need.
+#[derive(Debug)]
+struct Servers {
+    nats: Option<Result<nats::Server>>,
+    redis: Option<Result<redis::Server>>,
+}
+
+impl Servers {
+    fn start(cells: &[Cell]) -> Self {
+        let needed = |who| cells.iter().any(|cell| cell.who == who);
+        Self {
+            nats: needed(Who::Nats).then(nats::Server::start),
+            redis: needed(Who::Redis).then(redis::Server::start),
+        }
+    }
+
+    /// Why a server that `cell` needs is not there.
+    fn missing(&self, cell: &Cell) -> Option<String> {
+        match (cell.who, &self.nats, &self.redis) {
+            (Who::Nats, Some(Err(error)), _) | (Who::Redis, _, Some(Err(error))) => {
+                Some(format!("{error:#}"))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Measures the cells of one group.
 pub fn group(cells: &[Cell], effort: Effort) -> Vec<Measured> {
-    let mut all: Vec<Measured> = cells.iter().map(|cell| pilot(*cell, effort)).collect();
+    let servers = Servers::start(cells);
+    let mut all: Vec<Measured> = cells
+        .iter()
+        .map(|cell| match servers.missing(cell) {
+            None => pilot(*cell, effort),
+            Some(why) => Measured::failed(*cell, why),
+        })
+        .collect();
     for round in 0..effort.rounds {
         let mut order: Vec<&mut Measured> = all.iter_mut().collect();
         if round % 2 == 1 {
@@ -108,11 +142,22 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
             let program = extra::find(&format!("bus-{}", cell.who.name()))?;
             extra::ask(&program, &task)
         }
-        Who::Nats | Who::Redis | Who::Memcpy => bail!("not measured yet"),
+        Who::Nats => sample::<nats::Nats>(&task),
+        Who::Redis => sample::<redis::Redis>(&task),
+        Who::Memcpy => bail!("not measured yet"),
     }
 }
 
 impl Measured {
+    fn failed(cell: Cell, why: String) -> Self {
+        Self {
+            cell,
+            messages: 0,
+            samples: Vec::new(),
+            failed: Some(why),
+        }
+    }
+
     /// One figure of each round.
     pub fn figures(&self, figure: Figure) -> Vec<f64> {
         self.samples

@@ -8,12 +8,11 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::Transport;
-use crate::measure::{Sample, Task, sample};
+use crate::measure::{Sample, Task};
 
-/// `main` of such a program.
-pub fn serve<T: Transport>() -> ExitCode {
-    match answer::<T>() {
+/// `main` of such a program, which takes its samples by `sample`.
+pub fn serve(sample: impl FnOnce(&Task) -> Result<Sample>) -> ExitCode {
+    match answer(sample) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -23,12 +22,12 @@ pub fn serve<T: Transport>() -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, reason = "the sample is this program's data")]
-fn answer<T: Transport>() -> Result<()> {
+fn answer(sample: impl FnOnce(&Task) -> Result<Sample>) -> Result<()> {
     let text = std::env::args()
         .nth(1)
         .context("this program is run by the driver, with a task in JSON")?;
     let task: Task = serde_json::from_str(&text).context("read the task")?;
-    let sample = sample::<T>(&task)?;
+    let sample = sample(&task)?;
     println!("{}", serde_json::to_string(&sample).context("write it")?);
     Ok(())
 }

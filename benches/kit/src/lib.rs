@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod extra;
+pub mod helper;
 pub mod measure;
 pub mod stage;
 
@@ -65,6 +66,13 @@ pub trait Sender {
 pub trait Receiver {
     /// Waits for the next message and shows it.
     fn receive<T>(&mut self, see: impl FnOnce(&[u8]) -> T) -> Result<T>;
+
+    /// Waits for at least one message, and shows as many as one call of the contender's interface brings, up to `most`.
+    fn drain(&mut self, most: u64, see: impl FnMut(&[u8])) -> Result<u64> {
+        let _: u64 = most;
+        self.receive(see)?;
+        Ok(1)
+    }
 }
 
 /// Sum of all words of a payload: what reading it in full means here.

@@ -214,14 +214,11 @@ fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
             let mut sender = transport.sender()?;
             meet.wait();
             let mut bytes = payload(task.bytes);
-            let mut total = 0_u64;
-            for n in 0..task.all() {
-                mark(&mut bytes, n);
-                total = total.wrapping_add(sum(&bytes));
-                sender.send(&bytes)?;
-            }
-            sender.flush()?;
-            // What was sent is taken before this side lets go of it.
+            let mut total = give(&mut sender, &mut bytes, task.warm_up())?;
+            // The warm-up has arrived: what counts begins with nothing under way.
+            meet.wait();
+            total = total.wrapping_add(give(&mut sender, &mut bytes, task.messages)?);
+            // All has been taken before this side lets go of it.
             meet.wait();
             Ok(Half {
                 sum: total,
@@ -232,14 +229,10 @@ fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
             let mut receiver = transport.receiver()?;
             meet.wait();
             meet.wait();
-            let mut total = 0_u64;
-            for _ in 0..task.warm_up() {
-                total = total.wrapping_add(receiver.receive(sum)?);
-            }
+            let mut total = take(&mut receiver, task.warm_up())?;
+            meet.wait();
             let begun = clock::now();
-            for _ in 0..task.messages {
-                total = total.wrapping_add(receiver.receive(sum)?);
-            }
+            total = total.wrapping_add(take(&mut receiver, task.messages)?);
             let seconds = clock::nanoseconds(clock::now() - begun) / 1e9;
             meet.wait();
             Ok(Half {
@@ -253,6 +246,29 @@ fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
             })
         },
     )
+}
+
+/// Sends `messages`, and gives their sum.
+#[inline]
+fn give(sender: &mut impl Sender, bytes: &mut [u8], messages: u64) -> Result<u64> {
+    let mut total = 0_u64;
+    for n in 0..messages {
+        mark(bytes, n);
+        total = total.wrapping_add(sum(bytes));
+        sender.send(bytes)?;
+    }
+    sender.flush()?;
+    Ok(total)
+}
+
+/// Receives exactly `messages`, and gives their sum.
+#[inline]
+fn take(receiver: &mut impl Receiver, messages: u64) -> Result<u64> {
+    let (mut left, mut total) = (messages, 0_u64);
+    while left > 0 {
+        left -= receiver.drain(left, |got| total = total.wrapping_add(sum(got)))?;
+    }
+    Ok(total)
 }
 
 fn open_loop<T: Transport>(task: &Task, rate: u64) -> Result<Sample> {

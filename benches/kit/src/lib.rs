@@ -34,6 +34,8 @@ pub struct Setup {
     /// Payload of each message.
     pub bytes: usize,
     pub waiting: Waiting,
+    /// Messages that rings and queues of a chosen size have room for.
+    pub slots: usize,
     /// Unlike that of any other transport alive: for addresses and topics.
     pub name: String,
 }

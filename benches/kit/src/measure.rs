@@ -78,6 +78,11 @@ fn prepare<T: Transport>(task: &Task, direction: &str) -> Result<T> {
     T::prepare(&Setup {
         bytes: task.bytes,
         waiting: task.waiting,
+        slots: match task.shape {
+            Shape::Throughput => 1024,
+            // Enough to be fast, few enough to stay in the first-level cache.
+            Shape::RoundTrip | Shape::OpenLoop(_) => 64,
+        },
         name,
     })
 }

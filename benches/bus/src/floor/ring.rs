@@ -10,8 +10,6 @@ use anyhow::{Context, Result, bail};
 use bench_kit::stage::Shared;
 use bench_kit::{Receiver, Sender, Setup, Transport};
 
-/// As many as our lane has here.
-pub const SLOTS: u64 = 1024;
 const SLOT_WORDS: usize = 8;
 /// The consumer's cursor, in a line of its own before the slots.
 const CURSOR: usize = 0;
@@ -20,11 +18,15 @@ const FIRST: usize = 16;
 const PAYLOAD_BYTES: usize = 48;
 
 #[derive(Debug)]
-pub struct Ring(Rc<Shared>);
+pub struct Ring {
+    memory: Rc<Shared>,
+    slots: u64,
+}
 
 #[derive(Debug)]
 pub struct Producer {
     memory: Rc<Shared>,
+    slots: u64,
     next: u64,
     consumed: u64,
 }
@@ -32,6 +34,7 @@ pub struct Producer {
 #[derive(Debug)]
 pub struct Consumer {
     memory: Rc<Shared>,
+    slots: u64,
     next: u64,
 }
 
@@ -46,27 +49,32 @@ impl Transport for Ring {
                 setup.bytes
             );
         }
-        Shared::new(FIRST + SLOTS as usize * SLOT_WORDS).map(|shared| Self(Rc::new(shared)))
+        Ok(Self {
+            memory: Rc::new(Shared::new(FIRST + setup.slots * SLOT_WORDS)?),
+            slots: setup.slots as u64,
+        })
     }
 
     fn receiver(&self) -> Result<Consumer> {
         Ok(Consumer {
-            memory: self.0.clone(),
+            memory: self.memory.clone(),
+            slots: self.slots,
             next: 0,
         })
     }
 
     fn sender(&self) -> Result<Producer> {
         Ok(Producer {
-            memory: self.0.clone(),
+            memory: self.memory.clone(),
+            slots: self.slots,
             next: 0,
             consumed: 0,
         })
     }
 }
 
-fn slot(words: &[AtomicU64], n: u64) -> &[AtomicU64; SLOT_WORDS] {
-    let at = FIRST + (n % SLOTS) as usize * SLOT_WORDS;
+fn slot(words: &[AtomicU64], n: u64, slots: u64) -> &[AtomicU64; SLOT_WORDS] {
+    let at = FIRST + (n & (slots - 1)) as usize * SLOT_WORDS;
     words[at..].first_chunk().expect("a slot within the memory")
 }
 
@@ -74,10 +82,10 @@ impl Sender for Producer {
     #[inline]
     fn send(&mut self, payload: &[u8]) -> Result<()> {
         let words = self.memory.words();
-        while self.next - self.consumed == SLOTS {
+        while self.next - self.consumed == self.slots {
             self.consumed = words[CURSOR].load(Ordering::Acquire);
         }
-        let slot = slot(words, self.next);
+        let slot = slot(words, self.next, self.slots);
         let payload: &[u8; PAYLOAD_BYTES] = payload.try_into().context("48 bytes")?;
         for (word, bytes) in slot[2..].iter().zip(payload.as_chunks::<8>().0) {
             word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
@@ -92,7 +100,7 @@ impl Receiver for Consumer {
     #[inline]
     fn receive<T>(&mut self, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let words = self.memory.words();
-        let slot = slot(words, self.next);
+        let slot = slot(words, self.next, self.slots);
         while slot[0].load(Ordering::Acquire) != self.next + 1 {
             std::hint::spin_loop();
         }
@@ -101,7 +109,7 @@ impl Receiver for Consumer {
             *bytes = word.load(Ordering::Relaxed).to_le_bytes();
         }
         self.next += 1;
-        if self.next.is_multiple_of(SLOTS / 4) {
+        if self.next & (self.slots / 4 - 1) == 0 {
             words[CURSOR].store(self.next, Ordering::Release);
         }
         Ok(see(&payload))

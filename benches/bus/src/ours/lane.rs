@@ -12,8 +12,6 @@ use agentd_bus::shm::park::Closer;
 use anyhow::{Context, Result};
 use bench_kit::{Receiver, Sender, Setup, Transport, Waiting};
 
-use crate::floor::ring::SLOTS;
-
 const TAG: Tag = Tag {
     kind: 4,
     flags: 0,
@@ -58,7 +56,7 @@ impl Transport for Lane {
     type Receiver = Consumer;
 
     fn prepare(setup: &Setup) -> Result<Self> {
-        let slots = SLOTS as usize;
+        let slots = setup.slots;
         let (data, data_fd) = memfd::create("bench-data", data_words(slots))?;
         let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words())?;
         let (sender, receiver) = options(setup.waiting);

@@ -8,18 +8,18 @@
 #![forbid(unsafe_code)]
 
 use crate::channel::slot_flags;
-use crate::lane::{INLINE_BYTES, SLOT_BYTES, SPILL_BYTES};
+use crate::lane::SLOT_BYTES;
+use crate::lane::ring::slots_for;
+use crate::log::{self, sequence};
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, PARKED_WORD, Received, Sent, parked,
+    CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, Sent, parked,
 };
 use crate::shm::histogram::Latency;
 use crate::shm::region::{Peers, Words};
 
 const SLOT_WORDS: usize = SLOT_BYTES / 8;
-/// Inline bytes that a time stamp and a check sum take.
-const EXT_BYTES: usize = 16;
 
 /// The memories are not those of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +36,7 @@ pub struct ChannelSnapshot {
     pub slots: usize,
     pub sent: Sent,
     pub received: Received,
-    /// Slots that are written and not read.
+    /// Written and not read: messages of a lane, slots of a log.
     pub depth: u64,
     /// The producer sleeps for room.
     pub producer_parked: bool,
@@ -61,6 +61,7 @@ pub struct View<D, C> {
     /// `None` for a log as such, which has no reader.
     cursor: Option<Peers<C>>,
     slots: usize,
+    is_log: bool,
 }
 
 impl<D: Words, C: Words> View<D, C> {
@@ -85,26 +86,34 @@ impl<D: Words, C: Words> View<D, C> {
                 words: cursor.len(),
             });
         }
+        let is_log = data.load(MAGIC_WORD, Ordering::Relaxed) == log::DATA_MAGIC;
         Ok(Self {
             data,
             cursor,
             slots,
+            is_log,
         })
     }
 
     /// Reads everything without stopping anyone.
     pub fn snapshot(&self) -> ChannelSnapshot {
-        let head = self.data.load(HEAD_WORD, Ordering::Relaxed);
         let sleeps = |word: Option<u64>| word.is_some_and(|word| word != parked::AWAKE);
         let cursor = self.cursor.as_ref();
+        let sent = Sent::read(&self.data);
+        let received = cursor.map(Received::read).unwrap_or_default();
+        let depth = match cursor {
+            None => 0,
+            Some(cursor) if self.is_log => {
+                let head = self.data.load(HEAD_WORD, Ordering::Relaxed);
+                head.saturating_sub(cursor.load(CONSUMED_WORD, Ordering::Relaxed))
+            }
+            Some(_) => sent.messages.saturating_sub(received.messages),
+        };
         ChannelSnapshot {
             slots: self.slots,
-            sent: Sent::read(&self.data),
-            received: cursor.map(Received::read).unwrap_or_default(),
-            depth: cursor.map_or(0, |cursor| {
-                head.saturating_sub(cursor.load(CONSUMED_WORD, Ordering::Relaxed))
-                    .min(self.slots as u64)
-            }),
+            sent,
+            received,
+            depth: depth.min(self.slots as u64),
             producer_parked: sleeps(Some(self.data.load(PARKED_WORD, Ordering::Relaxed))),
             reader_parked: sleeps(cursor.map(|c| c.load(PARKED_WORD, Ordering::Relaxed))),
             latency: cursor.map(Latency::read).unwrap_or_default(),
@@ -118,27 +127,68 @@ impl<D: Words, C: Words> View<D, C> {
             return Unread::default();
         };
         let consumed = cursor.load(CONSUMED_WORD, Ordering::Acquire);
-        let slots = self.slots as u64;
+        if self.is_log {
+            self.unread_in_log(consumed)
+        } else {
+            self.unread_in_lane(consumed)
+        }
+    }
+
+    fn unread_in_lane(&self, consumed: u64) -> Unread {
         let mut unread = Unread::default();
-        // A lossy log may have gone over the reader's place: what is there still begins a lap before its head.
-        let head = self.data.load(HEAD_WORD, Ordering::Acquire);
-        let mut next = consumed.max(head.saturating_sub(slots));
-        let end = next.saturating_add(slots);
-        while next < end {
-            let at = PAGE_WORDS + (next as usize & (self.slots - 1)) * SLOT_WORDS;
-            // SYNC: commit. As a reader of the lane or log does.
+        let (mut next, mut walked) = (consumed, 0);
+        while walked < self.slots {
+            let at = self.slot_at(next);
+            // SYNC: commit. As a reader of the lane does.
             if self.data.load(at, Ordering::Acquire) != next.wrapping_add(1) {
                 break;
             }
-            let word = self.data.load(at + 1, Ordering::Relaxed);
-            let len = usize::from(word as u16);
-            let ext = (word >> 24) as u8 & slot_flags::EXT != 0;
-            let inline = INLINE_BYTES - if ext { EXT_BYTES } else { 0 };
-            unread.messages += 1;
-            unread.bytes += len as u64;
-            next += 1 + len.saturating_sub(inline).div_ceil(SPILL_BYTES) as u64;
+            let slots = self.count(at, &mut unread);
+            next = next.wrapping_add(slots as u64);
+            walked += slots;
         }
         unread
+    }
+
+    fn unread_in_log(&self, consumed: u64) -> Unread {
+        let mut unread = Unread::default();
+        // A lossy reader's place may have been overwritten: then what is there begins a lap before the head.
+        let head = self.data.load(HEAD_WORD, Ordering::Acquire);
+        let mut next = consumed.max(head.saturating_sub(self.slots as u64));
+        let (mut walked, mut expected) = (0, None);
+        while walked < self.slots {
+            let at = self.slot_at(next);
+            // SYNC: commit. As a reader of the log does.
+            let begins = sequence::begins(self.data.load(at, Ordering::Acquire));
+            let slots = match (begins, expected) {
+                // Not the first slot of a message: an overwritten one's rest, as long as none has been found.
+                (None, None) if next < head => 1,
+                (Some(number), expected) if expected.is_none_or(|due| due == number) => {
+                    self.count(at, &mut unread)
+                }
+                _ => break,
+            };
+            if let Some(number) = begins {
+                expected = number.checked_add(1);
+            }
+            next = next.wrapping_add(slots as u64);
+            walked += slots;
+        }
+        unread
+    }
+
+    fn slot_at(&self, number: u64) -> usize {
+        PAGE_WORDS + (number as usize & (self.slots - 1)) * SLOT_WORDS
+    }
+
+    /// Counts the message whose head slot is at word `at`; says how many slots it takes.
+    fn count(&self, at: usize, unread: &mut Unread) -> usize {
+        let word = self.data.load(at + 1, Ordering::Relaxed);
+        let len = usize::from(word as u16);
+        let ext = (word >> 24) as u8 & slot_flags::EXT != 0;
+        unread.messages += 1;
+        unread.bytes += len as u64;
+        slots_for(len, ext)
     }
 }
 
@@ -160,27 +210,60 @@ mod tests {
         (data, cursor)
     }
 
+    fn of(sizes: &[usize]) -> Unread {
+        Unread {
+            messages: sizes.len() as u64,
+            bytes: sizes.iter().sum::<usize>() as u64,
+        }
+    }
+
     proptest! {
         #[test]
-        fn what_is_unread_is_counted_exactly(sizes in proptest::collection::vec(0usize..400, 0..20), read in 0usize..20) {
-            let (data, cursor) = memories(256);
+        fn what_a_lanes_reader_left_is_counted_exactly(
+            sizes in proptest::collection::vec(0usize..400, 0..60), read in 0usize..60,
+        ) {
+            let (data, cursor) = memories(1024);
             let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
-            let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
-            // Allows the producer its first lap.
-            drop(Consumer::new(data.clone(), cursor.clone(), Closer::default(), receiver).unwrap());
-            let mut producer = Producer::new(data, cursor.clone(), Closer::default(), sender).unwrap();
+            let closer = Closer::default;
+            let mut consumer =
+                Consumer::new(data.clone(), cursor.clone(), closer(), ReceiverOptions::default()).unwrap();
+            let mut producer = Producer::new(data, cursor, closer(), SenderOptions::default()).unwrap();
             for size in &sizes {
                 producer.try_send(Tag::default(), &vec![7; *size]).unwrap();
             }
             let read = read.min(sizes.len());
-            let slots = |len: &usize| 1 + len.saturating_sub(INLINE_BYTES).div_ceil(SPILL_BYTES);
-            let consumed: usize = sizes[..read].iter().map(slots).sum();
-            cursor.words()[CONSUMED_WORD].store(consumed as u64, Ordering::Relaxed);
-            let left = &sizes[read..];
-            prop_assert_eq!(view.unread(), Unread {
-                messages: left.len() as u64,
-                bytes: left.iter().sum::<usize>() as u64,
-            });
+            let mut buffer = Vec::new();
+            for _ in 0..read {
+                consumer.try_recv(&mut buffer).unwrap().unwrap();
+            }
+            drop(consumer);
+            prop_assert_eq!(view.unread(), of(&sizes[read..]));
+            prop_assert_eq!(view.snapshot().depth, (sizes.len() - read) as u64);
+        }
+
+        #[test]
+        fn what_a_logs_reader_left_is_counted_exactly(
+            sizes in proptest::collection::vec(0usize..400, 0..60), read in 0usize..60,
+        ) {
+            let (data, cursor) = (Heap::new(log::data_words(1024)), Heap::new(log::cursor_words()));
+            log::format_data(&data, 1024).unwrap();
+            let options = log::ReaderOptions { delivery: log::Delivery::Reliable, ..Default::default() };
+            log::format_cursor(&cursor, &options).unwrap();
+            let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
+            let mut writer =
+                log::Writer::new(data.clone(), Closer::default(), log::WriterOptions::default()).unwrap();
+            writer.attach_reader(log::ReaderId(1), cursor.clone(), log::Delivery::Reliable).unwrap();
+            let mut reader = log::Reader::new(data, cursor, Closer::default(), options).unwrap();
+            for size in &sizes {
+                writer.try_send(Tag::default(), &vec![7; *size]).unwrap();
+            }
+            let read = read.min(sizes.len());
+            let mut buffer = Vec::new();
+            for _ in 0..read {
+                reader.try_recv(&mut buffer).unwrap().unwrap();
+            }
+            crate::wait::Source::arm(&mut reader, crate::wait::Park::Futex); // shows how far it has read
+            prop_assert_eq!(view.unread(), of(&sizes[read..]));
         }
 
         #[test]

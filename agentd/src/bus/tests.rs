@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity};
-use agentd_bus::client::{Client, ClientError, Received};
+use agentd_bus::client::{Client, ClientError, LaneOptions, Received};
 use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
 use agentd_bus::message::{Control, Event, Response, Shape, Status};
 use agentd_bus::protect::{Demand, Key, KeyId, Protection, Scheme, Scope};
@@ -661,12 +661,14 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
             Client::connect_to(&a_path).unwrap(),
             Client::connect_to(&b_path).unwrap(),
         );
-        let refused = sender.open_lane("b", 64).unwrap_err();
+        let refused = sender
+            .open_lane("b", LaneOptions::with_slots(64))
+            .unwrap_err();
         assert!(refused.to_string().contains("takes no lanes"), "{refused}");
         let offers = receiver.accept_lanes().unwrap();
         let opening = {
             let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", 1024))
+            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(1024)))
         };
         let offer = offers.next(WATCHDOG).unwrap().unwrap();
         assert_eq!(offer.from, sender.id());
@@ -695,7 +697,7 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         // An offer that is not taken, and one whose taker goes.
         let opening = {
             let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", 64))
+            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
         };
         offers
             .next(WATCHDOG)
@@ -713,7 +715,7 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         );
         let opening = {
             let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", 64))
+            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
         };
         let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
         let mut outgoing = opening.join().unwrap().unwrap();
@@ -728,7 +730,7 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         // An agent that ends takes its lanes with it.
         let opening = {
             let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", 64))
+            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
         };
         let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
         opening
@@ -866,7 +868,7 @@ fn clients_find_the_successor_of_their_bus() {
     };
     let lane = {
         let asker = asker.clone();
-        std::thread::spawn(move || asker.open_lane("b", 64))
+        std::thread::spawn(move || asker.open_lane("b", LaneOptions::with_slots(64)))
     };
     let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
     let mut outgoing = lane.join().unwrap().unwrap();

@@ -19,10 +19,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 
 use super::ClientError;
+use super::inbox::{Inbox, News};
 use super::mailbox::Mailbox;
 use super::serve::Subscriber;
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
-use crate::message::{Control, Event, Response, Status};
+use crate::message::{Control, Delivery, Event, Response, Shape, Status};
 use crate::shm::park::Closer;
 use crate::topic::matches;
 
@@ -31,8 +32,57 @@ pub(super) const EVENTS_HELD: usize = 1024;
 /// Requests held; the window that was asked for is smaller.
 const REQUESTS_HELD: usize = 4096;
 
-/// Lane offers held, each with a descriptor.
+/// Offers held, each with a descriptor.
 const OFFERS_HELD: usize = 64;
+/// Endings held of channels that were offered and not taken yet.
+const ENDINGS_HELD: usize = 512;
+
+/// A lane that another agent offers.
+#[derive(Debug)]
+pub(super) struct OfferedLane {
+    pub from: PeerId,
+    pub lane: u32,
+    pub shape: Shape,
+    pub memory: OwnedFd,
+}
+
+/// A log that a follow covers.
+#[derive(Debug)]
+pub(super) struct OfferedLog {
+    pub from: PeerId,
+    pub channel: u32,
+    pub topic: String,
+    pub memory: OwnedFd,
+}
+
+/// One end of a channel, as the reading thread knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Registered {
+    pub closer: Closer,
+    pub inbox: Arc<Inbox>,
+}
+
+impl Registered {
+    pub fn new(closer: Closer) -> Self {
+        Self {
+            closer,
+            inbox: Arc::default(),
+        }
+    }
+
+    fn close(&self, status: Status) {
+        self.closer.close(status);
+        self.inbox.close();
+    }
+}
+
+/// What the number in an answer will stand for. The reading thread makes it known before it reads on, so that
+/// nothing that follows the answer is missed.
+#[derive(Clone, Debug)]
+pub(super) enum Expected {
+    Channel(Registered),
+    Follow(Arc<Mailbox<OfferedLog>>),
+}
 
 /// A frame and what came with it.
 #[derive(Debug)]
@@ -47,8 +97,7 @@ pub(super) struct Link {
     writer: Mutex<Writer>,
     state: Mutex<LinkState>,
     pub requests: Mailbox<Frame>,
-    /// Offered lanes: from whom, which, and the data memory.
-    pub offers: Mailbox<(PeerId, u32, OwnedFd)>,
+    pub offers: Mailbox<OfferedLane>,
     next_correlation: AtomicU32,
     heartbeat_ms: AtomicU64,
 }
@@ -65,8 +114,13 @@ struct LinkState {
     subscribers: Vec<Subscriber>,
     /// Requests that were handed to this client and not answered yet: was it withdrawn?
     in_hand: HashMap<u32, bool>,
-    lanes: HashMap<u32, Closer>,
-    /// Lanes that ended before their opener had made them known here.
+    /// Answers that will bring a number, by correlation id.
+    expected: HashMap<u32, Expected>,
+    channels: HashMap<u32, Registered>,
+    follows: HashMap<u32, Arc<Mailbox<OfferedLog>>>,
+    /// Readers of this client's logs: which log.
+    readers: HashMap<u32, u32>,
+    /// Channels that ended while their offers waited here.
     ended_early: VecDeque<(u32, Status)>,
     /// Set once the connection is lost; says why.
     closed: Option<String>,
@@ -139,17 +193,28 @@ impl Link {
     /// As [`Self::call`], with a descriptor each way.
     pub fn call_with(
         &self,
-        mut frame: Frame,
+        frame: Frame,
         fd: Option<&OwnedFd>,
         wait: Option<Duration>,
     ) -> Result<Arrived, ClientError> {
-        let (correlation, receiver) = self.begin()?;
+        self.call_expecting(frame, fd, wait, None)
+    }
+
+    /// As [`Self::call_with`]; the answer brings the number of something that is registered with it.
+    pub fn call_expecting(
+        &self,
+        mut frame: Frame,
+        fd: Option<&OwnedFd>,
+        wait: Option<Duration>,
+        expected: Option<Expected>,
+    ) -> Result<Arrived, ClientError> {
+        let (correlation, receiver) = self.begin(expected)?;
         frame.header.correlation = correlation.into();
         let withdraw = frame.kind() == kind::REQUEST;
         let outcome = self
             .send(frame, fd)
             .and_then(|()| self.await_answer(&receiver, wait));
-        if outcome.is_err() && self.lock().calls.remove(&correlation).is_some() && withdraw {
+        if outcome.is_err() && self.abandon(correlation) && withdraw {
             let payload = Control::Cancel {
                 request: correlation,
             }
@@ -159,7 +224,14 @@ impl Link {
         outcome
     }
 
-    fn begin(&self) -> Result<(u32, Receiver<Arrived>), ClientError> {
+    /// Nobody waits for that answer any more; says whether it was still to come.
+    fn abandon(&self, correlation: u32) -> bool {
+        let mut state = self.lock();
+        state.expected.remove(&correlation);
+        state.calls.remove(&correlation).is_some()
+    }
+
+    fn begin(&self, expected: Option<Expected>) -> Result<(u32, Receiver<Arrived>), ClientError> {
         let (sender, receiver) = sync_channel(1);
         let mut state = self.lock();
         if let Some(why) = &state.closed {
@@ -169,6 +241,9 @@ impl Link {
             let id = self.next_correlation.fetch_add(1, Ordering::Relaxed);
             if id != 0 && !state.calls.contains_key(&id) {
                 state.calls.insert(id, sender);
+                state
+                    .expected
+                    .extend(expected.map(|expected| (id, expected)));
                 return Ok((id, receiver));
             }
         }
@@ -254,7 +329,11 @@ impl Link {
         let frame = &arrived.frame;
         let bits = frame.kind();
         if bits & kind::RESPONSE != 0 {
-            if let Some(waiting) = self.lock().calls.remove(&frame.correlation()) {
+            let mut state = self.lock();
+            if let Some(expected) = state.expected.remove(&frame.correlation()) {
+                state.meet(expected, frame);
+            }
+            if let Some(waiting) = state.calls.remove(&frame.correlation()) {
                 // The caller may have given up in this moment.
                 drop(waiting.send(arrived));
             }
@@ -298,48 +377,154 @@ impl Link {
                     *withdrawn = true;
                 }
             }
-            Ok(Control::LaneOffered { from, lane, .. }) => {
-                // Without its memory it is no offer; the bus never sends one like that.
-                if let Some(memory) = arrived.fd {
-                    self.offers.push((from, lane, memory));
+            Ok(Control::Unsubscribe {
+                delivery: Delivery::Push,
+                pattern,
+            }) => {
+                // The policy no longer allows it.
+                for subscriber in &self.lock().subscribers {
+                    if subscriber.pattern == pattern {
+                        subscriber.mailbox.close();
+                    }
                 }
             }
-            Ok(Control::ChannelClosed {
-                channel: lane,
-                status,
-            }) => {
-                let mut state = self.lock();
-                if let Some(closer) = state.lanes.remove(&lane) {
-                    closer.close(status);
-                } else {
-                    state.ended_early.truncate(OFFERS_HELD);
-                    state.ended_early.push_front((lane, status));
+            Ok(Control::ChannelClosed { channel, status }) => self.channel_closed(channel, status),
+            Ok(Control::SegmentDropped { channel, index }) => {
+                self.news(channel, News::SegmentDropped { index });
+            }
+            Ok(control) => {
+                // Without its descriptor it is no offer; the bus never sends one like that.
+                if let Some(fd) = arrived.fd {
+                    self.carried(control, fd);
                 }
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// A message that comes with a descriptor.
+    fn carried(&self, control: Control<'_>, fd: OwnedFd) {
+        match control {
+            Control::LaneOffered { from, lane, shape } => self.offers.push(OfferedLane {
+                from,
+                lane,
+                shape,
+                memory: fd,
+            }),
+            Control::LogOffered {
+                from,
+                follow,
+                channel,
+                topic,
+            } => {
+                let mailbox = self.lock().follows.get(&follow).cloned();
+                if let Some(mailbox) = mailbox {
+                    mailbox.push(OfferedLog {
+                        from,
+                        channel,
+                        topic: topic.to_owned(),
+                        memory: fd,
+                    });
+                }
+            }
+            Control::LogFollower {
+                log,
+                channel,
+                reliable,
+                ..
+            } => {
+                self.lock().readers.insert(channel, log);
+                let news = News::Reader {
+                    channel,
+                    reliable,
+                    cursor: fd,
+                };
+                self.news(log, news);
+            }
+            Control::Segment {
+                channel,
+                index,
+                sealed,
+            } => {
+                let news = News::Segment {
+                    index,
+                    sealed,
+                    memory: fd,
+                };
+                self.news(channel, news);
+            }
+            Control::Bell { channel } => {
+                let log = self.lock().readers.get(&channel).copied();
+                self.news(log.unwrap_or(channel), News::Bell { bell: fd });
             }
             _ => {}
         }
     }
 
-    /// The lane ends when the bus says so, or with the connection.
-    pub fn register_lane(&self, lane: u32, closer: Closer) {
-        let mut state = self.lock();
-        if state.closed.is_some() {
-            closer.close(Status::REPLACED);
-        } else if let Some(at) = state
-            .ended_early
-            .iter()
-            .position(|(ended, _)| *ended == lane)
-        {
-            if let Some((_, status)) = state.ended_early.remove(at) {
-                closer.close(status);
-            }
-        } else {
-            state.lanes.insert(lane, closer);
+    fn news(&self, channel: u32, news: News) {
+        let inbox = self
+            .lock()
+            .channels
+            .get(&channel)
+            .map(|end| end.inbox.clone());
+        if let Some(inbox) = inbox {
+            inbox.push(news);
         }
     }
 
-    pub fn forget_lane(&self, lane: u32) {
-        self.lock().lanes.remove(&lane);
+    fn channel_closed(&self, channel: u32, status: Status) {
+        let mut state = self.lock();
+        if let Some(end) = state.channels.remove(&channel) {
+            end.close(status);
+        } else if let Some(log) = state.readers.remove(&channel) {
+            drop(state);
+            self.news(log, News::ReaderGone { channel });
+        } else if let Some(mailbox) = state.follows.remove(&channel) {
+            mailbox.close();
+        } else {
+            state.ended_early.truncate(ENDINGS_HELD);
+            state.ended_early.push_front((channel, status));
+        }
+    }
+
+    /// Makes an offered channel known, before the offer is answered. It ends when the bus says so, or with the
+    /// connection.
+    pub fn register(&self, channel: u32, end: Registered) {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            end.close(Status::REPLACED);
+        } else if let Some(at) = state
+            .ended_early
+            .iter()
+            .position(|(ended, _)| *ended == channel)
+        {
+            if let Some((_, status)) = state.ended_early.remove(at) {
+                end.close(status);
+            }
+        } else {
+            state.channels.insert(channel, end);
+        }
+    }
+
+    pub fn forget_channel(&self, channel: u32) {
+        let mut state = self.lock();
+        state.channels.remove(&channel);
+        state.readers.retain(|_, log| *log != channel);
+    }
+
+    pub fn forget_reader(&self, channel: u32) {
+        self.lock().readers.remove(&channel);
+    }
+
+    pub fn forget_follow(&self, follow: u32) {
+        self.lock().follows.remove(&follow);
+    }
+
+    /// Tells the bus something to which no answer is due. A lost connection has said it already.
+    pub fn tell(&self, control: Control<'_>) {
+        if let Ok(payload) = control.encode() {
+            drop(self.send(Frame::new(kind::COMMAND, PeerId::BUS, 0, payload), None));
+        }
     }
 
     pub fn is_cancelled(&self, request: u32) -> bool {
@@ -383,13 +568,39 @@ impl Link {
             subscriber.mailbox.close();
         }
         // Not the other side of the lane has gone, but the bus that introduced the two.
-        for closer in state.lanes.values() {
-            closer.close(Status::REPLACED);
+        for end in state.channels.values() {
+            end.close(Status::REPLACED);
         }
-        state.lanes.clear();
+        for mailbox in state.follows.values() {
+            mailbox.close();
+        }
+        state.expected.clear();
+        state.channels.clear();
+        state.readers.clear();
+        state.follows.clear();
         drop(state);
         self.requests.close();
         self.offers.close();
+    }
+}
+
+impl LinkState {
+    /// An answer that brings a number has come.
+    fn meet(&mut self, expected: Expected, frame: &Frame) {
+        let number = Response::parse(&frame.payload)
+            .ok()
+            .filter(|response| response.status == Status::OK)
+            .and_then(|response| response.result.try_into().ok())
+            .map(u32::from_le_bytes);
+        match (number, expected) {
+            (Some(number), Expected::Channel(end)) => {
+                self.channels.insert(number, end);
+            }
+            (Some(number), Expected::Follow(mailbox)) => {
+                self.follows.insert(number, mailbox);
+            }
+            (None, _) => {}
+        }
     }
 }
 

@@ -17,11 +17,15 @@
 //! next call after the loss connects anew and waits for the daemon's successor; subscriptions, requests and lane offers
 //! are taken up again by the one who waits for them. A call that was under way fails with [`ClientError::Lost`], because
 //! nobody can say whether it was done: it is for the program to make it again. A lane ends with
-//! [`Status::REPLACED`] after everything that was put into it has been received; its sender opens another.
+//! [`Status::REPLACED`] after everything that was put into it has been received; its sender opens another, or had
+//! opened a [`LastingLane`], which does that by itself.
 
+mod ends;
 mod guard;
+mod inbox;
 mod lanes;
 mod link;
+mod logs;
 mod mailbox;
 mod serve;
 
@@ -31,16 +35,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::channel::Tier;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::{InboxBatch, PeerEntry, Welcome};
-use crate::message::{Control, Delivery, Event, MessageError, Request, Response, Status};
+use crate::message::{
+    Control, Delivery, Event, HELLO_SHARED_MEMORY, MessageError, Request, Response, Status,
+};
 use crate::protect::policy::Addressee;
 use crate::protect::{ProtectError, Protection};
+use crate::shm::{barrier, park};
 
+pub use ends::{BellRefused, SegmentAnnouncer, SegmentArrival, SegmentArrivals};
 pub use guard::{Refusal, Refusals};
 pub use lanes::{
-    DEFAULT_SLOTS, LaneError, LaneOffer, LaneOffers, LaneReceiver, LaneSender, SLOTS_MIN,
+    DEFAULT_SLOTS, LaneError, LaneOffer, LaneOffers, LaneOptions, LaneReceiver, LaneSender,
+    LastingError, LastingLane, SLOTS_MIN,
 };
+pub use logs::{FollowOptions, LogError, LogOptions, LogReader, LogReaders, LogWriter};
 pub use mailbox::Received;
 pub use serve::{Incoming, Requests, Subscription};
 
@@ -119,6 +130,8 @@ struct Inner {
     /// The connection that serves now. Held while another is made: whoever needs one waits for it.
     link: Mutex<Arc<Link>>,
     welcome: Welcome,
+    /// What the present connection was told of shared memory.
+    tier: Mutex<Tier>,
     /// Ids of agents that were addressed by name.
     names: Mutex<HashMap<String, PeerId>>,
 }
@@ -137,6 +150,7 @@ impl Client {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
                 link: Mutex::new(link),
+                tier: Mutex::new(welcome.tier),
                 welcome,
                 names: Mutex::default(),
             }),
@@ -169,12 +183,17 @@ impl Client {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(why) = link.lost() {
-            let (anew, _) = greet(&self.inner.path).map_err(|error| match error {
+            let (anew, welcome) = greet(&self.inner.path).map_err(|error| match error {
                 // Nobody listens: the bus has gone for good.
                 ClientError::Connect { .. } => ClientError::Closed { why },
                 other => other,
             })?;
             *link = anew;
+            *self
+                .inner
+                .tier
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = welcome.tier;
         }
         Ok(link.clone())
     }
@@ -182,6 +201,15 @@ impl Client {
     /// The name of the agent this connection speaks for.
     pub fn name(&self) -> &str {
         &self.inner.welcome.name
+    }
+
+    /// How this agent's messages may travel, and why.
+    pub fn tier(&self) -> Tier {
+        *self
+            .inner
+            .tier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its id.
@@ -395,9 +423,12 @@ fn greet(path: &Path) -> Result<(Arc<Link>, Welcome), ClientError> {
     };
     let stream = UnixStream::connect(path).map_err(failed)?;
     let link = Link::start(stream).map_err(failed)?;
+    // Once per process; lost at exec, hence here. Refused, both sides of a channel pay a fence instead.
+    barrier::register();
+    let able = park::probe_waitv().is_ok();
     let hello = Control::Hello {
         version: crate::frame::VERSION,
-        options: 0,
+        options: if able { HELLO_SHARED_MEMORY } else { 0 },
     };
     let answer = command(&link, hello)?;
     let welcome = Welcome::parse(ok_result(&answer)?.result)?;

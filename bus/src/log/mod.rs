@@ -68,7 +68,7 @@ pub const READERS_MAX: usize = 2;
 
 const SLOT_WORDS: usize = SLOT_BYTES / 8;
 /// `AGLOG`, the version of the layout, and which memory it is.
-const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02D");
+pub(crate) const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02D");
 const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02C");
 
 /// Data page: how many readers were ever attached. What a reader that waits for its attachment sleeps on.

@@ -23,6 +23,13 @@ pub trait Descriptor: Clone + std::fmt::Debug {
     fn bytes(&self) -> u64;
 }
 
+/// For a bus that carries none.
+impl Descriptor for () {
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
 /// What kind of channel a number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChannelKind {

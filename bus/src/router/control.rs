@@ -73,6 +73,16 @@ impl<F: Descriptor> Router<F> {
                 let outcome = self.offer_log(id, shape, topic, fd, now, fx);
                 self.answer_outcome(id, correlation, outcome, fx);
             }
+            (true, Control::LogFollow { reliable, pattern }) => {
+                let outcome = self.follow_logs(id, reliable, pattern);
+                let follow = outcome.as_ref().ok().copied();
+                let outcome = outcome.map(|follow| follow.to_le_bytes().to_vec());
+                // The answer first: with it the client knows the number that the offers name.
+                self.answer_outcome(id, correlation, outcome, fx);
+                if let Some(follow) = follow {
+                    self.offer_all_logs(follow, now, fx);
+                }
+            }
             (
                 true,
                 Control::Segment {
@@ -204,14 +214,16 @@ impl<F: Descriptor> Router<F> {
             Control::AcceptLanes => {
                 self.may_share(owner)?;
                 let conn = self.conns.get_mut(&id).expect("dispatch has it");
-                conn.takes_lanes = true;
                 conn.shares_memory = true;
+                if !std::mem::replace(&mut conn.takes_lanes, true) {
+                    let peer = &self.peers[&owner];
+                    let (uid, name) = (peer.uid, peer.name.clone());
+                    // Whoever lost a lane to it may open it again.
+                    self.announce(owner, uid, "takes-lanes", &name, now, fx);
+                }
                 Ok(Vec::new())
             }
             Control::Hello { .. } => Err(Refusal::new(Status::MALFORMED, "hello was already said")),
-            Control::LogFollow { reliable, pattern } => {
-                self.follow_logs(id, reliable, pattern, now, fx)
-            }
             Control::LogUnfollow { follow } => {
                 self.unfollow_logs(id, follow);
                 Ok(Vec::new())
@@ -227,6 +239,7 @@ impl<F: Descriptor> Router<F> {
             | Control::Cancel { .. }
             | Control::LaneOffer { .. }
             | Control::LogOffer { .. }
+            | Control::LogFollow { .. }
             | Control::Segment { .. }
             | Control::SegmentDropped { .. }
             | Control::Bell { .. }

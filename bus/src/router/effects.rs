@@ -8,7 +8,7 @@ use super::channels::ChannelEvent;
 
 /// What has to be done after a call of the router. Reuse one value and drain it.
 #[derive(Debug)]
-pub struct Effects<F> {
+pub struct Effects<F = ()> {
     /// These connections have something to [`pull`](super::Router::pull).
     pub wake: Vec<ConnId>,
     /// These connections are to be closed; what still waits for them may be written first.

@@ -109,15 +109,13 @@ impl<F: Descriptor> Router<F> {
         Ok(data)
     }
 
-    /// Answered with the follow's number.
+    /// Registers a follow; gives its number.
     pub(super) fn follow_logs(
         &mut self,
         id: ConnId,
         reliable: bool,
         pattern: &str,
-        now: Now,
-        fx: &mut Effects<F>,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<u32, Refusal> {
         check_pattern(pattern)
             .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let owner = self.conns[&id].peer;
@@ -139,12 +137,16 @@ impl<F: Descriptor> Router<F> {
             reliable,
         };
         self.follows.insert(follow, entry);
+        Ok(follow)
+    }
+
+    /// Offers a fresh follow all that is there.
+    pub(super) fn offer_all_logs(&mut self, follow: u32, now: Now, fx: &mut Effects<F>) {
         let mut logs: Vec<u32> = self.logs.keys().copied().collect();
         logs.sort_unstable();
         for log in logs {
             self.offer_reader(log, follow, now, fx);
         }
-        Ok(follow.to_le_bytes().to_vec())
     }
 
     pub(super) fn unfollow_logs(&mut self, id: ConnId, follow: u32) {

@@ -99,7 +99,7 @@ impl Default for Limits {
             max_lanes: 64,
             max_logs: 64,
             max_followed: 256,
-            max_log_readers: 256,
+            max_log_readers: crate::log::READERS_MAX,
             max_segments: 64,
             max_shared_bytes: 4 << 30,
             heartbeat_ms: 5_000,

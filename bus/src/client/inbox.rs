@@ -1,0 +1,141 @@
+//! What the bus has for one end of a channel besides messages: readers, segments, bells.
+//!
+//! The reading thread puts it here and never waits; the end's own thread takes it, on its next call or when it
+//! misses something. A flag that the end's thread can look at for the price of a load says whether there is
+//! anything. Bounded: beyond [`HELD`] the newest is dropped, which the bus's own limits rule out.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// More than the bus lets one channel have of readers and segments together.
+const HELD: usize = 1024;
+
+/// News for one end.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Another reader of this log.
+    Reader {
+        channel: u32,
+        reliable: bool,
+        cursor: OwnedFd,
+    },
+    /// A reader of this log has gone.
+    ReaderGone {
+        channel: u32,
+    },
+    Segment {
+        index: u32,
+        sealed: bool,
+        memory: OwnedFd,
+    },
+    SegmentDropped {
+        index: u32,
+    },
+    /// The other side's bell.
+    Bell {
+        bell: OwnedFd,
+    },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    news: VecDeque<News>,
+    closed: bool,
+}
+
+/// The news of one end.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// There is something.
+    waiting: AtomicBool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, news: News) {
+        let mut state = self.lock();
+        if state.news.len() < HELD && !state.closed {
+            state.news.push_back(news);
+            // Under the lock, so that `take` can't clear it for news that came after.
+            self.waiting.store(true, Ordering::Release);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Nothing more will come: the channel is over.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// A look for the price of a load.
+    pub fn has_news(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// All there is.
+    pub fn take(&self) -> VecDeque<News> {
+        let mut state = self.lock();
+        self.waiting.store(false, Ordering::Release);
+        std::mem::take(&mut state.news)
+    }
+
+    /// Waits until there is something; `false` once nothing will come, or at `deadline`.
+    pub fn wait(&self, deadline: Option<Instant>) -> bool {
+        let mut state = self.lock();
+        loop {
+            if !state.news.is_empty() {
+                return true;
+            }
+            if state.closed {
+                return false;
+            }
+            state = match deadline {
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_is_taken_once_and_the_flag_says_so() {
+        let inbox = Inbox::default();
+        assert!(!inbox.has_news());
+        inbox.push(News::SegmentDropped { index: 3 });
+        assert!(inbox.has_news() && inbox.wait(None));
+        assert_eq!(inbox.take().len(), 1);
+        assert!(!inbox.has_news() && inbox.take().is_empty());
+        inbox.close();
+        assert!(!inbox.wait(None), "nothing will come");
+        inbox.push(News::ReaderGone { channel: 1 });
+        assert!(!inbox.has_news(), "and nothing does");
+    }
+}

@@ -28,6 +28,7 @@
 //! After set-up nothing here allocates, locks or logs, except that a read grows the caller's buffer, and that
 //! growing the arena makes a segment.
 
+mod bulk;
 mod owner;
 mod reader;
 mod reference;
@@ -37,6 +38,10 @@ mod space;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub use bulk::{
+    Arrivals, BulkOptions, BulkReceiver, BulkRecvError, BulkSendError, BulkSender, Supply,
+    THRESHOLD_DEFAULT,
+};
 pub use owner::{Arena, ArenaError, Stored, Usage};
 pub use reader::{Reader, SegmentError};
 pub use reference::{REFERENCE_BYTES, Reference, ReferenceError};

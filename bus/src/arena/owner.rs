@@ -13,7 +13,11 @@ use super::{
     SEGMENT_MAX, SEGMENT_MIN, SEGMENTS_MAX,
 };
 use crate::shm::atomics::{Ordering, fence};
+use crate::shm::copy::Stores;
 use crate::shm::region::{Own, Words};
+
+/// Shorter payloads always go through the cache: a streamed one is on its way to memory for longer than that.
+const STREAM_MIN: usize = 2048;
 
 /// Why a segment was not added, or a payload not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +86,7 @@ pub struct Arena<W> {
     next_number: u32,
     /// The generation given last.
     generation: u64,
+    stores: Stores,
     /// In the order of their slots.
     held: VecDeque<Held>,
 }
@@ -94,15 +99,13 @@ impl<W: Words> Arena<W> {
             segments: Vec::with_capacity(SEGMENTS_MAX),
             next_number: 0,
             generation: 0,
+            stores: Stores::Cached,
             held: VecDeque::with_capacity(in_flight),
         }
     }
 
     /// Adds memory that only this process can write and whose receivers will know it by the number returned.
     pub fn add(&mut self, memory: W) -> Result<u32, ArenaError> {
-        if self.segments.len() == SEGMENTS_MAX {
-            return Err(ArenaError::Segments);
-        }
         let bytes = memory.words().len() as u64 * 8;
         let wrong = ArenaError::SegmentSize { bytes };
         if bytes < SEGMENT_MIN || !bytes.is_multiple_of(ALIGNMENT) {
@@ -110,14 +113,40 @@ impl<W: Words> Arena<W> {
         }
         let granules = u32::try_from(bytes / ALIGNMENT).map_err(|_| wrong)?;
         let space = Space::new(granules).ok_or(wrong)?;
-        let number = self.next_number;
-        self.next_number = number.checked_add(1).ok_or(ArenaError::Segments)?;
+        let number = self.next_number()?;
+        self.next_number += 1;
         self.segments.push(Segment {
             number,
             memory: Own(memory),
             space,
         });
         Ok(number)
+    }
+
+    /// The number that the next segment will have.
+    pub fn next_number(&self) -> Result<u32, ArenaError> {
+        if self.segments.len() == SEGMENTS_MAX || self.next_number == u32::MAX {
+            return Err(ArenaError::Segments);
+        }
+        Ok(self.next_number)
+    }
+
+    /// A segment other than the first in which no block is taken.
+    pub fn droppable(&self) -> Option<u32> {
+        let later = self.segments.iter().skip(1);
+        later
+            .rev()
+            .find(|segment| segment.space.taken() == 0)
+            .map(|segment| segment.number)
+    }
+
+    /// Lets go of a segment in which no block is taken; anything else is left as it is.
+    pub fn remove(&mut self, number: u32) -> Option<W> {
+        let at = self
+            .segments
+            .iter()
+            .position(|segment| segment.number == number && segment.space.taken() == 0)?;
+        Some(self.segments.remove(at).memory.0)
     }
 
     /// Copies a payload into a block. No reader looks at it before its reference is in a slot.
@@ -151,7 +180,14 @@ impl<W: Words> Arena<W> {
         // of the new payload is seen before that is. Pairs with the acquire fence after the copy in
         // `Reader::read`: a reader that copied any new byte then sees the generation gone.
         fence(Ordering::Release);
-        segment.memory.copy_in(header + HEADER_WORDS, payload);
+        let stores = if length >= STREAM_MIN {
+            self.stores
+        } else {
+            Stores::Cached
+        };
+        segment
+            .memory
+            .copy_in(header + HEADER_WORDS, payload, stores);
         segment
             .memory
             .store(header + LENGTH_WORD, length as u64, Ordering::Relaxed);
@@ -170,9 +206,19 @@ impl<W: Words> Arena<W> {
         })
     }
 
+    /// Says how payloads are written from now on: past the cache pays while the receivers are behind, and costs
+    /// them time when they wait.
+    pub(crate) fn set_stores(&mut self, stores: Stores) {
+        self.stores = stores;
+    }
+
     /// Ties a block to the slot that carries its reference. Slots come in rising order.
     pub fn hold(&mut self, slot: u64, stored: Stored) {
-        debug_assert!(self.held.back().is_none_or(|last| last.slot <= slot));
+        debug_assert!(
+            self.held
+                .back()
+                .is_none_or(|last| !is_before(slot, last.slot))
+        );
         self.held.push_back(Held {
             slot,
             segment: stored.reference.segment,
@@ -185,14 +231,36 @@ impl<W: Words> Arena<W> {
         self.free(stored.reference.segment, stored.block);
     }
 
-    /// Takes back every block whose slot is below `consumed`. Returns how many.
+    /// Takes back every block whose slot is before slot number `consumed`. Returns how many.
     pub fn reclaim(&mut self, consumed: u64) -> usize {
         let mut count = 0;
-        while let Some(held) = self.held.pop_front_if(|held| held.slot < consumed) {
+        while let Some(held) = self
+            .held
+            .pop_front_if(|held| is_before(held.slot, consumed))
+        {
             self.free(held.segment, held.block);
             count += 1;
         }
         count
+    }
+
+    /// Takes back every block: nobody will read them.
+    pub fn reclaim_all(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(held) = self.held.pop_front() {
+            self.free(held.segment, held.block);
+            count += 1;
+        }
+        count
+    }
+
+    /// Bytes in blocks that are taken.
+    pub fn taken(&self) -> u64 {
+        let granules = self
+            .segments
+            .iter()
+            .map(|segment| u64::from(segment.space.taken()));
+        granules.sum::<u64>() * ALIGNMENT
     }
 
     /// The slot of the oldest block that is still held.
@@ -201,12 +269,14 @@ impl<W: Words> Arena<W> {
     }
 
     pub fn usage(&self) -> Usage {
-        let granules =
-            |count: &dyn Fn(&Segment<W>) -> u64| self.segments.iter().map(count).sum::<u64>();
         Usage {
             segments: self.segments.len(),
-            bytes: granules(&|segment| segment.memory.len() as u64 * 8),
-            taken: granules(&|segment| u64::from(segment.space.taken()) * ALIGNMENT),
+            bytes: self
+                .segments
+                .iter()
+                .map(|segment| segment.memory.len() as u64 * 8)
+                .sum(),
+            taken: self.taken(),
             held: self.held.len(),
         }
     }
@@ -239,6 +309,11 @@ impl<W: Words> Arena<W> {
         );
         segment.space.give(block);
     }
+}
+
+/// Slot numbers wrap; those that are compared are less than a ring apart.
+fn is_before(slot: u64, other: u64) -> bool {
+    slot.wrapping_sub(other).cast_signed() < 0
 }
 
 /// Cache lines of the block for a payload.

@@ -55,7 +55,7 @@ impl<W: Words> Reader<W> {
 
     /// Takes a segment that the owner announced as `number`.
     pub fn add(&mut self, number: u32, memory: W) -> Result<(), SegmentError> {
-        if self.segments.iter().any(|(known, _)| *known == number) {
+        if self.has(number) {
             return Err(SegmentError::Known { number });
         }
         if self.segments.len() == SEGMENTS_MAX {
@@ -79,6 +79,10 @@ impl<W: Words> Reader<W> {
             .iter()
             .position(|(known, _)| *known == number)?;
         Some(self.segments.swap_remove(at).1.0)
+    }
+
+    pub(super) fn has(&self, number: u32) -> bool {
+        self.segments.iter().any(|(known, _)| *known == number)
     }
 
     /// Bytes of all segments.

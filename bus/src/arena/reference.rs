@@ -96,6 +96,21 @@ impl Reference {
         })
     }
 
+    /// Says that the owner has let go of a segment, and that the receivers may: no block begins at the offset of
+    /// this one and is empty.
+    pub(super) fn gone(segment: u32) -> Self {
+        Self {
+            segment,
+            generation: u32::MAX,
+            offset: 0,
+            length: 0,
+        }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        *self == Self::gone(self.segment)
+    }
+
     /// Whether block and payload lie in a segment of `bytes` bytes.
     pub(super) fn check_bounds(&self, bytes: u64) -> Result<(), ReferenceError> {
         let end = self

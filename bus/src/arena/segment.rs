@@ -7,13 +7,14 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use agentd_kernel::memory::{self, HUGE_PAGE};
 
-use super::SEGMENT_MAX;
+use super::{Arrivals, SEGMENT_MAX, Supply};
 use crate::shm::atomics::{AtomicU64, Ordering};
 use crate::shm::memfd::{self, Mapping, MemfdError};
 use crate::shm::pages::PageKind;
@@ -201,18 +202,6 @@ fn nodes() -> usize {
     memory::memory_nodes(Path::new("/sys")).map_or(1, |nodes| nodes.len().max(1))
 }
 
-/// Where an arena's segments come from, and who is told of them.
-pub trait Supply: Send {
-    type Memory: Words;
-
-    /// Makes a segment of which an empty one takes a block of `least` bytes, and lets the receivers have it as
-    /// `number`. It need not have arrived when this returns: a receiver that meets the number waits for it.
-    fn segment(&mut self, number: u32, least: u64) -> Result<Self::Memory, SegmentMakeError>;
-
-    /// The owner has let go of a segment: receivers may.
-    fn dropped(&mut self, number: u32);
-}
-
 /// Carries segments to the receivers of a channel: the bus, or a test.
 pub trait Announce: Send {
     /// Must not wait for an answer: it is called by the sending thread.
@@ -240,6 +229,7 @@ impl<A: Announce> MemfdSupply<A> {
 
 impl<A: Announce> Supply for MemfdSupply<A> {
     type Memory = Segment;
+    type Error = SegmentMakeError;
 
     fn segment(&mut self, number: u32, least: u64) -> Result<Segment, SegmentMakeError> {
         let wanted = self.next_bytes.max(least);
@@ -250,7 +240,6 @@ impl<A: Announce> Supply for MemfdSupply<A> {
             }
             other => other?,
         };
-        use std::os::fd::AsFd;
         self.announce
             .segment(number, fd.as_fd())
             .map_err(SegmentMakeError::Announce)?;
@@ -261,5 +250,35 @@ impl<A: Announce> Supply for MemfdSupply<A> {
 
     fn dropped(&mut self, number: u32) {
         self.announce.dropped(number);
+    }
+}
+
+/// Segments that arrive as descriptors: `next` gives the next one, waiting until the deadline, and is asked only
+/// when a reference names a segment that is not here.
+pub struct FdArrivals<F> {
+    next: F,
+}
+
+impl<F> std::fmt::Debug for FdArrivals<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FdArrivals").finish_non_exhaustive()
+    }
+}
+
+impl<F: FnMut(Option<Instant>) -> Option<(u32, OwnedFd)> + Send> FdArrivals<F> {
+    pub fn new(next: F) -> Self {
+        Self { next }
+    }
+}
+
+impl<F: FnMut(Option<Instant>) -> Option<(u32, OwnedFd)> + Send> Arrivals for FdArrivals<F> {
+    type Memory = Mapping;
+    type Error = MemfdError;
+
+    fn next(&mut self, deadline: Option<Instant>) -> Result<Option<(u32, Mapping)>, MemfdError> {
+        let Some((number, fd)) = (self.next)(deadline) else {
+            return Ok(None);
+        };
+        Ok(Some((number, memfd::open_segment(fd.as_fd())?)))
     }
 }

@@ -1,0 +1,467 @@
+//! A lane with an arena: payloads of any size through one ordered channel.
+//!
+//! Up to [`BulkOptions::threshold`] bytes a payload goes into the ring, above that into the arena, with a
+//! reference in the ring. Order and guarantees are the lane's. One thread at a time on each side; no privilege.
+//!
+//! The sender takes blocks back by looking how far the consumer is, not more often than it must: that line is
+//! the consumer's. The receiver copies before it says that it has read: the consumer counts a slot as read only
+//! after its payload is out of the arena.
+//!
+//! `try_send` and `try_recv` never block; `send` waits as the lane's policy says, or lets the arena grow.
+
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use super::reader::SegmentError;
+use super::{Arena, ArenaError, HEADER_BYTES, REFERENCE_BYTES, Reader, Reference, ReferenceError, Usage};
+use crate::channel::Tag;
+use crate::lane::ring::{Consumer, Producer, RecvError, SendError};
+use crate::message::Status;
+use crate::shm::copy::Stores;
+use crate::shm::park::Closer;
+use crate::shm::region::Words;
+
+/// Payloads over this many bytes go to the arena: from about here on one wide copy and a reference are
+/// cheaper than slots of 56 bytes (`cargo bench -p agentd-bus --bench arena`, rows `ring_*` and `bulk_*`).
+pub const THRESHOLD_DEFAULT: usize = 512;
+
+/// The sender looks at the consumer's cursor when this much is taken: enough to look seldom, and little enough
+/// that the blocks taken next are still in a cache.
+const LOOK_BYTES: u64 = 128 << 10;
+
+/// The receiver says how far it is when it has copied this much, whatever the lane's step: the sender's arena
+/// is smaller than its ring is long.
+const PUBLISH_BYTES: u64 = 64 << 10;
+
+/// Where an arena's segments come from, and who is told of them.
+pub trait Supply: Send {
+    type Memory: Words;
+    type Error: std::error::Error + Send + 'static;
+
+    /// Makes a segment of which an empty one takes a block of `least` bytes, and lets the receivers have it as
+    /// `number`. It need not have arrived when this returns: a receiver that meets the number waits for it.
+    fn segment(&mut self, number: u32, least: u64) -> Result<Self::Memory, Self::Error>;
+
+    /// The owner has let go of a segment, and no receiver will read it again.
+    fn dropped(&mut self, number: u32);
+}
+
+/// Where a receiver gets segments that a reference names.
+pub trait Arrivals: Send {
+    type Memory: Words;
+    type Error: std::error::Error + Send + 'static;
+
+    /// The next segment that the owner announced, waiting until `deadline` (`None`: not at all). `Ok(None)`: none
+    /// came in time, or none will come because the channel is over.
+    fn next(&mut self, deadline: Option<Instant>) -> Result<Option<(u32, Self::Memory)>, Self::Error>;
+}
+
+/// How a sender uses its arena.
+#[derive(Clone, Copy, Debug)]
+pub struct BulkOptions {
+    /// Largest payload that goes into the ring, bytes.
+    pub threshold: usize,
+    /// Up to this many bytes of segments the arena grows when it is full; above, the sender waits. A payload
+    /// that fits into no segment makes it grow in any case, as far as the budget goes.
+    pub grow_to: u64,
+    /// Of the first segment, which is made at once.
+    pub first: u64,
+}
+
+impl Default for BulkOptions {
+    fn default() -> Self {
+        Self {
+            threshold: THRESHOLD_DEFAULT,
+            grow_to: 64 << 20,
+            first: 1 << 20,
+        }
+    }
+}
+
+/// Why a message was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkSendError<E: std::error::Error + 'static> {
+    #[error(transparent)]
+    Lane(#[from] SendError),
+    #[error(transparent)]
+    Arena(ArenaError),
+    #[error("the arena can't grow: {0}")]
+    Supply(E),
+}
+
+impl<E: std::error::Error> BulkSendError<E> {
+    /// Is it only that the receiver has not read enough yet?
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Lane(SendError::Full) | Self::Arena(ArenaError::Full { .. }))
+    }
+}
+
+/// The sending end of a lane with an arena.
+#[derive(Debug)]
+pub struct BulkSender<D: Words, C: Words, S: Supply> {
+    producer: Producer<D, C>,
+    arena: Arena<S::Memory>,
+    supply: S,
+    options: BulkOptions,
+    /// What was taken when the cursor was looked at last: the next look is [`LOOK_BYTES`] later.
+    looked_at: u64,
+}
+
+impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
+    /// Makes the first segment and tells the receiver of it.
+    pub fn new(
+        producer: Producer<D, C>,
+        supply: S,
+        options: BulkOptions,
+    ) -> Result<Self, BulkSendError<S::Error>> {
+        let mut sender = Self {
+            arena: Arena::new(producer.capacity()),
+            producer,
+            supply,
+            options: BulkOptions {
+                threshold: options.threshold,
+                ..options
+            },
+            looked_at: 0,
+        };
+        sender.options.threshold = options.threshold.min(sender.producer.message_limit());
+        sender.grow(options.first)?;
+        Ok(sender)
+    }
+
+    /// Says to this end that the channel is over.
+    pub fn closer(&self) -> &Closer {
+        self.producer.closer()
+    }
+
+    /// The lane below.
+    pub fn producer(&self) -> &Producer<D, C> {
+        &self.producer
+    }
+
+    /// How full the arena is, as far as the cursor has been looked at.
+    pub fn usage(&self) -> Usage {
+        self.arena.usage()
+    }
+
+    /// Sends if ring and arena have room. Never blocks and never grows the arena.
+    pub fn try_send(&mut self, tag: Tag, payload: &[u8]) -> Result<(), BulkSendError<S::Error>> {
+        if payload.len() <= self.options.threshold {
+            return Ok(self.producer.try_send(tag, payload)?);
+        }
+        // Before the copy, which may be long.
+        self.producer.room(REFERENCE_BYTES)?;
+        if self.arena.taken() >= self.looked_at + LOOK_BYTES {
+            self.reclaim()?;
+        }
+        let stored = match self.arena.store(payload) {
+            Err(ArenaError::Full { .. }) => {
+                self.reclaim()?;
+                self.arena.store(payload)
+            }
+            other => other,
+        }
+        .map_err(BulkSendError::Arena)?;
+        let slot = self.producer.next_slot();
+        let reference = stored.reference().to_bytes();
+        match self.producer.try_send_reference(tag, &reference, payload.len() as u64) {
+            Ok(()) => {
+                self.arena.hold(slot, stored);
+                Ok(())
+            }
+            Err(error) => {
+                self.arena.release(stored);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// As [`Self::try_send`]; without room the arena grows as far as it may, and then the lane's overflow policy
+    /// is followed: wait for up to `timeout`, drop, or disconnect.
+    pub fn send(
+        &mut self,
+        tag: Tag,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<(), BulkSendError<S::Error>> {
+        let mut deadline = None;
+        loop {
+            let error = match self.try_send(tag, payload) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let least = payload.len() as u64 + HEADER_BYTES;
+            match error {
+                BulkSendError::Arena(ArenaError::TooLong { .. }) => {
+                    self.grow(least)?;
+                    continue;
+                }
+                // Without room to grow one waits; a refusal is not worth more than that.
+                BulkSendError::Arena(ArenaError::Full { .. })
+                    if self.arena.usage().bytes + least <= self.options.grow_to
+                        && self.grow(least).is_ok() =>
+                {
+                    continue;
+                }
+                error if !error.is_full() => return Err(error),
+                _ => {}
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
+            let left = deadline.map_or(timeout, |at: Instant| at.saturating_duration_since(Instant::now()));
+            self.producer.make_room(left)?;
+        }
+    }
+
+    /// Takes back the blocks of all that the receiver has read.
+    pub fn reclaim(&mut self) -> Result<usize, SendError> {
+        let consumed = self.producer.consumed()?;
+        let count = self.arena.reclaim(consumed);
+        // Is the receiver behind, or is it waiting for each message?
+        let behind = self.arena.oldest_held().is_some();
+        self.arena.set_stores(if behind { Stores::Streaming } else { Stores::Cached });
+        self.looked_at = self.arena.taken();
+        Ok(count)
+    }
+
+    /// Adds a segment that takes a block of `least` bytes. For those who know that much is coming; touches all of
+    /// the new memory.
+    pub fn grow(&mut self, least: u64) -> Result<(), BulkSendError<S::Error>> {
+        let number = self.arena.next_number().map_err(BulkSendError::Arena)?;
+        let memory = self.supply.segment(number, least).map_err(BulkSendError::Supply)?;
+        self.arena.add(memory).map_err(BulkSendError::Arena)?;
+        Ok(())
+    }
+
+    /// Lets go of segments in which nothing is unread, except the first, and tells the receiver, as far as the
+    /// ring has room for that. Returns how many.
+    pub fn shrink(&mut self) -> Result<usize, SendError> {
+        self.reclaim()?;
+        let mut count = 0;
+        while let Some(number) = self.arena.droppable() {
+            let gone = Reference::gone(number).to_bytes();
+            match self.producer.try_send_reference(Tag::default(), &gone, 0) {
+                Ok(()) => {}
+                Err(SendError::Full) => break,
+                Err(error) => return Err(error),
+            }
+            self.arena.remove(number);
+            self.supply.dropped(number);
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Why no message was received.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkRecvError<E: std::error::Error + 'static> {
+    #[error(transparent)]
+    Lane(#[from] RecvError),
+    /// The lane has been closed for it.
+    #[error("the sender's reference leads nowhere: {0}")]
+    Reference(ReferenceError),
+    #[error("a segment of the sender's was not taken: {0}")]
+    Segment(SegmentError),
+    #[error("a segment of the sender's was not taken: {0}")]
+    Arrival(E),
+}
+
+/// The receiving end of a lane with an arena.
+#[derive(Debug)]
+pub struct BulkReceiver<D: Words, C: Words, A: Arrivals> {
+    consumer: Consumer<D, C>,
+    reader: Reader<A::Memory>,
+    arrivals: A,
+    /// Taken from the ring, its segment not here yet. The consumer is left alone meanwhile.
+    waiting: Option<(Tag, Reference)>,
+    /// Copied since the sender was told last how far we are.
+    unpublished: u64,
+}
+
+enum Taken {
+    Whole(Tag),
+    Reference(Tag, Result<Reference, ReferenceError>),
+}
+
+impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
+    /// Takes at most `limit` bytes of segments of this sender.
+    pub fn new(consumer: Consumer<D, C>, arrivals: A, limit: u64) -> Self {
+        Self {
+            consumer,
+            reader: Reader::new(limit),
+            arrivals,
+            waiting: None,
+            unpublished: 0,
+        }
+    }
+
+    /// Says to this end that the channel is over; what is committed can still be received.
+    pub fn closer(&self) -> &Closer {
+        self.consumer.closer()
+    }
+
+    /// The lane below.
+    pub fn consumer(&self) -> &Consumer<D, C> {
+        &self.consumer
+    }
+
+    /// Bytes of the sender's segments that are mapped here.
+    pub fn mapped(&self) -> u64 {
+        self.reader.bytes()
+    }
+
+    /// Takes the next message into `buffer`, which is cleared first. `None`: there is none, or its segment is
+    /// still under way. Never blocks.
+    pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Tag>, BulkRecvError<A::Error>> {
+        loop {
+            let (tag, reference) = match self.waiting.take() {
+                Some(waiting) => waiting,
+                None => match self.consumer.try_next(|message| take(buffer, &message))? {
+                    None => return Ok(None),
+                    Some(Taken::Whole(tag)) => {
+                        self.consumer.release();
+                        return Ok(Some(tag));
+                    }
+                    Some(Taken::Reference(tag, reference)) => (tag, self.believed(reference)?),
+                },
+            };
+            if let Some(tag) = self.follow(tag, reference, buffer, None)? {
+                return Ok(Some(tag));
+            }
+            if self.waiting.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// As [`Self::try_recv`], waiting up to `timeout`. After the channel was closed, first gives what had been
+    /// committed.
+    pub fn recv(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Tag, BulkRecvError<A::Error>> {
+        let mut deadline = None;
+        loop {
+            let (tag, reference) = match self.waiting.take() {
+                Some(waiting) => waiting,
+                None => {
+                    let left = deadline.flatten().map_or(timeout, |at: Instant| at.saturating_duration_since(Instant::now()));
+                    match self.consumer.next(left, |message| take(buffer, &message))? {
+                        Taken::Whole(tag) => {
+                            self.consumer.release();
+                            return Ok(tag);
+                        }
+                        Taken::Reference(tag, reference) => (tag, self.believed(reference)?),
+                    }
+                }
+            };
+            if self.reader.has(reference.segment) || reference.is_gone() {
+                // The usual case asks for no time.
+                if let Some(tag) = self.follow(tag, reference, buffer, None)? {
+                    return Ok(tag);
+                }
+                continue;
+            }
+            let until = *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
+            if let Some(tag) = self.follow(tag, reference, buffer, until)? {
+                return Ok(tag);
+            }
+            if self.waiting.is_some() {
+                return Err(match self.closer().status() {
+                    Some(status) => RecvError::Closed(status),
+                    None => RecvError::TimedOut,
+                }
+                .into());
+            }
+        }
+    }
+
+    /// Hands up to `max` messages to `take`, as many as there are, and says how many. Never blocks. Each is
+    /// copied into `buffer` before. An error ends the batch; messages before it have been handed over.
+    pub fn for_each(
+        &mut self,
+        max: usize,
+        buffer: &mut Vec<u8>,
+        mut take: impl FnMut(Tag, &[u8]),
+    ) -> Result<usize, BulkRecvError<A::Error>> {
+        let mut count = 0;
+        while count < max {
+            let Some(tag) = self.try_recv(buffer)? else {
+                break;
+            };
+            take(tag, buffer);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Copies what was referred to, and then lets the sender have the block. `None`: it was a notice, or its
+    /// segment did not come by `deadline`, in which case it waits in `self.waiting`.
+    fn follow(
+        &mut self,
+        tag: Tag,
+        reference: Reference,
+        buffer: &mut Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Tag>, BulkRecvError<A::Error>> {
+        if reference.is_gone() {
+            self.reader.remove(reference.segment);
+            self.consumer.release();
+            return Ok(None);
+        }
+        loop {
+            match self.reader.read(&reference, buffer) {
+                Ok(()) => {
+                    self.unpublished += reference.length;
+                    if self.unpublished >= PUBLISH_BYTES {
+                        self.unpublished = 0;
+                        self.consumer.publish();
+                    }
+                    self.consumer.release();
+                    return Ok(Some(tag));
+                }
+                Err(ReferenceError::NoSegment { .. }) => {}
+                Err(error) => return Err(self.broken(BulkRecvError::Reference(error))),
+            }
+            match self.arrivals.next(deadline) {
+                Ok(Some((number, memory))) => {
+                    if let Err(error) = self.reader.add(number, memory) {
+                        return Err(self.broken(BulkRecvError::Segment(error)));
+                    }
+                }
+                Ok(None) => {
+                    self.waiting = Some((tag, reference));
+                    return Ok(None);
+                }
+                Err(error) => return Err(self.broken(BulkRecvError::Arrival(error))),
+            }
+        }
+    }
+
+    fn believed(
+        &mut self,
+        reference: Result<Reference, ReferenceError>,
+    ) -> Result<Reference, BulkRecvError<A::Error>> {
+        reference.map_err(|error| self.broken(BulkRecvError::Reference(error)))
+    }
+
+    /// A sender whose reference is wrong is broken or hostile: no more is read of it.
+    #[cold]
+    fn broken(&mut self, error: BulkRecvError<A::Error>) -> BulkRecvError<A::Error> {
+        self.consumer.refuse();
+        self.consumer.closer().close(Status::MALFORMED);
+        error
+    }
+}
+
+#[inline]
+fn take(buffer: &mut Vec<u8>, message: &crate::lane::ring::Message<'_>) -> Taken {
+    if message.reference {
+        return Taken::Reference(message.tag, Reference::parse(message.payload));
+    }
+    buffer.clear();
+    buffer.extend_from_slice(message.payload);
+    Taken::Whole(message.tag)
+}

@@ -14,7 +14,9 @@
 use std::time::{Duration, Instant};
 
 use super::reader::SegmentError;
-use super::{Arena, ArenaError, HEADER_BYTES, REFERENCE_BYTES, Reader, Reference, ReferenceError, Usage};
+use super::{
+    Arena, ArenaError, HEADER_BYTES, REFERENCE_BYTES, Reader, Reference, ReferenceError, Usage,
+};
 use crate::channel::Tag;
 use crate::lane::ring::{Consumer, Producer, RecvError, SendError};
 use crate::message::Status;
@@ -54,7 +56,10 @@ pub trait Arrivals: Send {
 
     /// The next segment that the owner announced, waiting until `deadline` (`None`: not at all). `Ok(None)`: none
     /// came in time, or none will come because the channel is over.
-    fn next(&mut self, deadline: Option<Instant>) -> Result<Option<(u32, Self::Memory)>, Self::Error>;
+    fn next(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(u32, Self::Memory)>, Self::Error>;
 }
 
 /// How a sender uses its arena.
@@ -93,7 +98,10 @@ pub enum BulkSendError<E: std::error::Error + 'static> {
 impl<E: std::error::Error> BulkSendError<E> {
     /// Is it only that the receiver has not read enough yet?
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Lane(SendError::Full) | Self::Arena(ArenaError::Full { .. }))
+        matches!(
+            self,
+            Self::Lane(SendError::Full) | Self::Arena(ArenaError::Full { .. })
+        )
     }
 }
 
@@ -165,7 +173,10 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         .map_err(BulkSendError::Arena)?;
         let slot = self.producer.next_slot();
         let reference = stored.reference().to_bytes();
-        match self.producer.try_send_reference(tag, &reference, payload.len() as u64) {
+        match self
+            .producer
+            .try_send_reference(tag, &reference, payload.len() as u64)
+        {
             Ok(()) => {
                 self.arena.hold(slot, stored);
                 Ok(())
@@ -186,30 +197,35 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         timeout: Duration,
     ) -> Result<(), BulkSendError<S::Error>> {
         let mut deadline = None;
+        let least = payload.len() as u64 + HEADER_BYTES;
         loop {
             let error = match self.try_send(tag, payload) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            let least = payload.len() as u64 + HEADER_BYTES;
+            let mut left = || {
+                let at: Option<Instant> =
+                    *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
+                at.map_or(timeout, |at| at.saturating_duration_since(Instant::now()))
+            };
             match error {
-                BulkSendError::Arena(ArenaError::TooLong { .. }) => {
-                    self.grow(least)?;
-                    continue;
+                BulkSendError::Arena(ArenaError::TooLong { .. }) => self.grow(least)?,
+                BulkSendError::Arena(ArenaError::Full { .. }) => {
+                    let may_grow = self.arena.usage().bytes + least <= self.options.grow_to;
+                    // One waits where the budget is spent: a refusal to grow is not worth more than that.
+                    if !may_grow || self.grow(least).is_err() {
+                        self.producer.make_room(left())?;
+                    }
                 }
-                // Without room to grow one waits; a refusal is not worth more than that.
-                BulkSendError::Arena(ArenaError::Full { .. })
-                    if self.arena.usage().bytes + least <= self.options.grow_to
-                        && self.grow(least).is_ok() =>
-                {
-                    continue;
+                BulkSendError::Lane(SendError::Full) => {
+                    let in_ring = payload
+                        .len()
+                        .min(self.options.threshold)
+                        .max(REFERENCE_BYTES);
+                    self.producer.overflow(in_ring, 1, left())?;
                 }
-                error if !error.is_full() => return Err(error),
-                _ => {}
+                error => return Err(error),
             }
-            let deadline = *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
-            let left = deadline.map_or(timeout, |at: Instant| at.saturating_duration_since(Instant::now()));
-            self.producer.make_room(left)?;
         }
     }
 
@@ -219,7 +235,11 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         let count = self.arena.reclaim(consumed);
         // Is the receiver behind, or is it waiting for each message?
         let behind = self.arena.oldest_held().is_some();
-        self.arena.set_stores(if behind { Stores::Streaming } else { Stores::Cached });
+        self.arena.set_stores(if behind {
+            Stores::Streaming
+        } else {
+            Stores::Cached
+        });
         self.looked_at = self.arena.taken();
         Ok(count)
     }
@@ -228,7 +248,10 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
     /// the new memory.
     pub fn grow(&mut self, least: u64) -> Result<(), BulkSendError<S::Error>> {
         let number = self.arena.next_number().map_err(BulkSendError::Arena)?;
-        let memory = self.supply.segment(number, least).map_err(BulkSendError::Supply)?;
+        let memory = self
+            .supply
+            .segment(number, least)
+            .map_err(BulkSendError::Supply)?;
         self.arena.add(memory).map_err(BulkSendError::Arena)?;
         Ok(())
     }
@@ -313,7 +336,10 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
 
     /// Takes the next message into `buffer`, which is cleared first. `None`: there is none, or its segment is
     /// still under way. Never blocks.
-    pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Tag>, BulkRecvError<A::Error>> {
+    pub fn try_recv(
+        &mut self,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Tag>, BulkRecvError<A::Error>> {
         loop {
             let (tag, reference) = match self.waiting.take() {
                 Some(waiting) => waiting,
@@ -347,7 +373,9 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
             let (tag, reference) = match self.waiting.take() {
                 Some(waiting) => waiting,
                 None => {
-                    let left = deadline.flatten().map_or(timeout, |at: Instant| at.saturating_duration_since(Instant::now()));
+                    let left = deadline.flatten().map_or(timeout, |at: Instant| {
+                        at.saturating_duration_since(Instant::now())
+                    });
                     match self.consumer.next(left, |message| take(buffer, &message))? {
                         Taken::Whole(tag) => {
                             self.consumer.release();

@@ -470,7 +470,12 @@ impl<D: Words, C: Words> Producer<D, C> {
 
     /// There is no room for a message of `len` bytes, the first of `messages`.
     #[cold]
-    fn overflow(&mut self, len: usize, messages: u64, timeout: Duration) -> Result<(), SendError> {
+    pub(crate) fn overflow(
+        &mut self,
+        len: usize,
+        messages: u64,
+        timeout: Duration,
+    ) -> Result<(), SendError> {
         match self.overflow {
             Overflow::DropNewest => {
                 self.counts.dropped = self.counts.dropped.wrapping_add(messages);

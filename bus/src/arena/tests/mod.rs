@@ -1,5 +1,7 @@
 //! One conformance suite for every kind of memory; crashes at every store; hostile owners and receivers.
 
+mod bulk;
+
 use std::os::fd::AsFd;
 
 use super::*;
@@ -7,7 +9,7 @@ use crate::shm::memfd::{self, Mapping, PageKind};
 use crate::shm::region::{Heap, Words};
 
 // The kit itself links this crate's client, which the tests of this crate can't.
-#[path = "../../../tests/kit/src/skip.rs"]
+#[path = "../../../../tests/kit/src/skip.rs"]
 mod skip;
 
 /// A segment as its owner and as a receiver maps it.

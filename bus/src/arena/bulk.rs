@@ -13,6 +13,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::pace::Pace;
 use super::reader::SegmentError;
 use super::{
     Arena, ArenaError, HEADER_BYTES, REFERENCE_BYTES, Reader, Reference, ReferenceError, Usage,
@@ -20,7 +21,6 @@ use super::{
 use crate::channel::Tag;
 use crate::lane::ring::{Consumer, Producer, RecvError, SendError};
 use crate::message::Status;
-use crate::shm::copy::Stores;
 use crate::shm::park::Closer;
 use crate::shm::region::Words;
 
@@ -28,7 +28,7 @@ use crate::shm::region::Words;
 /// cheaper than slots of 56 bytes (`cargo bench -p agentd-bus --bench arena`, rows `ring_*` and `bulk_*`).
 pub const THRESHOLD_DEFAULT: usize = 512;
 
-/// The sender looks at the consumer's cursor when this much is taken: enough to look seldom, and little enough
+/// The sender looks at the consumer's cursor when it has stored this much: enough to look seldom, and little enough
 /// that the blocks taken next are still in a cache.
 const LOOK_BYTES: u64 = 128 << 10;
 
@@ -112,8 +112,10 @@ pub struct BulkSender<D: Words, C: Words, S: Supply> {
     arena: Arena<S::Memory>,
     supply: S,
     options: BulkOptions,
-    /// What was taken when the cursor was looked at last: the next look is [`LOOK_BYTES`] later.
-    looked_at: u64,
+    /// Bytes stored since the cursor was looked at last: the next look is after [`LOOK_BYTES`].
+    stored: u64,
+    began: Instant,
+    pace: Pace,
 }
 
 impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
@@ -131,7 +133,9 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
                 threshold: options.threshold,
                 ..options
             },
-            looked_at: 0,
+            stored: 0,
+            began: Instant::now(),
+            pace: Pace::new(),
         };
         sender.options.threshold = options.threshold.min(sender.producer.message_limit());
         sender.grow(options.first)?;
@@ -160,7 +164,7 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         }
         // Before the copy, which may be long.
         self.producer.room(REFERENCE_BYTES)?;
-        if self.arena.taken() >= self.looked_at + LOOK_BYTES {
+        if self.stored >= LOOK_BYTES {
             self.reclaim()?;
         }
         let stored = match self.arena.store(payload) {
@@ -179,6 +183,7 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         {
             Ok(()) => {
                 self.arena.hold(slot, stored);
+                self.stored += payload.len() as u64;
                 Ok(())
             }
             Err(error) => {
@@ -235,12 +240,9 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         let count = self.arena.reclaim(consumed);
         // Is the receiver behind, or is it waiting for each message?
         let behind = self.arena.oldest_held().is_some();
-        self.arena.set_stores(if behind {
-            Stores::Streaming
-        } else {
-            Stores::Cached
-        });
-        self.looked_at = self.arena.taken();
+        let sent = std::mem::take(&mut self.stored);
+        let stores = self.pace.note(self.began.elapsed(), sent, behind);
+        self.arena.set_stores(stores);
         Ok(count)
     }
 

@@ -30,6 +30,7 @@
 
 mod bulk;
 mod owner;
+mod pace;
 mod reader;
 mod reference;
 #[cfg(not(loom))]

@@ -292,19 +292,24 @@ impl Shared {
             let left = channels.apply(fx.channels);
             drop(channels);
             if !left.is_empty() {
-                self.with(|router, now, fx| {
-                    for LeftBehind {
-                        channel,
-                        unread,
-                        status,
-                    } in left
-                    {
-                        router.note_unread(&channel, unread, status, now, fx);
-                    }
-                });
+                self.note_left_behind(left);
             }
         }
         result
+    }
+
+    /// Puts on record what readers left behind. Not generic: what calls this must not be made anew for it.
+    fn note_left_behind(&self, left: Vec<LeftBehind>) {
+        self.with_state(|state, now, fx| {
+            for LeftBehind {
+                channel,
+                unread,
+                status,
+            } in left
+            {
+                state.router.note_unread(&channel, unread, status, now, fx);
+            }
+        });
     }
 
     /// An agent has left the bus.

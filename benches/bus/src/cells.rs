@@ -12,6 +12,8 @@ pub enum Who {
     Bare,
     Memcpy,
     Lane,
+    Arena,
+    Log,
     Iceoryx2,
     Aeron,
     Zmq,
@@ -26,8 +28,12 @@ pub enum Who {
 pub enum Work {
     RoundTrip,
     Throughput,
+    /// Copied in by one process, copied out by the other.
+    Bulk,
     /// Messages due per second.
     OpenLoop(u64),
+    /// One sender, so many readers.
+    FanOut(u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +51,8 @@ pub enum Figure {
     P99,
     P999,
     Rate,
+    /// CPU time of the sender per message.
+    Cpu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,6 +89,14 @@ const fn throughput(who: Who, waiting: Waiting) -> Cell {
 
 const fn open(who: Who, waiting: Waiting, rate: u64) -> Cell {
     cell(who, waiting, Work::OpenLoop(rate), 48)
+}
+
+const fn bulk(who: Who, bytes: usize) -> Cell {
+    cell(who, Waiting::Busy, Work::Bulk, bytes)
+}
+
+const fn fan_out(readers: u32) -> Cell {
+    cell(Who::Log, Waiting::Adaptive, Work::FanOut(readers), 48)
 }
 
 /// Messages due per second, where both sides spin and where the receiver sleeps.
@@ -203,6 +219,22 @@ pub const PROMISES: &[Promise] = &[
         Figure::P999,
         Limit::AtMost(1.2),
     ),
+    promise(
+        "bulk",
+        &[
+            (bulk(Who::Arena, 4 << 10), bulk(Who::Memcpy, 4 << 10)),
+            (bulk(Who::Arena, 64 << 10), bulk(Who::Memcpy, 64 << 10)),
+            (bulk(Who::Arena, 1 << 20), bulk(Who::Memcpy, 1 << 20)),
+        ],
+        Figure::Rate,
+        Limit::AtLeast(0.9),
+    ),
+    promise(
+        "log_fanout",
+        &[(fan_out(64), fan_out(1))],
+        Figure::Cpu,
+        Limit::AtMost(1.25),
+    ),
 ];
 
 const fn promise(
@@ -274,6 +306,10 @@ pub const GROUPS: &[&[Cell]] = &[
         open(Who::Nats, Blocking, SLOW),
         open(Who::Redis, Blocking, SLOW),
     ],
+    &[bulk(Who::Memcpy, 4 << 10), bulk(Who::Arena, 4 << 10)],
+    &[bulk(Who::Memcpy, 64 << 10), bulk(Who::Arena, 64 << 10)],
+    &[bulk(Who::Memcpy, 1 << 20), bulk(Who::Arena, 1 << 20)],
+    &[fan_out(1), fan_out(64)],
 ];
 
 impl Who {
@@ -284,6 +320,8 @@ impl Who {
             Self::Bare => "bare",
             Self::Memcpy => "memcpy",
             Self::Lane => "lane",
+            Self::Arena => "arena",
+            Self::Log => "log",
             Self::Iceoryx2 => "iceoryx2",
             Self::Aeron => "aeron",
             Self::Zmq => "zmq",
@@ -292,6 +330,18 @@ impl Who {
             Self::Pipe => "pipe",
             Self::Nats => "nats",
             Self::Redis => "redis",
+        }
+    }
+}
+
+impl Who {
+    /// The name of a peer that needs a build or a server of its own.
+    pub fn peer(self) -> Option<&'static str> {
+        match self {
+            Self::Iceoryx2 | Self::Aeron | Self::Zmq | Self::Nats | Self::Redis => {
+                Some(self.name())
+            }
+            _ => None,
         }
     }
 }
@@ -307,6 +357,8 @@ impl Cell {
         let work = match self.work {
             Work::RoundTrip => "oneway".to_owned(),
             Work::Throughput => "throughput".to_owned(),
+            Work::Bulk => "bulk".to_owned(),
+            Work::FanOut(readers) => format!("fanout{readers}_"),
             Work::OpenLoop(FAST) => "open1m_".to_owned(),
             Work::OpenLoop(rate) => format!("open{}k_", rate / 1000),
         };

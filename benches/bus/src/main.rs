@@ -10,6 +10,7 @@ mod peers;
 mod report;
 mod run;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,9 @@ struct Args {
     /// Print the samples as one JSON object
     #[arg(long)]
     json: bool,
+    /// Measure nothing; name the peers that need a build or a server of their own, one a line
+    #[arg(long)]
+    peers: bool,
     /// Fewer and shorter rounds: for a first look, not for publishing
     #[arg(long)]
     quick: bool,
@@ -91,6 +95,12 @@ fn main() -> Result<()> {
         length: Duration::from_millis(args.sample_ms.unwrap_or(length)),
     };
     let selection = select(&args.only)?;
+    if args.peers {
+        let cells = selection.groups.concat();
+        let needed: BTreeSet<&str> = cells.iter().filter_map(|cell| cell.who.peer()).collect();
+        needed.iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
     let mut measured = Vec::new();
     for (nth, group) in selection.groups.iter().enumerate() {
         let names: Vec<String> = group.iter().map(Cell::id).collect();

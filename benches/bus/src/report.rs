@@ -167,5 +167,15 @@ fn figures(measured: &Measured) -> Vec<Row> {
             row(".p999", "ns", Figure::P999),
         ],
         Work::Throughput => vec![row("", "msg/s", Figure::Rate)],
+        Work::FanOut(_) => vec![
+            row(".cpu", "ns", Figure::Cpu),
+            row(".rate", "msg/s", Figure::Rate),
+        ],
+        Work::Bulk => {
+            let gigabytes = measured.cell.bytes as f64 / 1e9;
+            let rates = measured.figures(Figure::Rate);
+            let rates = rates.iter().map(|rate| rate * gigabytes).collect();
+            vec![Row::plain(id, "GB/s", rates)]
+        }
     }
 }

@@ -10,8 +10,8 @@ use bench_kit::extra;
 use bench_kit::measure::{Sample, Shape, Task, sample};
 
 use crate::cells::{Cell, Figure, Who, Work};
-use crate::floor::{pingpong, ring};
-use crate::ours::lane;
+use crate::floor::{memcpy, pingpong, ring};
+use crate::ours::{lane, log};
 use crate::peers::{nats, redis, unix};
 
 /// How much to measure.
@@ -125,7 +125,9 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
         shape: match cell.work {
             Work::RoundTrip => Shape::RoundTrip,
             Work::Throughput => Shape::Throughput,
+            Work::Bulk => Shape::Bulk,
             Work::OpenLoop(rate) => Shape::OpenLoop(rate),
+            Work::FanOut(readers) => return log::fan_out(readers, messages),
         },
         waiting: cell.waiting,
         bytes: cell.bytes,
@@ -144,7 +146,8 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
         }
         Who::Nats => sample::<nats::Nats>(&task),
         Who::Redis => sample::<redis::Redis>(&task),
-        Who::Memcpy => bail!("not measured yet"),
+        Who::Memcpy => sample::<memcpy::Memcpy>(&task),
+        Who::Arena | Who::Log => bail!("there is no such measurement"),
     }
 }
 
@@ -167,6 +170,7 @@ impl Measured {
                 Figure::P99 => sample.p99,
                 Figure::P999 => sample.p999,
                 Figure::Rate => sample.rate,
+                Figure::Cpu => sample.cpu,
             })
             .collect()
     }

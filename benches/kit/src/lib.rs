@@ -78,11 +78,34 @@ pub trait Receiver {
 }
 
 /// Sum of all words of a payload: what reading it in full means here.
+#[inline]
 pub fn sum(payload: &[u8]) -> u64 {
+    // The common size without a loop: at ten nanoseconds per message a loop's overhead shows.
+    if let Ok(payload) = <&[u8; 48]>::try_from(payload) {
+        return sum_words(payload.as_chunks::<8>().0);
+    }
     let (words, rest) = payload.as_chunks::<8>();
-    let whole = words.iter().fold(0, |sum: u64, word| {
+    rest.iter().fold(sum_words(words), |sum, byte| {
+        sum.wrapping_add(u64::from(*byte))
+    })
+}
+
+#[inline]
+fn sum_words(words: &[[u8; 8]]) -> u64 {
+    words.iter().fold(0, |sum: u64, word| {
         sum.wrapping_add(u64::from_le_bytes(*word))
-    });
-    rest.iter()
-        .fold(whole, |sum, byte| sum.wrapping_add(u64::from(*byte)))
+    })
+}
+
+/// First and last word of a payload that the contender has copied out in full: reading all of it once more would only
+/// hide what the copies cost.
+pub fn edges(payload: &[u8]) -> u64 {
+    let first = payload
+        .first_chunk()
+        .map_or(0, |word| u64::from_le_bytes(*word));
+    let last = payload
+        .last_chunk()
+        .map_or(0, |word| u64::from_le_bytes(*word));
+    std::hint::black_box(payload);
+    first.wrapping_add(last)
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::stage::{Meet, RECEIVER_CPU, SENDER_CPU, Side, play};
-use crate::{Receiver, Sender, Setup, Transport, Waiting, clock, sum};
+use crate::{Receiver, Sender, Setup, Transport, Waiting, clock, edges, sum};
 
 /// What to measure of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ use crate::{Receiver, Sender, Setup, Transport, Waiting, clock, sum};
 pub enum Shape {
     RoundTrip,
     Throughput,
+    /// As throughput, of payloads that the sender copies in and the receiver copies out, and reads no more than that.
+    Bulk,
     /// Messages due per second.
     OpenLoop(u64),
 }
@@ -36,7 +38,7 @@ pub struct Task {
 }
 
 /// What one sample showed.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
     /// One way, nanoseconds; 0 where the shape measures none.
     pub p50: f64,
@@ -44,11 +46,13 @@ pub struct Sample {
     pub p999: f64,
     /// Messages per second; of a round trip, how many there were.
     pub rate: f64,
+    /// CPU time that a message cost its sender, nanoseconds; 0 where it was not asked for.
+    pub cpu: f64,
 }
 
 impl Task {
     fn warm_up(&self) -> u64 {
-        // At least a lap of the largest ring in use here, so that no page is touched for the first time later.
+        // At least a few laps of a small ring, so that no page is touched for the first time later.
         (self.messages / 10).clamp(64, 200_000)
     }
 
@@ -61,7 +65,8 @@ impl Task {
 pub fn sample<T: Transport>(task: &Task) -> Result<Sample> {
     match task.shape {
         Shape::RoundTrip => round_trip::<T>(task),
-        Shape::Throughput => throughput::<T>(task),
+        Shape::Throughput => throughput::<T>(task, sum),
+        Shape::Bulk => throughput::<T>(task, edges),
         Shape::OpenLoop(rate) => open_loop::<T>(task, rate),
     }
 }
@@ -80,6 +85,8 @@ fn prepare<T: Transport>(task: &Task, direction: &str) -> Result<T> {
         waiting: task.waiting,
         slots: match task.shape {
             Shape::Throughput => 1024,
+            // What is under way stays in the last-level cache.
+            Shape::Bulk => 16,
             // Enough to be fast, few enough to stay in the first-level cache.
             Shape::RoundTrip | Shape::OpenLoop(_) => 64,
         },
@@ -111,6 +118,7 @@ pub fn percentiles(times: &Histogram<u64>, parts: f64, rate: f64) -> Sample {
         p99: at(0.99),
         p999: at(0.999),
         rate,
+        cpu: 0.0,
     }
 }
 
@@ -211,7 +219,7 @@ fn first_word(payload: &[u8]) -> u64 {
         .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
+fn throughput<T: Transport>(task: &Task, digest: impl Fn(&[u8]) -> u64 + Copy) -> Result<Sample> {
     let transport = prepare::<T>(task, "out")?;
     both(
         |meet| {
@@ -219,10 +227,16 @@ fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
             let mut sender = transport.sender()?;
             meet.wait();
             let mut bytes = payload(task.bytes);
-            let mut total = give(&mut sender, &mut bytes, task.warm_up())?;
+            give(&mut sender, &mut bytes, task.warm_up())?;
             // The warm-up has arrived: what counts begins with nothing under way.
             meet.wait();
-            total = total.wrapping_add(give(&mut sender, &mut bytes, task.messages)?);
+            give(&mut sender, &mut bytes, task.messages)?;
+            let sent = [task.warm_up(), task.messages];
+            mark(&mut bytes, 0);
+            let total = sent
+                .map(|count| sum_of(count, digest(&bytes)))
+                .iter()
+                .fold(0, |total: u64, part| total.wrapping_add(*part));
             // All has been taken before this side lets go of it.
             meet.wait();
             Ok(Half {
@@ -234,44 +248,49 @@ fn throughput<T: Transport>(task: &Task) -> Result<Sample> {
             let mut receiver = transport.receiver()?;
             meet.wait();
             meet.wait();
-            let mut total = take(&mut receiver, task.warm_up())?;
+            let mut total = take(&mut receiver, task.warm_up(), digest)?;
             meet.wait();
             let begun = clock::now();
-            total = total.wrapping_add(take(&mut receiver, task.messages)?);
+            total = total.wrapping_add(take(&mut receiver, task.messages, digest)?);
             let seconds = clock::nanoseconds(clock::now() - begun) / 1e9;
             meet.wait();
             Ok(Half {
                 sum: total,
                 sample: Some(Sample {
-                    p50: 0.0,
-                    p99: 0.0,
-                    p999: 0.0,
                     rate: task.messages as f64 / seconds,
+                    ..Sample::default()
                 }),
             })
         },
     )
 }
 
-/// Sends `messages`, and gives their sum.
+/// Sends `count` messages, numbered in their first word.
 #[inline]
-fn give(sender: &mut impl Sender, bytes: &mut [u8], messages: u64) -> Result<u64> {
-    let mut total = 0_u64;
-    for n in 0..messages {
+fn give(sender: &mut impl Sender, bytes: &mut [u8], count: u64) -> Result<()> {
+    for n in 0..count {
         mark(bytes, n);
-        total = total.wrapping_add(sum(bytes));
         sender.send(bytes)?;
     }
-    sender.flush()?;
-    Ok(total)
+    sender.flush()
 }
 
-/// Receives exactly `messages`, and gives their sum.
+/// What the receiver must find in `count` messages whose digest without their number is `one`.
+fn sum_of(count: u64, one: u64) -> u64 {
+    let numbers = u128::from(count) * u128::from(count.saturating_sub(1)) / 2;
+    one.wrapping_mul(count).wrapping_add(numbers as u64)
+}
+
+/// Receives exactly `count` messages, and gives the sum of their digests.
 #[inline]
-fn take(receiver: &mut impl Receiver, messages: u64) -> Result<u64> {
-    let (mut left, mut total) = (messages, 0_u64);
+fn take(
+    receiver: &mut impl Receiver,
+    count: u64,
+    digest: impl Fn(&[u8]) -> u64 + Copy,
+) -> Result<u64> {
+    let (mut left, mut total) = (count, 0_u64);
     while left > 0 {
-        left -= receiver.drain(left, |got| total = total.wrapping_add(sum(got)))?;
+        left -= receiver.drain(left, |got| total = total.wrapping_add(digest(got)))?;
     }
     Ok(total)
 }

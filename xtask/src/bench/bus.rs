@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::Effort;
+use super::peers::{self, Place};
 use super::report::Report;
-use crate::child::{capture, run};
-use crate::workspace::{Metadata, cargo, root};
+use crate::child::capture;
+use crate::workspace::Metadata;
 
 /// What the driver prints.
 #[derive(Debug, Deserialize)]
@@ -36,21 +37,25 @@ struct Skipped {
 }
 
 pub fn measure(report: &mut Report, effort: Effort, only: &[String]) -> Result<()> {
-    let target = Metadata::of_members()?.target_directory.join("benches");
-    let mut build = cargo();
-    build.current_dir(root().join("benches"));
-    build.args(["build", "--release", "--target-dir"]);
-    run(build.arg(&target))?;
-    let mut driver = Command::new(target.join("release/bus"));
-    driver.arg("--json");
+    let place = Place::below(&Metadata::of_members()?.target_directory);
+    place.build("bench-bus")?;
+    let driver = || {
+        let mut driver = Command::new(place.program("bus"));
+        if !only.is_empty() {
+            driver.arg("--only").arg(only.join(","));
+        }
+        driver
+    };
+    let peers = capture(driver().arg("--peers"))?;
+    peers::set_up(&place, &peers.lines().collect::<Vec<&str>>());
+    let mut measure = driver();
+    measure.arg("--json");
     if effort == Effort::Quick {
-        driver.arg("--quick");
+        measure.arg("--quick");
     }
-    if !only.is_empty() {
-        driver.arg("--only").arg(only.join(","));
-    }
+    measure.env("BENCH_NATS_SERVER", place.tools.join("bin/nats-server"));
     // Its progress goes to standard error, as it comes.
-    let text = capture(driver.stderr(Stdio::inherit()))?;
+    let text = capture(measure.stderr(Stdio::inherit()))?;
     let found: Found = serde_json::from_str(&text)
         .with_context(|| format!("the bus benchmark printed {} bytes, no report", text.len()))?;
     for row in found.rows {

@@ -8,6 +8,7 @@ mod bus;
 pub mod crash;
 mod idle;
 mod launch;
+mod peers;
 mod report;
 mod submit;
 mod tree;

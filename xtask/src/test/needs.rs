@@ -100,34 +100,35 @@ pub fn install_missing() -> Result<()> {
         eprintln!("missing: {} ({}): {}", need.program, need.package, need.why);
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
-    let install = format!(
-        "apt-get install -y --no-install-recommends {}",
-        packages.join(" ")
-    );
+    if let Err(error) = apt_install(&packages) {
+        // Not the end: each test that needs one of them skips by itself, and CI's expectations catch that.
+        eprintln!("{error:#}");
+    }
+    Ok(())
+}
+
+/// Installs packages where we may; elsewhere the error is the command.
+pub fn apt_install(packages: &[&str]) -> Result<()> {
+    const INSTALL: [&str; 3] = ["install", "-y", "--no-install-recommends"];
     if !rustix::process::geteuid().is_root() || which("apt-get").is_none() {
-        eprintln!("install them with: sudo {install}");
-        return Ok(());
+        bail!(
+            "install them with: sudo apt-get {} {}",
+            INSTALL.join(" "),
+            packages.join(" ")
+        );
     }
     let apt = |arguments: &[&str]| {
         child::run(
             Command::new("apt-get")
                 .args(["-o", "DPkg::Lock::Timeout=120"])
                 .args(arguments)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                // Standard output is for what the verb itself has to say.
+                .stdout(std::io::stderr()),
         )
     };
-    let installed = apt(&["update"]).and_then(|()| {
-        apt(&[
-            &["install", "-y", "--no-install-recommends"],
-            packages.as_slice(),
-        ]
-        .concat())
-    });
-    if let Err(error) = installed {
-        // Not the end: each test that needs one of them skips by itself, and CI's expectations catch that.
-        eprintln!("{error:#}");
-    }
-    Ok(())
+    apt(&["update"])?;
+    apt(&[&INSTALL, packages].concat())
 }
 
 /// Where `program` is on the PATH.

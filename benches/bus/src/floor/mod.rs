@@ -1,4 +1,5 @@
 //! What the machine itself can do: no transport between two processes is faster than these.
 
+pub mod memcpy;
 pub mod pingpong;
 pub mod ring;

@@ -1,3 +1,4 @@
 //! The bus as a client has it: sealed memories, closers and counters on.
 
 pub mod lane;
+pub mod log;

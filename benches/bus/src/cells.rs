@@ -105,7 +105,7 @@ const SLOW: u64 = 10_000;
 
 const LANE_48: Cell = oneway(Who::Lane, Busy, 48);
 const LANE_64: Cell = oneway(Who::Lane, Busy, 64);
-const LANE_4K: Cell = oneway(Who::Lane, Busy, 4096);
+const ARENA_4K: Cell = oneway(Who::Arena, Busy, 4096);
 const LANE_RATE: Cell = throughput(Who::Lane, Busy);
 const LANE_WAKE: Cell = oneway(Who::Lane, Blocking, 48);
 
@@ -131,7 +131,7 @@ pub const PROMISES: &[Promise] = &[
     ),
     promise(
         "vs_iceoryx2_4k",
-        &[(LANE_4K, oneway(Who::Iceoryx2, Busy, 4096))],
+        &[(ARENA_4K, oneway(Who::Iceoryx2, Busy, 4096))],
         Figure::P50,
         Limit::AtMost(0.65),
     ),
@@ -264,7 +264,11 @@ pub const GROUPS: &[&[Cell]] = &[
         oneway(Who::Pipe, Busy, 48),
     ],
     &[LANE_64, oneway(Who::Iceoryx2, Busy, 64)],
-    &[LANE_4K, oneway(Who::Iceoryx2, Busy, 4096)],
+    &[
+        ARENA_4K,
+        oneway(Who::Lane, Busy, 4096),
+        oneway(Who::Iceoryx2, Busy, 4096),
+    ],
     &[
         LANE_RATE,
         throughput(Who::Bare, Busy),

@@ -12,13 +12,13 @@ use agentd_bus::shm::park::Closer;
 use anyhow::{Context, Result};
 use bench_kit::{Receiver, Sender, Setup, Transport, Waiting};
 
-const TAG: Tag = Tag {
+pub const TAG: Tag = Tag {
     kind: 4,
     flags: 0,
     correlation: 0,
 };
 /// Longer than the watchdog of any measurement.
-const FOREVER: Duration = Duration::from_secs(600);
+pub const FOREVER: Duration = Duration::from_secs(600);
 
 pub struct Lane {
     /// As made by its owner, and the descriptor that the other side maps it from.
@@ -28,10 +28,10 @@ pub struct Lane {
 }
 
 #[derive(Debug)]
-pub struct Producer(ring::Producer<Mapping, Mapping>);
+pub struct Producer(pub ring::Producer<Mapping, Mapping>);
 
 #[derive(Debug)]
-pub struct Consumer(ring::Consumer<Mapping, Mapping>);
+pub struct Consumer(pub ring::Consumer<Mapping, Mapping>);
 
 /// All features are on; the waiting is what is compared.
 fn options(waiting: Waiting) -> (SenderOptions, ReceiverOptions) {

@@ -87,6 +87,7 @@ pub struct Waiter<S: Source> {
     /// A wake-up that is still to be reported.
     woken: bool,
     waiting: Waiting,
+    prefers: Park,
     spin: Spin,
     /// Turns until the next look at everything.
     until_look: u32,
@@ -128,6 +129,7 @@ impl<S: Source> Waiter<S> {
             waker: Waker::new(),
             woken: false,
             waiting,
+            prefers: Park::Futex,
             spin: Spin::default(),
             until_look: 0,
             armed: None,
@@ -232,6 +234,12 @@ impl<S: Source> Waiter<S> {
     pub fn get_mut(&mut self, token: Token) -> Option<&mut S> {
         let entry = self.entries.get_mut(token.index as usize)?.as_mut()?;
         (entry.generation == token.generation).then_some(&mut entry.source)
+    }
+
+    /// How to sleep where both ways are open: on futexes unless this says otherwise.
+    pub fn prefer(&mut self, how: Park) {
+        self.disarm();
+        self.prefers = how;
     }
 
     /// How many sources it has.
@@ -512,7 +520,7 @@ impl<S: Source> Waiter<S> {
     }
 
     fn how(&self) -> Park {
-        if self.len <= self.futex_max {
+        if self.len <= self.futex_max && (self.prefers == Park::Futex || self.without_bell > 0) {
             Park::Futex
         } else {
             Park::Bell

@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use agentd_bus::channel::{Class, Waiting};
 use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
-use agentd_bus::lane::{cursor_words, data_words};
+use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 use agentd_bus::wait::{Bell, Event, Park, Ringer, Waiter};
 use rustix::event::epoll;
 
 /// Time for the receiver to fall asleep before the next message.
-const PAUSE: Duration = Duration::from_micros(60);
-const MESSAGES: usize = 2000;
-const WARM_UP: usize = 200;
+const PAUSE: Duration = Duration::from_micros(200);
+const MESSAGES: usize = 1000;
+const WARM_UP: usize = 100;
 const ROUNDS: usize = 5;
 const SLOTS: usize = 64;
 
@@ -32,12 +32,24 @@ type In = Consumer<Mapping, Mapping>;
 fn lane() -> (Out, In) {
     let (data, data_fd) = memfd::create("bench-data", data_words(SLOTS)).expect("memfd");
     let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words()).expect("memfd");
-    format_data(&data, SLOTS).expect("data");
-    format_cursor(&cursor).expect("cursor");
+    format_data(&data, SLOTS, &SenderOptions::default()).expect("data");
+    format_cursor(&cursor, &ReceiverOptions::default()).expect("cursor");
     let data_there = memfd::open(data_fd.as_fd()).expect("map");
     let cursor_there = memfd::open(cursor_fd.as_fd()).expect("map");
-    let mut producer = Producer::new(data, cursor_there, Closer::default()).expect("producer");
-    let mut consumer = Consumer::new(data_there, cursor, Closer::default()).expect("consumer");
+    let mut producer = Producer::new(
+        data,
+        cursor_there,
+        Closer::default(),
+        SenderOptions::default(),
+    )
+    .expect("producer");
+    let mut consumer = Consumer::new(
+        data_there,
+        cursor,
+        Closer::default(),
+        ReceiverOptions::default(),
+    )
+    .expect("consumer");
     let bell = Bell::new().expect("bell");
     producer.set_ringer(Ringer::from_fd(bell.share().expect("dup")).expect("ringer"));
     consumer.set_bell(bell);

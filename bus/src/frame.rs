@@ -14,6 +14,8 @@ use std::sync::Arc;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::simd::crc32c;
+
 /// First four bytes of every frame: `0xAF42CAFE`.
 pub const MAGIC: u32 = 0xAF42_CAFE;
 /// The version this code speaks.
@@ -256,7 +258,7 @@ impl Frame {
 pub fn checksum(header: &Header, payload: &[u8]) -> u32 {
     let mut plain = *header;
     plain.crc = 0.into();
-    crc32c::crc32c_append(crc32c::crc32c(plain.as_bytes()), payload)
+    crc32c::append(crc32c::crc32c(plain.as_bytes()), payload)
 }
 
 /// Why bytes are not a frame. Each is the end of the stream it came from.

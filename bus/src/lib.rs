@@ -18,6 +18,7 @@ pub mod message;
 pub mod protect;
 pub mod router;
 pub mod shm;
+pub mod simd;
 pub mod topic;
 pub mod view;
 pub mod wait;

@@ -24,6 +24,7 @@ use crate::shm::counters::{
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::patience::{Look, Patience, Slept, Step};
 use crate::shm::region::{LINE_WORDS, Own, OwnLine, Peers, Words};
+use crate::simd::crc32c;
 use crate::wait::{Park, Parking, Ringer, Source, Watch};
 
 /// How many slots ahead to ask for the line: it is in the consumer's cache.

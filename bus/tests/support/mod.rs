@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use agentd_bus::access::SameUser;
 use agentd_bus::frame::{Decoder, Frame, PeerId};
-use agentd_bus::router::{ConnId, ConnKind, Effects, Limits, Now, PeerSpec, Router};
+use agentd_bus::router::{ConnId, ConnKind, Descriptor, Effects, Limits, Now, PeerSpec, Router};
 
 /// Generous: a test that needs it is about to fail.
 pub const WATCHDOG: Duration = Duration::from_secs(30);
@@ -19,8 +19,18 @@ pub const WATCHDOG: Duration = Duration::from_secs(30);
 /// What the bus sends instead of a frame: itself, nothing, something else, or more than it should.
 pub type Tamper = Box<dyn FnMut(Frame) -> Vec<Frame> + Send>;
 
+/// No frame comes with a descriptor here.
+#[derive(Clone, Debug)]
+enum NoMemory {}
+
+impl Descriptor for NoMemory {
+    fn bytes(&self) -> u64 {
+        match *self {}
+    }
+}
+
 struct State {
-    router: Router<()>,
+    router: Router<NoMemory>,
     streams: HashMap<ConnId, UnixStream>,
     tamper: Option<Tamper>,
     seen: Vec<Frame>,
@@ -125,7 +135,7 @@ fn serve(shared: &Mutex<State>, mut stream: UnixStream, peer: PeerId) {
 }
 
 impl State {
-    fn flush(&mut self, mut effects: Effects) {
+    fn flush(&mut self, mut effects: Effects<NoMemory>) {
         while let Some(conn) = effects.wake.pop() {
             while let Some(out) = self.router.pull(conn, &mut effects) {
                 let frames = match &mut self.tamper {

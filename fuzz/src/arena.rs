@@ -6,7 +6,7 @@ use agentd_bus::shm::region::Heap;
 use crate::hostile::Hostile;
 use crate::input::Input;
 
-const WORDS: usize = SEGMENT_MIN as usize / 8;
+const WORDS: usize = 4 * SEGMENT_MIN as usize / 8;
 const LIMIT: u64 = 1 << 16;
 
 /// Reads by references that are anything, from segments that change meanwhile: never more than the limit, nothing on an error.

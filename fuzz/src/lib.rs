@@ -10,6 +10,7 @@ pub mod arena;
 pub mod bytes;
 pub mod hostile;
 pub mod input;
+pub mod lane;
 pub mod log;
 pub mod protect;
 pub mod router;
@@ -22,6 +23,9 @@ pub const TARGETS: &[Target] = &[
     ("arena_reader", arena::reader),
     ("arena_references", arena::references),
     ("frames", bytes::frames),
+    ("lane_consumer", lane::consumer),
+    ("lane_open", lane::open),
+    ("lane_producer", lane::producer),
     ("listings", bytes::listings),
     ("log_attach", log::attach),
     ("log_reader", log::reader),
@@ -31,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     ("protect_forged", protect::forged),
     ("router", router::router),
     ("topics", bytes::topics),
+    ("view", lane::view),
 ];
 
 #[cfg(test)]

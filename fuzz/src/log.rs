@@ -119,7 +119,7 @@ pub fn writer(data: &[u8]) {
         delivery: Delivery::Reliable,
         ..ReaderOptions::default()
     };
-    let mut page = || {
+    let page = || {
         let page = Heap::new(cursor_words());
         format_cursor(&page, &options).expect("the size is right");
         page
@@ -133,7 +133,7 @@ pub fn writer(data: &[u8]) {
         )
         .expect("the first");
     let mut honest =
-        Reader::new(memory, honest_page, Closer::default(), options.clone()).expect("formatted");
+        Reader::new(memory, honest_page, Closer::default(), options).expect("formatted");
     let delivery = if input.u8().is_multiple_of(2) {
         Delivery::Lossy
     } else {
@@ -144,8 +144,8 @@ pub fn writer(data: &[u8]) {
     if late {
         hostile.follow(&mut input);
     }
-    // Refused is fine too.
-    drop(writer.attach_reader(ReaderId(2), hostile.clone(), delivery));
+    let attached = writer.attach_reader(ReaderId(2), hostile.clone(), delivery);
+    std::hint::black_box(attached.is_ok());
     if !late {
         hostile.follow(&mut input);
     }

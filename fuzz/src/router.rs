@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agentd_bus::access::SameUser;
 use agentd_bus::frame::{Frame, PeerId, check_header, kind};
 use agentd_bus::message::Control;
-use agentd_bus::router::{ConnId, ConnKind, Effects, Limits, Now, PeerSpec, Router};
+use agentd_bus::router::{ConnId, ConnKind, Descriptor, Effects, Limits, Now, PeerSpec, Router};
 
 use crate::input::Input;
 
@@ -20,6 +20,16 @@ const KINDS: [u16; 8] = [
     kind::ERROR,
 ];
 
+/// Memory of any size.
+#[derive(Clone, Debug)]
+struct Memory(u64);
+
+impl Descriptor for Memory {
+    fn bytes(&self) -> u64 {
+        self.0
+    }
+}
+
 fn id(n: u8) -> PeerId {
     PeerId([n + 1; 16])
 }
@@ -33,7 +43,7 @@ pub fn router(data: &[u8]) {
         max_waiting_requests: 2,
         ..Limits::default()
     };
-    let mut router: Router<u8> = Router::new(limits);
+    let mut router: Router<Memory> = Router::new(limits);
     let mut fx = Effects::default();
     let mut now = Now {
         mono_ns: 1,
@@ -92,7 +102,7 @@ pub fn router(data: &[u8]) {
                 let len = usize::from(input.u8());
                 let mut frame = Frame::new(bits, to, correlation, input.bytes(len));
                 frame.header.flags = flags.into();
-                let fd = frame.has_fd_flag().then_some(0);
+                let fd = frame.has_fd_flag().then(|| Memory(input.u64()));
                 // What the decoder refuses never reaches the router.
                 if check_header(&frame.header, limits.max_payload).is_ok() {
                     router.frame(conn, frame, fd, now, &mut fx);

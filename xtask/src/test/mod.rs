@@ -5,6 +5,7 @@
 //! 0 means that nothing failed and nothing expected was skipped.
 
 mod demos;
+mod fuzz;
 mod libtest;
 pub mod needs;
 mod skips;
@@ -77,6 +78,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Checks => crate::checks::all(),
         Tier::Unit => suites::unit(scratch),
         Tier::Model => suites::model(scratch),
+        Tier::Fuzz => fuzz::tier(scratch),
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Crash => crate::bench::crash::tier(),

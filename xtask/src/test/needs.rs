@@ -18,7 +18,7 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need {
         program: "git",
         package: "git",
@@ -48,6 +48,11 @@ const NEEDS: [Need; 9] = [
         program: "npm",
         package: "npm",
         why: "installing the real agents for the claude, codex and acp tiers",
+    },
+    Need {
+        program: "c++",
+        package: "g++",
+        why: "libFuzzer, for the fuzz tier",
     },
     Need {
         program: "systemd-analyze",

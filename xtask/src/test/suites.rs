@@ -106,7 +106,7 @@ fn program(variable: &str, agent: &Agent) -> Option<PathBuf> {
         .ok()
 }
 
-fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
+pub(super) fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
     let log = scratch.join("skips");
     remove_if_there(&log)?;
     command

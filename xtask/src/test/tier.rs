@@ -11,6 +11,8 @@ pub enum Tier {
     Unit,
     /// Every schedule of the lock-free parts, under loom.
     Model,
+    /// The kept inputs of every fuzz target, then a few seconds of libFuzzer for each.
+    Fuzz,
     /// `tests/` of the library crates: real kernel objects, many of them as root.
     Integration,
     /// The daemon as a whole: agentd, broker, launcher, agentctl.
@@ -30,10 +32,11 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
+        Self::Fuzz,
         Self::Integration,
         Self::E2e,
         Self::Crash,
@@ -49,6 +52,7 @@ impl Tier {
             Self::Checks => "checks",
             Self::Unit => "unit",
             Self::Model => "model",
+            Self::Fuzz => "fuzz",
             Self::Integration => "integration",
             Self::E2e => "e2e",
             Self::Crash => "crash",

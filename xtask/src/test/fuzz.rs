@@ -1,0 +1,146 @@
+//! The fuzz tier: every input that was ever kept goes through its target, then libFuzzer looks for new ones for a few seconds each.
+//!
+//! `fuzz/` has cargo-fuzz's layout, but a smoke run needs neither cargo-fuzz nor a nightly toolchain: the flags that it would pass
+//! (coverage by sancov, AddressSanitizer from the toolchain's own run time) are given here, with `RUSTC_BOOTSTRAP` for the
+//! one that stable keeps back. libFuzzer is C++, so a C++ compiler is needed; without one, or without the sanitizer's run time,
+//! this part is a counted skip. What libFuzzer finds stays in a scratch directory; an input that fails is kept in the target
+//! directory, and its path is in the failure.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::needs::which;
+use super::skips::Skip;
+use super::suites;
+use super::tier::Outcome;
+use crate::child::{self, Child, outcome};
+use crate::workspace::{Metadata, cargo, root};
+
+/// How long libFuzzer looks for new inputs of one target.
+const SECONDS_EACH: u64 = 2;
+/// A single input that takes longer hangs.
+const SECONDS_PER_INPUT: u64 = 20;
+/// A target that has not ended by then hangs outside of its inputs.
+const WATCHDOG: Duration = Duration::from_secs(120);
+/// The only one that agentd runs on as yet. Naming it keeps the flags away from build scripts.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// What cargo-fuzz passes.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 --cfg fuzzing";
+
+pub fn tier(scratch: &Path) -> Result<Outcome> {
+    let manifest = root().join("fuzz/Cargo.toml");
+    let target = Metadata::of_members()?.target_directory.join("fuzz");
+    let mut result = suites::run(
+        cargo()
+            .args(["test", "--no-default-features", "--lib", "--manifest-path"])
+            .arg(&manifest)
+            .env("CARGO_TARGET_DIR", &target),
+        scratch,
+    )?;
+    if let Some(why) = lacking()? {
+        result.skip(Skip::new("fuzz", why));
+        return Ok(result);
+    }
+    child::run(
+        cargo()
+            .args(["build", "--release", "--bins", "--target", TRIPLE])
+            .arg("--manifest-path")
+            .arg(&manifest)
+            .env("CARGO_TARGET_DIR", &target)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", FLAGS),
+    )?;
+    for name in targets()? {
+        match fuzz(&name, &target, scratch)? {
+            None => result.pass(),
+            Some(failure) => result.fail(failure),
+        }
+    }
+    Ok(result)
+}
+
+/// What keeps libFuzzer from being built here, and what would help.
+fn lacking() -> Result<Option<String>> {
+    if which("c++").is_none() {
+        let why = "no C++ compiler for libFuzzer; install one with: sudo apt-get install -y g++";
+        return Ok(Some(why.to_owned()));
+    }
+    let libraries = child::capture(Command::new("rustc").args(["--print", "target-libdir"]))?;
+    let has_runtime = Path::new(libraries.trim())
+        .read_dir()
+        .with_context(|| format!("list {}", libraries.trim()))?
+        .filter_map(Result::ok)
+        .any(|file| file.file_name().to_string_lossy().contains("_rt.asan"));
+    Ok((!has_runtime).then(|| {
+        "this Rust toolchain comes without AddressSanitizer's run time; use one from rustup"
+            .to_owned()
+    }))
+}
+
+/// The programs in `fuzz/fuzz_targets`, by name.
+fn targets() -> Result<Vec<String>> {
+    let directory = root().join("fuzz/fuzz_targets");
+    let mut names = Vec::new();
+    for file in directory
+        .read_dir()
+        .with_context(|| format!("list {}", directory.display()))?
+    {
+        let path = file?.path();
+        if let Some(name) = path.file_stem() {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Fuzzes one target; the failure, if there is one.
+fn fuzz(name: &str, target: &Path, scratch: &Path) -> Result<Option<String>> {
+    let found = scratch.join("fuzz").join(name);
+    let kept = target.join("artifacts").join(name);
+    for directory in [&found, &kept] {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
+    }
+    let program: PathBuf = target.join(TRIPLE).join("release").join(name);
+    let log = scratch.join("fuzz").join(format!("{name}.log"));
+    let output = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let mut command = Command::new(program);
+    command
+        .arg(format!("-max_total_time={SECONDS_EACH}"))
+        .arg(format!("-timeout={SECONDS_PER_INPUT}"))
+        .arg("-rss_limit_mb=2048")
+        .arg(format!("-artifact_prefix={}/", kept.display()))
+        .arg(&found)
+        .arg(root().join("fuzz/corpus").join(name))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(output);
+    let mut child = Child::start(name, &mut command)?;
+    let ended = child.wait(WATCHDOG)?;
+    drop(child);
+    let said = std::fs::read(&log).with_context(|| format!("read {}", log.display()))?;
+    let said = String::from_utf8_lossy(&said);
+    let how = match ended {
+        Some(status) if status.success() => {
+            eprintln!(
+                "fuzz {name}: {}",
+                said.lines().next_back().unwrap_or_default()
+            );
+            return Ok(None);
+        }
+        Some(status) => outcome(status),
+        None => format!("did not end within {WATCHDOG:?}"),
+    };
+    eprint!("{said}");
+    Ok(Some(format!(
+        "{name}: {how}; the input is in {}; copy it to fuzz/crashes/{name}/ to keep it from coming back",
+        kept.display()
+    )))
+}

@@ -6,13 +6,16 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::doorbell::Sleeper;
 use super::{
     CURSOR_MAGIC, Delivery, KEY_WORD, LayoutError, PARKED_AT_WORD, PLACES_WORD, READERS_MAX,
     ReaderId, ReaderSnapshot, check_magic, check_size, cursor_words,
 };
 use crate::shm::atomics::{AtomicU64, Ordering};
+use crate::shm::bell::Ringer;
 use crate::shm::counters::{
     CONSUMED_WORD, COUNTERS_WORD, MAGIC_WORD, PARKED_WORD, Received, SETUP_WORD,
 };
@@ -33,14 +36,13 @@ pub(super) struct Attached<C> {
     pub id: ReaderId,
     pub delivery: Delivery,
     pub parking: Parking,
-    cursor: Peers<C>,
+    cursor: Peers<Arc<C>>,
     key: u64,
     /// Which of the data page's places is this reader's.
     place: usize,
     /// The word of its parked flag.
     parked_at: usize,
-    /// The flag that it was last woken for: each sleep has a flag of its own.
-    woken: u64,
+    ringer: Option<Arc<Ringer>>,
     /// How far it had read when last looked at; for a reliable one nothing after this is overwritten.
     consumed: u64,
     /// How long it has held the producer up since it was last well ahead.
@@ -56,7 +58,7 @@ impl<C: Words> Attached<C> {
         place: usize,
         head: u64,
     ) -> Result<Self, LayoutError> {
-        let cursor = Peers(cursor);
+        let cursor = Peers(Arc::new(cursor));
         check_size(cursor.len(), cursor_words())?;
         check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
         let found = cursor.load(PARKED_AT_WORD, Ordering::Relaxed);
@@ -72,7 +74,7 @@ impl<C: Words> Attached<C> {
             cursor,
             place,
             parked_at,
-            woken: 0,
+            ringer: None,
             consumed: head,
             held: Duration::ZERO,
         })
@@ -110,14 +112,16 @@ impl<C: Words> Attached<C> {
         data.store(PLACES_WORD + 3 * self.place, 0, Ordering::Release);
     }
 
-    /// Has it gone to sleep since it was last woken? If so it counts as woken.
-    pub fn sleeps(&mut self) -> bool {
-        let flag = self.cursor.load(self.parked_at, Ordering::Relaxed);
-        if flag == self.woken {
-            return false;
-        }
-        self.woken = flag;
-        flag != 0
+    /// Where it says that it sleeps, if it ever does.
+    pub fn sleeper(&self) -> Option<Sleeper<C>> {
+        (self.parking != Parking::NeverParks).then(|| {
+            let cursor = Arc::clone(&self.cursor.0);
+            Sleeper::new(cursor, self.parked_at, self.place, self.ringer.clone())
+        })
+    }
+
+    pub fn set_ringer(&mut self, ringer: Ringer) {
+        self.ringer = Some(Arc::new(ringer));
     }
 
     /// Looks how far it has read. `None`: it says what can't be.
@@ -164,10 +168,6 @@ impl<C: Words> Attached<C> {
             counters: Received::read(&self.cursor),
             latency: Latency::read(&self.cursor),
         }
-    }
-
-    pub fn into_cursor(self) -> C {
-        self.cursor.0
     }
 }
 

@@ -28,6 +28,7 @@
 //! | 3 | number of attachments so far | key: what this reader calls itself |
 //! | 4 | | where in this page its parked flag is |
 //! | 8-10 | slots written; messages written; slots begun | 9: slots read |
+//! | 11 | mode: whether readers that go to sleep must ring ([`doorbell`]) | |
 //! | 128- | [`READERS_MAX`] places of 3 words: key and state, first slot, first message | |
 //!
 //! **Crash rule.** As a lane's: the head slot's sequence is stored last. **Hostile peers.** A producer that
@@ -38,6 +39,7 @@
 //! privilege. Start reading at [`producer`], then [`reader`].
 
 mod attached;
+mod doorbell;
 pub mod producer;
 pub mod reader;
 pub mod sequence;
@@ -77,6 +79,8 @@ const ATTACHED_WORD: usize = 3;
 const MESSAGES_WORD: usize = 9;
 /// Data page: what the head is about to become.
 const BEGUN_WORD: usize = 10;
+/// Data page: whether the producer looks at flags or wants to be rung.
+const MODE_WORD: usize = 11;
 /// Data page: the readers' places.
 const PLACES_WORD: usize = PAGE_WORDS - 3 * READERS_MAX;
 /// Cursor page: what this reader calls itself.

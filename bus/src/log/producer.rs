@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attached::{Attached, Stall};
+use super::doorbell::Doorbell;
 use super::sequence::{committed, further, writing};
 use super::{
     ATTACHED_WORD, BEGUN_WORD, Delivery, Hold, INLINE_BYTES, LayoutError, MESSAGES_WORD,
@@ -16,6 +18,7 @@ use crate::channel::{Tag, Waiting};
 use crate::message::Status;
 use crate::shm::atomics::{Ordering, fence};
 use crate::shm::barrier;
+use crate::shm::bell::Ringer;
 use crate::shm::counters::{
     CAPACITY_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
 };
@@ -56,6 +59,11 @@ pub enum AttachError {
     Key,
 }
 
+/// No reader of this log is called so; it may have been cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no reader {} is attached to this log", .0.0)]
+pub struct NoSuchReader(pub ReaderId);
+
 /// How a producer behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriterOptions {
@@ -67,8 +75,8 @@ pub struct WriterOptions {
 
 /// The sending end. One thread.
 #[derive(Debug)]
-pub struct Writer<D, C> {
-    data: Own<D>,
+pub struct Writer<D: Words, C: Words> {
+    data: Own<Arc<D>>,
     capacity: usize,
     /// The next slot number to write.
     next: u64,
@@ -82,18 +90,19 @@ pub struct Writer<D, C> {
     waiting: Waiting,
     stall: Stall,
     readers: Vec<Attached<C>>,
-    /// Somebody may sleep who issues no barrier.
-    fences: bool,
+    doorbell: Doorbell<D, C>,
+    /// Somebody who has just been cut off may be asleep.
+    wake_anyway: bool,
     cut_off: VecDeque<ReaderId>,
     attached: u64,
     sent: Sent,
     closer: Closer,
 }
 
-impl<D: Words, C: Words> Writer<D, C> {
+impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
     /// Takes its own formatted data memory. Readers are attached later, at any time.
     pub fn new(data: D, closer: Closer, options: WriterOptions) -> Result<Self, LayoutError> {
-        let data = Own(data);
+        let data = Own(Arc::new(data));
         let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
         check_size(data.len(), data_words(capacity))?;
         let (low, high) = (capacity as u64 / 2, capacity as u64);
@@ -112,6 +121,7 @@ impl<D: Words, C: Words> Writer<D, C> {
         };
         data.store(SETUP_WORD, may, Ordering::Relaxed);
         Ok(Self {
+            doorbell: Doorbell::new(Arc::clone(&data.0)),
             data,
             capacity,
             next: 0,
@@ -122,7 +132,7 @@ impl<D: Words, C: Words> Writer<D, C> {
             waiting: options.waiting,
             stall: Stall::default(),
             readers: Vec::with_capacity(READERS_MAX),
-            fences: false,
+            wake_anyway: false,
             cut_off: VecDeque::with_capacity(READERS_MAX),
             attached: 0,
             sent: Sent::default(),
@@ -174,18 +184,26 @@ impl<D: Words, C: Words> Writer<D, C> {
             .store(ATTACHED_WORD, self.attached, Ordering::Release);
         // Whoever slept before this moment was woken by nobody. Kernel calls are allowed here.
         wake_word(self.data.word(ATTACHED_WORD));
-        barrier::heavy();
-        self.wake_readers();
+        self.doorbell.wake_missed(self.next);
         Ok(())
     }
 
-    /// Forgets a reader and gives back its memory; `None` if it isn't attached (any more).
-    pub fn detach_reader(&mut self, id: ReaderId) -> Option<C> {
-        let at = self.readers.iter().position(|reader| reader.id == id)?;
-        let reader = self.readers.swap_remove(at);
+    /// What to ring for a reader that sleeps in an event loop.
+    pub fn set_ringer(&mut self, id: ReaderId, ringer: Ringer) -> Result<(), NoSuchReader> {
+        let reader = self.readers.iter_mut().find(|reader| reader.id == id);
+        reader.ok_or(NoSuchReader(id))?.set_ringer(ringer);
+        self.settle();
+        self.doorbell.wake_missed(self.next);
+        Ok(())
+    }
+
+    /// Forgets a reader. It hears of it from whoever decided that.
+    pub fn detach_reader(&mut self, id: ReaderId) -> Result<(), NoSuchReader> {
+        let reader = self.readers.iter().position(|reader| reader.id == id);
+        let reader = self.readers.swap_remove(reader.ok_or(NoSuchReader(id))?);
         reader.hide(&self.data);
         self.settle();
-        Some(reader.into_cursor())
+        Ok(())
     }
 
     /// The readers that were cut off, oldest first, each once; they are no longer attached. Their owner should
@@ -320,33 +338,30 @@ impl<D: Words, C: Words> Writer<D, C> {
         }
     }
 
-    /// Wakes all readers that sleep, if one does that was not woken yet.
+    /// Wakes whoever sleeps and has missed something.
+    #[inline]
     fn wake_readers(&mut self) {
-        if self.fences {
-            // SYNC: reader-parks. The head's store, then this fence, then the look at the flags; a reader stores its
-            // flag, fences, and looks at the slot and the head. One of the two sees the other.
-            fence(Ordering::SeqCst);
-        } else {
-            // SYNC: reader-parks. All that sleep run the fence here by membarrier; this keeps the compiler in order.
-            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+        if self.doorbell.after(self.next) {
+            self.woken();
         }
-        let mut any = false;
-        for reader in &mut self.readers {
-            any |= reader.parking != Parking::NeverParks && reader.sleeps();
-        }
-        if any {
-            self.sent.wakes += 1;
+        if self.wake_anyway {
+            self.wake_anyway = false;
             wake_word(self.data.word(HEAD_WORD));
         }
     }
 
+    #[cold]
+    fn woken(&mut self) {
+        self.sent.wakes += 1;
+        self.sent.publish(&self.data);
+    }
+
     /// What follows from who is attached.
     fn settle(&mut self) {
-        self.fences = !barrier::register()
-            || self
-                .readers
-                .iter()
-                .any(|reader| reader.parking == Parking::Light);
+        let sleepers = self.readers.iter().filter_map(Attached::sleeper).collect();
+        let light = |reader: &Attached<C>| reader.parking == Parking::Light;
+        self.doorbell
+            .watch(sleepers, self.readers.iter().any(light));
         self.room = self.reliable_room();
     }
 
@@ -409,8 +424,10 @@ impl<D: Words, C: Words> Writer<D, C> {
             self.cut_off.pop_front();
         }
         self.cut_off.push_back(reader.id);
-        // It may sleep while claiming to be behind; then nobody else would wake it.
-        wake_word(self.data.word(HEAD_WORD));
+        // It may have published its position and gone to sleep after we looked. It can't be woken for sure before the
+        // head changes.
+        self.wake_anyway = true;
+        self.settle();
     }
 
     fn sleep_for_room(&mut self, slots: u64, deadline: Option<Instant>) {

@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::attached::place;
+use super::doorbell::{flag, mode};
 use super::sequence::{Found, NUMBER_MAX, begins, look};
 use super::{
     ATTACHED_WORD, BEGUN_WORD, CURSOR_MAGIC, DATA_MAGIC, Delivery, INLINE_BYTES, KEY_WORD,
-    LayoutError, MESSAGES_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX, SPILL_BYTES,
+    LayoutError, MESSAGES_WORD, MODE_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX, SPILL_BYTES,
     check_capacity, check_magic, check_size, cursor_words, data_words, message_limit, slot_at,
     slots_for,
 };
@@ -16,6 +18,7 @@ use crate::channel::{Tag, Waiting};
 use crate::message::Status;
 use crate::shm::atomics::{Ordering, fence};
 use crate::shm::barrier;
+use crate::shm::bell::Bell;
 use crate::shm::counters::{
     CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, SETUP_WORD, parked,
     setup,
@@ -89,6 +92,8 @@ pub struct Reader<D, C> {
     first: u64,
     /// The message number that a reliable reader is promised all from.
     attached_at: u64,
+    /// The word where the producer says what it thinks of this (reliable) reader.
+    place_at: usize,
     /// What the cursor page says.
     published: u64,
     /// Lost since the last message.
@@ -101,10 +106,10 @@ pub struct Reader<D, C> {
     drain: Option<u64>,
     key: u64,
     parked_at: usize,
+    armed: bool,
     /// Value of the head, or of the attachments, before the last look.
     seen: u64,
-    /// Of its sleeps, in the upper bits of the parked flag: each is woken once.
-    sleeps: u64,
+    bell: Option<Bell>,
     parking: Parking,
     received: Received,
     closer: Closer,
@@ -185,6 +190,7 @@ impl<D: Words, C: Words> Reader<D, C> {
             number: 0,
             first: 0,
             attached_at: 0,
+            place_at: PLACES_WORD,
             published: 0,
             lost: 0,
             overruns: 0,
@@ -192,8 +198,9 @@ impl<D: Words, C: Words> Reader<D, C> {
             drain: None,
             key,
             parked_at,
+            armed: false,
             seen: 0,
-            sleeps: 0,
+            bell: None,
             parking,
             received: Received::default(),
             closer,
@@ -209,6 +216,12 @@ impl<D: Words, C: Words> Reader<D, C> {
     /// Says to this end that the log is over; what is committed can still be received.
     pub fn closer(&self) -> &Closer {
         &self.closer
+    }
+
+    /// What the producer rings while this side waits in an event loop; a copy goes to it
+    /// ([`super::Writer::set_ringer`]).
+    pub fn set_bell(&mut self, bell: Bell) {
+        self.bell = Some(bell);
     }
 
     /// What this end has counted.
@@ -311,6 +324,26 @@ impl<D: Words, C: Words> Reader<D, C> {
         }
     }
 
+    fn looks_ready(&self) -> bool {
+        if self.closer.status().is_some() {
+            return true;
+        }
+        match (self.options.delivery, self.joined) {
+            // It could not find its place in a log that was being written: it has missed nothing by sleeping.
+            (Delivery::Lossy, false) => self.data.load(HEAD_WORD, Ordering::Acquire) != self.seen,
+            (Delivery::Reliable, false) => {
+                return self.data.load(ATTACHED_WORD, Ordering::Acquire) != self.seen;
+            }
+            (Delivery::Reliable, true) if !self.is_held() => true,
+            _ => {
+                // SYNC: commit.
+                let at = slot_at(self.next, self.capacity);
+                let sequence = self.data.load(at, Ordering::Acquire);
+                look(sequence, self.number) != Found::NotYet
+            }
+        }
+    }
+
     /// The protocol: copies the next message, and finds out whether it was overwritten meanwhile.
     fn take(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Message>, RecvError> {
         if !self.joined && !self.join()? {
@@ -408,14 +441,16 @@ impl<D: Words, C: Words> Reader<D, C> {
             Delivery::Reliable => {
                 // SYNC: attached. Before the look at the places: what is slept on if it finds nothing.
                 self.seen = self.data.load(ATTACHED_WORD, Ordering::Acquire);
-                match self.place() {
-                    None => return Ok(false),
-                    Some((place::HELD, slots, messages)) => {
-                        self.attached_at = messages;
-                        (slots, messages)
-                    }
-                    Some(_) => return Err(self.end(RecvError::CutOff, Status::QUEUE_FULL)),
+                let places = || (0..READERS_MAX).map(|place| PLACES_WORD + 3 * place);
+                let Some(at) = places().find(|at| self.state_at(*at).is_some()) else {
+                    return Ok(false);
+                };
+                self.place_at = at;
+                if !self.is_held() {
+                    return Err(self.end(RecvError::CutOff, Status::QUEUE_FULL));
                 }
+                self.attached_at = self.data.load(at + 2, Ordering::Relaxed);
+                (self.data.load(at + 1, Ordering::Relaxed), self.attached_at)
             }
         };
         (self.next, self.number) = (slots, messages);
@@ -428,17 +463,15 @@ impl<D: Words, C: Words> Reader<D, C> {
         Ok(true)
     }
 
-    /// This reader's place in the data page: its state, and the slot and message it was attached at.
-    fn place(&self) -> Option<(u64, u64, u64)> {
-        let places = (0..READERS_MAX).map(|place| PLACES_WORD + 3 * place);
-        places.into_iter().find_map(|at| {
-            // SYNC: attached.
-            let key = self.data.load(at, Ordering::Acquire);
-            (key & !place::STATE == self.key).then(|| {
-                let word = |at| self.data.load(at, Ordering::Relaxed);
-                (key & place::STATE, word(at + 1), word(at + 2))
-            })
-        })
+    /// What the producer says of this reader in the place that begins at this word.
+    fn state_at(&self, place: usize) -> Option<u64> {
+        // SYNC: attached.
+        let key = self.data.load(place, Ordering::Acquire);
+        (key & !place::STATE == self.key).then_some(key & place::STATE)
+    }
+
+    fn is_held(&self) -> bool {
+        self.state_at(self.place_at) == Some(place::HELD)
     }
 
     /// How many slots and messages the producer has written, as a pair that belongs together; `None`: it was
@@ -487,9 +520,10 @@ impl<D: Words, C: Words> Reader<D, C> {
         // What was written before its attachment is promised to nobody.
         if self.options.delivery == Delivery::Reliable && self.number >= self.attached_at {
             // The producer waits for an attached reader, or says that it doesn't any more.
-            let status = match self.place() {
-                Some((place::HELD, ..)) => Status::MALFORMED,
-                _ => Status::QUEUE_FULL,
+            let status = if self.is_held() {
+                Status::MALFORMED
+            } else {
+                Status::QUEUE_FULL
             };
             return Err(self.end(RecvError::CutOff, status));
         }
@@ -522,10 +556,10 @@ impl<D: Words, C: Words> Reader<D, C> {
 
     /// Tells the producer how far this reader is; a reliable one may be waited for.
     fn publish(&mut self) {
-        self.received.publish(&self.cursor);
         if self.published == self.next || !self.joined {
             return;
         }
+        self.received.publish(&self.cursor);
         self.published = self.next;
         // SYNC: consumed. Pairs with the acquire load in `Attached::look`.
         self.cursor
@@ -565,38 +599,33 @@ impl<D: Words, C: Words> Source for Reader<D, C> {
 
     fn arm(&mut self, how: Park) {
         self.publish();
-        self.sleeps = (self.sleeps + 1) & (u64::MAX >> 8);
-        let flag = how.flag() | self.sleeps << 8;
-        self.cursor.store(self.parked_at, flag, Ordering::Relaxed);
-        if self.joined || self.options.delivery == Delivery::Lossy {
-            // Before the look at the slot. Whatever is committed after that look changes the head after this.
-            self.seen = self.data.load(HEAD_WORD, Ordering::Acquire);
+        let joined = self.joined || self.options.delivery == Delivery::Lossy;
+        // Before the look at the slot: whatever is committed after that look changes the head after this.
+        let head = self.data.load(HEAD_WORD, Ordering::Acquire);
+        if joined {
+            self.seen = head;
         }
+        // SYNC: parked. Who sees the flag sees the position published above.
+        self.cursor
+            .store(self.parked_at, flag(how.flag(), head), Ordering::Release);
+        self.armed = true;
     }
 
     fn disarm(&mut self) {
         self.cursor
             .store(self.parked_at, parked::AWAKE, Ordering::Relaxed);
+        self.armed = false;
     }
 
+    /// While armed this also rings for a producer that does not look at flags: after the look, which says that
+    /// there is nothing, before the sleep.
     fn is_ready(&self) -> bool {
-        if self.closer.status().is_some() {
-            return true;
+        let ready = self.looks_ready();
+        if !ready && self.armed && self.data.load(MODE_WORD, Ordering::Relaxed) == mode::RINGING {
+            // SYNC: ring, to-ringing. The flag, the caller's barrier, then the mode above.
+            wake_word(self.cursor.word(self.parked_at));
         }
-        if !self.joined {
-            return self.options.delivery == Delivery::Lossy
-                || self.data.load(ATTACHED_WORD, Ordering::Acquire) != self.seen;
-        }
-        if self.options.delivery == Delivery::Reliable
-            && !matches!(self.place(), Some((place::HELD, ..)))
-        {
-            return true;
-        }
-        // SYNC: commit.
-        let sequence = self
-            .data
-            .load(slot_at(self.next, self.capacity), Ordering::Acquire);
-        look(sequence, self.number) != Found::NotYet
+        ready
     }
 
     fn closer(&self) -> &Closer {
@@ -605,5 +634,9 @@ impl<D: Words, C: Words> Source for Reader<D, C> {
 
     fn parking(&self) -> Parking {
         self.parking
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
     }
 }

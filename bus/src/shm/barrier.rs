@@ -29,6 +29,18 @@ pub fn register() -> bool {
     false
 }
 
+/// The waker's half, when the sleeper issues [`heavy`]: the compiler keeps the order of store and look, the
+/// processor is left alone.
+#[inline]
+pub fn light() {
+    // SYNC: light. Pairs with heavy.
+    #[cfg(not(loom))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    // Nobody is registered under the checker, so nobody calls this; were it called, it must hold.
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
 /// A full fence here and, if this process could be registered, on every CPU that runs a registered one.
 /// For a side that is about to sleep: costs an interrupt of each such CPU.
 pub fn heavy() {

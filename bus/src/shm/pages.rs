@@ -42,6 +42,8 @@ pub struct Mapping {
 // SAFETY: the mapping is plain memory that no thread-local state refers to; it is only reached through
 // atomics and `shm::copy`, which may be used from any thread.
 unsafe impl Send for Mapping {}
+// SAFETY: a shared reference gives access to the words only, which are atomics.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps all `bytes` of `fd`, whole pages of it, untouched so far.

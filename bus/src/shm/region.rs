@@ -13,7 +13,7 @@ pub const LINE_WORDS: usize = 8;
 pub(crate) type Line = [AtomicU64; LINE_WORDS];
 
 /// Memory of a fixed number of words. Implementations never move or shrink it while they live.
-pub trait Words: Send + std::fmt::Debug {
+pub trait Words: Send + Sync + std::fmt::Debug {
     /// All of it.
     #[doc(hidden)]
     fn words(&self) -> &[AtomicU64];
@@ -154,6 +154,13 @@ impl Heap {
 impl Words for Heap {
     fn words(&self) -> &[AtomicU64] {
         &self.0
+    }
+}
+
+/// Memory that several threads of this side look at.
+impl<W: Words> Words for Arc<W> {
+    fn words(&self) -> &[AtomicU64] {
+        (**self).words()
     }
 }
 

@@ -198,7 +198,7 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
     }
 
     /// Gives the thread to be told of sleepers, for the checker to run.
-    #[cfg(loom)]
+    #[cfg(all(test, loom))]
     pub fn attendant(&self) -> impl FnOnce() + use<D, C> {
         let shared = Arc::clone(&self.shared);
         move || attend(&shared)

@@ -40,13 +40,15 @@
 
 mod attached;
 mod doorbell;
+#[cfg(all(test, loom))]
+mod model;
 pub mod producer;
 pub mod reader;
 pub mod sequence;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use producer::{AttachError, SendError, Writer, WriterOptions};
+pub use producer::{AttachError, NoSuchReader, SendError, Writer, WriterOptions};
 pub use reader::format_cursor;
 pub use reader::{Message, Reader, ReaderOptions, RecvError, Start};
 
@@ -57,7 +59,7 @@ use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
 use crate::shm::counters::{CAPACITY_WORD, MAGIC_WORD, Received};
 use crate::shm::histogram::Latency;
-use crate::shm::region::Words;
+use crate::shm::region::{LINE_WORDS, Words};
 
 /// Fewest slots of a log; always a power of two.
 pub const CAPACITY_MIN: usize = 2;
@@ -68,7 +70,7 @@ pub const READERS_MAX: usize = 128;
 #[cfg(loom)]
 pub const READERS_MAX: usize = 2;
 
-const SLOT_WORDS: usize = SLOT_BYTES / 8;
+const _: () = assert!(SLOT_BYTES == LINE_WORDS * 8);
 /// `AGLOG`, the version of the layout, and which memory it is.
 pub(crate) const DATA_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02D");
 const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02C");
@@ -95,7 +97,7 @@ const _: () = assert!(PLACES_WORD >= 40);
 
 /// Words of the data memory of a log with `capacity` slots.
 pub const fn data_words(capacity: usize) -> usize {
-    PAGE_WORDS + capacity * SLOT_WORDS
+    PAGE_WORDS + capacity * LINE_WORDS
 }
 
 /// Words of the cursor memory of any reader.
@@ -118,10 +120,19 @@ const fn slots_for(len: usize) -> usize {
     1 + len.saturating_sub(INLINE_BYTES).div_ceil(SPILL_BYTES)
 }
 
-/// Where slot number `n` is, in words.
-const fn slot_at(n: u64, capacity: usize) -> usize {
-    PAGE_WORDS + (n as usize & (capacity - 1)) * SLOT_WORDS
+/// Which cache line of the data memory slot number `n` is.
+#[inline]
+const fn line_of(n: u64, capacity: usize) -> usize {
+    PAGE_WORDS / LINE_WORDS + (n as usize & (capacity - 1))
 }
+
+/// Word of a slot that commits it.
+const SEQUENCE: usize = 0;
+/// Word with length, kind, flags and correlation.
+const HEAD: usize = 1;
+/// First word of payload in a head slot, and in a further slot.
+const INLINE: usize = 2;
+const SPILL: usize = 1;
 
 /// What a reader is promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,20 +10,23 @@ use super::attached::{Attached, Stall};
 use super::doorbell::Doorbell;
 use super::sequence::{committed, further, writing};
 use super::{
-    ATTACHED_WORD, BEGUN_WORD, Delivery, Hold, INLINE_BYTES, LayoutError, MESSAGES_WORD,
-    READERS_MAX, ReaderId, ReaderSnapshot, SPILL_BYTES, check_capacity, check_size, data_words,
-    message_limit, slot_at, slots_for,
+    ATTACHED_WORD, BEGUN_WORD, Delivery, HEAD, Hold, INLINE, INLINE_BYTES, LayoutError,
+    MESSAGES_WORD, READERS_MAX, ReaderId, ReaderSnapshot, SEQUENCE, SPILL, SPILL_BYTES,
+    check_capacity, check_size, data_words, line_of, message_limit, slots_for,
 };
+use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
+use crate::lane::ring::Head;
 use crate::message::Status;
 use crate::shm::atomics::{Ordering, fence};
 use crate::shm::barrier;
 use crate::shm::bell::Ringer;
 use crate::shm::counters::{
-    CAPACITY_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
+    CAPACITY_WORD, COUNTERS_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
-use crate::shm::region::{Own, Words};
+use crate::shm::region::{LINE_WORDS, Own, OwnLine, Words};
+use crate::shm::stamp;
 use crate::wait::Parking;
 
 /// Looks for room before sleeping: about one wake-up's cost.
@@ -140,6 +143,15 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         })
     }
 
+    /// A lane whose overflow policy is [`crate::channel::Overflow::DropOldest`]: a log with one lossy reader, whose
+    /// cursor memory this is ([`super::ReaderOptions::drop_oldest`]).
+    pub fn drop_oldest(data: D, cursor: C, closer: Closer) -> Result<Self, AttachError> {
+        let options = WriterOptions::default();
+        let mut writer = Self::new(data, closer, options).map_err(AttachError::Layout)?;
+        writer.attach_reader(ReaderId(0), cursor, Delivery::Lossy)?;
+        Ok(writer)
+    }
+
     /// Longest message that [`Self::try_send`] takes.
     pub fn message_limit(&self) -> usize {
         message_limit(self.capacity)
@@ -224,6 +236,40 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         Ok(())
     }
 
+    /// Sends a reference into this sender's arena. `bytes` is what it refers to, for the counters.
+    pub fn try_send_reference(
+        &mut self,
+        tag: Tag,
+        reference: &[u8; 32],
+        bytes: u64,
+    ) -> Result<(), SendError> {
+        self.find_room(1)?;
+        self.write_one(Head::new(tag, REFERENCE, reference.len()), reference);
+        self.advance(1, bytes);
+        self.wake_readers();
+        Ok(())
+    }
+
+    /// The number of the slot that the next message begins in.
+    pub fn next_slot(&self) -> u64 {
+        self.next
+    }
+
+    /// No reader will read slots below this number: all have, or they are overwritten. What such slots refer to
+    /// can be used again.
+    pub fn reclaimable(&mut self) -> u64 {
+        let overwritten = self.next.saturating_sub(self.capacity as u64);
+        let mut slowest = None;
+        for reader in &mut self.readers {
+            if reader.delivery == Delivery::Lossy {
+                return overwritten;
+            }
+            let consumed = reader.look(self.next).unwrap_or(reader.consumed());
+            slowest = Some(slowest.map_or(consumed, |least: u64| least.min(consumed)));
+        }
+        slowest.unwrap_or(overwritten)
+    }
+
     /// Puts as many messages into the log as there is room for, all with one look at who sleeps; returns how
     /// many those are. An error is that of the first message.
     pub fn try_send_batch<'a>(
@@ -264,78 +310,117 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         }
     }
 
+    /// The doorbell's thread, for the checker to run.
+    #[cfg(all(test, loom))]
+    pub(super) fn attendant(&self) -> impl FnOnce() + use<D, C> {
+        self.doorbell.attendant()
+    }
+
+    #[inline]
     fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
-        if let Some(status) = self.closer.status() {
-            return Err(SendError::Closed(status));
+        let len = payload.len();
+        let slots = if len <= INLINE_BYTES {
+            1
+        } else {
+            self.slots_of(len)?
+        };
+        self.find_room(slots)?;
+        if slots == 1 {
+            self.write_one(Head::new(tag, 0, len), payload);
+        } else {
+            self.write_many(Head::new(tag, 0, len), payload, slots);
         }
-        let (len, limit) = (payload.len(), self.message_limit());
-        if len > limit {
-            return Err(SendError::TooLong { len, limit });
-        }
-        let slots = slots_for(len) as u64;
-        if self.next + slots > self.room {
-            self.make_room(slots)?;
-        }
-        self.write(tag, payload, slots);
+        self.advance(slots, len as u64);
         Ok(())
     }
 
-    fn write(&mut self, tag: Tag, payload: &[u8], slots: u64) {
-        let (head, number) = (self.next + slots, self.number);
-        // SYNC: position. Begun, messages, head: a reader that finds the first and the last alike, reading them
-        // in the opposite order, has the number that belongs to them (`Reader::newest`).
-        self.data.store(BEGUN_WORD, head, Ordering::Relaxed);
-        for slot in self.next..head {
-            let at = slot_at(slot, self.capacity);
-            self.data.store(at, writing(number), Ordering::Relaxed);
+    #[inline]
+    fn find_room(&mut self, slots: u64) -> Result<(), SendError> {
+        if let Some(status) = self.closer.status() {
+            return Err(SendError::Closed(status));
         }
-        // SYNC: overwrite. The marks above come before the payload below, for whoever sees any of the payload:
-        // pairs with the acquire fence in `Reader::take`.
-        fence(Ordering::Release);
-        let (inline, mut spill) = payload.split_at(payload.len().min(INLINE_BYTES));
-        for slot in self.next + 1..head {
-            let at = slot_at(slot, self.capacity);
-            let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
-            spill = later;
-            self.write_bytes(at + 1, now);
-            self.data.store(at, further(number), Ordering::Relaxed);
+        if self.next + slots > self.room {
+            self.make_room(slots)?;
         }
-        let at = slot_at(self.next, self.capacity);
-        let about = u64::from(payload.len() as u16)
-            | u64::from(tag.kind) << 16
-            | u64::from(tag.flags) << 24
-            | u64::from(tag.correlation) << 32;
-        self.data.store(at + 1, about, Ordering::Relaxed);
-        self.write_bytes(at + 2, inline);
-        // SYNC: commit. Pairs with the acquire load of the sequence in `Reader::take`: whoever sees it sees all
-        // of the message. Whoever is killed before it has sent nothing.
-        self.data.store(at, committed(number), Ordering::Release);
-        self.next = head;
-        self.number += 1;
-        self.sent.messages += 1;
-        self.sent.bytes += payload.len() as u64;
-        // SYNC: position.
-        self.data
-            .store(MESSAGES_WORD, self.number, Ordering::Release);
-        self.data.store(HEAD_WORD, head, Ordering::Release);
-        self.sent.publish(&self.data);
+        Ok(())
     }
 
-    fn write_bytes(&self, at: usize, bytes: &[u8]) {
-        let mut at = at;
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            let word = u64::from_le_bytes(chunk.try_into().expect("chunks of 8"));
-            self.data.store(at, word, Ordering::Relaxed);
-            at += 1;
+    fn slots_of(&self, len: usize) -> Result<u64, SendError> {
+        let limit = self.message_limit();
+        if len > limit {
+            return Err(SendError::TooLong { len, limit });
         }
-        let rest = chunks.remainder();
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            self.data
-                .store(at, u64::from_le_bytes(word), Ordering::Relaxed);
+        Ok(slots_for(len) as u64)
+    }
+
+    /// Begins a message of so many slots.
+    #[inline]
+    fn begin(&self, slots: u64) {
+        if stamp::is_due(self.number) {
+            stamp::put(&self.data, self.number);
         }
+        // SYNC: position. Begun, messages, head: a reader that finds the first and the last alike, reading them
+        // in the opposite order, has the number that belongs to them (`Reader::newest`).
+        let line = self.data.line(HEAD_WORD / LINE_WORDS);
+        line.store(
+            BEGUN_WORD % LINE_WORDS,
+            self.next + slots,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The commonest message: all of it in one slot.
+    #[inline]
+    fn write_one(&self, head: Head, payload: &[u8]) {
+        self.begin(1);
+        let line = self.data.line(line_of(self.next, self.capacity));
+        line.store(SEQUENCE, writing(self.number), Ordering::Relaxed);
+        // SYNC: overwrite. The mark above comes before the payload below, for whoever sees any of the payload: pairs
+        // with the acquire fence in `Reader::take`.
+        fence(Ordering::Release);
+        line.store(HEAD, head.0, Ordering::Relaxed);
+        write(line, INLINE, payload);
+        // SYNC: commit. Pairs with the acquire load of the sequence in `Reader::take`: whoever sees it sees all
+        // of the message. Whoever is killed before it has sent nothing.
+        line.store(SEQUENCE, committed(self.number), Ordering::Release);
+    }
+
+    #[cold]
+    fn write_many(&self, head: Head, payload: &[u8], slots: u64) {
+        self.begin(slots);
+        let line = |slot| self.data.line(line_of(self.next + slot, self.capacity));
+        for slot in 0..slots {
+            line(slot).store(SEQUENCE, writing(self.number), Ordering::Relaxed);
+        }
+        // SYNC: overwrite.
+        fence(Ordering::Release);
+        let (inline, mut spill) = payload.split_at(payload.len().min(INLINE_BYTES));
+        for slot in 1..slots {
+            let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
+            spill = later;
+            write(line(slot), SPILL, now);
+            line(slot).store(SEQUENCE, further(self.number), Ordering::Relaxed);
+        }
+        line(0).store(HEAD, head.0, Ordering::Relaxed);
+        write(line(0), INLINE, inline);
+        // SYNC: commit.
+        line(0).store(SEQUENCE, committed(self.number), Ordering::Release);
+    }
+
+    /// A message is committed: says so to whoever does not look at its slot.
+    #[inline]
+    fn advance(&mut self, slots: u64, bytes: u64) {
+        self.next += slots;
+        self.number += 1;
+        self.sent.messages = self.number;
+        self.sent.bytes = self.sent.bytes.wrapping_add(bytes);
+        let line = self.data.line(HEAD_WORD / LINE_WORDS);
+        // SYNC: position.
+        line.store(MESSAGES_WORD % LINE_WORDS, self.number, Ordering::Release);
+        line.store(HEAD_WORD % LINE_WORDS, self.next, Ordering::Release);
+        let counters = self.data.line(COUNTERS_WORD / LINE_WORDS);
+        counters.store(0, self.sent.messages, Ordering::Relaxed);
+        counters.store(1, self.sent.bytes, Ordering::Relaxed);
     }
 
     /// Wakes whoever sleeps and has missed something.
@@ -462,5 +547,22 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         }
         self.data
             .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
+    }
+}
+
+#[inline]
+fn write(line: OwnLine<'_>, at: usize, bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (word, at) in words.iter().zip(at..) {
+        line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        line.store(
+            at + words.len(),
+            u64::from_le_bytes(last),
+            Ordering::Relaxed,
+        );
     }
 }

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use super::attached::place;
 use super::doorbell::{flag, mode};
-use super::sequence::{Found, NUMBER_MAX, begins, look};
+use super::sequence::{Found, NUMBER_MAX, begins, committed, look};
 use super::{
-    ATTACHED_WORD, BEGUN_WORD, CURSOR_MAGIC, DATA_MAGIC, Delivery, INLINE_BYTES, KEY_WORD,
-    LayoutError, MESSAGES_WORD, MODE_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX, SPILL_BYTES,
-    check_capacity, check_magic, check_size, cursor_words, data_words, message_limit, slot_at,
-    slots_for,
+    ATTACHED_WORD, BEGUN_WORD, CURSOR_MAGIC, DATA_MAGIC, Delivery, HEAD, INLINE, INLINE_BYTES,
+    KEY_WORD, LayoutError, MESSAGES_WORD, MODE_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX,
+    SEQUENCE, SPILL, SPILL_BYTES, check_capacity, check_magic, check_size, cursor_words,
+    data_words, line_of, message_limit, slots_for,
 };
+use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
+use crate::lane::ring::Head;
 use crate::message::Status;
 use crate::shm::atomics::{Ordering, fence};
 use crate::shm::barrier;
@@ -24,7 +26,8 @@ use crate::shm::counters::{
     setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
-use crate::shm::region::{Own, Peers, Words};
+use crate::shm::region::{Line, Own, Peers, Words};
+use crate::shm::{histogram, stamp};
 use crate::wait::{Park, Parking, Source, Watch};
 
 /// Looks before sleeping: about one wake-up's cost.
@@ -33,6 +36,9 @@ const SPINS: u32 = 200;
 /// The checker tries every schedule; looking twice only makes more of them.
 #[cfg(loom)]
 const SPINS: u32 = 0;
+
+/// How often a receive looks for its place anew before it leaves that to the next.
+const LEAPS_MAX: u32 = 4;
 
 /// Where a reader begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,10 +59,24 @@ pub struct ReaderOptions {
     pub waiting: Waiting,
 }
 
+impl ReaderOptions {
+    /// For the receiving end of a lane that drops its oldest messages.
+    pub const fn drop_oldest(waiting: Waiting) -> Self {
+        Self {
+            start: Start::Oldest,
+            delivery: Delivery::Lossy,
+            waiting,
+        }
+    }
+}
+
 /// What came with a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
     pub tag: Tag,
+    /// The payload is a reference into the producer's arena. What it refers to may be overwritten once
+    /// [`Reader::still_there`] says no.
+    pub reference: bool,
     /// Counted by the producer from 0, without gaps.
     pub number: u64,
     /// Messages that this reader has lost since the one before.
@@ -94,6 +114,8 @@ pub struct Reader<D, C> {
     attached_at: u64,
     /// The word where the producer says what it thinks of this (reliable) reader.
     place_at: usize,
+    /// The first slot of the message that was taken last.
+    taken: Option<u64>,
     /// What the cursor page says.
     published: u64,
     /// Lost since the last message.
@@ -191,6 +213,7 @@ impl<D: Words, C: Words> Reader<D, C> {
             first: 0,
             attached_at: 0,
             place_at: PLACES_WORD,
+            taken: None,
             published: 0,
             lost: 0,
             overruns: 0,
@@ -272,6 +295,16 @@ impl<D: Words, C: Words> Reader<D, C> {
         status != Status::DENIED && self.number < limit
     }
 
+    /// Was the message that was taken last still in the log after everything this side has read until now? If so,
+    /// what it referred to has been read whole.
+    pub fn still_there(&self) -> bool {
+        let Some(slot) = self.taken else { return false };
+        // SYNC: overwrite.
+        fence(Ordering::Acquire);
+        let line = self.data.line(line_of(slot, self.capacity));
+        line[SEQUENCE].load(Ordering::Relaxed) == committed(self.number - 1)
+    }
+
     /// Takes up to `most` messages, giving each to `each`; returns how many those were. The position is published
     /// once for all.
     pub fn try_recv_batch(
@@ -337,8 +370,8 @@ impl<D: Words, C: Words> Reader<D, C> {
             (Delivery::Reliable, true) if !self.is_held() => true,
             _ => {
                 // SYNC: commit.
-                let at = slot_at(self.next, self.capacity);
-                let sequence = self.data.load(at, Ordering::Acquire);
+                let line = self.data.line(line_of(self.next, self.capacity));
+                let sequence = line[SEQUENCE].load(Ordering::Acquire);
                 look(sequence, self.number) != Found::NotYet
             }
         }
@@ -349,10 +382,11 @@ impl<D: Words, C: Words> Reader<D, C> {
         if !self.joined && !self.join()? {
             return Ok(None);
         }
-        loop {
-            let at = slot_at(self.next, self.capacity);
+        // Bounded: a hostile producer could send its reader from place to place for ever.
+        for _ in 0..LEAPS_MAX {
+            let line = self.data.line(line_of(self.next, self.capacity));
             // SYNC: commit.
-            let sequence = self.data.load(at, Ordering::Acquire);
+            let sequence = line[SEQUENCE].load(Ordering::Acquire);
             match look(sequence, self.number) {
                 Found::Ready => {}
                 Found::NotYet => {
@@ -366,15 +400,15 @@ impl<D: Words, C: Words> Reader<D, C> {
                     continue;
                 }
             }
-            let about = self.data.load(at + 1, Ordering::Relaxed);
-            let len = usize::from(about as u16);
+            let head = Head(line[HEAD].load(Ordering::Relaxed));
+            let len = head.len();
             let fits = len <= message_limit(self.capacity);
             if fits {
-                self.copy(at, len, buffer);
+                self.copy(line, len, buffer);
             }
             // SYNC: overwrite. Whoever has copied a word of a later message sees its mark on the first slot.
             fence(Ordering::Acquire);
-            if self.data.load(at, Ordering::Relaxed) != sequence {
+            if line[SEQUENCE].load(Ordering::Relaxed) != sequence {
                 if !self.leap()? {
                     return Ok(None);
                 }
@@ -387,15 +421,18 @@ impl<D: Words, C: Words> Reader<D, C> {
                 }));
             }
             self.overruns = 0;
+            if stamp::is_due(self.number)
+                && let Some(ns) = stamp::latency(&self.data, self.number)
+            {
+                histogram::record(&self.cursor, ns);
+            }
             let message = Message {
-                tag: Tag {
-                    kind: (about >> 16) as u8,
-                    flags: (about >> 24) as u8,
-                    correlation: (about >> 32) as u32,
-                },
+                tag: head.tag(),
+                reference: head.has(REFERENCE),
                 number: self.number,
                 lost: std::mem::take(&mut self.lost),
             };
+            self.taken = Some(self.next);
             self.next = self.next.wrapping_add(slots_for(len) as u64);
             self.number += 1;
             self.received.messages += 1;
@@ -405,29 +442,17 @@ impl<D: Words, C: Words> Reader<D, C> {
             }
             return Ok(Some(message));
         }
+        Ok(None)
     }
 
-    fn copy(&self, at: usize, len: usize, buffer: &mut Vec<u8>) {
+    #[inline]
+    fn copy(&self, head: &Line, len: usize, buffer: &mut Vec<u8>) {
         buffer.clear();
-        buffer.reserve(len);
-        self.read(at + 2, len.min(INLINE_BYTES), buffer);
+        read(head, INLINE, len.min(INLINE_BYTES), buffer);
         for further in 1..slots_for(len) as u64 {
             let slot = self.next.wrapping_add(further);
-            let left = len - buffer.len();
-            let at = slot_at(slot, self.capacity) + 1;
-            self.read(at, left.min(SPILL_BYTES), buffer);
-        }
-    }
-
-    fn read(&self, at: usize, len: usize, buffer: &mut Vec<u8>) {
-        let mut left = len;
-        let mut at = at;
-        while left > 0 {
-            let word = self.data.load(at, Ordering::Relaxed).to_le_bytes();
-            let now = left.min(8);
-            buffer.extend_from_slice(&word[..now]);
-            left -= now;
-            at += 1;
+            let line = self.data.line(line_of(slot, self.capacity));
+            read(line, SPILL, (len - buffer.len()).min(SPILL_BYTES), buffer);
         }
     }
 
@@ -455,7 +480,7 @@ impl<D: Words, C: Words> Reader<D, C> {
         };
         (self.next, self.number) = (slots, messages);
         if self.options.start == Start::Oldest {
-            (self.next, self.number) = self.oldest(slots, messages, 0);
+            (self.next, self.number) = self.oldest(slots, messages, 0, 0);
         }
         self.first = self.number;
         self.joined = true;
@@ -477,35 +502,52 @@ impl<D: Words, C: Words> Reader<D, C> {
     /// How many slots and messages the producer has written, as a pair that belongs together; `None`: it was
     /// writing just then.
     fn newest(&self) -> Result<Option<(u64, u64)>, RecvError> {
-        for tries in 0..8 {
-            // SYNC: position. See `Writer::write`.
+        let mut newest = None;
+        for _ in 0..8 {
+            // SYNC: position. See `Writer::begin` and `Writer::advance`.
             let slots = self.data.load(HEAD_WORD, Ordering::Acquire);
             let messages = self.data.load(MESSAGES_WORD, Ordering::Acquire);
-            let begun = self.data.load(BEGUN_WORD, Ordering::Relaxed);
-            // A producer that was killed in the middle never makes them alike, but nothing changes any more either.
-            if begun == slots || tries == 7 && self.closer.status().is_some() {
-                if messages > slots || messages > NUMBER_MAX {
-                    return Err(self.corrupt(RecvError::Position { messages, slots }));
-                }
-                return Ok(Some((slots, messages)));
+            if self.data.load(BEGUN_WORD, Ordering::Relaxed) == slots {
+                newest = Some((slots, messages));
+                break;
             }
         }
-        Ok(None)
+        if newest.is_none() && self.closer.status().is_some() {
+            newest = Some(self.newest_of_the_dead());
+        }
+        match newest {
+            Some((slots, messages)) if messages > slots || messages > NUMBER_MAX => {
+                Err(self.corrupt(RecvError::Position { messages, slots }))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// As [`Self::newest`], of a producer that was killed while it wrote: nothing changes any more. It had either
+    /// counted the message that begins at the head, or not.
+    fn newest_of_the_dead(&self) -> (u64, u64) {
+        let word = |at| self.data.load(at, Ordering::Relaxed);
+        let (slots, messages) = (word(HEAD_WORD), word(MESSAGES_WORD));
+        let sequence = &self.data.line(line_of(slots, self.capacity))[SEQUENCE];
+        match begins(sequence.load(Ordering::Relaxed)) {
+            Some(number) if number.checked_add(1) == Some(messages) => (word(BEGUN_WORD), messages),
+            _ => (slots, messages),
+        }
     }
 
     /// The oldest message that is still there, or the head, leaving out the `spare` oldest slots. Everything in
-    /// the ring that was written before the head has a message number below `messages`.
-    fn oldest(&self, slots: u64, messages: u64, spare: u64) -> (u64, u64) {
+    /// the ring that was written before the head has a message number below `messages`; those below `from` are of
+    /// no use.
+    fn oldest(&self, slots: u64, messages: u64, from: u64, spare: u64) -> (u64, u64) {
         let first = slots
             .saturating_sub(self.capacity as u64)
             .saturating_add(spare);
         for slot in first.min(slots)..slots {
             // SYNC: commit.
-            let sequence = self
-                .data
-                .load(slot_at(slot, self.capacity), Ordering::Acquire);
+            let line = self.data.line(line_of(slot, self.capacity));
+            let sequence = line[SEQUENCE].load(Ordering::Acquire);
             match begins(sequence) {
-                Some(number) if number < messages && number >= self.number => {
+                Some(number) if (from..messages).contains(&number) => {
                     return (slot, number);
                 }
                 _ => {}
@@ -530,17 +572,19 @@ impl<D: Words, C: Words> Reader<D, C> {
         let Some((slots, messages)) = self.newest()? else {
             return Ok(false);
         };
-        if messages < self.number {
-            return Err(self.corrupt(RecvError::Position { messages, slots }));
+        // It commits before it counts; the rest is on its way.
+        if messages <= self.number {
+            return Ok(false);
         }
         // Who is overrun again and again leaves more room each time, up to the whole ring.
         let spare = ((self.capacity as u64) << self.overruns.min(3)) / 8;
         self.overruns += 1;
-        let (slot, number) = self.oldest(slots, messages, spare);
+        let (slot, number) = self.oldest(slots, messages, self.number, spare);
         let lost = number - self.number;
         self.lost += lost;
         self.received.lost += lost;
         (self.next, self.number) = (slot, number);
+        self.taken = None;
         Ok(true)
     }
 
@@ -639,4 +683,19 @@ impl<D: Words, C: Words> Source for Reader<D, C> {
     fn bell(&self) -> Option<BorrowedFd<'_>> {
         self.bell.as_ref().map(AsFd::as_fd)
     }
+}
+
+#[inline]
+fn read(line: &Line, at: usize, len: usize, buffer: &mut Vec<u8>) {
+    let mut bytes = [0; SPILL_BYTES];
+    let words = len.div_ceil(8);
+    for (to, word) in bytes
+        .as_chunks_mut::<8>()
+        .0
+        .iter_mut()
+        .zip(&line[at..at + words])
+    {
+        *to = word.load(Ordering::Relaxed).to_le_bytes();
+    }
+    buffer.extend_from_slice(&bytes[..len]);
 }

@@ -55,18 +55,6 @@ pub fn heavy() {
     }
 }
 
-/// The waker's half, when the sleeper issues [`heavy`]: the compiler keeps the order of store and look, the
-/// processor is left alone.
-#[inline]
-pub fn light() {
-    // SYNC: light. Pairs with heavy.
-    #[cfg(not(loom))]
-    std::sync::atomic::compiler_fence(Ordering::SeqCst);
-    // Nobody is registered under the checker, so nobody calls this; were it called, it must hold.
-    #[cfg(loom)]
-    fence(Ordering::SeqCst);
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -27,6 +27,7 @@ pub mod pages;
 pub mod park;
 pub(crate) mod patience;
 pub mod region;
+pub(crate) mod stamp;
 pub mod waker;
 
 /// Words (of 8 bytes) of a control page: the first page of data memory, and the whole of cursor memory.

@@ -196,7 +196,8 @@ impl LogWriter {
                     }
                 }
                 News::ReaderGone { channel } => {
-                    drop(self.writer.detach_reader(ReaderId(channel)));
+                    // It may have been cut off in the meantime.
+                    if self.writer.detach_reader(ReaderId(channel)).is_err() {}
                 }
                 // Readers of logs have no bells, and only readers are told of segments.
                 News::Bell { .. } | News::Segment { .. } | News::SegmentDropped { .. } => {}
@@ -416,6 +417,7 @@ impl Client {
         let writer_options = WriterOptions {
             waiting: options.waiting,
             hold: options.hold,
+            ..WriterOptions::default()
         };
         let writer = Writer::new(data, registered.closer.clone(), writer_options)?;
         let shape = Shape {

@@ -45,6 +45,8 @@ pub(super) struct Attached<C> {
     ringer: Option<Arc<Ringer>>,
     /// How far it had read when last looked at; for a reliable one nothing after this is overwritten.
     consumed: u64,
+    /// What its page said then.
+    said: u64,
     /// How long it has held the producer up since it was last well ahead.
     held: Duration,
 }
@@ -76,6 +78,7 @@ impl<C: Words> Attached<C> {
             parked_at,
             ringer: None,
             consumed: head,
+            said: 0,
             held: Duration::ZERO,
         })
     }
@@ -132,6 +135,7 @@ impl<C: Words> Attached<C> {
         if found > head {
             return None;
         }
+        self.said = found;
         // What it had read before its attachment holds nobody.
         self.consumed = self.consumed.max(found);
         Some(self.consumed)
@@ -141,9 +145,10 @@ impl<C: Words> Attached<C> {
         self.consumed
     }
 
-    /// The word that it stores its position in: what a producer without room sleeps on.
-    pub fn consumed_word(&self) -> &AtomicU64 {
-        self.cursor.word(CONSUMED_WORD)
+    /// The word that it stores its position in, what a producer without room sleeps on, and its value when last
+    /// looked at.
+    pub fn position(&self) -> (&AtomicU64, u64) {
+        (self.cursor.word(CONSUMED_WORD), self.said)
     }
 
     /// It held the producer up for this much longer.

@@ -26,6 +26,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::producer::Attendant;
 use super::{MODE_WORD, READERS_MAX};
 use crate::shm::atomics::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::shm::barrier;
@@ -140,6 +141,7 @@ pub(super) struct Doorbell<D: Words, C: Words> {
     fences: bool,
     /// The thread is there, or could be.
     may_ring: bool,
+    attendant: Attendant,
     /// Messages since the last that found somebody asleep; while ringing, since the last look.
     quiet: u32,
     /// How many those must be before readers are asked to ring.
@@ -152,7 +154,7 @@ pub(super) struct Doorbell<D: Words, C: Words> {
 }
 
 impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
-    pub fn new(data: Arc<D>) -> Self {
+    pub fn new(data: Arc<D>, attendant: Attendant) -> Self {
         Self {
             shared: Arc::new(Shared {
                 data: Own(data),
@@ -164,6 +166,7 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
             ringing: false,
             fences: false,
             may_ring: false,
+            attendant,
             quiet: 0,
             enough: QUIET_MIN,
             rung_for: 0,
@@ -184,7 +187,8 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
         }
         self.sleepers = sleepers.into();
         self.fences = fences || !barrier::register();
-        self.may_ring = (barrier::register() || cfg!(loom))
+        self.may_ring = self.attendant == Attendant::Thread
+            && (barrier::register() || cfg!(loom))
             && (RINGING_FROM..futex::WAITV_MAX).contains(&self.sleepers.len())
             && self.start();
         self.shared.replace(Arc::clone(&self.sleepers));

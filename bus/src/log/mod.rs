@@ -48,7 +48,7 @@ pub mod sequence;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use producer::{AttachError, NoSuchReader, SendError, Writer, WriterOptions};
+pub use producer::{AttachError, Attendant, NoSuchReader, SendError, Writer, WriterOptions};
 pub use reader::format_cursor;
 pub use reader::{Message, Reader, ReaderOptions, RecvError, Start};
 

@@ -67,6 +67,16 @@ pub enum AttachError {
 #[error("no reader {} is attached to this log", .0.0)]
 pub struct NoSuchReader(pub ReaderId);
 
+/// Whether a producer with many readers that sleep may start a thread that they ring, or looks at each of them
+/// after every message ([`super::doorbell`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attendant {
+    #[default]
+    Thread,
+    /// For processes that may have no threads.
+    None,
+}
+
 /// How a producer behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriterOptions {
@@ -74,6 +84,7 @@ pub struct WriterOptions {
     pub waiting: Waiting,
     /// How long it waits for each reliable reader.
     pub hold: Hold,
+    pub attendant: Attendant,
 }
 
 /// The sending end. One thread.
@@ -124,7 +135,7 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         };
         data.store(SETUP_WORD, may, Ordering::Relaxed);
         Ok(Self {
-            doorbell: Doorbell::new(Arc::clone(&data.0)),
+            doorbell: Doorbell::new(Arc::clone(&data.0), options.attendant),
             data,
             capacity,
             next: 0,
@@ -537,12 +548,8 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
                 let patience = patience.and_then(|left| Instant::now().checked_add(left));
                 let until = [deadline, patience].into_iter().flatten().min();
                 self.sent.sleeps += 1;
-                sleep(
-                    slowest.consumed_word(),
-                    slowest.consumed(),
-                    &self.closer,
-                    until,
-                );
+                let (word, said) = slowest.position();
+                sleep(word, said, &self.closer, until);
             }
         }
         self.data

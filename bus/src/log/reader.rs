@@ -365,7 +365,7 @@ impl<D: Words, C: Words> Reader<D, C> {
             // It could not find its place in a log that was being written: it has missed nothing by sleeping.
             (Delivery::Lossy, false) => self.data.load(HEAD_WORD, Ordering::Acquire) != self.seen,
             (Delivery::Reliable, false) => {
-                return self.data.load(ATTACHED_WORD, Ordering::Acquire) != self.seen;
+                self.data.load(ATTACHED_WORD, Ordering::Acquire) != self.seen
             }
             (Delivery::Reliable, true) if !self.is_held() => true,
             _ => {
@@ -391,6 +391,9 @@ impl<D: Words, C: Words> Reader<D, C> {
                 Found::Ready => {}
                 Found::NotYet => {
                     self.overruns = 0;
+                    if self.options.delivery == Delivery::Reliable && !self.is_held() {
+                        return Err(self.end(RecvError::CutOff, Status::QUEUE_FULL));
+                    }
                     return Ok(None);
                 }
                 Found::Overrun => {

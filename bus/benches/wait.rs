@@ -21,8 +21,8 @@ use rustix::event::epoll;
 
 /// Time for the receiver to fall asleep before the next message.
 const PAUSE: Duration = Duration::from_micros(200);
-const MESSAGES: usize = 1000;
-const WARM_UP: usize = 100;
+const MESSAGES: usize = 300;
+const WARM_UP: usize = 30;
 const ROUNDS: usize = 5;
 const SLOTS: usize = 64;
 

@@ -89,6 +89,7 @@ pub mod order;
 #[cfg(not(loom))]
 mod poll;
 pub mod source;
+mod sources;
 mod spin;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -26,9 +26,10 @@ const NEVER: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
-/// Events taken from the kernel in one call. Which bells rang is not looked at, so more would only be quicker
-/// to fetch together.
+/// Events taken from the kernel in one call.
 const BATCH: usize = 64;
+/// What the set's own bell and the timer are reported as.
+const NO_SOURCE: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Poll {
@@ -36,6 +37,8 @@ pub(crate) struct Poll {
     timer: OwnedFd,
     /// What the timer is set to, to save the call.
     timer_at: Option<Instant>,
+    /// What rang in the last call.
+    rung: Vec<u64>,
     /// Kept for its descriptor in the set; the waiter's `Waker` has a copy to ring.
     _own: Bell,
 }
@@ -58,16 +61,18 @@ impl Poll {
             timer: timerfd_create(TimerfdClockId::Monotonic, flags)
                 .map_err(failed("timerfd_create"))?,
             timer_at: None,
+            rung: Vec::with_capacity(BATCH),
             _own: own,
         };
-        poll.add(poll._own.as_fd())?;
-        poll.add(poll.timer.as_fd())?;
+        poll.add(poll._own.as_fd(), NO_SOURCE)?;
+        poll.add(poll.timer.as_fd(), NO_SOURCE)?;
         Ok((poll, ringer))
     }
 
-    pub fn add(&self, bell: BorrowedFd<'_>) -> Result<(), WaitError> {
+    /// Has the set report `bell` as `source`.
+    pub fn add(&self, bell: BorrowedFd<'_>, source: u64) -> Result<(), WaitError> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&self.set, bell, epoll::EventData::new_u64(0), flags)
+        epoll::add(&self.set, bell, epoll::EventData::new_u64(source), flags)
             .map_err(failed("EPOLL_CTL_ADD"))
     }
 
@@ -95,27 +100,36 @@ impl Poll {
         Ok(())
     }
 
-    /// Sleeps until a bell or the timer rings. May return early; the caller looks.
-    pub fn sleep(&self) -> Result<(), WaitError> {
-        self.take(None).map(drop)
+    /// Sleeps until a bell or the timer rings, and says which sources' did. May return early; the caller looks.
+    pub fn sleep(&mut self) -> Result<&[u64], WaitError> {
+        self.take(None)
     }
 
-    /// Takes what has rung until now, so that the set polls as readable only for what rings from now on. `bells`:
-    /// how many there are, which bounds this whatever they do meanwhile.
-    pub fn clear(&self, bells: usize) -> Result<(), WaitError> {
-        for _ in 0..=bells / BATCH {
-            if self.take(Some(&NEVER))? < BATCH {
-                break;
-            }
-        }
-        Ok(())
+    /// Some of the sources whose bells have rung, without sleeping.
+    pub fn rung(&mut self) -> Result<&[u64], WaitError> {
+        self.take(Some(&NEVER))
     }
 
-    fn take(&self, timeout: Option<&Timespec>) -> Result<usize, WaitError> {
+    /// How many calls of [`Self::rung`] take all there can be.
+    pub fn calls_for(bells: usize) -> usize {
+        // Its own bell and the timer are in the set as well.
+        (bells + 2).div_ceil(BATCH)
+    }
+
+    fn take(&mut self, timeout: Option<&Timespec>) -> Result<&[u64], WaitError> {
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; BATCH];
+        self.rung.clear();
         match epoll::wait(&self.set, &mut events[..], timeout) {
-            Ok((taken, _)) => Ok(taken.len()),
-            Err(Errno::INTR) => Ok(0),
+            Ok((taken, _)) => {
+                let sources = taken.iter().map(|event| {
+                    let data = event.data;
+                    data.u64()
+                });
+                self.rung
+                    .extend(sources.filter(|source| *source != NO_SOURCE));
+                Ok(&self.rung)
+            }
+            Err(Errno::INTR) => Ok(&[]),
             Err(errno) => Err(failed("epoll_wait")(errno)),
         }
     }

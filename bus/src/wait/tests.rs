@@ -127,6 +127,16 @@ fn add<S: Source>(waiter: &mut Waiter<S>, source: S, class: Class) -> Token {
 /// `senders` threads share `lanes` lanes and send `each` messages on every one, with pauses that give the waiter
 /// time to fall asleep at every point; all of them must arrive, in order.
 fn everything_arrives(lanes: usize, senders: usize, each: u32, waiting: Waiting) -> Wakeups {
+    everything_arrives_by(ready, lanes, senders, each, waiting)
+}
+
+fn everything_arrives_by(
+    mut ready: impl FnMut(&mut Waiter<In>) -> Token,
+    lanes: usize,
+    senders: usize,
+    each: u32,
+    waiting: Waiting,
+) -> Wakeups {
     let mut waiter = Waiter::new(waiting);
     let mut expected = HashMap::new();
     let mut outs: Vec<Vec<Out>> = (0..senders).map(|_| Vec::new()).collect();
@@ -184,6 +194,44 @@ fn nothing_is_lost_between_threads_on_bells() {
     let asleep = everything_arrives(FUTEX_SOURCES_MAX + 1, 3, 200, Waiting::Blocking);
     assert!(asleep.sleeps > 0, "the test never slept");
     everything_arrives(500, 3, 20, Waiting::Adaptive);
+}
+
+#[test]
+fn nothing_is_lost_in_an_event_loop() {
+    let in_a_loop = |waiter: &mut Waiter<In>| {
+        loop {
+            match waiter.next(Some(Duration::ZERO)).unwrap() {
+                Some(Event::Ready(token)) => return token,
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+            if waiter.arm().unwrap() == Armed::Asleep {
+                assert!(readable(waiter, WATCHDOG), "nobody rang");
+            }
+        }
+    };
+    everything_arrives_by(in_a_loop, 5, 2, 1000, Waiting::Blocking);
+    everything_arrives_by(in_a_loop, 300, 3, 20, Waiting::Blocking);
+}
+
+#[test]
+fn nothing_is_lost_while_the_way_of_sleeping_changes() {
+    let mut turns = 0;
+    let changing = |waiter: &mut Waiter<In>| {
+        turns += 1;
+        waiter.prefer([Park::Futex, Park::Bell][turns / 3 % 2]);
+        ready(waiter)
+    };
+    everything_arrives_by(changing, 5, 2, 1500, Waiting::Blocking);
+}
+
+/// Whether an event loop would be woken within `timeout`.
+fn readable(waiter: &mut Waiter<In>, timeout: Duration) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(
+        waiter.poll_fd().unwrap(),
+        PollFlags::IN,
+    )];
+    poll(&mut fds, Some(&timeout.try_into().unwrap())).unwrap() == 1
 }
 
 #[test]
@@ -396,10 +444,14 @@ fn a_bell_that_rings_for_ever_only_wakes() {
             ringer.ring();
         }
     });
-    let at = Instant::now() + Duration::from_millis(20);
-    assert_eq!(waiter.next(Some(Duration::from_millis(20))).unwrap(), None);
-    assert!(Instant::now() >= at, "no earlier than asked");
-    assert!(waiter.wakeups().spurious > 0, "the bell woke nobody");
+    // The other thread may not have begun yet: until its bell has woken us in vain.
+    let begun = Instant::now();
+    while waiter.wakeups().spurious == 0 {
+        let at = Instant::now() + Duration::from_millis(20);
+        assert_eq!(waiter.next(Some(Duration::from_millis(20))).unwrap(), None);
+        assert!(Instant::now() >= at, "no earlier than asked");
+        assert!(begun.elapsed() < WATCHDOG, "the bell woke nobody");
+    }
     other.try_send(tag(7), b"x").unwrap();
     assert_eq!(ready(&mut waiter), token);
     stop.close(Status::OK);
@@ -409,21 +461,25 @@ fn a_bell_that_rings_for_ever_only_wakes() {
 
 #[test]
 fn a_sleeping_waiter_has_told_its_producers_how_far_it_read() {
-    let (mut out, lane) = lane();
-    let mut waiter = Waiter::new(Waiting::Blocking);
-    let token = add(&mut waiter, lane, Class::Normal);
-    out.try_send(tag(0), b"small").unwrap();
-    let large = vec![7; out.message_limit()];
-    assert_eq!(out.try_send(tag(1), &large), Err(SendError::Full));
-    let sending = thread::spawn(move || out.send(tag(1), &large, WATCHDOG));
-    let mut buffer = Vec::new();
-    for n in 0..2 {
-        assert_eq!(ready(&mut waiter), token);
-        // One message, and no second look: the position is not yet published when the waiter goes to sleep.
+    for how in [Park::Futex, Park::Bell] {
+        let (mut out, lane) = lane();
+        let mut waiter = Waiter::new(Waiting::Blocking);
+        waiter.prefer(how);
+        let token = add(&mut waiter, lane, Class::Normal);
+        // Armed by now; what is then taken behind the waiter's back must be published all the same.
+        assert_eq!(waiter.next(Some(Duration::from_millis(1))).unwrap(), None);
+        out.try_send(tag(0), b"small").unwrap();
+        let large = vec![7; out.message_limit()];
+        assert_eq!(out.try_send(tag(1), &large), Err(SendError::Full));
+        let mut buffer = Vec::new();
         let got = waiter.get_mut(token).unwrap().try_recv(&mut buffer);
-        assert_eq!(got, Ok(Some(tag(n))));
+        assert_eq!(got, Ok(Some(tag(0))));
+        let sending = thread::spawn(move || out.send(tag(1), &large, WATCHDOG));
+        assert_eq!(ready(&mut waiter), token);
+        let got = waiter.get_mut(token).unwrap().try_recv(&mut buffer);
+        assert_eq!(got, Ok(Some(tag(1))));
+        assert_eq!(sending.join().unwrap(), Ok(()));
     }
-    assert_eq!(sending.join().unwrap(), Ok(()));
 }
 
 #[test]
@@ -520,13 +576,6 @@ fn an_event_loop_is_told_once_and_not_before() {
     let (mut out, lane) = lane();
     let mut waiter = Waiter::new(Waiting::Blocking);
     let token = add(&mut waiter, lane, Class::Normal);
-    let readable = |waiter: &mut Waiter<In>, timeout: Duration| {
-        let mut fds = [PollFd::from_borrowed_fd(
-            waiter.poll_fd().unwrap(),
-            PollFlags::IN,
-        )];
-        poll(&mut fds, Some(&timeout.try_into().unwrap())).unwrap() == 1
-    };
     assert_eq!(waiter.arm().unwrap(), Armed::Asleep);
     assert!(!readable(&mut waiter, Duration::ZERO));
     out.try_send(tag(0), b"x").unwrap();

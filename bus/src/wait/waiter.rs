@@ -4,7 +4,7 @@
 //! watches can go away under it.
 //!
 //! **A wait** looks first, for as long as looking pays ([`Waiting`]), and then sleeps: arm all, one barrier for
-//! all, look at all once more, sleep, disarm all. A peer that stored before the barrier is seen by the look; one that
+//! all, look at all once more, sleep, disarm all (by bells only what changed: see `sources`). A peer that stored before the barrier is seen by the look; one that
 //! stored after it sees the parked word and wakes. The order of arming is of no consequence.
 //!
 //! **Whose fault.** A source whose peer died or wrote nonsense is ready: its next `try_*` says why, and whoever
@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 
 #[cfg(not(loom))]
 use super::Armed;
-use super::order::Order;
 #[cfg(not(loom))]
 use super::poll::Poll;
-use super::source::barrier_for;
+use super::sources::Sources;
 use super::spin::Spin;
 use super::timers::{Expired, TimerToken, Timers};
 use super::{Park, Parking, Source, WaitError};
@@ -43,8 +42,8 @@ const LOOKS_PER_CLOCK: u32 = 8;
 /// Names a source of one waiter. Never reused by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token {
-    index: u32,
-    generation: u64,
+    pub(super) index: u32,
+    pub(super) generation: u64,
 }
 
 /// What a wait is over for.
@@ -59,33 +58,16 @@ pub enum Event {
     Woken,
 }
 
-#[derive(Debug)]
-struct Entry<S> {
-    source: S,
-    class: Class,
-    generation: u64,
-    /// In `order`.
-    queued: bool,
-    has_bell: bool,
-}
-
 /// Waits for many sources at once.
 #[derive(Debug)]
 pub struct Waiter<S: Source> {
-    /// By [`Token::index`]; never shrinks.
-    entries: Vec<Option<Entry<S>>>,
-    /// Free places in `entries`.
-    free: Vec<u32>,
-    /// Sources of class Control, which are looked at every time.
-    control: Vec<u32>,
-    generation: u64,
-    len: usize,
-    without_bell: usize,
-    order: Order,
+    sources: Sources<S>,
     timers: Timers,
     waker: Waker,
     /// A wake-up that is still to be reported.
     woken: bool,
+    /// A source was closed, and it is not known which.
+    nudged: bool,
     waiting: Waiting,
     prefers: Park,
     spin: Spin,
@@ -118,16 +100,11 @@ impl<S: Source> Waiter<S> {
         #[cfg(loom)]
         let waitv = true;
         Self {
-            entries: Vec::new(),
-            free: Vec::new(),
-            control: Vec::new(),
-            generation: 0,
-            len: 0,
-            without_bell: 0,
-            order: Order::default(),
+            sources: Sources::default(),
             timers: Timers::default(),
             waker: Waker::new(),
             woken: false,
+            nudged: false,
             waiting,
             prefers: Park::Futex,
             spin: Spin::default(),
@@ -148,35 +125,13 @@ impl<S: Source> Waiter<S> {
         }
         self.disarm();
         source.closer().tell(self.waker.clone());
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                self.entries.push(None);
-                self.entries.len() as u32 - 1
-            }
-        };
-        self.generation += 1;
-        let generation = self.generation;
-        let has_bell = source.bell().is_some();
-        self.without_bell += usize::from(!has_bell);
-        self.entries[index as usize] = Some(Entry {
-            source,
-            class,
-            generation,
-            queued: false,
-            has_bell,
-        });
-        if class == Class::Control {
-            self.control.push(index);
-        }
-        self.len += 1;
         self.until_look = 0;
-        Ok(Token { index, generation })
+        Ok(self.sources.insert(source, class))
     }
 
     /// Everything that can fail about taking `source`, before anything is changed; its bell is in the set after this.
     fn check(&mut self, source: &S) -> Result<(), WaitError> {
-        if self.len == SOURCES_MAX {
+        if self.len() == SOURCES_MAX {
             return Err(WaitError::TooMany { limit: SOURCES_MAX });
         }
         if source.parking() == Parking::NeverParks && self.waiting != Waiting::Busy {
@@ -184,9 +139,9 @@ impl<S: Source> Waiter<S> {
         }
         #[cfg(not(loom))]
         {
-            let must_ring = self.poll.is_some() || self.len + 1 > self.futex_max;
+            let must_ring = self.poll.is_some() || self.len() + 1 > self.futex_max;
             if must_ring && self.waiting != Waiting::Busy {
-                let deaf = self.without_bell + usize::from(source.bell().is_none());
+                let deaf = self.sources.deaf() + usize::from(source.bell().is_none());
                 if deaf > 0 {
                     return Err(WaitError::NoBell {
                         deaf,
@@ -196,7 +151,7 @@ impl<S: Source> Waiter<S> {
                 self.ensure_poll()?;
             }
             if let (Some(poll), Some(bell)) = (&self.poll, source.bell()) {
-                poll.add(bell)?;
+                poll.add(bell, u64::from(self.sources.next_index()))?;
             }
         }
         Ok(())
@@ -204,36 +159,26 @@ impl<S: Source> Waiter<S> {
 
     /// Gives a source back. `None`: there is none of this name any more.
     pub fn remove(&mut self, token: Token) -> Option<S> {
-        self.get(token)?;
         self.disarm();
-        let entry = self.entries[token.index as usize].take()?;
+        let source = self.sources.remove(token)?;
         #[cfg(not(loom))]
-        if let (Some(poll), Some(bell)) = (&self.poll, entry.source.bell()) {
+        if let (Some(poll), Some(bell)) = (&self.poll, source.bell()) {
             // Fails only if it is not in the set: a bell that was exchanged meanwhile.
             let gone = poll.remove(bell);
             debug_assert!(gone.is_ok(), "a source's bell changed: {gone:?}");
         }
-        entry.source.closer().forget(&self.waker);
-        if entry.queued {
-            self.order.remove(entry.class, token.index);
-        }
-        self.control.retain(|index| *index != token.index);
-        self.without_bell -= usize::from(!entry.has_bell);
-        self.free.push(token.index);
-        self.len -= 1;
-        Some(entry.source)
+        source.closer().forget(&self.waker);
+        Some(source)
     }
 
     /// The source of this name.
     pub fn get(&self, token: Token) -> Option<&S> {
-        let entry = self.entries.get(token.index as usize)?.as_ref()?;
-        (entry.generation == token.generation).then_some(&entry.source)
+        self.sources.get(token)
     }
 
     /// The source of this name, to take from it. Its bell must stay the same.
     pub fn get_mut(&mut self, token: Token) -> Option<&mut S> {
-        let entry = self.entries.get_mut(token.index as usize)?.as_mut()?;
-        (entry.generation == token.generation).then_some(&mut entry.source)
+        self.sources.get_mut(token)
     }
 
     /// How to sleep where both ways are open: on futexes unless this says otherwise.
@@ -244,11 +189,11 @@ impl<S: Source> Waiter<S> {
 
     /// How many sources it has.
     pub fn len(&self) -> usize {
-        self.len
+        self.sources.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Wakes this waiter from other threads.
@@ -282,7 +227,7 @@ impl<S: Source> Waiter<S> {
     /// sources.
     pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Event>, WaitError> {
         self.disarm();
-        if let Some(event) = self.take() {
+        if let Some(event) = self.take()? {
             return Ok(Some(event));
         }
         let start = Instant::now();
@@ -290,7 +235,7 @@ impl<S: Source> Waiter<S> {
         if timeout == Some(Duration::ZERO) {
             return Ok(None);
         }
-        if let Some(event) = self.spin(start, deadline) {
+        if let Some(event) = self.spin(start, deadline)? {
             return Ok(Some(event));
         }
         let mut now = Instant::now();
@@ -299,7 +244,7 @@ impl<S: Source> Waiter<S> {
                 return Ok(None);
             }
             let slept = self.sleep(deadline)?;
-            let event = self.take();
+            let event = self.take()?;
             if event.is_some() {
                 if slept && self.waiting == Waiting::Adaptive {
                     self.spin.slept(start.elapsed());
@@ -327,18 +272,10 @@ impl<S: Source> Waiter<S> {
             Some(Event::Ready(_)) => {}
             Some(other) => events.push(other),
         }
-        while let Some(other) = self.look() {
+        while let Some(other) = self.look()? {
             events.push(other);
         }
-        let entries = &self.entries;
-        events.extend(self.order.queued().filter_map(|index| {
-            let entry = entries[index as usize].as_ref()?;
-            let generation = entry.generation;
-            entry
-                .source
-                .is_ready()
-                .then_some(Event::Ready(Token { index, generation }))
-        }));
+        events.extend(self.sources.ready().map(Event::Ready));
         Ok(())
     }
 
@@ -351,14 +288,14 @@ impl<S: Source> Waiter<S> {
         if self.waiting == Waiting::Busy {
             return Err(WaitError::NeverParks);
         }
-        let until = self.timers.next_deadline();
-        let bells = self.len;
         self.poll_fd()?;
-        let poll = self.ensure_poll()?;
-        poll.clear(bells)?;
-        poll.set_timer(until)?;
+        // Whatever rings after this makes the descriptor readable.
+        self.listen()?;
+        let until = self.timers.next_deadline();
+        self.ensure_poll()?.set_timer(until)?;
         let due = until.is_some_and(|until| Instant::now() >= until);
-        if !due && !self.woken && self.arm_all(Park::Bell) {
+        let ready = due || self.woken || self.nudged || self.sources.ready().next().is_some();
+        if !ready && self.arm_all(Park::Bell) {
             return Ok(Armed::Asleep);
         }
         self.disarm();
@@ -368,9 +305,9 @@ impl<S: Source> Waiter<S> {
     /// What an event loop waits for after [`Self::arm`], level- or edge-triggered; it stays the same.
     #[cfg(not(loom))]
     pub fn poll_fd(&mut self) -> Result<BorrowedFd<'_>, WaitError> {
-        if self.without_bell > 0 {
+        if self.sources.deaf() > 0 {
             return Err(WaitError::NoBell {
-                deaf: self.without_bell,
+                deaf: self.sources.deaf(),
                 futexes: self.futex_max,
             });
         }
@@ -379,77 +316,70 @@ impl<S: Source> Waiter<S> {
     }
 
     /// What is due, without waiting.
-    fn take(&mut self) -> Option<Event> {
+    fn take(&mut self) -> Result<Option<Event>, WaitError> {
         if self.until_look > 0 {
             self.until_look -= 1;
-            if !self.control.is_empty() {
-                self.look_at_control();
-            }
-            if let Some(event) = self.turn() {
-                return Some(event);
+            self.sources.look_at_control();
+            if let Some(token) = self.sources.turn() {
+                return Ok(Some(Event::Ready(token)));
             }
         }
-        if let Some(event) = self.look() {
-            return Some(event);
+        if let Some(event) = self.look()? {
+            return Ok(Some(event));
         }
-        self.turn()
+        Ok(self.sources.turn().map(Event::Ready))
     }
 
     /// Looks at everything. Timers and wake-ups are taken at once, sources queue.
-    fn look(&mut self) -> Option<Event> {
+    fn look(&mut self) -> Result<Option<Event>, WaitError> {
         if self.waker.posted() {
+            self.nudged = true;
             self.woken |= self.waker.take().woken();
         }
-        if self.woken {
-            self.woken = false;
-            return Some(Event::Woken);
+        if std::mem::take(&mut self.nudged) || self.how() == Park::Futex {
+            // A nudge is from a source that was closed: no bell tells which.
+            self.sources.look_at_all();
+        } else {
+            self.listen()?;
+            self.sources.look_at_cold();
+        }
+        if std::mem::take(&mut self.woken) {
+            return Ok(Some(Event::Woken));
         }
         if !self.timers.is_empty()
             && let Some(expired) = self.timers.pop_due(Instant::now())
         {
-            return Some(Event::Timer(expired));
+            return Ok(Some(Event::Timer(expired)));
         }
         self.until_look = LOOK_EVERY;
-        self.look_at_sources();
-        None
+        Ok(None)
     }
 
-    /// Queues the sources that have become ready. Whether any is ready.
-    fn look_at_sources(&mut self) -> bool {
-        let mut any = false;
-        for (index, entry) in self.entries.iter_mut().enumerate() {
-            if let Some(entry) = entry {
-                any |= look_at(entry, index as u32, &mut self.order);
+    /// Looks at the sources whose bells have rung.
+    fn listen(&mut self) -> Result<(), WaitError> {
+        #[cfg(not(loom))]
+        if let Some(poll) = &mut self.poll {
+            for _ in 0..Poll::calls_for(self.sources.len()) {
+                let rung = poll.rung()?;
+                if rung.is_empty() {
+                    break;
+                }
+                for source in rung {
+                    self.sources.look_at(*source as u32);
+                }
             }
         }
-        any
-    }
-
-    fn look_at_control(&mut self) {
-        for index in &self.control {
-            if let Some(entry) = &mut self.entries[*index as usize] {
-                look_at(entry, *index, &mut self.order);
-            }
-        }
-    }
-
-    fn turn(&mut self) -> Option<Event> {
-        let entries = &mut self.entries;
-        let index = self.order.turn(|index| {
-            let Some(entry) = &mut entries[index as usize] else {
-                return false;
-            };
-            entry.queued = entry.source.is_ready();
-            entry.queued
-        })?;
-        let generation = self.entries[index as usize].as_ref()?.generation;
-        Some(Event::Ready(Token { index, generation }))
+        Ok(())
     }
 
     /// Looks for as long as the way of waiting says.
-    fn spin(&mut self, start: Instant, deadline: Option<Instant>) -> Option<Event> {
+    fn spin(
+        &mut self,
+        start: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Event>, WaitError> {
         let budget = match self.waiting {
-            Waiting::Blocking => return None,
+            Waiting::Blocking => return Ok(None),
             Waiting::Adaptive => Some(self.spin.budget()),
             Waiting::Busy => None,
         };
@@ -461,19 +391,26 @@ impl<S: Source> Waiter<S> {
             (a, b) => a.or(b),
         };
         if budget == Some(Duration::ZERO) {
-            return None;
+            return Ok(None);
         }
         loop {
+            // Not by their bells: asking the kernel takes longer than looking at memory.
             for _ in 0..LOOKS_PER_CLOCK {
-                self.until_look = 0;
-                let event = self.take();
-                if event.is_some() {
-                    return event;
+                if self.sources.look_at_all() || self.waker.posted() {
+                    break;
                 }
                 std::hint::spin_loop();
             }
+            if let Some(token) = self.sources.turn() {
+                return Ok(Some(Event::Ready(token)));
+            }
+            if (self.waker.posted() || !self.timers.is_empty())
+                && let Some(event) = self.look()?
+            {
+                return Ok(Some(event));
+            }
             if until.is_some_and(|until| Instant::now() >= until) {
-                return None;
+                return Ok(None);
             }
         }
     }
@@ -499,20 +436,18 @@ impl<S: Source> Waiter<S> {
         match how {
             Park::Futex => {
                 let (flag, asleep) = self.waker.futex();
-                let words = self.entries.iter().flatten().map(|entry| {
-                    let watch = entry.source.watch();
-                    (watch.word, watch.seen)
-                });
+                let words = self.sources.words();
                 futex::wait_any(words, flag, asleep, until);
             }
             Park::Bell => {
                 #[cfg(not(loom))]
                 {
-                    let bells = self.len;
-                    let poll = self.ensure_poll()?;
-                    poll.set_timer(until)?;
-                    poll.sleep()?;
-                    poll.clear(bells)?;
+                    self.ensure_poll()?.set_timer(until)?;
+                    if let Some(poll) = &mut self.poll {
+                        for source in poll.sleep()? {
+                            self.sources.look_at(*source as u32);
+                        }
+                    }
                 }
             }
         }
@@ -520,7 +455,8 @@ impl<S: Source> Waiter<S> {
     }
 
     fn how(&self) -> Park {
-        if self.len <= self.futex_max && (self.prefers == Park::Futex || self.without_bell > 0) {
+        if self.len() <= self.futex_max && (self.prefers == Park::Futex || self.sources.deaf() > 0)
+        {
             Park::Futex
         } else {
             Park::Bell
@@ -531,27 +467,26 @@ impl<S: Source> Waiter<S> {
     /// whatever becomes ready from now on wakes.
     fn arm_all(&mut self, how: Park) -> bool {
         self.armed = Some(how);
-        if !self.waker.park(how) {
-            return false;
-        }
-        let mut heavy = false;
-        for entry in self.entries.iter_mut().flatten() {
-            entry.source.arm(how);
-            heavy |= entry.source.parking() == Parking::Heavy;
-        }
-        barrier_for(heavy);
-        !self.look_at_sources()
+        self.waker.park(how) && self.sources.arm(how)
     }
 
+    /// Is awake. Sources that ring go on ringing.
     fn disarm(&mut self) {
-        if self.armed.take().is_some() {
-            for entry in self.entries.iter_mut().flatten() {
-                entry.source.disarm();
+        let Some(how) = self.armed.take() else {
+            return;
+        };
+        let posted = self.waker.take();
+        self.woken |= posted.woken();
+        self.nudged |= posted.any();
+        self.until_look = match how {
+            // Any of them may have woken us.
+            Park::Futex => {
+                self.sources.disarm();
+                0
             }
-            self.woken |= self.waker.take().woken();
-            // What woke us is looked for at once.
-            self.until_look = 0;
-        }
+            // Whose bell rang is queued.
+            Park::Bell => u32::from(!self.nudged),
+        };
     }
 
     #[cfg(not(loom))]
@@ -560,9 +495,9 @@ impl<S: Source> Waiter<S> {
             Some(poll) => poll,
             None => {
                 let (poll, ringer) = Poll::new()?;
-                for entry in self.entries.iter().flatten() {
-                    if let Some(bell) = entry.source.bell() {
-                        poll.add(bell)?;
+                for (index, source) in self.sources.iter() {
+                    if let Some(bell) = source.bell() {
+                        poll.add(bell, u64::from(index))?;
                     }
                 }
                 self.waker.set_bell(ringer);
@@ -575,18 +510,8 @@ impl<S: Source> Waiter<S> {
 
 impl<S: Source> Drop for Waiter<S> {
     fn drop(&mut self) {
-        for entry in self.entries.iter().flatten() {
-            entry.source.closer().forget(&self.waker);
+        for (_, source) in self.sources.iter() {
+            source.closer().forget(&self.waker);
         }
     }
-}
-
-/// Queues a source if it is ready and not queued. Whether it is ready.
-fn look_at<S: Source>(entry: &mut Entry<S>, index: u32, order: &mut Order) -> bool {
-    let ready = entry.source.is_ready();
-    if ready && !entry.queued {
-        entry.queued = true;
-        order.push(entry.class, index);
-    }
-    ready
 }

@@ -23,20 +23,26 @@ pub(crate) fn now_ns() -> u64 {
     1
 }
 
-/// When a wait ends. `None`: never, the time is beyond what the clock can say.
+/// When a wait ends, counted from the first look at the clock: a wait that is over before that never looks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline(Option<Instant>);
+pub(crate) struct Deadline {
+    timeout: Duration,
+    /// The inner `None`: never, the time is beyond what the clock can say.
+    at: Option<Option<Instant>>,
+}
 
 impl Deadline {
     pub fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
+        Self { timeout, at: None }
     }
 
-    pub fn passed(self) -> bool {
-        self.0.is_some_and(|at| Instant::now() >= at)
+    pub fn passed(&mut self) -> bool {
+        self.instant().is_some_and(|at| Instant::now() >= at)
     }
 
-    pub fn instant(self) -> Option<Instant> {
-        self.0
+    pub fn instant(&mut self) -> Option<Instant> {
+        *self
+            .at
+            .get_or_insert_with(|| Instant::now().checked_add(self.timeout))
     }
 }

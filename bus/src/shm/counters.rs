@@ -61,8 +61,10 @@ pub mod setup {
     pub const MANUAL_CREDIT: u64 = 8;
 }
 
-/// Every how many messages one carries a stamp; a power of two.
-pub const SAMPLE_EVERY: u64 = 64;
+/// Every how many messages one carries a stamp; a power of two. A stamp costs its message two looks at the
+/// clock and a cache line: so seldom that neither throughput nor the 99.9th percentile feels it. A lane also
+/// stamps each message that its consumer has to be woken for, so that slow ones are sampled too.
+pub const SAMPLE_EVERY: u64 = 1024;
 
 /// What a producer counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

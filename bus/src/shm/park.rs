@@ -81,6 +81,7 @@ impl Closer {
     }
 
     /// Why the lane is over; `None` while it is not.
+    #[inline]
     pub fn status(&self) -> Option<Status> {
         // SYNC: closed.
         match self.0.word.load(Ordering::Acquire) {

@@ -52,12 +52,6 @@ impl<W: Words> Own<W> {
         OwnLine(line_of(self.0.words(), line))
     }
 
-    /// Asks for a line in order to write it: takes it from the cache of the core that has it.
-    #[inline]
-    pub fn prefetch(&self, line: usize) {
-        prefetch::to_write(line_of(self.0.words(), line));
-    }
-
     pub fn len(&self) -> usize {
         self.0.words().len()
     }
@@ -73,12 +67,6 @@ impl<W: Words> Peers<W> {
     #[inline]
     pub(crate) fn line(&self, line: usize) -> &Line {
         line_of(self.0.words(), line)
-    }
-
-    /// Asks for a line in order to read it.
-    #[inline]
-    pub(crate) fn prefetch(&self, line: usize) {
-        prefetch::to_read(line_of(self.0.words(), line));
     }
 
     /// For waiting on, which needs no right to write.
@@ -108,35 +96,6 @@ impl OwnLine<'_> {
             return;
         }
         self.0[index].store(value, order);
-    }
-}
-
-/// Hints to the processor. They change nothing that a program can see but time.
-mod prefetch {
-    use super::Line;
-
-    #[inline]
-    pub(super) fn to_write(line: &Line) {
-        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
-        // SAFETY: prefetchw neither faults nor changes memory, registers or flags, whatever its operand;
-        // processors without it ignore it. (The intrinsic becomes a plain prefetch unless the whole crate is
-        // compiled for newer processors.)
-        unsafe {
-            std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
-        let _ = line;
-    }
-
-    #[inline]
-    pub(super) fn to_read(line: &Line) {
-        #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
-        // SAFETY: as above, for prefetcht0.
-        unsafe {
-            std::arch::asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
-        let _ = line;
     }
 }
 

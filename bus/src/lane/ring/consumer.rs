@@ -30,9 +30,6 @@ use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
 use crate::simd::crc32c;
 use crate::wait::{Bell, Park, Parking, Source, Watch};
 
-/// How many slots ahead to ask for the line: it is in the producer's cache.
-const AHEAD: u64 = 8;
-
 /// The receiving end. Dropping it tells the producer, and whoever else maps the page, how far it read.
 #[derive(Debug)]
 pub struct Consumer<D: Words, C: Words> {
@@ -53,6 +50,8 @@ pub struct Consumer<D: Words, C: Words> {
     drain_to: Option<u64>,
     look: Look,
     patience: Patience,
+    /// Since the last message: the producer may have put a stamp on the next one.
+    slept: bool,
     counts: Received,
     /// Where messages of more than one slot are put together; as long as the longest.
     scratch: Box<[u64]>,
@@ -78,7 +77,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
         Self::starting_at(data, cursor, closer, options, 0)
     }
 
-    pub(super) fn starting_at(
+    pub(in crate::lane) fn starting_at(
         data: D,
         cursor: C,
         closer: Closer,
@@ -113,6 +112,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             drain_to: None,
             look: Look::after(peers_setup),
             patience: Patience::new(options.waiting, own_setup),
+            slept: false,
             counts: Received::default(),
             bell: None,
             scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
@@ -264,8 +264,12 @@ impl<D: Words, C: Words> Consumer<D, C> {
             return 0;
         }
         self.publish();
-        let most = self.next.wrapping_add(self.capacity as u64);
-        let granted = slots.min(most.wrapping_sub(self.limit));
+        let lap = self.capacity as u64;
+        let most = self.next.wrapping_add(lap);
+        // A producer that took more than it was given has had that.
+        let open = most.wrapping_sub(self.limit).min(lap);
+        self.limit = most.wrapping_sub(open);
+        let granted = slots.min(open);
         if granted > 0 {
             self.limit = self.limit.wrapping_add(granted);
             // SYNC: limit. Pairs with the acquire load in `Producer::look_at_cursor`.
@@ -349,8 +353,6 @@ impl<D: Words, C: Words> Consumer<D, C> {
         };
         let words: [u64; INLINE_BYTES / 8] =
             std::array::from_fn(|at| line[INLINE + at].load(Ordering::Relaxed));
-        self.data
-            .prefetch(line_of(slot.wrapping_add(AHEAD), self.capacity));
         self.advance(1, len);
         Ok(take(Message {
             tag: head.tag(),
@@ -415,7 +417,8 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     #[inline]
     fn advance(&mut self, slots: u64, bytes: usize) {
-        if self.counts.messages.is_multiple_of(SAMPLE_EVERY) {
+        if self.counts.messages.is_multiple_of(SAMPLE_EVERY) || self.slept {
+            self.slept = false;
             self.sample();
         }
         self.next = self.next.wrapping_add(slots);
@@ -453,7 +456,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
     /// Waits until there is a message.
     #[cold]
     fn wait(&mut self, timeout: Duration) -> Result<(), RecvError> {
-        let deadline = Deadline::after(timeout);
+        let mut deadline = Deadline::after(timeout);
         let mut spin = self.patience.begin();
         let mut slept = Slept::No;
         loop {
@@ -551,6 +554,7 @@ impl<D: Words, C: Words> Source for Consumer<D, C> {
     }
 
     fn disarm(&mut self) {
+        self.slept = true;
         self.cursor
             .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
     }

@@ -212,7 +212,7 @@ pub fn format_data<D: Words>(
 }
 
 /// As [`format_data`], for a lane whose first slot has the number `first`.
-fn format_data_from<D: Words>(
+pub(in crate::lane) fn format_data_from<D: Words>(
     data: &D,
     capacity: usize,
     options: &SenderOptions,

@@ -27,12 +27,6 @@ use crate::shm::region::{LINE_WORDS, Own, OwnLine, Peers, Words};
 use crate::simd::crc32c;
 use crate::wait::{Park, Parking, Ringer, Source, Watch};
 
-/// How many slots ahead to ask for the line: it is in the consumer's cache.
-const AHEAD: u64 = 8;
-
-/// How long before a stamp is due its line is asked for: the consumer has it.
-const STAMP_SOON: u64 = SAMPLE_EVERY - 16;
-
 /// The sending end.
 #[derive(Debug)]
 pub struct Producer<D, C> {
@@ -73,7 +67,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         Self::starting_at(data, cursor, closer, options, 0)
     }
 
-    pub(super) fn starting_at(
+    pub(in crate::lane) fn starting_at(
         data: D,
         cursor: C,
         closer: Closer,
@@ -295,8 +289,6 @@ impl<D: Words, C: Words> Producer<D, C> {
             self.find_room(1)?;
         }
         self.stamp_if_due();
-        self.data
-            .prefetch(line_of(self.next.wrapping_add(AHEAD), self.capacity));
         let line = self.data.line(line_of(self.next, self.capacity));
         line.store(HEAD, Head::new(tag, 0, payload.len()).0, Ordering::Relaxed);
         write(line, INLINE, payload);
@@ -363,13 +355,15 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.counts.bytes = self.counts.bytes.wrapping_add(bytes);
     }
 
-    /// Of every so many messages, one says when it was sent.
+    /// Of every so many messages, one says when it was sent; so does one that the consumer has to be woken for,
+    /// which costs far more.
     #[inline]
     fn stamp_if_due(&self) {
-        match self.counts.messages % SAMPLE_EVERY {
-            0 => self.stamp(),
-            STAMP_SOON => self.data.prefetch(STAMP_WORD / LINE_WORDS),
-            _ => {}
+        if self.counts.messages.is_multiple_of(SAMPLE_EVERY)
+            || self.look != Look::Never
+                && self.cursor.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE
+        {
+            self.stamp();
         }
     }
 
@@ -505,7 +499,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         timeout: Duration,
         mut look: impl FnMut(&mut Self) -> Result<Option<R>, SendError>,
     ) -> Result<R, SendError> {
-        let deadline = Deadline::after(timeout);
+        let mut deadline = Deadline::after(timeout);
         let mut spin = self.patience.begin();
         let mut slept = Slept::No;
         loop {

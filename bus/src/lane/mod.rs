@@ -15,16 +15,27 @@
 //! | 16-63 | the first 48 bytes of payload | payload |
 //!
 //! A message of up to 48 bytes takes one slot, a longer one consecutive slots of 56 bytes more each, up
-//! to 65,535 bytes or the whole ring. Larger payloads go over the socket.
+//! to 65,535 bytes or the whole ring. Larger payloads go through an arena ([`crate::arena`]) or the socket. Of the
+//! flags, bit 7 (EXT) says that the inline bytes begin with a time stamp u64 (CLOCK_MONOTONIC, ns), a CRC-32C u32
+//! of the payload (0: none) and further flags u32; bit 6 that the payload is a reference into the arena. The
+//! first page of the data memory, and the cursor memory, are laid out as [`crate::shm::counters`] says.
+//!
+//! | each end settles, when it is set up | by |
+//! | --- | --- |
+//! | how it waits: busy, adaptive, blocking | both: [`SenderOptions`], [`ReceiverOptions`] |
+//! | what a full lane does to a message: block, drop-newest, disconnect | the sender |
+//! | what a message carries besides its tag: [`Extension`] | the sender |
+//! | who says how far the sender may go: [`Credit`] | the receiver |
 //!
 //! **Crash rule.** The sequence word of the head slot is written last, with release ordering: a message
 //! is whole or not there, wherever its producer was killed. **Hostile peers.** Everything read from the
 //! other side's memory is copied once, word by word, and then checked; the worst a peer can do is end its
-//! own lane.
+//! own lane. **Wake-ups.** The consumer publishes its position, says that it sleeps, and looks again; the producer
+//! commits, and looks whether somebody sleeps. Who pays for the fence between is in `shm::patience`.
 //!
 //! The protocol is in [`ring`] and uses no unsafe code; it runs on any [`crate::shm::region::Words`]: heap memory
-//! (tests, Miri) or sealed memfds. Waiting is in [`crate::shm::park`]. No allocation, lock or log after set-up,
-//! except that a receive grows the caller's buffer.
+//! (tests, Miri) or sealed memfds. The sleep is in [`crate::shm::park`]. No allocation, lock or log after set-up,
+//! except that a receive into a `Vec` may grow it. One thread at a time per end; no privilege.
 
 #[cfg(all(test, loom))]
 mod model;

@@ -2,8 +2,8 @@
 //!
 //! One always waits on a word that the *other* side writes (the next slot's sequence, or the cursor), so
 //! that the kernel's comparison sees the very store one waits for. The sleeper says that it sleeps in its
-//! own memory; the other side looks there after its store. Both put a full fence between their store and
-//! their load, so at least one sees the other: no wake-up is lost.
+//! own memory; the other side looks there after its store. Between store and look both have a full fence, or
+//! the sleeper issues one for both (`shm::patience`), so at least one sees the other: no wake-up is lost.
 //!
 //! A [`Closer`] is the second word of every wait: it ends the sleep when the daemon says that the other
 //! side has gone. A waiter on many channels does without those second words: it asks each closer to tell

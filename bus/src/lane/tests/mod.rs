@@ -22,6 +22,7 @@ use crate::shm::counters::{CAPACITY_WORD, SAMPLE_EVERY, setup};
 use crate::shm::memfd::{self, Mapping};
 use crate::shm::park::Closer;
 use crate::shm::region::{Heap, Words};
+use crate::simd::crc32c;
 use crate::view::View;
 
 const WATCHDOG: Duration = Duration::from_secs(30);

@@ -303,12 +303,7 @@ fn futexes(count: usize) -> (f64, f64) {
     let wait = |word: &AtomicU32, n: u32| {
         while word.load(Ordering::Acquire) != n {
             // Woken, or changed meanwhile: looks again in either case.
-            drop(futex::wait(
-                word,
-                futex::Flags::empty(),
-                n.wrapping_sub(1),
-                None,
-            ));
+            futex::wait(word, futex::Flags::empty(), n.wrapping_sub(1), None).unwrap_or_default();
         }
     };
     let say = |word: &AtomicU32, n| {
@@ -374,10 +369,13 @@ fn row(id: &str, mut values: Vec<f64>, unit: &str) {
     );
 }
 
+/// Takes one sample.
+type Measured = Box<dyn Fn() -> (f64, f64)>;
+
 /// Measures `floor` and each of `ours` in turn, and prints them and their ratios.
 fn compare(
     (floor, measure_floor): (&str, &dyn Fn() -> (f64, f64)),
-    ours: &[(String, Box<dyn Fn() -> (f64, f64)>)],
+    ours: &[(String, Measured)],
     parts: [&str; 2],
     unit: &str,
 ) {
@@ -418,7 +416,6 @@ fn main() {
     }
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let wanted = |group: &str| filter.as_deref().is_none_or(|filter| filter == group);
-    type Measured = Box<dyn Fn() -> (f64, f64)>;
     let both = |name: &str, measure: Measured| (name.to_owned(), measure);
     if wanted("oneway") {
         let ours = [

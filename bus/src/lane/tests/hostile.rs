@@ -121,6 +121,22 @@ proptest! {
     }
 }
 
+#[test]
+fn a_producer_that_took_more_than_it_was_granted_has_had_it() {
+    let options = Options::credit(Credit::Manual);
+    let (data, cursor) = memories(8, options);
+    let there = (data.clone(), cursor.clone());
+    let (_producer, mut consumer) = ends((data.clone(), cursor), there, options);
+    // Nothing was granted, and two are committed.
+    for slot in 0..2 {
+        let sequence = &data.words()[ring::line_of(slot, 8) * 8];
+        sequence.store(ring::committed(slot), Ordering::Relaxed);
+    }
+    assert_eq!(consumer.for_each(2, |_, _| ()), Ok(2));
+    assert_eq!(consumer.grant(u64::MAX), 8);
+    assert_eq!(consumer.grant(u64::MAX), 0);
+}
+
 /// Writes pseudo-random words into `memory` until told to stop, in another thread.
 fn scribbler(memory: Heap, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {

@@ -1,6 +1,7 @@
 //! What can be typed. Plain data: nothing here looks at the host.
 
 pub mod approvals;
+pub mod bus;
 pub mod tasks;
 pub mod units;
 pub mod upkeep;
@@ -94,6 +95,8 @@ pub enum LowVerb {
     Approvals(approvals::ApprovalsArgs),
     /// Hand in work for driven agents, and follow what becomes of it
     Tasks(tasks::TasksArgs),
+    /// See inside the bus, and talk with agents over it
+    Bus(bus::BusArgs),
     /// Work with agent units: declared agents that agentd starts and restarts
     Agents(units::UnitsArgs),
     /// Check and show configuration and units from their files; needs no daemon

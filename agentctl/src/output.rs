@@ -67,6 +67,7 @@ impl Style {
 pub struct Out {
     writer: io::BufWriter<io::Stdout>,
     pub colour: Colour,
+    terminal: bool,
 }
 
 impl Out {
@@ -74,9 +75,15 @@ impl Out {
         let stdout = io::stdout();
         let colour = Colour::of(&stdout);
         Self {
+            terminal: stdout.is_terminal(),
             writer: io::BufWriter::new(stdout),
             colour,
         }
+    }
+
+    /// Whether somebody looks at it.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// One line.
@@ -129,6 +136,8 @@ impl<T: Into<String>> From<T> for Cell {
 pub struct Table {
     heading: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
+    /// Columns of numbers, whose ends are one below the other.
+    right: Vec<usize>,
 }
 
 impl Table {
@@ -136,7 +145,15 @@ impl Table {
         Self {
             heading: heading.to_vec(),
             rows: Vec::new(),
+            right: Vec::new(),
         }
+    }
+
+    /// Aligns these columns at their right, as numbers are read.
+    #[must_use]
+    pub fn right(mut self, columns: &[usize]) -> Self {
+        self.right = columns.to_vec();
+        self
     }
 
     pub fn row(&mut self, cells: Vec<Cell>) {
@@ -160,25 +177,32 @@ impl Table {
             }
         }
         let heading = self.heading.iter().map(|h| Cell::styled(Style::Bold, *h));
-        let mut lines = vec![join(&heading.collect::<Vec<_>>(), &widths, colour)];
-        lines.extend(self.rows.iter().map(|row| join(row, &widths, colour)));
+        let mut lines = vec![self.join(&heading.collect::<Vec<_>>(), &widths, colour)];
+        lines.extend(self.rows.iter().map(|row| self.join(row, &widths, colour)));
         lines
     }
-}
 
-fn join(cells: &[Cell], widths: &[usize], colour: Colour) -> String {
-    let mut line = String::new();
-    for (i, (cell, width)) in cells.iter().zip(widths).enumerate() {
-        if i > 0 {
-            line.push_str("  ");
+    fn join(&self, cells: &[Cell], widths: &[usize], colour: Colour) -> String {
+        let mut line = String::new();
+        for (i, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            if i > 0 {
+                line.push_str("  ");
+            }
+            let blanks = std::iter::repeat_n(' ', width - columns(&cell.text));
+            let text = colour.paint(cell.style, &cell.text);
+            if self.right.contains(&i) {
+                line.extend(blanks);
+                line.push_str(&text);
+            } else {
+                line.push_str(&text);
+                if i + 1 < cells.len() {
+                    line.extend(blanks);
+                }
+            }
         }
-        line.push_str(&colour.paint(cell.style, &cell.text));
-        if i + 1 < cells.len() {
-            line.extend(std::iter::repeat_n(' ', width - columns(&cell.text)));
-        }
+        line.truncate(line.trim_end().len());
+        line
     }
-    line.truncate(line.trim_end().len());
-    line
 }
 
 /// Columns that a text takes. Wide East Asian characters take two.
@@ -283,6 +307,55 @@ pub fn grouped(n: u64) -> String {
     out
 }
 
+/// A count in at most four digits: 999, 9999, 12.3k, 4.5M.
+pub fn count(n: u64) -> String {
+    if n < 10_000 {
+        return n.to_string();
+    }
+    scaled(n as f64)
+}
+
+/// A rate in at most four digits: 0, 0.25, 7.5, 12.3k, 143M.
+pub fn per_second(rate: f64) -> String {
+    if rate == 0.0 {
+        return "0".to_owned();
+    }
+    if rate < 1000.0 {
+        let digits = 2_usize.saturating_sub(rate.max(1.0).log10() as usize);
+        let text = format!("{rate:.digits$}");
+        return match text.split_once('.') {
+            Some(_) => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+            None => text,
+        };
+    }
+    scaled(rate)
+}
+
+fn scaled(n: f64) -> String {
+    let units = [("G", 1e9), ("M", 1e6), ("k", 1e3)];
+    // What would round up to the next unit belongs to it.
+    let (unit, scale) = units
+        .into_iter()
+        .find(|(_, scale)| n >= scale * 0.9995)
+        .unwrap_or(("", 1.0));
+    let n = n / scale;
+    let digits = if n < 99.95 { 1 } else { 0 };
+    format!("{n:.digits$}{unit}")
+}
+
+/// A short time in its largest unit: 85 ns, 1.2 µs, 34 ms, 2.1 s.
+pub fn nanoseconds(ns: u64) -> String {
+    let (scale, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..999_950 => (1e3, "µs"),
+        999_950..999_950_000 => (1e6, "ms"),
+        _ => (1e9, "s"),
+    };
+    let n = ns as f64 / scale;
+    let digits = if n < 99.95 { 1 } else { 0 };
+    format!("{n:.digits$} {unit}")
+}
+
 /// A failure on stderr, for people or as one JSON object.
 pub fn print_failure(failure: &Failure, json: bool) {
     if json {
@@ -325,6 +398,17 @@ mod tests {
     }
 
     #[test]
+    fn numbers_end_below_one_another() {
+        let mut table = Table::new(&["N", "NAME"]).right(&[0]);
+        table.row(vec!["7".into(), "a".into()]);
+        table.row(vec!["123".into(), "b".into()]);
+        assert_eq!(
+            table.lines(Colour::Plain),
+            ["  N  NAME", "  7  a", "123  b"]
+        );
+    }
+
+    #[test]
     fn control_characters_are_shown_not_sent() {
         assert_eq!(visible("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(visible("héllo"), "héllo");
@@ -346,6 +430,19 @@ mod tests {
         assert_eq!(size(3 << 19), "1.5 MiB");
         assert_eq!(grouped(1_234_567), "1 234 567");
         assert_eq!(grouped(12), "12");
+        assert_eq!(count(9_999), "9999");
+        assert_eq!(count(12_345), "12.3k");
+        assert_eq!(count(143_200_000), "143M");
+        assert_eq!(count(999_999), "1.0M");
+        assert_eq!(per_second(0.0), "0");
+        assert_eq!(per_second(0.25), "0.25");
+        assert_eq!(per_second(7.5), "7.5");
+        assert_eq!(per_second(100.0), "100");
+        assert_eq!(per_second(123_456.0), "123k");
+        assert_eq!(nanoseconds(85), "85 ns");
+        assert_eq!(nanoseconds(1_250), "1.2 µs");
+        assert_eq!(nanoseconds(143_000_000), "143 ms");
+        assert_eq!(nanoseconds(999_999), "1.0 ms");
         assert_eq!(shorten("abcdef", 4), "abc…");
         assert_eq!(shorten("abcd", 4), "abcd");
     }

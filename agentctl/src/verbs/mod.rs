@@ -2,6 +2,7 @@
 
 mod agents;
 pub mod approvals;
+pub mod bus;
 mod completions;
 pub mod config;
 mod daemon;
@@ -59,6 +60,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Records { limit } => records::records(context, limit).await,
         Task::Approvals(task) => approvals::perform(context, task).await,
         Task::Tasks(task) => tasks::perform(context, task).await,
+        Task::Bus(task) => bus::perform(context, task).await,
         Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,

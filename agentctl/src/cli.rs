@@ -1,6 +1,7 @@
 //! What can be typed. Plain data: nothing here looks at the host.
 
 pub mod approvals;
+pub mod bench;
 pub mod bus;
 pub mod tasks;
 pub mod units;
@@ -97,6 +98,8 @@ pub enum LowVerb {
     Tasks(tasks::TasksArgs),
     /// See inside the bus, and talk with agents over it
     Bus(bus::BusArgs),
+    /// Put load on the bus of a running daemon, and check that nothing is lost
+    Bench(bench::BenchArgs),
     /// Work with agent units: declared agents that agentd starts and restarts
     Agents(units::UnitsArgs),
     /// Check and show configuration and units from their files; needs no daemon

@@ -8,7 +8,7 @@ use agentd_bus::router::MessageMeta;
 use agentd_storage::{Event, Fact, Message, MessageKind, Store};
 use uuid::Uuid;
 
-use crate::bus::MessageSink;
+use crate::bus::{MessageSink, is_users_name};
 use crate::daemon::Daemon;
 
 /// Records the metadata of every message.
@@ -43,7 +43,9 @@ impl MessageSink for BusRecord {
                 let from = Uuid::from_bytes(meta.from.0).into();
                 daemon.units.heard(&daemon, from, topic);
             }
-            let event = event_of(meta);
+            let Some(event) = event_of(meta) else {
+                return;
+            };
             if let Err(error) = self.store.record(event).await {
                 tracing::error!("a message is missing from the record: {error}");
             }
@@ -51,7 +53,20 @@ impl MessageSink for BusRecord {
     }
 }
 
-fn event_of(meta: MessageMeta) -> Event {
+/// A message belongs to its sender's launch. What a user says belongs to the launch that it was said to, and what it
+/// published to none: then there is no event.
+fn event_of(meta: MessageMeta) -> Option<Event> {
+    let by_user = is_users_name(&meta.from_name);
+    let launch = match &meta.to {
+        Some((to, _)) if by_user => *to,
+        None if by_user => return None,
+        _ => meta.from,
+    };
+    let to_launch = meta
+        .to
+        .as_ref()
+        .filter(|(to, name)| *to != launch && !is_users_name(name))
+        .map(|(to, _)| launch_of(to.0).into());
     let kind = match meta.kind {
         "request" => MessageKind::Request,
         "response" => MessageKind::Response,
@@ -67,7 +82,7 @@ fn event_of(meta: MessageMeta) -> Event {
         id: meta.seq.to_string(),
         from: meta.from_name,
         to,
-        to_launch: meta.to.map(|(id, _)| launch_of(id.0).into()),
+        to_launch,
         kind,
         subject: Some(meta.what)
             .filter(|what| !what.is_empty())
@@ -76,11 +91,11 @@ fn event_of(meta: MessageMeta) -> Event {
         bytes: meta.bytes.into(),
         outcome: meta.outcome.to_string(),
     };
-    Event {
-        launch: launch_of(meta.from.0).into(),
+    Some(Event {
+        launch: launch_of(launch.0).into(),
         at_ms: i64::try_from(meta.at_ns / 1_000_000).unwrap_or(i64::MAX),
         fact: Fact::Message(message),
-    }
+    })
 }
 
 /// A bus id is the launch's UUID.

@@ -137,7 +137,7 @@ impl BusPeer {
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
 pub struct BusChannel {
-    /// The bus's number for it; of a log, the same for all its readers.
+    /// The bus's number for it; each reader of a log has one of its own.
     pub id: u32,
     pub kind: ChannelKind,
     pub uid: u32,

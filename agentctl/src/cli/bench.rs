@@ -32,6 +32,16 @@ pub enum LowBenchVerb {
     /// Let many agents talk in all patterns at once, kill some, and check that nothing is lost, hangs or leaks
     #[command(after_long_help = STRESS_NOTES)]
     Stress(StressArgs),
+    /// Inside a sandbox: do what another agentctl orders
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// A JSON document
+    #[arg(value_name = "ORDERS")]
+    pub orders: String,
 }
 
 /// How both ends of a lane wait.

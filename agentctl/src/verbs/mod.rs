@@ -2,6 +2,7 @@
 
 mod agents;
 pub mod approvals;
+pub mod bench;
 pub mod bus;
 mod completions;
 pub mod config;
@@ -30,6 +31,7 @@ pub fn perform(invocation: Invocation) -> Result<u8, Failure> {
         } => policy::show(&context, &policy, &settings, plan_in.as_ref()),
         Task::PolicyLint { policies } => policy::lint(&context, &policies),
         Task::Completions(shell) => completions::print(shell),
+        Task::Bench(bench::Task::Agent(orders)) => bench::agent::perform(&orders),
         task => runtime()?.block_on(perform_async(&context, task)),
     }
 }
@@ -61,6 +63,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Approvals(task) => approvals::perform(context, task).await,
         Task::Tasks(task) => tasks::perform(context, task).await,
         Task::Bus(task) => bus::perform(context, task).await,
+        Task::Bench(task) => bench::perform(context, task).await,
         Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,

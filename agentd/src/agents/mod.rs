@@ -266,6 +266,11 @@ fn check_name(name: &str) -> Result<(), Error> {
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@'))
         && name.as_bytes()[0].is_ascii_alphanumeric();
+    if crate::bus::is_users_name(name) {
+        return Err(Error::InvalidArgument(format!(
+            "`{name}` is what you yourself are called on the bus; choose another name for the agent"
+        )));
+    }
     if fits {
         return Ok(());
     }

@@ -12,13 +12,17 @@ mod requests;
 mod rights;
 mod server;
 mod socket;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod types;
+mod user;
 
 pub use channels::ChannelInfo;
 pub use port::AgentPort;
 pub use record::{MessageSink, Unrecorded};
 pub use requests::{IncomingRequest, Requests};
 pub use server::{AttachError, BusServer};
+pub use tap::{Tap, TapFilter, Tapped};
 pub use types::{BusError, Inbox, Message, MessageKind, PeerInfo, Reply};
+pub use user::{Followed, Following, TopicMessage, USER_READER, UserPort, is_users_name};

@@ -16,7 +16,7 @@ use agentd_bus::frame::PeerId;
 use agentd_bus::message::Status;
 use agentd_bus::router::{
     AttachRefused, CloseReason, Closed, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now,
-    PeerSpec, Router,
+    PeerSpec, PeerStatus, Router,
 };
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
@@ -30,7 +30,9 @@ use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
 use super::rights::Rights;
 use super::socket;
+use super::tap::{Tap, TapFilter, Taps};
 use super::types::BusError;
+use super::user::Users;
 
 /// Why an agent can't be attached.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,8 @@ pub(super) struct Shared {
     /// Locked while the state still is, so that news of channels keeps its order.
     channels: Mutex<Channels>,
     record: Recorder,
+    taps: Arc<Taps>,
+    users: Users,
     epoch: Instant,
     timer: Arc<Notify>,
     _stop_timer: DropGuard,
@@ -111,6 +115,8 @@ impl BusServer {
             }),
             channels: Mutex::default(),
             record: Recorder::start(sink),
+            taps: Arc::default(),
+            users: Users::default(),
             epoch: Instant::now(),
             timer: timer.clone(),
             _stop_timer: stop.clone().drop_guard(),
@@ -213,6 +219,26 @@ impl BusServer {
         self.shared.lock().router.tier(peer_of(agent))
     }
 
+    /// Listens in on what the router does, from now on.
+    pub fn tap(&self, filter: TapFilter) -> Tap {
+        self.shared.taps.listen(filter)
+    }
+
+    /// Everybody on the bus, by user and name.
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shared.with(|router, now, _| router.peers(now))
+    }
+
+    /// Connections and open requests of everybody.
+    pub fn open(&self) -> (usize, usize) {
+        self.shared
+            .with(|router, _, _| (router.connections(), router.open_requests()))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Returns once the record has taken everything that was said so far.
     pub async fn flush(&self) {
         self.shared.record.flush().await;
@@ -233,6 +259,10 @@ impl Shared {
 
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    pub fn users(&self) -> &Users {
+        &self.users
     }
 
     pub fn now(&self) -> Now {
@@ -284,7 +314,8 @@ impl Shared {
             state.armed_ns = next;
             self.timer.notify_one();
         }
-        // Under the lock, so that the record has the router's order.
+        // Under the lock, so that the record and the taps have the router's order.
+        self.taps.offer(&fx.record);
         self.record.push(fx.record);
         if !fx.channels.is_empty() {
             let mut channels = self.channels();

@@ -6,8 +6,10 @@
 
 mod agent;
 mod approvals;
+mod bus;
 mod manager;
 mod polkit;
+mod seen;
 pub mod systembus;
 mod tasks;
 mod units;
@@ -25,6 +27,7 @@ use crate::agents::{Agent, Caller, Change};
 use crate::daemon::Daemon;
 use agent::AgentObject;
 use approvals::ApprovalsObject;
+use bus::BusObject;
 use manager::ManagerObject;
 use tasks::TasksObject;
 use units::UnitsObject;
@@ -162,6 +165,7 @@ impl Tree {
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UnitsObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UpkeepObject::new(Arc::clone(daemon), caller))
+            .serve_at(MANAGER_PATH, BusObject::new(Arc::clone(daemon), caller))
             .serve_at(
                 MANAGER_PATH,
                 ApprovalsObject::new(Arc::clone(daemon), caller),

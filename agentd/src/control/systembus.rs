@@ -425,6 +425,9 @@ fn action_of(call: &Message) -> Option<Action> {
         ("org.agentd1.Manager", "Find" | "Record") => Some(Action::ManageAgents),
         ("org.agentd1.Units", _) => Some(Action::ManageUnits),
         ("org.agentd1.Approvals", _) => Some(Action::DecideApprovals),
+        ("org.agentd1.Bus", "Send" | "Request" | "Revoke" | "Restore") => {
+            Some(Action::ManageAgents)
+        }
         ("org.agentd1.Agent" | "org.agentd1.Task" | "org.agentd1.Tasks", _) => {
             Some(Action::ManageAgents)
         }

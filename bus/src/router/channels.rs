@@ -187,6 +187,7 @@ impl<F: Descriptor> Router<F> {
         self.next_seq += 1;
         fx.record.push(MessageMeta {
             seq,
+            uid: Some(channel.uid),
             from: channel.from.0,
             from_name: channel.from.1.clone(),
             to: channel.to.clone(),

@@ -87,9 +87,10 @@ impl<F> Conn<F> {
         true
     }
 
-    /// Always succeeds, at the cost of the oldest.
-    pub fn push_droppable(&mut self, frame: Frame, limits: &Limits) {
+    /// Always succeeds, at the cost of the oldest; how many that were.
+    pub fn push_droppable(&mut self, frame: Frame, limits: &Limits) -> u64 {
         let bytes = frame.wire_len();
+        let lost_before = self.lost;
         while !self.droppable.is_empty()
             && (self.droppable.len() >= limits.out_frames
                 || self.droppable_bytes + bytes > limits.out_bytes)
@@ -101,6 +102,7 @@ impl<F> Conn<F> {
         }
         self.droppable_bytes += bytes;
         self.droppable.push_back(frame);
+        self.lost - lost_before
     }
 
     pub fn pull(&mut self) -> Option<Outgoing<F>> {

@@ -572,7 +572,10 @@ impl<F: Descriptor> Router<F> {
             if access.may_send(&peer.name) {
                 let mut copy = frame.clone();
                 copy.header.destination = *id;
-                receivers += u32::from(peer.accept_direct(&name, copy, &self.limits));
+                let taken = u32::from(peer.accept_direct(&name, copy, &self.limits));
+                peer.counters
+                    .count_received(taken.into(), frame.payload.len());
+                receivers += taken;
             }
         }
         Ok(receivers)
@@ -610,6 +613,7 @@ impl<F: Descriptor> Router<F> {
             .iter_mut()
             .filter(|(id, peer)| peer.uid == uid && **id != from)
         {
+            let before = receivers;
             if peer
                 .subscriptions
                 .iter()
@@ -629,19 +633,24 @@ impl<F: Descriptor> Router<F> {
                 {
                     let mut copy = frame.clone();
                     copy.header.destination = *id;
-                    conn.push_droppable(copy, &self.limits);
+                    peer.counters.dropped += conn.push_droppable(copy, &self.limits);
                     fx.wake.push(*conn_id);
                     receivers += 1;
                 }
             }
+            peer.counters
+                .count_received(u64::from(receivers - before), frame.payload.len());
         }
         receivers
     }
 
     fn push_droppable(&mut self, id: ConnId, frame: Frame, fx: &mut Effects<F>) {
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.push_droppable(frame, &self.limits);
+            let dropped = conn.push_droppable(frame, &self.limits);
             fx.wake.push(id);
+            if let Some(peer) = self.peers.get_mut(&conn.peer) {
+                peer.counters.dropped += dropped;
+            }
         }
     }
 
@@ -797,8 +806,13 @@ impl<F: Descriptor> Router<F> {
     ) {
         let seq = self.next_seq;
         self.next_seq += 1;
+        self.count(from, &to, kind, bytes, outcome, receivers);
+        // Both sides belong to one user; the one that has gone is not the only one that was there.
+        let there = to.as_ref().and_then(|(to, _)| self.peers.get(to));
+        let uid = self.peers.get(&from).or(there).map(|peer| peer.uid);
         fx.record.push(MessageMeta {
             seq,
+            uid,
             from,
             from_name: self.name_of(from),
             to,
@@ -811,6 +825,37 @@ impl<F: Descriptor> Router<F> {
             outcome,
             receivers,
         });
+    }
+
+    /// Counts a message for both its sides. Topic messages and broadcasts were counted where they were put in.
+    fn count(
+        &mut self,
+        from: PeerId,
+        to: &Option<(PeerId, String)>,
+        kind: &str,
+        bytes: u32,
+        outcome: Status,
+        receivers: u32,
+    ) {
+        let by_the_bus = outcome.is_bus_only();
+        if let Some(peer) = self.peers.get_mut(&from) {
+            match (by_the_bus, kind) {
+                (false, _) => {
+                    peer.counters.sent += 1;
+                    peer.counters.sent_bytes += u64::from(bytes);
+                }
+                // An answer that the bus gave in its place is nothing that it said.
+                (true, "response") => {}
+                (true, _) => peer.counters.refused += 1,
+            }
+        }
+        if let Some((to, _)) = to
+            && !by_the_bus
+            && receivers > 0
+            && let Some(peer) = self.peers.get_mut(to)
+        {
+            peer.counters.count_received(1, bytes as usize);
+        }
     }
 
     pub(super) fn push_out(&mut self, id: ConnId, out: Outgoing<F>, fx: &mut Effects<F>) -> bool {

@@ -67,6 +67,8 @@ pub enum CloseReason {
 pub struct MessageMeta {
     /// Counts up from 1 over the life of the router.
     pub seq: u64,
+    /// Whose agents they are; `None` if both have gone.
+    pub uid: Option<u32>,
     pub from: PeerId,
     pub from_name: String,
     /// The addressed agent; `None` for a topic. The name is empty if there is no such agent.

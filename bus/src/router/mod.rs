@@ -26,6 +26,7 @@ mod lanes;
 mod logs;
 mod peer;
 mod segments;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ use crate::topic::PEERS_TOPIC;
 pub use channels::{ChannelEvent, ChannelKind, ChannelOpened, Closed, Descriptor};
 pub use conn::{ConnId, Outgoing};
 pub use effects::{CloseReason, Effects, MessageMeta};
+pub use status::{PeerCounters, PeerStatus};
 
 use channels::Channel;
 use conn::Conn;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::access::Access;
 use crate::frame::Frame;
 
+use super::status::PeerCounters;
 use super::{ConnId, Limits, PeerSpec};
 
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(super) struct Peer {
     pub waiters: VecDeque<InboxWaiter>,
     /// Requests (by our correlation id) that no connection has taken yet, oldest first.
     pub waiting: VecDeque<u32>,
+    pub counters: PeerCounters,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,7 @@ impl Peer {
             subscriptions: Vec::new(),
             waiters: VecDeque::new(),
             waiting: VecDeque::new(),
+            counters: PeerCounters::default(),
         }
     }
 
@@ -78,11 +81,13 @@ impl Peer {
                 .position(|(_, old)| old.header.destination.is_bus())
             else {
                 self.lost += 1;
+                self.counters.dropped += 1;
                 return false;
             };
             if let Some((_, old)) = self.inbox.remove(oldest) {
                 self.inbox_bytes -= old.wire_len();
                 self.lost += 1;
+                self.counters.dropped += 1;
             }
         }
         self.inbox_bytes += frame.wire_len();

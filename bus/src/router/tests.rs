@@ -1162,3 +1162,33 @@ proptest! {
         prop_assert!(bus.router.conns.is_empty() && bus.router.names.is_empty() && bus.router.channels.is_empty());
     }
 }
+
+#[test]
+fn what_goes_through_the_router_is_counted_for_both_sides() {
+    let mut bus = Bus::new(tight());
+    let (a, b) = (bus.join(1, "a"), bus.join(2, "b"));
+    bus.event(a, kind::EVENT, id(2), "", b"12345");
+    let bytes = bus.fx.record.last().unwrap().bytes;
+    bus.event(a, kind::EVENT, id(9), "", b"nobody");
+    let subscribe = Control::Subscribe {
+        delivery: Delivery::Push,
+        pattern: "t.#",
+    };
+    bus.say(b, 3, subscribe);
+    bus.take(b);
+    // The connection holds 8; the two oldest go.
+    for _ in 0..10 {
+        bus.event(a, kind::EVENT, PeerId::BUS, "t.x", b"");
+    }
+    let peers = bus.router.peers(bus.now);
+    let [of_a, of_b] = &peers[..] else {
+        panic!("two peers: {peers:?}")
+    };
+    assert_eq!((of_a.name.as_str(), of_b.name.as_str()), ("a", "b"));
+    assert_eq!((of_a.counters.sent, of_a.counters.refused), (11, 1));
+    // "b joined" was said to nobody.
+    assert_eq!((of_b.counters.received, of_b.counters.dropped), (11, 2));
+    assert_eq!((of_b.queued, of_b.subscriptions), (1, 1));
+    assert!(of_b.counters.received_bytes > u64::from(bytes));
+    assert!(bus.fx.record.iter().all(|meta| meta.uid == Some(1000)));
+}

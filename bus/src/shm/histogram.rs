@@ -94,6 +94,14 @@ impl Latency {
         }
     }
 
+    /// Buckets that count something, ascending: the highest value that each holds, ns, and its count.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let counts = self.counts.iter().enumerate();
+        counts
+            .filter(|(_, count)| **count > 0)
+            .map(|(bucket, count)| (lowest_of(bucket + 1) - 1, *count))
+    }
+
     /// How many latencies were counted. A hostile writer may say anything, so this doesn't overflow.
     pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, n| sum.saturating_add(*n))
@@ -164,6 +172,16 @@ mod tests {
         latency.counts.fill(u64::MAX);
         assert_eq!(latency.count(), u64::MAX);
         assert!(latency.at_quantile(1.0).is_some());
+    }
+
+    #[test]
+    fn buckets_name_their_highest_value_and_leave_out_the_empty() {
+        let mut latency = Latency::default();
+        for ns in [3, 100, 100] {
+            latency.record(ns);
+        }
+        assert_eq!(latency.buckets().collect::<Vec<_>>(), [(3, 1), (103, 2)]);
+        assert_eq!(latency.at_quantile(1.0), Some(103));
     }
 
     #[test]

@@ -28,9 +28,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ),
     (
         "agentctl",
-        // The unit language is what `config check` needs without a daemon (ADR 0011).
+        // The unit language is what `config check` needs without a daemon (ADR 0011); the bus's client is for the agents
+        // of `bench`, which are agentctl itself (ADR 0017).
         &[
             "agentd-api",
+            "agentd-bus",
             "agentd-kernel",
             "agentd-orchestrator",
             "agentd-sandbox",

@@ -1,0 +1,236 @@
+//! The user on the bus: what `agentctl bus` publishes, sends, asks and follows.
+//!
+//! A user is a peer like an agent, with the right to everything within its uid, and on the bus only while something of
+//! it is under way: the first use attaches it, the last one's end detaches it. Who talks is [`USER_PEER`]; who follows is
+//! a second peer, [`USER_READER`], because nobody gets what it published itself. Both names are kept from agents.
+//!
+//! Which uid is the caller's business to check. Any thread of the daemon; waits only in the futures it returns.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agentd_api::bus::USER_PEER;
+use agentd_api::{AgentId, AgentIdentity};
+use agentd_bus::access::SameUser;
+use agentd_bus::frame::{Frame, PeerId, kind};
+use agentd_bus::message::{Control, Delivery, Event, Response, Status};
+use agentd_bus::router::{ConnId, ConnKind, PeerSpec};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::port::{AgentPort, left_the_bus, malformed};
+use super::server::{BusServer, ConnHandle};
+use super::types::BusError;
+
+/// The peer that follows topics for a user.
+pub const USER_READER: &str = "user.reader";
+
+/// Whether this name belongs to users, and so to no agent.
+pub fn is_users_name(name: &str) -> bool {
+    name == USER_PEER || name == USER_READER
+}
+
+/// A user's uid, and as which of its peers it is there.
+type Key = (u32, &'static str);
+
+/// A port, and how much of that user is under way.
+type InUse = (AgentPort, usize);
+
+/// The users that are on the bus.
+#[derive(Debug, Default)]
+pub(super) struct Users(Mutex<HashMap<Key, InUse>>);
+
+impl Users {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, InUse>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A user's place on the bus; the last one of a user to go takes the user off.
+#[derive(Debug)]
+pub struct UserPort {
+    bus: BusServer,
+    key: Key,
+    port: AgentPort,
+}
+
+impl UserPort {
+    /// What the user may do, as an agent that may do everything.
+    pub fn port(&self) -> &AgentPort {
+        &self.port
+    }
+}
+
+impl Drop for UserPort {
+    fn drop(&mut self) {
+        let mut users = self.bus.shared().users().lock();
+        if let Some((_, uses)) = users.get_mut(&self.key) {
+            *uses -= 1;
+            if *uses == 0
+                && let Some((port, _)) = users.remove(&self.key)
+            {
+                // Under the lock: whoever attaches the user anew finds the name free.
+                port.detach();
+            }
+        }
+    }
+}
+
+impl BusServer {
+    /// The user `uid`, to publish, send and ask.
+    pub fn user(&self, uid: u32) -> Result<UserPort, BusError> {
+        self.user_called(uid, USER_PEER)
+    }
+
+    /// Messages to topics that `pattern` covers, on the bus of user `uid`.
+    pub fn follow(&self, uid: u32, pattern: &str) -> Result<Following, BusError> {
+        Following::start(self.user_called(uid, USER_READER)?, pattern)
+    }
+
+    fn user_called(&self, uid: u32, name: &'static str) -> Result<UserPort, BusError> {
+        let shared = self.shared();
+        let key = (uid, name);
+        let mut users = shared.users().lock();
+        let port = match users.get_mut(&key) {
+            Some((port, uses)) => {
+                *uses += 1;
+                port.clone()
+            }
+            None => {
+                let identity = AgentIdentity::new(AgentId::new(), name, uid);
+                let spec = PeerSpec {
+                    id: PeerId(*identity.id.0.as_bytes()),
+                    uid,
+                    name: name.to_owned(),
+                    short: identity.short,
+                    access: Arc::new(SameUser),
+                };
+                shared
+                    .with(|router, now, fx| router.attach(spec, now, fx))
+                    .map_err(|refused| BusError::new(Status::FAILED, refused.to_string()))?;
+                let gone = CancellationToken::new();
+                let port = AgentPort::start(Arc::clone(shared), identity, gone);
+                users.insert(key, (port.clone(), 1));
+                port
+            }
+        };
+        drop(users);
+        Ok(UserPort {
+            bus: self.clone(),
+            key,
+            port,
+        })
+    }
+}
+
+/// A message to a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicMessage {
+    /// The publisher's name; empty if it has ended meanwhile.
+    pub from: String,
+    pub from_id: Uuid,
+    pub topic: String,
+    pub event_type: String,
+    pub priority: u8,
+    pub data: Vec<u8>,
+    /// Nanoseconds since the Unix epoch.
+    pub sent_ns: u64,
+}
+
+/// What a follower gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Followed {
+    Message(TopicMessage),
+    /// So many came faster than they were read, before what follows.
+    Lost(u64),
+}
+
+/// A subscription of a user; ends when dropped. The router bounds what waits for it.
+#[derive(Debug)]
+pub struct Following {
+    user: UserPort,
+    conn: ConnId,
+    handle: Arc<ConnHandle>,
+}
+
+impl Following {
+    fn start(user: UserPort, pattern: &str) -> Result<Self, BusError> {
+        let id = PeerId(*user.port.identity().id.0.as_bytes());
+        let shared = Arc::clone(user.bus.shared());
+        let (conn, handle) = shared
+            .connect(id, ConnKind::Port)
+            .map_err(|_| left_the_bus())?;
+        // From here on an early return disconnects.
+        let following = Self { user, conn, handle };
+        let subscribe = Control::Subscribe {
+            delivery: Delivery::Push,
+            pattern,
+        };
+        let payload = subscribe.encode().map_err(malformed)?;
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, 1, payload);
+        let answer = shared.with(|router, now, fx| {
+            router.frame(conn, frame, None, now, fx);
+            // An answer goes before any message.
+            router.pull(conn, fx)
+        });
+        let answer = answer.ok_or_else(left_the_bus)?;
+        let response = Response::parse(&answer.frame.payload).map_err(malformed)?;
+        if response.status != Status::OK {
+            return Err(BusError::new(response.status, response.error));
+        }
+        Ok(following)
+    }
+
+    /// The next message; `None` when the bus has ended. Cancel safe.
+    pub async fn next(&mut self) -> Option<Followed> {
+        loop {
+            let shared = self.user.bus.shared();
+            let pulled = shared.with(|router, _, fx| {
+                let frame = router.pull(self.conn, fx)?.frame;
+                let from = router.name(frame.header.source).unwrap_or_default();
+                Some((from.to_owned(), frame))
+            });
+            let Some((from, frame)) = pulled else {
+                tokio::select! {
+                    () = self.handle.wake.notified() => continue,
+                    () = self.handle.closing.notified() => return None,
+                }
+            };
+            match frame.kind() {
+                kind::COMMAND => {
+                    if let Ok(Control::Lost { count }) = Control::parse(&frame.payload) {
+                        return Some(Followed::Lost(count));
+                    }
+                }
+                bits if bits & kind::EVENT != 0 => {
+                    // The router let it through, so it parses.
+                    let Ok(event) = Event::parse(&frame.payload) else {
+                        continue;
+                    };
+                    let header = &frame.header;
+                    let from = if header.source.is_bus() {
+                        "agentd".to_owned()
+                    } else {
+                        from
+                    };
+                    return Some(Followed::Message(TopicMessage {
+                        from,
+                        from_id: Uuid::from_bytes(header.source.0),
+                        topic: event.topic.to_owned(),
+                        event_type: event.event_type.to_owned(),
+                        priority: event.priority,
+                        data: event.data.to_vec(),
+                        sent_ns: header.timestamp_ns.get(),
+                    }));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.user.bus.shared().disconnect(self.conn);
+    }
+}

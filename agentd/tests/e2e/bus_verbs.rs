@@ -6,6 +6,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -104,6 +105,15 @@ impl Drop for Stream {
     }
 }
 
+/// Says that a test's thread may end, however the test does.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_user_asks_sends_publishes_and_follows() {
     for mode in modes() {
@@ -197,10 +207,11 @@ fn a_tap_tells_who_sent_what_to_whom_and_never_the_contents() {
         let args = ["--json", "bus", "tap", "--agent", &talker.name, "-n", "3"];
         let mut tap = Stream::start(&daemon, uid, &args);
         // The tap stands when it shows one of the messages that are sent until then.
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = AtEnd(&done);
             scope.spawn(|| {
-                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                while !done.load(Ordering::Relaxed) {
                     run(
                         &daemon,
                         &["bus", "request", &talker.name, "twice", "secret"],
@@ -220,7 +231,6 @@ fn a_tap_tells_who_sent_what_to_whom_and_never_the_contents() {
                 kinds.iter().any(|kind| kind.as_deref() == Some("request")),
                 "{kinds:?}"
             );
-            drop(stop);
         });
     }
 }
@@ -346,10 +356,11 @@ fn users_see_neither_peers_nor_messages_nor_channels_of_one_another() {
     // Alice publishes all the time; Bob's tap hears only Bob.
     let args = ["--json", "bus", "tap", "-n", "1"];
     let mut tap = Stream::start(&daemon, BOB, &args);
-    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = AtEnd(&done);
         scope.spawn(|| {
-            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            while !done.load(Ordering::Relaxed) {
                 output(&mut daemon.agentctl_as(BOB, ["bus", "publish", "of.bob", "x"]));
             }
         });
@@ -358,7 +369,6 @@ fn users_see_neither_peers_nor_messages_nor_channels_of_one_another() {
             (&heard["uid"], &heard["topic"]),
             (&json!(BOB), &json!("of.bob"))
         );
-        drop(stop);
     });
     let (code, out, err) = text(&output(
         &mut daemon.agentctl_as(0, ["bus", "request", &first.name, "twice", "r"]),

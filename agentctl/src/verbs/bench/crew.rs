@@ -4,7 +4,7 @@
 //! standard streams come back as an attach socket. Reports are read from there by one task per agent. Whoever runs this
 //! must call [`Crew::end`]; should it be killed instead, the agents notice that nobody speaks to them any more, and end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub struct Crew<'a> {
     exe: PathBuf,
     lifetime: Duration,
     members: BTreeMap<Seat, Member>,
+    /// Those that have said all they had to say, and may end.
+    done: BTreeSet<Seat>,
     sender: mpsc::UnboundedSender<(Seat, Heard)>,
     receiver: mpsc::UnboundedReceiver<(Seat, Heard)>,
     launched: u64,
@@ -84,6 +86,7 @@ impl<'a> Crew<'a> {
             exe,
             lifetime,
             members: BTreeMap::new(),
+            done: BTreeSet::new(),
             sender,
             receiver,
             launched: 0,
@@ -126,6 +129,10 @@ impl<'a> Crew<'a> {
             .attach
             .ok_or_else(|| Failure::local(what(), "agentd gave no attach socket"))?
             .into();
+        #[expect(
+            deprecated,
+            reason = "its replacement is unsafe; an owned descriptor stays open for as long as it is owned"
+        )]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE)
             .map_err(|e| Failure::local(what(), e))?;
         let socket = std::sync::Arc::new(socket);
@@ -196,19 +203,32 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// As [`Self::hear`] for runs in which nobody may end, grumble or keep silent: each of that is the run's failure.
+    /// As [`Self::hear`] for runs in which nobody may grumble, keep silent, or end before it is done: each of that is
+    /// the run's failure.
     pub async fn report(&mut self, what: &str) -> Result<(Seat, Report), Failure> {
         let failed = |why: String| Failure::local(format!("can't finish the {what} bench"), why);
-        match self.hear(PATIENCE).await {
-            Some((_, Heard::Said(Report::Failed(why)))) => Err(failed(why)),
-            Some((seat, Heard::Said(report))) => Ok((seat, report)),
-            Some((_, Heard::Grumbled(text))) => Err(failed(text)),
-            Some((_, Heard::Ended)) => Err(failed("an agent ended in the middle".to_owned())),
-            None => Err(failed(format!(
-                "nothing was heard of the agents for {} s",
-                PATIENCE.as_secs()
-            ))
-            .try_next("agentctl bus top")),
+        loop {
+            match self.hear(PATIENCE).await {
+                Some((_, Heard::Said(Report::Failed(why)))) => return Err(failed(why)),
+                Some((seat, Heard::Said(report))) => {
+                    if report.is_last() {
+                        self.done.insert(seat);
+                    }
+                    return Ok((seat, report));
+                }
+                Some((seat, Heard::Ended)) if self.done.contains(&seat) => {}
+                Some((_, Heard::Grumbled(text))) => return Err(failed(text)),
+                Some((_, Heard::Ended)) => {
+                    return Err(failed("an agent ended in the middle".to_owned()));
+                }
+                None => {
+                    let why = format!(
+                        "nothing was heard of the agents for {} s",
+                        PATIENCE.as_secs()
+                    );
+                    return Err(failed(why).try_next("agentctl bus top"));
+                }
+            }
         }
     }
 

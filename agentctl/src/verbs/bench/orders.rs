@@ -116,6 +116,16 @@ pub enum Report {
     Failed(String),
 }
 
+impl Report {
+    /// Whether the agent has done all it was ordered to.
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Sent { .. } | Self::Received(_) | Self::Bounced(_) | Self::Mixed(_) => true,
+            Self::Ready | Self::Progress(_) | Self::Stopped(_) | Self::Failed(_) => false,
+        }
+    }
+}
+
 /// What came, and how late.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agentd_api::bus::{BusProxy, DaemonUsage};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::crew::{Crew, Heard, PATIENCE, Seat};

@@ -92,9 +92,9 @@ impl Commands {
         let (signs, watched) = channel();
         std::thread::spawn(move || {
             for line in std::io::stdin().lines().map_while(Result::ok) {
-                // The watcher lives as long as the process.
-                drop(signs.send(()));
-                if !line.is_empty() && sender.send(line).is_err() {
+                let listened =
+                    signs.send(()).is_ok() && (line.is_empty() || sender.send(line).is_ok());
+                if !listened {
                     return;
                 }
             }

@@ -356,6 +356,10 @@ impl Daemon {
             .await;
         agent.end(exit, unix_ms());
         self.agents.retire(agent);
+        // Its stdin, and with it what was kept for a successor of ours: nobody needs them for as long as the ended are
+        // listed. Aside, because somebody may still be writing.
+        let input = agent.input.clone();
+        tokio::spawn(async move { drop(input.take_feed().await) });
     }
 
     /// Removes the status file of an agent whose end is on record.

@@ -152,15 +152,29 @@ pub struct Sent {
     pub complete: bool,
 }
 
+impl Sent {
+    pub fn is_log(&self) -> bool {
+        self.key as u32 >= LOGS_FROM
+    }
+}
+
 /// One lane or log of a stress run, at one receiver.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Got {
     pub key: u64,
+    /// Number of the first message: a log may have been written to before.
+    pub first: u64,
     pub messages: u64,
     pub missing: u64,
+    /// Of a lossy log: how many the reader was told that it lost.
+    pub told: u64,
     pub broken: u64,
+    /// Nothing may be missing.
+    pub reliable: bool,
     /// It was read to its end.
     pub complete: bool,
+    /// The reader was too slow for its writer, and was told so.
+    pub cut_off: bool,
 }
 
 /// The rest of what a stress agent saw.
@@ -187,6 +201,9 @@ pub struct MixedReport {
 pub fn key(slot: u32, generation: u32, serial: u32) -> u64 {
     u64::from(slot) << 48 | u64::from(generation & 0xffff) << 32 | u64::from(serial)
 }
+
+/// Serial numbers of logs begin here, those of lanes below.
+pub const LOGS_FROM: u32 = 1 << 30;
 
 /// Of a [`key`].
 pub fn slot_of(key: u64) -> u32 {

@@ -63,6 +63,11 @@ pub async fn stress(context: &Context, request: &StressRequest) -> Result<u8, Fa
                 "messages": books.lane_messages,
                 "compared": books.compared,
             },
+            "logs": {
+                "readers": books.logs,
+                "messages": books.log_messages,
+                "cut_off": books.cut_off,
+            },
             "requests": {
                 "made": books.rest.requests,
                 "answered": books.rest.answered,
@@ -139,6 +144,10 @@ struct Books {
     lane_messages: u64,
     /// Lanes of which both sides reported.
     compared: u64,
+    logs: u64,
+    log_messages: u64,
+    /// Readers of logs that were cut off, and told.
+    cut_off: u64,
     /// Messages that were sent over a lane whose two sides live, and did not come.
     lost: u64,
     broken: u64,
@@ -164,6 +173,7 @@ impl Books {
     /// Joins what senders and receivers say.
     fn balance(&mut self, sent: &BTreeMap<Seat, Vec<Sent>>, reports: BTreeMap<Seat, MixedReport>) {
         let mut got: BTreeMap<u64, Got> = BTreeMap::new();
+        let mut reliable: Vec<Got> = Vec::new();
         for report in reports.into_values() {
             for lane in report.lanes {
                 self.lanes += 1;
@@ -172,6 +182,20 @@ impl Books {
                 self.broken += lane.broken;
                 self.hangs += u64::from(!lane.complete);
                 got.insert(lane.key, lane);
+            }
+            for log in report.logs {
+                self.logs += 1;
+                self.log_messages += log.messages;
+                self.rest.told_lost += log.told;
+                // A reliable reader misses nothing; a lossy one nothing without a word.
+                let allowed = if log.reliable { 0 } else { log.told };
+                self.lost += log.missing.saturating_sub(allowed);
+                self.broken += log.broken;
+                self.cut_off += u64::from(log.cut_off);
+                self.hangs += u64::from(!log.complete && !log.cut_off);
+                if log.reliable && log.complete {
+                    reliable.push(log);
+                }
             }
             let rest = &mut self.rest;
             rest.requests += report.requests;
@@ -186,7 +210,15 @@ impl Books {
             rest.told_lost += report.told_lost;
             rest.broken += report.broken;
         }
-        for lane in sent.values().flatten().filter(|lane| lane.complete) {
+        let all: BTreeMap<u64, &Sent> = sent.values().flatten().map(|s| (s.key, s)).collect();
+        let complete = |key: u64| all.get(&key).filter(|sent| sent.complete);
+        for log in reliable {
+            if let Some(sent) = complete(log.key) {
+                let reached = log.first + log.messages + log.missing;
+                self.lost += sent.messages.saturating_sub(reached);
+            }
+        }
+        for lane in all.values().filter(|sent| sent.complete && !sent.is_log()) {
             self.compared += 1;
             let came = got
                 .get(&lane.key)
@@ -214,7 +246,8 @@ impl Books {
 
     fn rate(&self) -> f64 {
         let routed = self.rest.followed + self.rest.answered * 2;
-        (self.lane_messages + routed) as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        (self.lane_messages + self.log_messages + routed) as f64
+            / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     fn print(
@@ -240,13 +273,19 @@ impl Books {
             self.compared
         ))?;
         out.line(format!(
+            "logs      {} messages to {} readers, {} of them cut off",
+            grouped(self.log_messages),
+            self.logs,
+            self.cut_off
+        ))?;
+        out.line(format!(
             "requests  {} made, {} answered, {} refused or broken off",
             grouped(rest.requests),
             grouped(rest.answered),
             grouped(rest.failed)
         ))?;
         out.line(format!(
-            "topics    {} published, {} received, {} dropped and told",
+            "topics    {} published, {} received; {} dropped and told, those of logs included",
             grouped(rest.published),
             grouped(rest.followed),
             grouped(rest.told_lost)
@@ -432,7 +471,7 @@ fn pause(chance: &mut Chance, agents: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verbs::bench::orders::key;
+    use crate::verbs::bench::orders::{LOGS_FROM, key};
 
     fn sent(messages: u64, complete: bool) -> BTreeMap<Seat, Vec<Sent>> {
         let lane = Sent {
@@ -449,8 +488,9 @@ mod tests {
             key: key(0, 0, 1),
             messages,
             missing,
-            broken: 0,
+            reliable: true,
             complete: true,
+            ..Got::default()
         };
         let report = MixedReport {
             lanes: vec![lane],
@@ -483,6 +523,41 @@ mod tests {
         assert!(lost(&sent(10, false), BTreeMap::new()).is_clean());
         assert!(lost(&BTreeMap::new(), got(7, 0)).is_clean());
         assert_eq!(lost(&BTreeMap::new(), got(7, 1)).lost, 1, "but no gaps");
+    }
+
+    #[test]
+    fn a_reliable_log_may_miss_nothing_a_lossy_one_nothing_untold() {
+        let log = |reliable, first, missing, told| {
+            let got = Got {
+                key: key(0, 0, LOGS_FROM),
+                first,
+                messages: 5,
+                missing,
+                told,
+                reliable,
+                complete: true,
+                ..Got::default()
+            };
+            let report = MixedReport {
+                logs: vec![got],
+                ..MixedReport::default()
+            };
+            BTreeMap::from([((1, 0), report)])
+        };
+        let writer = |messages| {
+            let sent = Sent {
+                key: key(0, 0, LOGS_FROM),
+                to: 0,
+                messages,
+                complete: true,
+            };
+            BTreeMap::from([((0, 0), vec![sent])])
+        };
+        assert!(lost(&writer(8), log(true, 3, 0, 0)).is_clean(), "came late");
+        assert_eq!(lost(&writer(9), log(true, 3, 0, 0)).lost, 1, "at the end");
+        assert_eq!(lost(&writer(8), log(true, 2, 1, 1)).lost, 1, "told or not");
+        assert!(lost(&writer(8), log(false, 0, 3, 3)).is_clean());
+        assert_eq!(lost(&writer(8), log(false, 0, 3, 2)).lost, 1);
     }
 
     #[test]

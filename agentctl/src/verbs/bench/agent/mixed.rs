@@ -12,7 +12,7 @@ use agentd_bus::client::{Client, ClientError, LaneReceiver, Received};
 use agentd_bus::lane::ring::{RecvError, SendError};
 use agentd_bus::message::{Event, Status};
 
-use super::{Checker, Commands, Done, SLOTS, WATCHDOG, connect, say, tag};
+use super::{Checker, Commands, Done, WATCHDOG, accept, connect, lane_options, logs, say, tag};
 use crate::verbs::bench::orders::{
     Chance, END, GO, Got, HEAD, Mixed, MixedReport, Report, STOP, Sent, check, fill, generation_of,
     key, slot_of,
@@ -24,7 +24,7 @@ const BETWEEN_BURSTS: Duration = Duration::from_millis(5);
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 const BETWEEN_EVENTS: Duration = Duration::from_millis(25);
 /// Looks at whether it is over, in waits that nothing else ends.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests taken at a time.
 const WINDOW: u32 = 8;
@@ -34,25 +34,27 @@ const TYPE: &str = "bench";
 const TOPICS: u32 = 8;
 
 /// What the threads of one agent share.
-struct Shared<'a> {
-    orders: &'a Mixed,
-    client: Client,
+pub(super) struct Shared<'a> {
+    pub orders: &'a Mixed,
+    pub client: Client,
     /// Begin nothing more.
     stopping: AtomicBool,
     /// Receive nothing more either.
     over: AtomicBool,
-    sent: Mutex<Vec<Sent>>,
+    pub sent: Mutex<Vec<Sent>>,
     got: Mutex<Vec<Got>>,
+    /// Of logs.
+    pub read: Mutex<Vec<Got>>,
     report: Mutex<MixedReport>,
     served: AtomicU64,
 }
 
 impl Shared<'_> {
-    fn is_stopping(&self) -> bool {
+    pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
@@ -61,7 +63,7 @@ impl Shared<'_> {
     }
 }
 
-fn locked<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn locked<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -74,6 +76,7 @@ pub fn run(commands: &Commands, orders: &Mixed) -> Done {
         over: AtomicBool::new(false),
         sent: Mutex::default(),
         got: Mutex::default(),
+        read: Mutex::default(),
         report: Mutex::default(),
         served: AtomicU64::new(0),
     };
@@ -91,6 +94,7 @@ pub fn run(commands: &Commands, orders: &Mixed) -> Done {
         .client
         .subscribe(&topic)
         .map_err(failed("can't follow a topic"))?;
+    let followed = logs::follow(&shared.client, orders)?;
     say(&Report::Ready);
     commands.expect(GO)?;
     std::thread::scope(|scope| {
@@ -107,11 +111,16 @@ pub fn run(commands: &Commands, orders: &Mixed) -> Done {
         });
         let asker = scope.spawn(move || ask(shared));
         let publisher = scope.spawn(move || publish(shared));
+        let writer = scope.spawn(move || logs::write(shared));
+        let readers: Vec<_> = followed
+            .into_iter()
+            .map(|followed| scope.spawn(move || followed.read_all(shared)))
+            .collect();
         let acceptor = scope.spawn(move || {
             std::thread::scope(|lanes| {
                 while !shared.is_over() {
                     if let Ok(Some(offer)) = offers.next(LOOK)
-                        && let Ok(lane) = offer.accept()
+                        && let Ok(lane) = accept(offer, shared.orders.mode)
                     {
                         lanes.spawn(move || receive(shared, lane));
                     }
@@ -138,16 +147,21 @@ pub fn run(commands: &Commands, orders: &Mixed) -> Done {
         }
         asker.join().map_err(panicked)?;
         publisher.join().map_err(panicked)?;
+        writer.join().map_err(panicked)?;
         say(&Report::Stopped(std::mem::take(&mut *locked(&shared.sent))));
         let ended = stopped.and_then(|()| wait_for(commands, END));
         shared.over.store(true, Ordering::Relaxed);
         acceptor.join().map_err(panicked)?;
         server.join().map_err(panicked)?;
         follower.join().map_err(panicked)?;
+        for reader in readers {
+            reader.join().map_err(panicked)?;
+        }
         ended
     })?;
     let mut report = std::mem::take(&mut *locked(&shared.report));
     report.lanes = std::mem::take(&mut *locked(&shared.got));
+    report.logs = std::mem::take(&mut *locked(&shared.read));
     report.served = shared.served.load(Ordering::Relaxed);
     say(&Report::Mixed(Box::new(report)));
     Ok(())
@@ -169,7 +183,7 @@ fn send_lanes(shared: &Shared<'_>, to: u32, distance: u32) {
     let mut message = vec![0; orders.size.max(HEAD)];
     let mut serial = distance << 16;
     while !shared.is_stopping() {
-        let Ok(mut lane) = shared.client.open_lane(&name, SLOTS) else {
+        let Ok(mut lane) = shared.client.open_lane(&name, lane_options(orders.mode)) else {
             // Killed, and its successor is not there yet.
             std::thread::sleep(LOOK);
             continue;
@@ -236,7 +250,9 @@ fn receive(shared: &Shared<'_>, mut lane: LaneReceiver) {
             messages: checker.got.messages,
             missing: checker.got.missing,
             broken: checker.got.broken,
+            reliable: true,
             complete,
+            ..Got::default()
         });
     }
 }

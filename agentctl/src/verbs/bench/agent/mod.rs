@@ -6,15 +6,17 @@
 //! whoever launched it is dead.
 
 mod flow;
+mod logs;
 mod mixed;
 
 use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use agentd_bus::client::{Client, LaneOffers, LaneReceiver, LaneSender};
+use agentd_bus::channel::{Tag, Waiting};
+use agentd_bus::client::{Client, LaneOffer, LaneOffers, LaneOptions, LaneReceiver, LaneSender};
 use agentd_bus::frame::kind;
-use agentd_bus::lane::ring::Tag;
+use agentd_bus::lane::ReceiverOptions;
 
 use super::figures::Latencies;
 use super::orders::{self, HEAD, Mode, Orders, Received, Report};
@@ -131,11 +133,27 @@ fn connect() -> Done<Client> {
     Client::connect().map_err(|e| format!("can't reach the bus: {e}"))
 }
 
+fn waiting(mode: Mode) -> Waiting {
+    match mode {
+        Mode::Busy => Waiting::Busy,
+        Mode::Adaptive => Waiting::Adaptive,
+        Mode::Blocking => Waiting::Blocking,
+    }
+}
+
+/// How lanes are opened here.
+fn lane_options(mode: Mode) -> LaneOptions {
+    LaneOptions {
+        waiting: waiting(mode),
+        ..LaneOptions::with_slots(SLOTS)
+    }
+}
+
 /// A lane to `to`, which may have to get ready first.
-fn open_lane(client: &Client, to: &str, _mode: Mode) -> Done<LaneSender> {
+fn open_lane(client: &Client, to: &str, mode: Mode) -> Done<LaneSender> {
     let end = Instant::now() + WATCHDOG;
     loop {
-        match client.open_lane(to, SLOTS) {
+        match client.open_lane(to, lane_options(mode)) {
             Ok(lane) => return Ok(lane),
             Err(e) if Instant::now() > end => return Err(format!("no lane to {to}: {e}")),
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
@@ -152,6 +170,15 @@ fn take_lane(offers: &LaneOffers, _mode: Mode) -> Done<LaneReceiver> {
         Ok(None) => Err("nobody offered a lane".to_owned()),
         Err(e) => Err(format!("can't wait for lanes: {e}")),
     }
+}
+
+fn accept(offer: LaneOffer, mode: Mode) -> Done<LaneReceiver> {
+    let options = ReceiverOptions {
+        waiting: waiting(mode),
+        ..ReceiverOptions::default()
+    };
+    let taken = offer.accept_with(options);
+    taken.map_err(|e| format!("can't take a lane: {e}"))
 }
 
 /// Of a message that is nothing in particular.

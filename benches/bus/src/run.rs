@@ -11,7 +11,7 @@ use bench_kit::measure::{Sample, Shape, Task, sample};
 
 use crate::cells::{Cell, Figure, Who, Work};
 use crate::floor::{memcpy, pingpong, ring};
-use crate::ours::{lane, log};
+use crate::ours::{arena, lane, log};
 use crate::peers::{nats, redis, unix};
 
 /// How much to measure.
@@ -147,7 +147,8 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
         Who::Nats => sample::<nats::Nats>(&task),
         Who::Redis => sample::<redis::Redis>(&task),
         Who::Memcpy => sample::<memcpy::Memcpy>(&task),
-        Who::Arena | Who::Log => bail!("there is no such measurement"),
+        Who::Arena => sample::<arena::Arena>(&task),
+        Who::Log => bail!("there is no such measurement"),
     }
 }
 

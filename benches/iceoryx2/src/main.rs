@@ -4,6 +4,7 @@
 //! payload is of a fixed type, written into the loaned sample and read in place, with no copy by the receiver. Busy is a
 //! loop around `receive`; blocking is one `notify` per message and `blocking_wait` on the listener.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,6 +21,7 @@ use iceoryx2::prelude::*;
 const BUFFER: usize = 1024;
 
 struct Iceoryx<const N: usize> {
+    files: Files,
     name: String,
     waiting: Waiting,
 }
@@ -37,8 +39,9 @@ struct In<const N: usize> {
 }
 
 impl<const N: usize> Iceoryx<N> {
-    fn node() -> Result<Node<ipc::Service>> {
+    fn node(&self) -> Result<Node<ipc::Service>> {
         NodeBuilder::new()
+            .config(&self.files.config()?)
             .signal_handling_mode(SignalHandlingMode::Disabled)
             .create::<ipc::Service>()
             .map_err(|error| anyhow!("make a node: {error:?}"))
@@ -83,13 +86,14 @@ impl<const N: usize> Transport for Iceoryx<N> {
     fn prepare(setup: &Setup) -> Result<Self> {
         set_log_level(LogLevel::Error);
         Ok(Self {
+            files: Files::of_this_process(),
             name: setup.name.clone(),
             waiting: setup.waiting,
         })
     }
 
     fn receiver(&self) -> Result<In<N>> {
-        let node = Self::node()?;
+        let node = self.node()?;
         let subscriber = self
             .service(&node)?
             .subscriber_builder()
@@ -113,7 +117,7 @@ impl<const N: usize> Transport for Iceoryx<N> {
     }
 
     fn sender(&self) -> Result<Out<N>> {
-        let node = Self::node()?;
+        let node = self.node()?;
         let publisher = self
             .service(&node)?
             .publisher_builder()
@@ -181,13 +185,62 @@ impl<const N: usize> Receiver for In<N> {
     }
 }
 
+/// Where iceoryx2 keeps its files; it leaves some behind, and this removes them.
+#[derive(Clone, Debug)]
+struct Files {
+    root: PathBuf,
+    prefix: String,
+}
+
+impl Files {
+    /// Those of this process and the two that it forks.
+    fn of_this_process() -> Self {
+        let prefix = format!("bench-iceoryx2-{}-", std::process::id());
+        Self {
+            root: std::env::temp_dir().join(&prefix),
+            prefix,
+        }
+    }
+
+    fn config(&self) -> Result<Config> {
+        let mut config = Config::default();
+        let root = Path::new(self.root.as_os_str().as_encoded_bytes());
+        config
+            .global
+            .set_root_path(&root.map_err(|error| anyhow!("{:?}: {error:?}", self.root))?);
+        let prefix = FileName::new(self.prefix.as_bytes());
+        config.global.prefix = prefix.map_err(|error| anyhow!("{}: {error:?}", self.prefix))?;
+        Ok(config)
+    }
+
+    fn remove(&self) -> Result<()> {
+        if self.root.exists() {
+            std::fs::remove_dir_all(&self.root).context("remove iceoryx2's files")?;
+        }
+        for entry in std::fs::read_dir("/dev/shm").context("list /dev/shm")? {
+            let entry = entry.context("list /dev/shm")?;
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(self.prefix.as_bytes()) {
+                std::fs::remove_file(entry.path()).context("remove iceoryx2's memory")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     extra::serve(|task: &Task| -> Result<Sample> {
-        match task.bytes {
-            48 => sample::<Iceoryx<48>>(task),
-            64 => sample::<Iceoryx<64>>(task),
-            4096 => sample::<Iceoryx<4096>>(task),
-            bytes => bail!("there is no payload type of {bytes} bytes; 48, 64 and 4096 there are"),
-        }
+        let taken = take(task);
+        Files::of_this_process().remove()?;
+        taken
     })
+}
+
+fn take(task: &Task) -> Result<Sample> {
+    match task.bytes {
+        48 => sample::<Iceoryx<48>>(task),
+        64 => sample::<Iceoryx<64>>(task),
+        4096 => sample::<Iceoryx<4096>>(task),
+        bytes => bail!("there is no payload type of {bytes} bytes; 48, 64 and 4096 there are"),
+    }
 }

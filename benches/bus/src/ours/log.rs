@@ -103,6 +103,7 @@ fn produce(
             time: FOREVER,
             ..Hold::default()
         },
+        ..WriterOptions::default()
     };
     let mut writer = Writer::new(memory, Closer::default(), options)?;
     for (id, (_, cursor)) in (0..).zip(cursors) {

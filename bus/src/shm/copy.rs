@@ -33,7 +33,7 @@ impl<W: Words> Own<W> {
     /// Puts `bytes` at word `at` and after. What is behind them in their last word is undefined.
     pub(crate) fn copy_in(&self, at: usize, bytes: &[u8], stores: Stores) {
         let words = &self.0.words()[at..at + bytes.len().div_ceil(8)];
-        #[cfg(all(test, not(loom)))]
+        #[cfg(all(any(test, feature = "crash-points"), not(loom)))]
         let bytes = {
             // A crash can come between any two lines.
             let lines = bytes.len().div_ceil(64);

@@ -35,7 +35,7 @@ impl<W: Words> Own<W> {
 
     #[inline]
     pub fn store(&self, index: usize, value: u64, order: Ordering) {
-        #[cfg(all(test, not(loom)))]
+        #[cfg(all(any(test, feature = "crash-points"), not(loom)))]
         if !crash::may_store() {
             return;
         }
@@ -91,7 +91,7 @@ pub(crate) struct OwnLine<'a>(&'a Line);
 impl OwnLine<'_> {
     #[inline]
     pub fn store(&self, index: usize, value: u64, order: Ordering) {
-        #[cfg(all(test, not(loom)))]
+        #[cfg(all(any(test, feature = "crash-points"), not(loom)))]
         if !crash::may_store() {
             return;
         }
@@ -123,13 +123,15 @@ impl<W: Words> Words for Arc<W> {
     }
 }
 
-/// Lets tests kill a side between any two of its stores.
-#[cfg(all(test, not(loom)))]
-pub(crate) mod crash {
+/// Lets tests kill a side between any two of its stores. Not in the product: the feature `crash-points` is for one test.
+#[cfg(all(any(test, feature = "crash-points"), not(loom)))]
+pub mod crash {
     use std::cell::Cell;
 
     thread_local! {
         static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+        #[cfg(feature = "crash-points")]
+        static DIES: Cell<bool> = const { Cell::new(false) };
     }
 
     /// After `stores` more, this thread's stores to shared memory have no effect: it is dead.
@@ -137,9 +139,23 @@ pub(crate) mod crash {
         STORES_LEFT.set(stores);
     }
 
-    pub fn may_store() -> bool {
+    /// After `stores` more, this thread's next store to shared memory is not made: its process dies of SIGKILL instead.
+    #[cfg(feature = "crash-points")]
+    pub fn die_after(stores: u64) {
+        DIES.set(true);
+        after(Some(stores));
+    }
+
+    pub(crate) fn may_store() -> bool {
         match STORES_LEFT.get() {
             None => true,
+            #[cfg(feature = "crash-points")]
+            Some(0) if DIES.get() => {
+                let me = rustix::process::getpid();
+                rustix::process::kill_process(me, rustix::process::Signal::KILL)
+                    .expect("a process may kill itself");
+                unreachable!("SIGKILL is not survived")
+            }
             Some(0) => false,
             Some(left) => {
                 STORES_LEFT.set(Some(left - 1));

@@ -35,10 +35,7 @@ pub fn unit(scratch: &Path) -> Result<Outcome> {
         cargo().args(["test", "--workspace", "--no-fail-fast", "--doc"]),
         scratch,
     )?;
-    outcome.passed += docs.passed;
-    outcome.failed += docs.failed;
-    outcome.skips.extend(docs.skips);
-    outcome.failures.extend(docs.failures);
+    outcome.absorb(docs);
     Ok(outcome)
 }
 
@@ -54,9 +51,17 @@ pub fn model(scratch: &Path) -> Result<Outcome> {
     run(&mut command, scratch)
 }
 
-/// `tests/` of the library crates.
+/// `tests/` of the library crates, then the one that needs a hook in every store to shared memory.
 pub fn integration(scratch: &Path) -> Result<Outcome> {
-    of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))
+    let mut outcome = of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))?;
+    let killed = run(
+        cargo()
+            .args(["test", "-p", "agentd-bus", "--test", "killed"])
+            .args(["--features", "crash-points"]),
+        scratch,
+    )?;
+    outcome.absorb(killed);
+    Ok(outcome)
 }
 
 /// `tests/` of the daemon and its command, with every program built beforehand.

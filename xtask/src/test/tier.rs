@@ -89,6 +89,14 @@ impl Outcome {
         self.skips.push(skip);
     }
 
+    /// Counts another run as a part of this one.
+    pub fn absorb(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skips.extend(other.skips);
+        self.failures.extend(other.failures);
+    }
+
     /// `tier NAME: N passed, N failed, N skipped (reasons)`
     pub fn line(&self, tier: Tier) -> String {
         let mut line = format!(

@@ -126,7 +126,7 @@ fn summary(mut ages: Vec<u64>) -> (f64, f64) {
 
 fn ours(channels: usize, how: Park) -> (f64, f64) {
     let mut waiter = Waiter::new(Waiting::Blocking);
-    waiter.prefer(how);
+    waiter.prefer(Some(how));
     let mut outs = Vec::new();
     for _ in 0..channels {
         let (out, lane) = lane();

@@ -1,8 +1,9 @@
 //! Waiting on many channels at once: lanes, logs and producers without room, together with timers and
 //! wake-ups from other threads, served by class.
 //!
-//! Start with [`Waiter`]. Up to [`waiter::FUTEX_SOURCES_MAX`] sources are slept on by one `futex_waitv`; beyond that, and in
-//! event loops, each source has a [`Bell`] and the sleep is `epoll`'s. [`source`] says what can be waited for.
+//! Start with [`Waiter`]. A few sources, or up to [`waiter::FUTEX_SOURCES_MAX`] without bells, are slept on by one
+//! `futex_waitv`; where all have a [`Bell`], beyond that, and in event loops, the sleep is `epoll`'s. [`source`] says what
+//! can be waited for.
 //!
 //! No wake-up is lost, whatever the order: see [`waiter`] for the protocol and `model` for its proof. One thread at a
 //! time uses a waiter, without privilege; after set-up nothing allocates, except that a waiter's lists grow with what it is

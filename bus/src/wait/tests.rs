@@ -186,11 +186,16 @@ fn everything_arrives_by(
 fn nothing_is_lost_between_threads_on_futexes() {
     let asleep = everything_arrives(5, 2, 1500, Waiting::Blocking);
     assert!(asleep.sleeps > 0, "the test never slept");
-    everything_arrives(FUTEX_SOURCES_MAX, 3, 100, Waiting::Adaptive);
+    let on_futexes = |waiter: &mut Waiter<In>| {
+        waiter.prefer(Some(Park::Futex));
+        ready(waiter)
+    };
+    everything_arrives_by(on_futexes, FUTEX_SOURCES_MAX, 3, 100, Waiting::Adaptive);
 }
 
 #[test]
 fn nothing_is_lost_between_threads_on_bells() {
+    everything_arrives(waiter::BELLS_PAY_FROM + 1, 2, 500, Waiting::Blocking);
     let asleep = everything_arrives(FUTEX_SOURCES_MAX + 1, 3, 200, Waiting::Blocking);
     assert!(asleep.sleeps > 0, "the test never slept");
     everything_arrives(500, 3, 20, Waiting::Adaptive);
@@ -219,7 +224,7 @@ fn nothing_is_lost_while_the_way_of_sleeping_changes() {
     let mut turns = 0;
     let changing = |waiter: &mut Waiter<In>| {
         turns += 1;
-        waiter.prefer([Park::Futex, Park::Bell][turns / 3 % 2]);
+        waiter.prefer([None, Some(Park::Bell)][turns / 3 % 2]);
         ready(waiter)
     };
     everything_arrives_by(changing, 5, 2, 1500, Waiting::Blocking);
@@ -353,7 +358,7 @@ fn processes_send_and_one_dies(lanes_each: usize) {
 
 #[test]
 fn a_process_that_dies_ends_its_own_lanes_alone_on_futexes() {
-    processes_send_and_one_dies(3);
+    processes_send_and_one_dies(2);
 }
 
 #[test]
@@ -464,7 +469,7 @@ fn a_sleeping_waiter_has_told_its_producers_how_far_it_read() {
     for how in [Park::Futex, Park::Bell] {
         let (mut out, lane) = lane();
         let mut waiter = Waiter::new(Waiting::Blocking);
-        waiter.prefer(how);
+        waiter.prefer(Some(how));
         let token = add(&mut waiter, lane, Class::Normal);
         // Armed by now; what is then taken behind the waiter's back must be published all the same.
         assert_eq!(waiter.next(Some(Duration::from_millis(1))).unwrap(), None);

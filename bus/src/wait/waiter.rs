@@ -31,6 +31,10 @@ use crate::shm::waker::Waker;
 
 /// Most sources that are waited for by futex; one word is the waiter's own.
 pub const FUTEX_SOURCES_MAX: usize = WAITV_MAX - 1;
+/// Most sources that are slept on by futex although all have bells: the kernel takes about 0.7 µs a word for each sleep
+/// on memory that is mapped for reading only, so that bells, of which only those that changed cost anything, soon win
+/// (docs/journal).
+pub const BELLS_PAY_FROM: usize = 8;
 /// Most sources of a waiter: each costs a descriptor and some hundred bytes.
 pub const SOURCES_MAX: usize = 4096;
 /// Turns between two looks at everything while something is ready. Sources of class Control are looked at in
@@ -69,7 +73,8 @@ pub struct Waiter<S: Source> {
     /// A source was closed, and it is not known which.
     nudged: bool,
     waiting: Waiting,
-    prefers: Park,
+    /// `None`: whichever is quicker.
+    prefers: Option<Park>,
     spin: Spin,
     /// Turns until the next look at everything.
     until_look: u32,
@@ -106,7 +111,7 @@ impl<S: Source> Waiter<S> {
             woken: false,
             nudged: false,
             waiting,
-            prefers: Park::Futex,
+            prefers: None,
             spin: Spin::default(),
             until_look: 0,
             armed: None,
@@ -181,8 +186,9 @@ impl<S: Source> Waiter<S> {
         self.sources.get_mut(token)
     }
 
-    /// How to sleep where both ways are open: on futexes unless this says otherwise.
-    pub fn prefer(&mut self, how: Park) {
+    /// How to sleep where both ways are open: `None`, as from the start, is by futex with up to [`BELLS_PAY_FROM`]
+    /// sources and by bell with more.
+    pub fn prefer(&mut self, how: Option<Park>) {
         self.disarm();
         self.prefers = how;
     }
@@ -421,7 +427,7 @@ impl<S: Source> Waiter<S> {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let how = self.how();
+        let how = self.way()?;
         let slept = if self.arm_all(how) {
             self.wakeups.sleeps += 1;
             self.doze(how, until)
@@ -454,13 +460,34 @@ impl<S: Source> Waiter<S> {
         Ok(true)
     }
 
-    fn how(&self) -> Park {
-        if self.len() <= self.futex_max && (self.prefers == Park::Futex || self.sources.deaf() > 0)
-        {
-            Park::Futex
-        } else {
-            Park::Bell
+    /// How to sleep now: as [`Self::how`] has it, unless there are no descriptors for that.
+    fn way(&mut self) -> Result<Park, WaitError> {
+        let how = self.how();
+        #[cfg(not(loom))]
+        if how == Park::Bell {
+            let few = self.len() <= self.futex_max;
+            match self.ensure_poll() {
+                Ok(_) => {}
+                Err(_) if few => return Ok(Park::Futex),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(how)
+    }
+
+    fn how(&self) -> Park {
+        let len = self.len();
+        if len > self.futex_max {
+            return Park::Bell;
+        }
+        if self.sources.deaf() > 0 {
+            return Park::Futex;
+        }
+        self.prefers.unwrap_or(if len > BELLS_PAY_FROM {
+            Park::Bell
+        } else {
+            Park::Futex
+        })
     }
 
     /// Says to all other sides that this one is about to sleep, and looks once more. `true`: nothing is ready, and

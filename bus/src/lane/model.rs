@@ -216,6 +216,22 @@ fn a_consumer_that_waits_for_its_bell_finds_the_message_or_is_rung_for() {
 }
 
 #[test]
+fn a_producer_that_came_first_is_woken_by_its_consumer() {
+    loom::model(|| {
+        let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
+        let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
+        format_data(&data, 2, &sender).unwrap();
+        format_cursor(&cursor, &receiver).unwrap();
+        let closer = Closer::default;
+        let mut producer = Producer::new(data.clone(), cursor.clone(), closer(), sender).unwrap();
+        let sending = thread::spawn(move || producer.send(tag(0), &[1], FOREVER).unwrap());
+        let mut consumer = Consumer::new(data, cursor, closer(), receiver).unwrap();
+        receive(&mut consumer, 0, 1);
+        sending.join().unwrap();
+    });
+}
+
+#[test]
 fn a_close_ends_every_sleep_after_what_was_committed() {
     loom::model(|| {
         let (mut producer, mut consumer) = lane();

@@ -99,7 +99,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
         };
         cursor.store(CONSUMED_WORD, first, Ordering::Release);
         cursor.store(LIMIT_WORD, limit, Ordering::Release);
-        Ok(Self {
+        let mut consumer = Self {
             data,
             cursor,
             capacity,
@@ -116,7 +116,10 @@ impl<D: Words, C: Words> Consumer<D, C> {
             counts: Received::default(),
             bell: None,
             scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
-        })
+        };
+        // A producer that came first found no room, and may be asleep.
+        consumer.wake_producer(LIMIT_WORD);
+        Ok(consumer)
     }
 
     /// Takes the bell of which the producer has a copy (or soon will): for waiting in an event loop, or on more

@@ -418,6 +418,22 @@ fn what_is_counted_can_be_read_from_outside_while_it_goes_on() {
 }
 
 #[test]
+fn a_producer_that_sleeps_before_its_consumer_is_there_is_woken_by_it() {
+    let options = Options::waiting(Waiting::Blocking);
+    let (data, cursor) = memories(4, options);
+    let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
+    let (there, closer) = ((data.clone(), cursor.clone()), Closer::default);
+    let mut producer = Producer::new(there.0, there.1, closer(), options.sender).unwrap();
+    let sending = std::thread::spawn(move || producer.send(TAG, b"x", WATCHDOG));
+    while !view.snapshot().producer_parked {
+        std::thread::yield_now();
+    }
+    let mut consumer = Consumer::new(data, cursor, closer(), options.receiver).unwrap();
+    assert_eq!(consumer.recv_with(WATCHDOG, |tag, _| tag), Ok(TAG));
+    assert_eq!(sending.join().unwrap(), Ok(()));
+}
+
+#[test]
 fn options_that_a_lane_cant_keep_or_does_not_have_are_refused() {
     let oldest = Options::overflow(Overflow::DropOldest);
     let data = Heap::new(data_words(4));

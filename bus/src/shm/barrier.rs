@@ -13,7 +13,7 @@
 use super::atomics::{Ordering, fence};
 
 /// Whether this process has been registered, which is tried once: may its fast path go without fences?
-#[cfg(not(loom))]
+#[cfg(not(any(loom, miri)))]
 pub fn register() -> bool {
     use rustix::thread::{MembarrierCommand, membarrier};
     static REGISTERED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
@@ -23,8 +23,8 @@ pub fn register() -> bool {
     })
 }
 
-/// The checker knows no membarrier: everybody fences.
-#[cfg(loom)]
+/// The checkers know no membarrier: everybody fences.
+#[cfg(any(loom, miri))]
 pub fn register() -> bool {
     false
 }

@@ -43,6 +43,13 @@ pub fn tier(scratch: &Path) -> Result<Outcome> {
             .env("CARGO_TARGET_DIR", &target),
         scratch,
     )?;
+    match interpreted(&manifest, &target, scratch)? {
+        Some(outcome) => result.absorb(outcome),
+        None => result.skip(Skip::new(
+            "miri",
+            "no Miri in the nightly toolchain; get it with: rustup component add --toolchain nightly miri rust-src",
+        )),
+    }
     if let Some(why) = lacking()? {
         result.skip(Skip::new("fuzz", why));
         return Ok(result);
@@ -63,6 +70,42 @@ pub fn tier(scratch: &Path) -> Result<Outcome> {
         }
     }
     Ok(result)
+}
+
+/// The kept inputs of the targets over shared memory, on their heap backend, under Miri with strict provenance; `None`: there is no Miri.
+fn interpreted(manifest: &Path, target: &Path, scratch: &Path) -> Result<Option<Outcome>> {
+    // Not `cargo()`: that is one toolchain's own program, and only rustup's finds another.
+    let miri = || {
+        let mut command = Command::new("cargo");
+        command
+            .args(["+nightly", "miri"])
+            .env_remove("RUSTUP_TOOLCHAIN");
+        command
+    };
+    let is_there = miri()
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !is_there {
+        return Ok(None);
+    }
+    let only =
+        "arena_reader lane_consumer lane_open lane_producer log_attach log_reader log_writer view";
+    suites::run(
+        miri()
+            .args(["test", "--no-default-features", "--lib", "--manifest-path"])
+            .arg(manifest)
+            .env("CARGO_TARGET_DIR", target)
+            .env(
+                "MIRIFLAGS",
+                "-Zmiri-strict-provenance -Zmiri-disable-isolation",
+            )
+            .env("AGENTD_FUZZ_ONLY", only),
+        scratch,
+    )
+    .map(Some)
 }
 
 /// What keeps libFuzzer from being built here, and what would help.

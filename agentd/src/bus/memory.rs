@@ -4,17 +4,18 @@
 //! maker can write it and nobody can change its size ([`check_sealed`]), so that its receiver can't be hit by
 //! SIGBUS; an eventfd only if it is one. Any thread, unprivileged.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use agentd_bus::frame::{Frame, kind};
 use agentd_bus::message::{Control, FdKind};
 use agentd_bus::router::{CloseReason, Descriptor};
 use agentd_bus::shm::PAGE_WORDS;
-use agentd_bus::shm::memfd::check_sealed;
+use agentd_bus::shm::memfd::{check_sealed, check_segment};
+use agentd_bus::wait::check_bell;
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-/// Largest segment of an arena, bytes.
+/// Largest payload that is passed on as memory, bytes.
 const SEGMENT_MAX: u64 = 1 << 30;
 /// Bytes of cursor memory.
 const CURSOR_BYTES: u64 = PAGE_WORDS as u64 * 8;
@@ -51,11 +52,17 @@ pub(super) fn admit(frame: &Frame, fd: OwnedFd) -> Result<SharedFd, CloseReason>
         return Err(CloseReason::StrayDescriptor);
     };
     let (what, checked) = match expected {
-        FdKind::Data => ("memory of a channel", sealed(fd.as_fd())),
-        FdKind::Cursor => ("cursor memory", sealed(fd.as_fd()).and_then(one_page)),
-        FdKind::Segment => ("segment", segment(fd.as_fd(), SealFlags::FUTURE_WRITE)),
-        FdKind::SealedSegment => ("sealed segment", segment(fd.as_fd(), SealFlags::WRITE)),
-        FdKind::Bell => ("eventfd", eventfd(fd.as_fd())),
+        FdKind::Data => (
+            "memory of a channel",
+            check_sealed(fd.as_fd()).map_err(text),
+        ),
+        FdKind::Cursor => (
+            "cursor memory",
+            check_sealed(fd.as_fd()).map_err(text).and_then(one_page),
+        ),
+        FdKind::Segment => ("segment", check_segment(fd.as_fd()).map_err(text)),
+        FdKind::SealedSegment => ("sealed segment", immutable(fd.as_fd())),
+        FdKind::Bell => ("bell", check_bell(fd.as_fd()).map(|()| 0).map_err(text)),
     };
     match checked {
         Ok(bytes) => Ok(SharedFd {
@@ -66,8 +73,8 @@ pub(super) fn admit(frame: &Frame, fd: OwnedFd) -> Result<SharedFd, CloseReason>
     }
 }
 
-fn sealed(fd: BorrowedFd<'_>) -> Result<u64, String> {
-    check_sealed(fd).map_err(|error| error.to_string())
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 fn one_page(bytes: u64) -> Result<u64, String> {
@@ -80,31 +87,23 @@ fn one_page(bytes: u64) -> Result<u64, String> {
     }
 }
 
-fn segment(fd: BorrowedFd<'_>, writes: SealFlags) -> Result<u64, String> {
+/// Memory that nobody can write any more, its maker included. It may be read in place.
+fn immutable(fd: BorrowedFd<'_>) -> Result<u64, String> {
     let seals =
         fcntl_get_seals(fd).map_err(|errno| format!("it is no sealable memory ({errno})"))?;
-    let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL | writes;
+    let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL | SealFlags::WRITE;
     let missing = required.difference(seals);
     if !missing.is_empty() {
         return Err(format!("it lacks the seals {missing:?}"));
     }
     let bytes = fstat(fd)
         .map_err(|errno| format!("fstat: {errno}"))?
-        .st_size as u64;
+        .st_size
+        .unsigned_abs();
     if bytes == 0 || bytes > SEGMENT_MAX || !bytes.is_multiple_of(4096) {
         return Err(format!(
             "it is {bytes} bytes; allowed are whole pages up to {SEGMENT_MAX}"
         ));
     }
     Ok(bytes)
-}
-
-fn eventfd(fd: BorrowedFd<'_>) -> Result<u64, String> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-        .map_err(|error| format!("/proc/self/fd: {error}"))?;
-    if link.as_os_str() == "anon_inode:[eventfd]" {
-        Ok(0)
-    } else {
-        Err(format!("it is {}", link.display()))
-    }
 }

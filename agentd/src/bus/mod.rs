@@ -4,6 +4,8 @@
 //! view, so that who speaks is known from where it connected; [`AgentPort`] is the same agent's rights
 //! for the MCP server and the drivers.
 
+#[cfg(test)]
+mod channel_tests;
 mod channels;
 mod memory;
 mod port;

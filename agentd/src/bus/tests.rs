@@ -19,7 +19,7 @@ use agentd_sandbox::rules::ipc::NamePattern;
 use super::*;
 
 /// Generous: a test that needs it is about to fail.
-const WATCHDOG: Duration = Duration::from_secs(30);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Kept(Mutex<Vec<MessageMeta>>);
@@ -31,13 +31,13 @@ impl MessageSink for Kept {
     }
 }
 
-struct Fixture {
-    server: BusServer,
+pub(super) struct Fixture {
+    pub(super) server: BusServer,
     kept: Arc<Kept>,
     dir: tempfile::TempDir,
 }
 
-fn open_rules() -> IpcRules {
+pub(super) fn open_rules() -> IpcRules {
     let all = || vec![NamePattern::parse("#").unwrap()];
     IpcRules {
         send: all(),
@@ -49,8 +49,14 @@ fn open_rules() -> IpcRules {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with_limits(Limits::default())
+    }
+
+    /// Everything on record so far.
+    pub(super) async fn record(&self) -> Vec<MessageMeta> {
+        self.server.flush().await;
+        self.kept.0.lock().unwrap().clone()
     }
 
     fn with_limits(limits: Limits) -> Self {
@@ -63,11 +69,11 @@ impl Fixture {
         }
     }
 
-    fn attach(&self, name: &str) -> (AgentPort, PathBuf) {
+    pub(super) fn attach(&self, name: &str) -> (AgentPort, PathBuf) {
         self.attach_as(name, 1000, open_rules())
     }
 
-    fn attach_as(&self, name: &str, uid: u32, rules: IpcRules) -> (AgentPort, PathBuf) {
+    pub(super) fn attach_as(&self, name: &str, uid: u32, rules: IpcRules) -> (AgentPort, PathBuf) {
         let path = self.dir.path().join(format!("{name}.sock"));
         let listener = UnixListener::bind(&path).unwrap();
         let identity = AgentIdentity {
@@ -81,7 +87,7 @@ impl Fixture {
 }
 
 /// Runs blocking client code beside the server, with a watchdog against hangs.
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::time::timeout(WATCHDOG, tokio::task::spawn_blocking(act))
         .await
         .expect("watchdog")
@@ -414,8 +420,8 @@ async fn rules_and_uids_hold_over_the_socket() {
 }
 
 /// A client that speaks raw bytes.
-struct Raw {
-    stream: UnixStream,
+pub(super) struct Raw {
+    pub(super) stream: UnixStream,
     decoder: Decoder,
 }
 
@@ -429,7 +435,7 @@ impl Raw {
         }
     }
 
-    fn greeted(path: &Path) -> Self {
+    pub(super) fn greeted(path: &Path) -> Self {
         let mut raw = Self::connect(path);
         raw.say(&Frame::new(
             kind::COMMAND,
@@ -468,7 +474,7 @@ impl Raw {
     }
 
     /// The reason that the bus gives before it closes.
-    fn last_words(mut self) -> String {
+    pub(super) fn last_words(mut self) -> String {
         let mut last = None;
         while let Some(frame) = self.read() {
             last = Some(frame);
@@ -820,7 +826,9 @@ async fn connections_of_one_agent_are_bounded() {
 }
 
 /// A bus on a runtime of its own, which can be ended as a process ends: everything at once.
-fn a_bus_of_its_own(listeners: &[(&str, &UnixListener)]) -> (tokio::runtime::Runtime, BusServer) {
+pub(super) fn a_bus_of_its_own(
+    listeners: &[(&str, &UnixListener)],
+) -> (tokio::runtime::Runtime, BusServer) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

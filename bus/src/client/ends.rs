@@ -156,9 +156,9 @@ impl SegmentArrivals {
         }
     }
 
-    /// The next change; waits for it until `deadline`. `None`: nothing came, or the channel is over and nothing
-    /// will.
-    pub fn next(&mut self, deadline: Option<Instant>) -> Option<SegmentArrival> {
+    /// The next change; waits for it until `deadline`, without one not at all. `None`: nothing came, or the channel
+    /// is over and nothing will.
+    pub fn next_arrival(&mut self, deadline: Option<Instant>) -> Option<SegmentArrival> {
         loop {
             match self.taken.pop_front() {
                 Some(News::Segment {
@@ -177,7 +177,11 @@ impl SegmentArrivals {
                 }
                 // A reader hears of nothing else.
                 Some(News::Reader { .. } | News::ReaderGone { .. } | News::Bell { .. }) => {}
-                None if self.inbox.wait(deadline) => self.taken = self.inbox.take(),
+                None if self.inbox.has_news()
+                    || (deadline.is_some() && self.inbox.wait(deadline)) =>
+                {
+                    self.taken = self.inbox.take();
+                }
                 None => return None,
             }
         }

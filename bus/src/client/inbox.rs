@@ -38,6 +38,7 @@ pub(super) enum News {
     },
     /// The other side's bell.
     Bell {
+        channel: u32,
         bell: OwnedFd,
     },
 }

@@ -162,6 +162,10 @@ impl LaneSender {
         &mut self.producer
     }
 
+    pub(super) fn into_parts(self) -> (Producer<Mapping, Mapping>, End) {
+        (self.producer, self.end)
+    }
+
     /// Carries the segments of an arena to the other side.
     pub fn announcer(&self) -> SegmentAnnouncer {
         SegmentAnnouncer::new(&self.end)
@@ -207,6 +211,10 @@ impl LaneReceiver {
     /// The ring itself: batches, references, credits, counters.
     pub fn ring_mut(&mut self) -> &mut Consumer<Mapping, Mapping> {
         &mut self.consumer
+    }
+
+    pub(super) fn into_parts(self) -> (Consumer<Mapping, Mapping>, PeerId, End) {
+        (self.consumer, self.from, self.end)
     }
 
     /// The segments to which messages may refer.

@@ -455,7 +455,7 @@ impl Link {
             }
             Control::Bell { channel } => {
                 let log = self.lock().readers.get(&channel).copied();
-                self.news(log.unwrap_or(channel), News::Bell { bell: fd });
+                self.news(log.unwrap_or(channel), News::Bell { channel, bell: fd });
             }
             _ => {}
         }

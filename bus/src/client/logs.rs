@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ends::{End, SegmentAnnouncer, SegmentArrivals};
+use super::ends::{BellRefused, End, SegmentAnnouncer, SegmentArrivals};
 use super::inbox::News;
 use super::lanes::{SLOTS_MIN, refuse};
 use super::link::{Expected, Link, OfferedLog, Registered};
@@ -22,6 +22,7 @@ use crate::log::{
     SendError, Start, Writer, WriterOptions,
 };
 use crate::message::{Control, MessageError, Response, Shape, Status};
+use crate::shm::bell::Ringer;
 use crate::shm::memfd::{self, Mapping, MemfdError};
 use crate::shm::park::{Closer, probe_waitv};
 use crate::wait::{Park, Parking, Source, Watch};
@@ -199,8 +200,15 @@ impl LogWriter {
                     // It may have been cut off in the meantime.
                     if self.writer.detach_reader(ReaderId(channel)).is_err() {}
                 }
-                // Readers of logs have no bells, and only readers are told of segments.
-                News::Bell { .. } | News::Segment { .. } | News::SegmentDropped { .. } => {}
+                News::Bell { channel, bell } => {
+                    // The bus has made sure that it is a bell, and it comes after its reader; one that has been cut
+                    // off meanwhile needs none.
+                    if let Ok(ringer) = Ringer::from_fd(bell) {
+                        self.writer.set_ringer(ReaderId(channel), ringer).ok();
+                    }
+                }
+                // Only readers are told of segments.
+                News::Segment { .. } | News::SegmentDropped { .. } => {}
             }
         }
     }
@@ -250,6 +258,13 @@ impl LogReader {
     /// The ring itself: batches, counters.
     pub fn ring_mut(&mut self) -> &mut log::Reader<Mapping, Mapping> {
         &mut self.reader
+    }
+
+    /// Gives this reader a bell, so that it can be waited for in an event loop, or among more than 128.
+    pub fn make_bell(&mut self) -> Result<(), BellRefused> {
+        let bell = self.end.make_bell()?;
+        self.reader.set_bell(bell);
+        Ok(())
     }
 
     /// The segments to which messages may refer.

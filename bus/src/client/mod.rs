@@ -20,6 +20,7 @@
 //! [`Status::REPLACED`] after everything that was put into it has been received; its sender opens another, or had
 //! opened a [`LastingLane`], which does that by itself.
 
+mod bulk;
 mod ends;
 mod guard;
 mod inbox;
@@ -45,6 +46,7 @@ use crate::protect::policy::Addressee;
 use crate::protect::{ProtectError, Protection};
 use crate::shm::{barrier, park};
 
+pub use bulk::{BulkLaneReceiver, BulkLaneSender};
 pub use ends::{BellRefused, SegmentAnnouncer, SegmentArrival, SegmentArrivals};
 pub use guard::{Refusal, Refusals};
 pub use lanes::{

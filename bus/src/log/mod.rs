@@ -78,7 +78,7 @@ const CURSOR_MAGIC: u64 = u64::from_le_bytes(*b"AGLOG\0\x02C");
 /// Data page: how many readers were ever attached. What a reader that waits for its attachment sleeps on.
 const ATTACHED_WORD: usize = 3;
 /// Data page: messages written, stored between [`BEGUN_WORD`] and the head.
-const MESSAGES_WORD: usize = 9;
+pub(crate) const MESSAGES_WORD: usize = 9;
 /// Data page: what the head is about to become.
 const BEGUN_WORD: usize = 10;
 /// Data page: whether the producer looks at flags or wants to be rung.

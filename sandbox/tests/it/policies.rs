@@ -220,6 +220,24 @@ fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
 }
 
 #[test]
+fn shared_memory_is_given_unless_the_policy_says_otherwise() {
+    let ipc = |text: &str| load(text).expect("loads").ipc;
+    assert!(ipc("extends = \"base\"").shared_memory);
+    let without = ipc("extends = \"coding\"\n[ipc]\nshared_memory = false\n");
+    assert!(!without.shared_memory && without.may_send("anyone"));
+    let again = load("[ipc]\nshared_memory = false\n")
+        .expect("loads")
+        .show();
+    assert!(again.contains("ipc.shared_memory = false"), "{again}");
+    let wrong = error("[ipc]\nshared_memory = \"no\"");
+    assert!(
+        wrong.contains("example.toml:2: ipc.shared_memory = \"no\"")
+            && wrong.contains("write true or false, without quotes"),
+        "{wrong}"
+    );
+}
+
+#[test]
 fn all_mistakes_are_reported_at_once_in_file_order() {
     let error = load("[net]\nmode = 1\n[limits]\npids = 0\ncpu = \"x\"\n").expect_err("wrong");
     let lines: Vec<u32> = error.diagnostics().iter().map(|d| d.origin.line).collect();

@@ -1,0 +1,474 @@
+//! Lanes and logs over real sockets: streams, rights that are taken back, dead letters, descriptors that lie.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use agentd_api::AgentId;
+use agentd_bus::access::Right;
+use agentd_bus::arena::BulkOptions;
+use agentd_bus::arena::segment::{Announce as _, SegmentOptions};
+use agentd_bus::channel::{SocketOnly, Tag, Tier};
+use agentd_bus::client::{
+    Client, FollowOptions, LaneOptions, LaneReceiver, LaneSender, LogOptions, SegmentArrival,
+};
+use agentd_bus::frame::{Frame, PeerId, WithFd, kind};
+use agentd_bus::lane::ring::{RecvError, SendError};
+use agentd_bus::log::{Delivery, RecvError as LogRecvError, Start};
+use agentd_bus::message::{Control, Status};
+use agentd_bus::router::ChannelKind;
+use agentd_bus::shm::memfd::{self, PageKind};
+use agentd_bus::wait::Source as _;
+use agentd_sandbox::IpcRules;
+
+use super::tests::{Fixture, Raw, WATCHDOG, a_bus_of_its_own, blocking, open_rules};
+
+/// A tag that carries a number.
+fn tag(number: u32) -> Tag {
+    Tag {
+        kind: 4,
+        flags: 0,
+        correlation: number,
+    }
+}
+
+/// A deadline that only a failing test sees.
+fn soon() -> Option<Instant> {
+    Instant::now().checked_add(WATCHDOG)
+}
+
+/// A lane between two agents that are on the bus.
+fn lane(from: &Path, to: &Path, name: &str, slots: usize) -> (LaneSender, LaneReceiver) {
+    let (sender, receiver) = (
+        Client::connect_to(from).unwrap(),
+        Client::connect_to(to).unwrap(),
+    );
+    let offers = receiver.accept_lanes().unwrap();
+    let name = name.to_owned();
+    let opening =
+        std::thread::spawn(move || sender.open_lane(&name, LaneOptions::with_slots(slots)));
+    let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    (opening.join().unwrap().unwrap(), incoming)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_reaches_its_readers_and_is_seen_by_the_daemon() {
+    const MESSAGES: u32 = 5_000;
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let (_c, c) = bus.attach("c");
+    let server = bus.server.clone();
+    blocking(move || {
+        let mut writer = Client::connect_to(&a)
+            .unwrap()
+            .publish_log("ticks.a", LogOptions::default())
+            .unwrap();
+        let alone = server.channels(1000);
+        assert_eq!(alone.len(), 1);
+        assert_eq!(
+            (alone[0].kind, alone[0].topic.as_deref()),
+            (ChannelKind::Log, Some("ticks.a"))
+        );
+        assert!(server.channels(2000).is_empty(), "another user's");
+        let readers: Vec<_> = [&b, &c]
+            .into_iter()
+            .map(|path| {
+                let follow = FollowOptions {
+                    delivery: Delivery::Reliable,
+                    start: Start::Head,
+                    ..FollowOptions::default()
+                };
+                let client = Client::connect_to(path).unwrap();
+                let mut readers = client.follow_log("ticks.#", follow).unwrap();
+                let mut reader = readers.next(WATCHDOG).unwrap().unwrap();
+                assert_eq!(reader.topic, "ticks.a");
+                std::thread::spawn(move || {
+                    let mut buffer = Vec::new();
+                    for number in 0..MESSAGES {
+                        let message = reader.recv(&mut buffer, WATCHDOG).unwrap();
+                        assert_eq!((message.tag, message.lost), (tag(number), 0));
+                        assert_eq!(buffer, number.to_le_bytes());
+                    }
+                    reader.recv(&mut buffer, WATCHDOG).unwrap_err()
+                })
+            })
+            .collect();
+        // Both are reliable: nothing is written before both are there.
+        while writer.readers().count() < 2 {
+            writer.await_readers(WATCHDOG);
+        }
+        for number in 0..MESSAGES {
+            writer
+                .send(tag(number), &number.to_le_bytes(), WATCHDOG)
+                .unwrap();
+        }
+        let seen = server.channels(1000);
+        assert_eq!(seen.len(), 2, "one for each reader");
+        for channel in &seen {
+            assert_eq!(channel.kind, ChannelKind::FollowedLog { log: writer.id() });
+            assert!(channel.reliable);
+            assert_eq!(channel.sent.messages, u64::from(MESSAGES));
+            assert_eq!(channel.sent.bytes, u64::from(MESSAGES) * 4);
+        }
+        drop(writer);
+        for reader in readers {
+            assert_eq!(
+                reader.join().unwrap(),
+                LogRecvError::Closed(Status::OK),
+                "after every message, the end"
+            );
+        }
+        while !server.channels(1000).is_empty() {
+            std::thread::yield_now();
+        }
+    })
+    .await;
+    let unread = bus.record().await;
+    assert!(unread.iter().all(|meta| meta.kind != "dead-letter"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_never_read_is_on_record() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
+        for number in 0..5 {
+            sender.try_send(tag(number), b"1234567").unwrap();
+        }
+        let mut buffer = Vec::new();
+        for number in 0..2 {
+            assert_eq!(receiver.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
+        }
+        let seen = &server.channels(1000)[0];
+        assert_eq!((seen.sent.messages, seen.received.messages), (5, 2));
+        drop(sender);
+        assert_eq!(server.channels(1000).len(), 1, "the receiver may read on");
+        drop(receiver);
+        while !server.channels(1000).is_empty() {
+            std::thread::yield_now();
+        }
+    })
+    .await;
+    let record = bus.record().await;
+    let dead: Vec<_> = record
+        .iter()
+        .filter(|meta| meta.kind == "dead-letter")
+        .collect();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].what, "3 messages of a lane were never read");
+    assert_eq!((dead[0].bytes, dead[0].from_name.as_str()), (21, "a"));
+    assert_eq!(dead[0].to.as_ref().map(|to| to.1.as_str()), Some("b"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_taken_back_ends_what_streams() {
+    let bus = Fixture::new();
+    let (port, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let id = port.identity().id;
+    let server = bus.server.clone();
+    blocking(move || {
+        let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
+        let sending = std::thread::spawn(move || {
+            let mut sent = 0;
+            loop {
+                match sender.send(tag(sent), b"stream", WATCHDOG) {
+                    Ok(()) => sent += 1,
+                    Err(error) => return error,
+                }
+            }
+        });
+        let (first, streams) = std::sync::mpsc::channel();
+        let receiving = std::thread::spawn(move || {
+            let mut buffer = Vec::new();
+            loop {
+                match receiver.recv(&mut buffer, WATCHDOG) {
+                    Ok(_) => drop(first.send(())),
+                    Err(error) => return error,
+                }
+            }
+        });
+        streams.recv_timeout(WATCHDOG).unwrap();
+        let closed = server.revoke(id, Right::Send, "b").unwrap();
+        assert_eq!((closed.lanes, closed.logs, closed.requests), (1, 0, 0));
+        assert_eq!(sending.join().unwrap(), SendError::Closed(Status::DENIED));
+        assert_eq!(receiving.join().unwrap(), RecvError::Closed(Status::DENIED));
+        assert_eq!(server.revoked(id), [(Right::Send, "b".to_owned())]);
+
+        let client = Client::connect_to(&a).unwrap();
+        let refused = client.open_lane("b", LaneOptions::default()).unwrap_err();
+        assert!(refused.to_string().starts_with("denied"), "{refused}");
+        assert!(!refused.is_socket_only());
+        // No policy lifts it, what it did not name stays, and it can be given back.
+        let rules = server.set_rules(id, open_rules()).unwrap();
+        assert_eq!(rules, agentd_bus::router::Closed::default());
+        assert_eq!(
+            client.send("b", "t", b"x").unwrap_err().status(),
+            Some(Status::DENIED)
+        );
+        assert_eq!(client.publish("t", "t", b"x").unwrap(), 0);
+        server.restore(id).unwrap();
+        client.send("b", "t", b"x").unwrap();
+        let (_sender, _receiver) = lane(&a, &b, "b", 64);
+    })
+    .await;
+    let unknown = bus.server.revoke(AgentId::new(), Right::Send, "#");
+    assert_eq!(unknown.unwrap_err().status, Status::NO_SUCH_AGENT);
+    let mistyped = bus.server.revoke(id, Right::Send, "a..b");
+    assert_eq!(mistyped.unwrap_err().status, Status::MALFORMED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_topic_ends_the_log_its_readers_and_subscriptions() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (port, b) = bus.attach("b");
+    let id = port.identity().id;
+    let server = bus.server.clone();
+    blocking(move || {
+        let client = Client::connect_to(&a).unwrap();
+        let mut writer = client.publish_log("t.a", LogOptions::default()).unwrap();
+        let reader = Client::connect_to(&b).unwrap();
+        let events = reader.subscribe("t.*").unwrap();
+        let mut logs = reader.follow_log("t.a", FollowOptions::default()).unwrap();
+        let mut log = logs.next(WATCHDOG).unwrap().unwrap();
+        let mut buffer = Vec::new();
+        writer.send(tag(1), b"seen", WATCHDOG).unwrap();
+        assert_eq!(log.recv(&mut buffer, WATCHDOG).unwrap().tag, tag(1));
+        writer.send(tag(2), b"too late", WATCHDOG).unwrap();
+        let closed = server.revoke(id, Right::Subscribe, "t.#").unwrap();
+        assert_eq!((closed.logs, closed.subscriptions), (1, 2));
+        // The link hears of it in a moment; from then on not even what was committed is given.
+        loop {
+            match log.recv(&mut buffer, WATCHDOG) {
+                Ok(message) => assert_eq!(message.tag, tag(2)),
+                Err(error) => {
+                    assert_eq!(error, LogRecvError::Closed(Status::DENIED));
+                    break;
+                }
+            }
+        }
+        assert_eq!(
+            events.next(WATCHDOG),
+            agentd_bus::client::Received::Closed,
+            "and may not be made anew"
+        );
+        let refused = logs.next(WATCHDOG).unwrap_err();
+        assert!(refused.to_string().starts_with("denied"), "{refused}");
+        // The log itself is the writer's own, and goes on.
+        writer.send(tag(3), b"on", WATCHDOG).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_shared_memory_there_is_the_socket_and_the_reason() {
+    let bus = Fixture::new();
+    let strict = IpcRules {
+        shared_memory: false,
+        ..open_rules()
+    };
+    let (port, a) = bus.attach_as("a", 1000, strict);
+    let (_b, b) = bus.attach("b");
+    assert_eq!(
+        bus.server.tier(port.identity().id),
+        Tier::Socket(SocketOnly::Policy)
+    );
+    blocking(move || {
+        let (client, other) = (
+            Client::connect_to(&a).unwrap(),
+            Client::connect_to(&b).unwrap(),
+        );
+        assert_eq!(client.tier(), Tier::Socket(SocketOnly::Policy));
+        assert_eq!(other.tier(), Tier::SharedMemory);
+        let refused = client.open_lane("b", LaneOptions::default()).unwrap_err();
+        assert!(refused.is_socket_only());
+        let text = refused.to_string();
+        assert!(text.contains("[ipc] shared_memory = false"), "{text}");
+        let refused = other.open_lane("a", LaneOptions::default()).unwrap_err();
+        assert!(refused.is_socket_only(), "{refused}");
+        let refused = client.publish_log("t", LogOptions::default()).unwrap_err();
+        assert!(refused.is_socket_only(), "{refused}");
+        let refused = client
+            .follow_log("t", FollowOptions::default())
+            .unwrap_err();
+        assert!(refused.is_socket_only(), "{refused}");
+        assert_eq!(
+            client.accept_lanes().unwrap_err().status(),
+            Some(Status::UNSUPPORTED)
+        );
+        // The documented way out works.
+        client.send("b", "note", b"over the socket").unwrap();
+        let inbox = other.inbox(1, WATCHDOG).unwrap();
+        assert_eq!(inbox.messages.len(), 1);
+        let peers = other.agents().unwrap();
+        assert_eq!(peers[0].tier, Tier::Socket(SocketOnly::Policy));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_and_bells_reach_the_other_side() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
+        let (_segment, fd) = memfd::create("agentd-test-segment", 4096 / 8).unwrap();
+        let mut announcer = sender.announcer();
+        announcer.segment(3, fd.as_fd()).unwrap();
+        let mut segments = receiver.segments();
+        let Some(SegmentArrival::Added {
+            index: 3,
+            sealed: false,
+            memory,
+        }) = segments.next_arrival(soon())
+        else {
+            panic!("no segment")
+        };
+        assert_eq!(memfd::check_sealed(memory.as_fd()).unwrap(), 4096);
+        assert_eq!(server.channels(1000)[0].bulk_bytes, 4096);
+        announcer.dropped(3);
+        assert!(matches!(
+            segments.next_arrival(soon()),
+            Some(SegmentArrival::Dropped { index: 3 })
+        ));
+        receiver.make_bell().unwrap();
+        assert!(receiver.bell().is_some());
+        sender.send(tag(1), b"rings", WATCHDOG).unwrap();
+        drop(sender);
+        assert!(segments.next_arrival(soon()).is_none(), "the lane is over");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_go_through_an_arena_whose_segments_the_bus_carries() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let (sender, receiver) = lane(&a, &b, "b", 64);
+        let mut receiver = receiver.into_bulk(64 << 20);
+        let segments = SegmentOptions {
+            bytes: 1 << 20,
+            largest: PageKind::Small,
+            ..SegmentOptions::default()
+        };
+        let mut sender = sender.into_bulk(segments, BulkOptions::default()).unwrap();
+        let receiving = std::thread::spawn(move || {
+            let mut buffer = Vec::new();
+            for number in 0_u32..40 {
+                let got = receiver.recv(&mut buffer, WATCHDOG).unwrap();
+                assert_eq!(got, tag(number));
+                // From a few bytes to more than the first segment holds.
+                assert_eq!(buffer.len(), 100 + number as usize * 40_000);
+                assert!(buffer.iter().all(|byte| *byte == number as u8));
+            }
+        });
+        for number in 0_u32..40 {
+            let payload = vec![number as u8; 100 + number as usize * 40_000];
+            sender.send(tag(number), &payload, WATCHDOG).unwrap();
+        }
+        assert!(
+            server.channels(1000)[0].bulk_bytes >= 2 << 20,
+            "it has grown"
+        );
+        receiving.join().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_descriptor_is_what_its_message_says_or_goes_no_further() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    blocking(move || {
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let pipe = || OwnedFd::from(std::io::pipe().unwrap().1);
+        let page = || memfd::create("agentd-test-page", 512).unwrap().1;
+        let segment = |sealed| Control::Segment {
+            channel: 1,
+            index: 0,
+            sealed,
+        };
+        for (control, fd, why) in [
+            (segment(false), null(), "not the segment"),
+            (segment(true), page(), "lacks the seals"),
+            (Control::Bell { channel: 1 }, pipe(), "not the bell"),
+            (Control::Bell { channel: 1 }, page(), "not the bell"),
+            (Control::Agents, page(), "takes none"),
+        ] {
+            let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, control.encode().unwrap());
+            frame.set_fd_flag(WithFd::Yes);
+            let mut bytes = Vec::new();
+            frame.encode_into(&mut bytes);
+            let raw = Raw::greeted(&a);
+            agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
+            let words = raw.last_words();
+            assert!(words.contains(why), "{control:?}: {words}");
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_lasting_lane_finds_the_successor_of_its_bus() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (a, b) = (listen("a"), listen("b"));
+    let listeners = [("a", &a), ("b", &b)];
+    let (first, server) = a_bus_of_its_own(&listeners);
+    let (from, to) = (path("a"), path("b"));
+    let receiving = std::thread::spawn(move || {
+        let client = Client::connect_to(&to).unwrap();
+        let offers = client.accept_lanes().unwrap();
+        let (mut numbers, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let mut lane = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+            loop {
+                match lane.recv(&mut buffer, WATCHDOG) {
+                    Ok(tag) => numbers.push(tag.correlation),
+                    Err(RecvError::Closed(Status::REPLACED)) => break,
+                    Err(RecvError::Closed(Status::OK)) => return numbers,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    });
+    let client = Client::connect_to(&from).unwrap();
+    // The receiver may not be there yet: the lane is open once it is.
+    let peers = client.subscribe(agentd_bus::topic::PEERS_TOPIC).unwrap();
+    let mut lane = loop {
+        match client.open_lasting_lane("b", LaneOptions::with_slots(64)) {
+            Ok(lane) => break lane,
+            Err(error) => assert!(error.is_socket_only(), "{error}"),
+        }
+        peers.next(WATCHDOG);
+    };
+    for number in 0..10 {
+        lane.send(tag(number), b"before", WATCHDOG).unwrap();
+    }
+    drop(server);
+    first.shutdown_timeout(WATCHDOG);
+    while lane.now().ring_mut().closer().status().is_none() {
+        std::thread::yield_now(); // until this side, too, has heard that its bus has gone
+    }
+    let (second, server) = a_bus_of_its_own(&listeners);
+    for number in 10..20 {
+        lane.send(tag(number), b"after", WATCHDOG).unwrap();
+    }
+    drop(lane);
+    // Nothing lost, nothing twice, in order.
+    assert_eq!(receiving.join().unwrap(), (0..20).collect::<Vec<_>>());
+    drop((peers, client, server));
+    second.shutdown_timeout(Duration::from_secs(30));
+}

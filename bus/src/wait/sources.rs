@@ -1,7 +1,7 @@
 //! The sources of a waiter: which are ready, which are armed, and how.
 //!
 //! On futexes all are armed for one sleep and disarmed after it. On bells a source **stays armed** until it is found
-//! ready: a sleep costs what has happened since the last, not what is there. Those that are not armed are in a
+//! ready or its bell rings: a sleep costs what has happened since the last, not what is there. Those that are not armed are in a
 //! list, `cold`; of the others the bells tell.
 //!
 //! Used by one thread, no privilege. No allocation but for lists that hold more than ever before.
@@ -185,6 +185,17 @@ impl<S: Source> Sources<S> {
             cool(entry, index, &mut self.cold);
         }
         ready
+    }
+
+    /// Its bell has rung. If it was for nothing it is armed anew all the same: the other side may ring only once for each
+    /// time of arming.
+    #[cfg(not(loom))]
+    pub fn rung(&mut self, index: u32) {
+        if !self.look_at(index)
+            && let Some(Some(entry)) = self.entries.get_mut(index as usize)
+        {
+            cool(entry, index, &mut self.cold);
+        }
     }
 
     /// Whose turn it is among the queued, if any of them is ready still.

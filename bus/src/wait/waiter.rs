@@ -371,7 +371,7 @@ impl<S: Source> Waiter<S> {
                     break;
                 }
                 for source in rung {
-                    self.sources.look_at(*source as u32);
+                    self.sources.rung(*source as u32);
                 }
             }
         }
@@ -451,7 +451,7 @@ impl<S: Source> Waiter<S> {
                     self.ensure_poll()?.set_timer(until)?;
                     if let Some(poll) = &mut self.poll {
                         for source in poll.sleep()? {
-                            self.sources.look_at(*source as u32);
+                            self.sources.rung(*source as u32);
                         }
                     }
                 }

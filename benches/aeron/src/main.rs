@@ -1,8 +1,9 @@
 //! Aeron as a contender: exclusive publications over `aeron:ipc`, the C client and the C media driver.
 //!
 //! The media driver is a process of its own, this same program started with `driver DIRECTORY`. It is not on the path of
-//! a message, but moves the publisher's limit along; on two CPUs that the two sides keep busy it must not spin, so it has
-//! one thread (SHARED) that sleeps in between. Terms are not sparse and touched beforehand, spies and loss reports are
+//! a message, but moves the publisher's limit along. On two CPUs that the two sides keep busy it must not spin, and each of
+//! Aeron's idle strategies does while there is traffic; so it has one thread (SHARED) that works once per [`DUTY_CYCLE`],
+//! in which a publisher at full speed uses a part of the window of half a term. Terms are not sparse and touched beforehand, spies and loss reports are
 //! off, publishers write into the claimed term (`try_claim`), subscribers poll the image for several fragments a call.
 
 use std::cell::Cell;
@@ -18,11 +19,15 @@ use rusteron_client::{
     AERON_IPC_STREAM, Aeron, AeronContext, AeronExclusivePublication, AeronImage,
     AeronSubscription, Handlers,
 };
+use rusteron_media_driver::bindings::aeron_threading_mode_enum;
 use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 
 /// What the media driver says once clients may come.
 const READY: &str = "ready";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the media driver looks.
+const DUTY_CYCLE: Duration = Duration::from_micros(200);
+const TERM_BYTES: usize = 16 << 20;
 /// Fragments that one poll may bring; Aeron's own samples use ten.
 const FRAGMENTS: usize = 64;
 
@@ -203,25 +208,15 @@ fn drive(directory: &str) -> Result<()> {
     context.set_dir(&CString::new(directory)?)?;
     context.set_dir_delete_on_start(true)?;
     context.set_term_buffer_sparse_file(false)?;
-    context.set_ipc_term_buffer_length(env_or("AERON_TERM", 16 << 20))?;
-    context.set_threading_mode(
-        rusteron_media_driver::bindings::aeron_threading_mode_enum::AERON_THREADING_MODE_SHARED,
-    )?;
-    let idle = std::env::var("AERON_IDLE").unwrap_or("sleep-ns".into());
-    context.set_shared_idle_strategy(&CString::new(idle)?)?;
+    context.set_ipc_term_buffer_length(TERM_BYTES)?;
+    context.set_threading_mode(aeron_threading_mode_enum::AERON_THREADING_MODE_SHARED)?;
     let driver = AeronDriver::new(&context)?;
     driver.start(true)?;
     println!("{READY}");
     loop {
-        driver.main_idle_strategy(driver.main_do_work()?);
+        driver.main_do_work()?;
+        std::thread::sleep(DUTY_CYCLE);
     }
-}
-
-fn env_or(name: &str, default: usize) -> usize {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
 }
 
 fn main() -> ExitCode {

@@ -88,7 +88,8 @@ fn prepare<T: Transport>(task: &Task, direction: &str) -> Result<T> {
             // Four blocks or a mebibyte, so that what is under way stays in a cache.
             Shape::Bulk => ((1 << 20) / task.bytes).max(4),
             // Enough to be fast, few enough to stay in the first-level cache.
-            Shape::RoundTrip | Shape::OpenLoop(_) => 64,
+            Shape::RoundTrip | Shape::OpenLoop(_) if task.bytes <= 64 => 64,
+            Shape::RoundTrip | Shape::OpenLoop(_) => 256,
         },
         name,
     })

@@ -283,15 +283,42 @@ impl<D: Words, C: Words> Consumer<D, C> {
     }
 
     /// Is there a message? Ends what a close has ended.
-    #[inline]
+    #[inline(always)]
     fn poll(&mut self) -> Result<bool, RecvError> {
         // Before the look at the slot: a message committed before the close must be seen.
         let closed = self.closer.status();
+        if closed.is_none() && self.sequence() == committed(self.next) {
+            return Ok(true);
+        }
+        self.poll_closely(closed)
+    }
+
+    /// The sequence in slot number `next`.
+    #[inline]
+    fn sequence(&self) -> u64 {
+        let line = self.data.line(line_of(self.next, self.capacity));
+        // SYNC: commit. Pairs with the release store in `Producer::put`.
+        line[SEQUENCE].load(Ordering::Acquire)
+    }
+
+    /// The rest of [`Self::poll`], for a lane that is closed, empty or corrupt.
+    #[inline(never)]
+    fn poll_closely(&mut self, closed: Option<Status>) -> Result<bool, RecvError> {
         if let Some(status) = closed {
             self.may_drain(status)?;
         }
-        if self.look()? {
+        let found = self.sequence();
+        if found == committed(self.next) {
             return Ok(true);
+        }
+        if found != empty(self.next, self.capacity) {
+            return Err(self.corrupt(RecvError::Sequence {
+                slot: self.next,
+                found,
+            }));
+        }
+        if self.published != self.next {
+            self.publish();
         }
         closed.map_or(Ok(false), |status| Err(RecvError::Closed(status)))
     }
@@ -308,27 +335,6 @@ impl<D: Words, C: Words> Consumer<D, C> {
             return Err(RecvError::Closed(status));
         }
         Ok(())
-    }
-
-    /// Is slot number `next` committed?
-    #[inline]
-    fn look(&mut self) -> Result<bool, RecvError> {
-        let line = self.data.line(line_of(self.next, self.capacity));
-        // SYNC: commit. Pairs with the release store in `Producer::put`.
-        let found = line[SEQUENCE].load(Ordering::Acquire);
-        if found == committed(self.next) {
-            return Ok(true);
-        }
-        if found == empty(self.next, self.capacity) {
-            if self.published != self.next {
-                self.publish();
-            }
-            return Ok(false);
-        }
-        Err(self.corrupt(RecvError::Sequence {
-            slot: self.next,
-            found,
-        }))
     }
 
     #[cold]
@@ -354,8 +360,9 @@ impl<D: Words, C: Words> Consumer<D, C> {
                 payload,
             }));
         };
-        let words: [u64; INLINE_BYTES / 8] =
-            std::array::from_fn(|at| line[INLINE + at].load(Ordering::Relaxed));
+        // All of them, whatever the length: the line is here. (`from_fn` becomes a call per word.)
+        let word = |at: usize| line[INLINE + at].load(Ordering::Relaxed);
+        let words: [u64; INLINE_BYTES / 8] = [word(0), word(1), word(2), word(3), word(4), word(5)];
         self.advance(1, len);
         Ok(take(Message {
             tag: head.tag(),

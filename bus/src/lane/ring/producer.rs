@@ -292,7 +292,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         let line = self.data.line(line_of(self.next, self.capacity));
         line.store(HEAD, Head::new(tag, 0, payload.len()).0, Ordering::Relaxed);
         write(line, INLINE, payload);
-        // SYNC: commit. Pairs with the acquire load of the sequence in `Consumer::look`: whoever sees it sees all
+        // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
         line.store(SEQUENCE, committed(self.next), Ordering::Release);
         self.advance(1, payload.len() as u64);
@@ -533,18 +533,25 @@ impl<D: Words, C: Words> Producer<D, C> {
 /// Stores `bytes`, at most a line's, from the word `at` on.
 #[inline]
 fn write(line: OwnLine<'_>, at: usize, bytes: &[u8]) {
+    let put = |at, word: &[u8; 8]| line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
+    // A full slot needs no counting.
+    if let ([a, b, c, d, e, f], []) = bytes.as_chunks::<8>() {
+        for (word, at) in [a, b, c, d, e, f].into_iter().zip(at..) {
+            put(at, word);
+        }
+        return;
+    }
     let (words, rest) = bytes.as_chunks::<8>();
     for (word, at) in words.iter().zip(at..) {
-        line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
+        put(at, word);
     }
     if !rest.is_empty() {
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        line.store(
-            at + words.len(),
-            u64::from_le_bytes(last),
-            Ordering::Relaxed,
-        );
+        // A fold, since a copy of so few bytes becomes a call.
+        let last = rest
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
+        line.store(at + words.len(), last, Ordering::Relaxed);
     }
 }
 

@@ -355,6 +355,8 @@ async fn run(crew: &mut Crew<'_>, request: &StressRequest) -> Result<Books, Fail
         Kills::Random => Some(begin + pause(&mut chance, request.agents)),
     };
     let mut generations = vec![0_u32; request.agents as usize];
+    // Those that came in the place of killed ones, and did not begin yet.
+    let mut coming: BTreeSet<Seat> = BTreeSet::new();
     loop {
         let now = Instant::now();
         progress.show(&format!(
@@ -370,8 +372,10 @@ async fn run(crew: &mut Crew<'_>, request: &StressRequest) -> Result<Books, Fail
             let slot = chance.below(request.agents.into()) as u32;
             let generation = &mut generations[slot as usize];
             crew.kill((slot, *generation)).await?;
+            coming.remove(&(slot, *generation));
             books.killed += 1;
             *generation += 1;
+            coming.insert((slot, *generation));
             crew.launch(
                 (slot, *generation),
                 &format!("{name}-{slot}"),
@@ -385,10 +389,26 @@ async fn run(crew: &mut Crew<'_>, request: &StressRequest) -> Result<Books, Fail
             .map_or(end, |at| at.min(end))
             .min(now + Duration::from_millis(500));
         match crew.hear(until - now).await {
-            // One that came in the place of a killed one.
-            Some((seat, Heard::Said(Report::Ready))) => crew.tell(seat, GO),
+            Some((seat, Heard::Said(Report::Ready))) => {
+                coming.remove(&seat);
+                crew.tell(seat, GO);
+            }
             Some((seat, heard)) => unexpected(&mut books, seat, heard)?,
             None => {}
+        }
+    }
+    // Nobody stops before it has begun.
+    while !coming.is_empty() {
+        match crew.hear(PATIENCE).await {
+            Some((seat, Heard::Said(Report::Ready))) => {
+                coming.remove(&seat);
+                crew.tell(seat, GO);
+            }
+            Some((seat, heard)) => unexpected(&mut books, seat, heard)?,
+            None => {
+                books.hangs += coming.len() as u64;
+                return Ok(books);
+            }
         }
     }
     books.elapsed = begin.elapsed();
@@ -408,11 +428,6 @@ async fn close(crew: &mut Crew<'_>, books: &mut Books, progress: &Progress) -> R
         match crew.hear(PATIENCE).await {
             Some((seat, Heard::Said(Report::Stopped(lanes)))) => {
                 sent.insert(seat, lanes);
-            }
-            // Killed last, its successor got ready when it was over: it has to begin in order to end.
-            Some((seat, Heard::Said(Report::Ready))) => {
-                crew.tell(seat, GO);
-                crew.tell(seat, STOP);
             }
             Some((seat, heard)) => unexpected(books, seat, heard)?,
             None => {

@@ -60,6 +60,8 @@ pub struct Crew<'a> {
     sender: mpsc::UnboundedSender<(Seat, Heard)>,
     receiver: mpsc::UnboundedReceiver<(Seat, Heard)>,
     launched: u64,
+    /// When all were last told that somebody is there.
+    told_at: tokio::time::Instant,
 }
 
 #[derive(Debug)]
@@ -90,12 +92,14 @@ impl<'a> Crew<'a> {
             sender,
             receiver,
             launched: 0,
+            told_at: tokio::time::Instant::now(),
         })
     }
 
     /// Launches an agent with its orders.
     pub async fn launch(&mut self, seat: Seat, name: &str, orders: &Orders) -> Result<(), Failure> {
         let what = || format!("can't launch agent {name}");
+        self.give_sign_of_life();
         let policy = PolicyRef::Text {
             origin: "the policy of agentctl bench".to_owned(),
             text: POLICY.to_owned(),
@@ -189,7 +193,8 @@ impl<'a> Crew<'a> {
     pub async fn hear(&mut self, patience: Duration) -> Option<(Seat, Heard)> {
         let end = tokio::time::Instant::now() + patience;
         loop {
-            let pause = tokio::time::Instant::now() + SIGN_OF_LIFE;
+            self.give_sign_of_life();
+            let pause = self.told_at + SIGN_OF_LIFE;
             let heard = tokio::time::timeout_at(end.min(pause), self.receiver.recv()).await;
             match heard {
                 Ok(Some((seat, Heard::Ended))) => {
@@ -198,8 +203,16 @@ impl<'a> Crew<'a> {
                 }
                 Ok(heard) => return heard,
                 Err(_) if tokio::time::Instant::now() >= end => return None,
-                Err(_) => self.tell_all(""),
+                Err(_) => {}
             }
+        }
+    }
+
+    /// Tells all that somebody is there, if it is time to.
+    fn give_sign_of_life(&mut self) {
+        if self.told_at.elapsed() >= SIGN_OF_LIFE {
+            self.told_at = tokio::time::Instant::now();
+            self.tell_all("");
         }
     }
 

@@ -97,7 +97,7 @@ impl BusServer {
                 port.clone()
             }
             None => {
-                let identity = AgentIdentity::new(AgentId::new(), name, uid);
+                let identity = AgentIdentity::new(id_of(uid, name), name, uid);
                 let spec = PeerSpec {
                     id: PeerId(*identity.id.0.as_bytes()),
                     uid,
@@ -121,6 +121,16 @@ impl BusServer {
             port,
         })
     }
+}
+
+/// The id of a user's peer: always the same, so that a message names its sender also when the user has left.
+fn id_of(uid: u32, name: &str) -> AgentId {
+    let mut id = [0; 16];
+    // Neither nil nor a version 7 UUID, as those of launches are.
+    id[..11].copy_from_slice(b"agentd-user");
+    id[11] = u8::from(name == USER_READER);
+    id[12..].copy_from_slice(&uid.to_be_bytes());
+    Uuid::from_bytes(id).into()
 }
 
 /// A message to a topic.
@@ -208,10 +218,11 @@ impl Following {
                         continue;
                     };
                     let header = &frame.header;
-                    let from = if header.source.is_bus() {
-                        "agentd".to_owned()
-                    } else {
-                        from
+                    let user = PeerId(*id_of(self.user.key.0, USER_PEER).0.as_bytes());
+                    let from = match header.source {
+                        source if source.is_bus() => "agentd".to_owned(),
+                        source if source == user => USER_PEER.to_owned(),
+                        _ => from,
                     };
                     return Some(Followed::Message(TopicMessage {
                         from,
@@ -232,5 +243,24 @@ impl Following {
 impl Drop for Following {
     fn drop(&mut self) {
         self.user.bus.shared().disconnect(self.conn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_ids_of_their_own() {
+        let ids = [
+            id_of(0, USER_PEER),
+            id_of(0, USER_READER),
+            id_of(1000, USER_PEER),
+            id_of(1000, USER_READER),
+        ];
+        for (at, id) in ids.iter().enumerate() {
+            assert!(!id.0.is_nil() && id.0.get_version_num() != 7);
+            assert!(ids[..at].iter().all(|other| other != id));
+        }
     }
 }

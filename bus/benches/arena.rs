@@ -21,7 +21,7 @@ use agentd_bus::shm::park::Closer;
 const SEGMENT: u64 = 16 << 20;
 const SLOTS: usize = 64;
 /// Bytes that one sample of throughput moves.
-const SAMPLE: usize = 64 << 20;
+const SAMPLE: usize = 96 << 20;
 const ROUNDS: usize = 9;
 
 /// Hands segments over within this process, before it forks.
@@ -216,7 +216,8 @@ fn throughput(bytes: usize, (mut send, mut receive): (Send, Receive)) -> f64 {
                 }
                 assert!(black_box(&buffer).len() == bytes);
             };
-            let warm_up = count / 8;
+            // The sender tries both kinds of stores in its first 16 MiB.
+            let warm_up = count / 4;
             (0..warm_up).for_each(|_| next());
             let start = Instant::now();
             (warm_up..count).for_each(|_| next());

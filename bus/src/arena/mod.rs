@@ -20,6 +20,7 @@
 //! * [`Reader`] is a receiver's side: checks the reference, copies, and checks the header *again*: an owner
 //!   that lies, or that reused the block meanwhile, yields an error and no bytes.
 //! * [`BulkSender`] and [`BulkReceiver`] put both over a lane.
+//! * [`SealedPayload`] needs no arena: memory that nobody can change any more, read in place.
 //!
 //! **Crashes.** An owner may die at any store: a reference is in the ring only after its block is whole. When
 //! a receiver dies its channel ends, and the arena with it. **Hostile peers.** A receiver can write nothing of
@@ -34,6 +35,8 @@ mod pace;
 mod reader;
 mod reference;
 #[cfg(not(loom))]
+mod sealed;
+#[cfg(not(loom))]
 pub mod segment;
 mod space;
 #[cfg(all(test, not(loom)))]
@@ -46,6 +49,8 @@ pub use bulk::{
 pub use owner::{Arena, ArenaError, Stored, Usage};
 pub use reader::{Reader, SegmentError};
 pub use reference::{REFERENCE_BYTES, Reference, ReferenceError};
+#[cfg(not(loom))]
+pub use sealed::SealedPayload;
 
 /// Blocks begin at multiples of this: a cache line.
 pub const ALIGNMENT: u64 = 64;

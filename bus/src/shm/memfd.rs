@@ -30,6 +30,12 @@ pub const REQUIRED_SEALS: SealFlags = SealFlags::FUTURE_WRITE
     .union(SealFlags::GROW)
     .union(SealFlags::SEAL);
 
+/// What must be sealed before memory may be read in place: nobody can write it, for ever.
+pub const PAYLOAD_SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
 /// The largest memory of a lane, bytes: bounds what a peer can make others map.
 pub const BYTES_MAX: u64 = (data_words(CAPACITY_MAX) * 8) as u64;
 
@@ -46,7 +52,7 @@ pub enum MemfdError {
     #[error("the descriptor is no sealable memory (F_GET_SEALS: {source})")]
     NotMemory { source: io::Error },
     #[error(
-        "the memory lacks the seals {missing:?}; future-write, shrink, grow and seal are required"
+        "the memory lacks the seals {missing:?}, without which its giver could still change it"
     )]
     Unsealed { missing: SealFlags },
     #[error("the memory is {bytes} bytes; allowed are whole pages up to {BYTES_MAX}")]
@@ -55,6 +61,8 @@ pub enum MemfdError {
         "the segment is {bytes} bytes; allowed are whole pages of {page}, from {SEGMENT_MIN} to {SEGMENT_MAX} bytes"
     )]
     SegmentSize { bytes: u64, page: u64 },
+    #[error("a sealed payload has 1 to {SEGMENT_MAX} bytes, not {bytes}")]
+    PayloadSize { bytes: u64 },
     #[error(
         "only {allocated} of the segment's {bytes} bytes are there; its owner must touch all before it seals them"
     )]
@@ -105,6 +113,28 @@ pub fn check_segment(fd: BorrowedFd<'_>) -> Result<u64, MemfdError> {
     }
     check_allocated(stat.st_blocks as u64, bytes)?;
     Ok(bytes)
+}
+
+/// As [`check_segment`], for a payload that is read in place: nobody can write it any more.
+pub(crate) fn check_payload(fd: BorrowedFd<'_>) -> Result<u64, MemfdError> {
+    check_seals(fd, PAYLOAD_SEALS)?;
+    let stat = fstat(fd).map_err(failed("fstat"))?;
+    let bytes = stat.st_size as u64;
+    if bytes == 0 || bytes > SEGMENT_MAX {
+        return Err(MemfdError::PayloadSize { bytes });
+    }
+    check_allocated(stat.st_blocks as u64, bytes)?;
+    Ok(bytes)
+}
+
+/// A memfd for a payload, to be filled and then sealed by [`seal_payload`].
+pub(crate) fn payload(bytes: u64) -> Result<OwnedFd, MemfdError> {
+    sized("agentd-payload", bytes, MemfdFlags::empty())
+}
+
+/// Refused by the kernel (EBUSY) while anybody has it mapped for writing.
+pub(crate) fn seal_payload(fd: &OwnedFd) -> Result<(), MemfdError> {
+    fcntl_add_seals(fd, PAYLOAD_SEALS).map_err(failed("F_ADD_SEALS"))
 }
 
 /// What is there can't be taken away again: holes need the right to write.

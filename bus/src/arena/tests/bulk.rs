@@ -40,7 +40,9 @@ pub(super) fn lane(capacity: usize, sender: SenderOptions) -> Ends {
 
 /// What stands in for the bus: segments on their way from owner to receiver.
 #[derive(Debug)]
-pub(super) struct Road<M>(Arc<(Mutex<VecDeque<(u32, M)>>, Condvar)>);
+pub(super) struct Road<M>(Arc<(Queue<M>, Condvar)>);
+
+type Queue<M> = Mutex<VecDeque<(u32, M)>>;
 
 impl<M> Clone for Road<M> {
     fn clone(&self) -> Self {
@@ -190,12 +192,12 @@ fn sealed_memory_carries_all_sizes() {
                 budget: Budget::new(16 << 20),
                 ..SegmentOptions::default()
             };
-            let mut arrivals = road.clone();
+            let arrivals = road.clone();
             (
                 BulkSender::new(producer, MemfdSupply::new(options, road), small()).unwrap(),
                 BulkReceiver::new(
                     consumer,
-                    FdArrivals::new(move |deadline| Road::take(&mut arrivals, deadline)),
+                    FdArrivals::new(move |deadline| arrivals.take(deadline)),
                     16 << 20,
                 ),
             )

@@ -30,6 +30,8 @@
 //! growing the arena makes a segment.
 
 mod bulk;
+#[cfg(all(test, loom))]
+mod model;
 mod owner;
 mod pace;
 mod reader;
@@ -59,7 +61,11 @@ pub const HEADER_BYTES: u64 = 64;
 /// Most segments at a time, on either side.
 pub const SEGMENTS_MAX: usize = 64;
 /// Smallest and largest segment, bytes; whole pages.
+#[cfg(not(loom))]
 pub const SEGMENT_MIN: u64 = 4096;
+/// Room for one block: the checker follows every word.
+#[cfg(loom)]
+pub const SEGMENT_MIN: u64 = 1024;
 pub const SEGMENT_MAX: u64 = 1 << 30;
 
 /// Words of a header.

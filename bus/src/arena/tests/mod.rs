@@ -1,6 +1,8 @@
 //! One conformance suite for every kind of memory; crashes at every store; hostile owners and receivers.
 
 mod bulk;
+mod huge;
+mod trust;
 
 use std::os::fd::AsFd;
 

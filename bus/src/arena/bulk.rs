@@ -28,9 +28,10 @@ use crate::shm::region::Words;
 /// cheaper than slots of 56 bytes (`cargo bench -p agentd-bus --bench arena`, rows `ring_*` and `bulk_*`).
 pub const THRESHOLD_DEFAULT: usize = 512;
 
-/// The sender looks at the consumer's cursor when it has stored this much: seldom, and so that it goes round in more
-/// memory than the cache next to one core holds. A block that the receiver has just read is the slowest to write.
-const LOOK_BYTES: u64 = 1 << 20;
+/// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much: seldom, and so
+/// that it goes round in more memory than the caches next to the cores hold. A block that the receiver has just read is
+/// the slowest to write.
+const LOOK_BYTES: u64 = 4 << 20;
 
 /// The receiver says how far it is when it has copied this much, whatever the lane's step: the sender's arena
 /// is smaller than its ring is long.

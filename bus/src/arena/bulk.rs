@@ -69,9 +69,10 @@ pub struct BulkOptions {
     /// Largest payload that goes into the ring, bytes.
     pub threshold: usize,
     /// Up to this many bytes of segments the arena grows when it is full; above, the sender waits. A payload
-    /// that fits into no segment makes it grow in any case, as far as the budget goes.
+    /// that fits into no segment makes it grow in any case, as far as the budget goes. The last segment may reach
+    /// beyond.
     pub grow_to: u64,
-    /// Of the first segment, which is made at once.
+    /// Bytes that the first segment, which is made at once, has at least.
     pub first: u64,
 }
 

@@ -213,7 +213,7 @@ proptest! {
             memory.words()[at].store(if near { value % 5000 } else { value }, Ordering::Relaxed);
         }
         let (segment, generation, offset, length) = fields;
-        let (offset, length) = if near { (offset % 5000 & !63, length % 5000) } else { (offset, length) };
+        let (offset, length) = if near { ((offset % 5000) & !63, length % 5000) } else { (offset, length) };
         let reference = Reference { segment, generation, offset, length };
         if near && length > 0 && offset + 64 <= 4096 {
             // Make the header agree, so that the bounds decide.

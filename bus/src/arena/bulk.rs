@@ -24,8 +24,8 @@ use crate::message::Status;
 use crate::shm::park::Closer;
 use crate::shm::region::Words;
 
-/// Payloads over this many bytes go to the arena: from about here on one wide copy and a reference are
-/// cheaper than slots of 56 bytes (`cargo bench -p agentd-bus --bench arena`, rows `ring_*` and `bulk_*`).
+/// Payloads over this many bytes, ten slots' worth, go to the arena. `cargo bench -p agentd-bus --bench arena`, rows
+/// `threshold_*`, compares both ways around it.
 pub const THRESHOLD_DEFAULT: usize = 512;
 
 /// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much: seldom, and so

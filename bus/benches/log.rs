@@ -24,7 +24,7 @@ const TAG: Tag = Tag {
 };
 const FOREVER: Duration = Duration::from_secs(600);
 const SLOTS: usize = 1024;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
@@ -125,7 +125,24 @@ fn streaming(readers: u32, options: ReaderOptions, count: u64) -> f64 {
     for _ in 0..count {
         log.writer.send(TAG, &payload, FOREVER).expect("log");
     }
-    (cpu() - before).as_nanos() as f64 / count as f64
+    let cost = (cpu() - before).as_nanos() as f64 / count as f64;
+    if std::env::var_os("BENCH_LOG_COUNTERS").is_some() {
+        let received: u64 = log
+            .writer
+            .readers()
+            .map(|reader| reader.counters.messages)
+            .sum();
+        let sleeps: u64 = log
+            .writer
+            .readers()
+            .map(|reader| reader.counters.sleeps)
+            .sum();
+        eprintln!(
+            "{readers} readers: {cost:.1} ns, {:?}, received {received}, slept {sleeps}",
+            log.writer.counters()
+        );
+    }
+    cost
 }
 
 /// CPU time per message with a pause between messages, in which readers go to sleep, ns.

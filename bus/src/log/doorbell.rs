@@ -47,14 +47,12 @@ pub(super) mod mode {
 pub(super) const RINGING_FROM: usize = 5;
 #[cfg(loom)]
 pub(super) const RINGING_FROM: usize = 1;
-/// Messages in a row that found nobody asleep, before readers are asked to ring: many enough to pay for waking
-/// the thread twice.
+/// Messages in a row that found nobody asleep, before readers are asked to ring: having looked at 64 so often
+/// has cost about what putting the thread to sleep on 64 flags and waking it costs, so at worst both are paid.
 #[cfg(not(loom))]
-const QUIET_MIN: u32 = 1 << 10;
+const QUIET: u32 = 1 << 10;
 #[cfg(loom)]
-const QUIET_MIN: u32 = 1;
-/// The most, if ringing has turned out to be short-lived.
-const QUIET_MAX: u32 = 1 << 14;
+const QUIET: u32 = 1;
 /// While readers ring, every how many messages the producer looks itself: the thread may have to wait for a
 /// processor.
 #[cfg(not(loom))]
@@ -144,10 +142,6 @@ pub(super) struct Doorbell<D: Words, C: Words> {
     attendant: Attendant,
     /// Messages since the last that found somebody asleep; while ringing, since the last look.
     quiet: u32,
-    /// How many those must be before readers are asked to ring.
-    enough: u32,
-    /// Messages for which they have been.
-    rung_for: u32,
     forgotten: u64,
     #[cfg(not(loom))]
     thread: Option<std::thread::JoinHandle<()>>,
@@ -168,8 +162,6 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
             may_ring: false,
             attendant,
             quiet: 0,
-            enough: QUIET_MIN,
-            rung_for: 0,
             forgotten: 0,
             #[cfg(not(loom))]
             thread: None,
@@ -239,7 +231,9 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
                 self.quiet += 1;
                 return self.quiet >= LOOK_EVERY && self.look_while_ringing(head);
             }
-            self.was_rung();
+            // The thread has put the mode back.
+            self.ringing = false;
+            self.quiet = 0;
         }
         if self.sleepers.is_empty() {
             return false;
@@ -261,7 +255,7 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
             self.quiet = 0;
         } else if self.may_ring {
             self.quiet += 1;
-            if self.quiet >= self.enough {
+            if self.quiet >= QUIET {
                 self.ask_to_ring(head);
             }
         }
@@ -270,7 +264,6 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
 
     #[cold]
     fn look_while_ringing(&mut self, head: u64) -> bool {
-        self.rung_for = self.rung_for.saturating_add(self.quiet);
         self.quiet = 0;
         self.look_at_flags(head) == Found::Woken
     }
@@ -312,26 +305,12 @@ impl<D: Words + 'static, C: Words + 'static> Doorbell<D, C> {
         self.quiet = 0;
         if self.look_at_flags(head) == Found::Nobody {
             self.ringing = true;
-            self.rung_for = 0;
             futex::wake_word(self.shared.data.word(MODE_WORD));
         } else {
             self.shared
                 .data
                 .store(MODE_WORD, mode::LOOKING, Ordering::Relaxed);
         }
-    }
-
-    /// The thread has put the mode back. If that was soon, ringing pays less than was thought.
-    #[cold]
-    fn was_rung(&mut self) {
-        let lasted = self.rung_for.saturating_add(self.quiet);
-        self.enough = if lasted < self.enough.saturating_mul(4) {
-            (self.enough * 2).min(QUIET_MAX)
-        } else {
-            QUIET_MIN
-        };
-        self.ringing = false;
-        self.quiet = 0;
     }
 
     fn look_again(&mut self) {

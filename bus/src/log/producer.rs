@@ -302,6 +302,14 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
     /// As [`Self::try_send`], waiting up to `timeout` for reliable readers. One that has used up its
     /// [`Hold::time`] is cut off instead, so with a `timeout` above that this fails by closing only.
     pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
+        match self.try_send(tag, payload) {
+            Err(SendError::Full { .. }) => self.send_later(tag, payload, timeout),
+            other => other,
+        }
+    }
+
+    #[cold]
+    fn send_later(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
         let deadline = Instant::now().checked_add(timeout);
         let mut spins = 0;
         loop {

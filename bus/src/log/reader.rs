@@ -332,6 +332,9 @@ impl<D: Words, C: Words> Reader<D, C> {
 
     /// As [`Self::try_recv`], waiting up to `timeout`.
     pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Message, RecvError> {
+        if let Some(message) = self.try_recv(buffer)? {
+            return Ok(message);
+        }
         let deadline = Instant::now().checked_add(timeout);
         let mut spins = 0;
         loop {

@@ -60,8 +60,6 @@ pub struct Crew<'a> {
     sender: mpsc::UnboundedSender<(Seat, Heard)>,
     receiver: mpsc::UnboundedReceiver<(Seat, Heard)>,
     launched: u64,
-    /// When all were last told that somebody is there.
-    told_at: tokio::time::Instant,
 }
 
 #[derive(Debug)]
@@ -92,14 +90,12 @@ impl<'a> Crew<'a> {
             sender,
             receiver,
             launched: 0,
-            told_at: tokio::time::Instant::now(),
         })
     }
 
     /// Launches an agent with its orders.
     pub async fn launch(&mut self, seat: Seat, name: &str, orders: &Orders) -> Result<(), Failure> {
         let what = || format!("can't launch agent {name}");
-        self.give_sign_of_life();
         let policy = PolicyRef::Text {
             origin: "the policy of agentctl bench".to_owned(),
             text: POLICY.to_owned(),
@@ -189,31 +185,14 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// What is heard next; `None` after `patience`. Signs of life go out meanwhile.
+    /// What is heard next; `None` after `patience`.
     pub async fn hear(&mut self, patience: Duration) -> Option<(Seat, Heard)> {
-        let end = tokio::time::Instant::now() + patience;
-        loop {
-            self.give_sign_of_life();
-            let pause = self.told_at + SIGN_OF_LIFE;
-            let heard = tokio::time::timeout_at(end.min(pause), self.receiver.recv()).await;
-            match heard {
-                Ok(Some((seat, Heard::Ended))) => {
-                    self.members.remove(&seat);
-                    return Some((seat, Heard::Ended));
-                }
-                Ok(heard) => return heard,
-                Err(_) if tokio::time::Instant::now() >= end => return None,
-                Err(_) => {}
-            }
+        let heard = tokio::time::timeout(patience, self.receiver.recv()).await;
+        let heard = heard.ok().flatten();
+        if let Some((seat, Heard::Ended)) = &heard {
+            self.members.remove(seat);
         }
-    }
-
-    /// Tells all that somebody is there, if it is time to.
-    fn give_sign_of_life(&mut self) {
-        if self.told_at.elapsed() >= SIGN_OF_LIFE {
-            self.told_at = tokio::time::Instant::now();
-            self.tell_all("");
-        }
+        heard
     }
 
     /// As [`Self::hear`] for runs in which nobody may grumble, keep silent, or end before it is done: each of that is
@@ -290,8 +269,19 @@ async fn listen(
     let mut err = Lines::default();
     // The receiver is gone when the run is over: then nobody wants to hear.
     let tell = |heard| drop(sender.send((seat, heard)));
+    let mut sign = tokio::time::interval(SIGN_OF_LIFE);
+    let sign_of_life = AttachFrame::Stdin(b"\n").to_vec();
     loop {
-        let Ok(mut ready) = socket.readable().await else {
+        let ready = tokio::select! {
+            ready = socket.readable() => ready,
+            _ = sign.tick() => {
+                // One that can't take it has ended, or has enough of them before it.
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                let _sent = rustix::net::send(&*socket, &sign_of_life, flags);
+                continue;
+            }
+        };
+        let Ok(mut ready) = ready else {
             break;
         };
         let packet = rustix::net::recv(&*socket, &mut *buffer, RecvFlags::DONTWAIT);

@@ -46,7 +46,7 @@ pub fn write(shared: &Shared<'_>) {
                 Err(_) => break true,
             }
             if number.is_multiple_of(BURST) {
-                std::thread::sleep(BETWEEN_BURSTS);
+                shared.pause(BETWEEN_BURSTS);
             }
         };
         drop(log);

@@ -23,6 +23,8 @@ const BURST: u64 = 64;
 const BETWEEN_BURSTS: Duration = Duration::from_millis(5);
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
 const BETWEEN_EVENTS: Duration = Duration::from_millis(25);
+/// Pauses are meant for so many agents, and longer with more.
+const A_FEW: u32 = 8;
 /// Looks at whether it is over, in waits that nothing else ends.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,6 +54,11 @@ pub(super) struct Shared<'a> {
 impl Shared<'_> {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A pause that leaves the machine the same room however many agents share it.
+    pub fn pause(&self, of_a_few: Duration) {
+        std::thread::sleep(of_a_few * self.orders.agents.div_ceil(A_FEW));
     }
 
     pub fn is_over(&self) -> bool {
@@ -202,7 +209,7 @@ fn send_lanes(shared: &Shared<'_>, to: u32, distance: u32) {
                 Err(_) => break true,
             }
             if number.is_multiple_of(BURST) {
-                std::thread::sleep(BETWEEN_BURSTS);
+                shared.pause(BETWEEN_BURSTS);
             }
         };
         // Before it is told: the receiver reads it to its end.
@@ -290,7 +297,7 @@ fn ask(shared: &Shared<'_>) {
                 Err(_) => report.failed += 1,
             }
         });
-        std::thread::sleep(BETWEEN_REQUESTS);
+        shared.pause(BETWEEN_REQUESTS);
     }
 }
 
@@ -305,7 +312,7 @@ fn publish(shared: &Shared<'_>) {
             number += 1;
             shared.count(|report| report.published += 1);
         }
-        std::thread::sleep(BETWEEN_EVENTS);
+        shared.pause(BETWEEN_EVENTS);
     }
 }
 

@@ -4,6 +4,8 @@
 //! socket buffers left to the system. There is no busy-polling: libzmq's I/O thread needs a CPU of its own, and each side
 //! has one CPU for both.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +17,18 @@ const HIGH_WATER_MARK: i32 = 100_000;
 
 struct Zmq {
     endpoint: String,
+    socket: PathBuf,
+}
+
+/// In the process that prepared it, once both ends are gone; libzmq leaves the file there.
+impl Drop for Zmq {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.socket)
+            && error.kind() != ErrorKind::NotFound
+        {
+            eprintln!("remove {}: {error}", self.socket.display());
+        }
+    }
 }
 
 struct End {
@@ -30,9 +44,10 @@ impl Transport for Zmq {
         if setup.waiting == Waiting::Busy {
             bail!("libzmq's I/O threads would share the CPUs with what spins");
         }
-        let directory = std::env::temp_dir();
+        let socket = std::env::temp_dir().join(&setup.name);
         Ok(Self {
-            endpoint: format!("ipc://{}/{}", directory.display(), setup.name),
+            endpoint: format!("ipc://{}", socket.display()),
+            socket,
         })
     }
 

@@ -22,8 +22,9 @@ use super::figures::Latencies;
 use super::orders::{self, HEAD, Mode, Orders, Received, Report};
 use crate::failure::Failure;
 
-/// An agent to which nobody has spoken for so long has been left alone.
-const ABANDONED: Duration = Duration::from_secs(30);
+/// An agent to which nobody has spoken for so long has been left alone. Generous: agentd, which carries the signs of life,
+/// shares an overloaded machine with the agents.
+const ABANDONED: Duration = Duration::from_secs(120);
 
 /// A wait that ends by itself only when something is wrong; long, because the machine may be overloaded.
 const WATCHDOG: Duration = Duration::from_secs(45);

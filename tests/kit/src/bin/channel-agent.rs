@@ -144,7 +144,7 @@ fn stream_lane(to: &str) -> anyhow::Result<()> {
                 Ok(()) => number += 1,
                 Err(error) => break error,
             }
-            if number % NOTE_EVERY == 0 {
+            if number.is_multiple_of(NOTE_EVERY) {
                 sent.say(&number.to_string());
             }
         };
@@ -181,7 +181,7 @@ fn stream_log() -> anyhow::Result<()> {
                     return Ok(());
                 }
             }
-            if number % NOTE_EVERY == 0 {
+            if number.is_multiple_of(NOTE_EVERY) {
                 sent.say(&number.to_string());
             }
             if log.readers().next().is_none() {
@@ -250,7 +250,7 @@ fn read_lane(mut lane: LaneReceiver, number: &mut u64, events: &Lines) -> anyhow
             Ok(_) => {
                 check(*number, &bytes).context("lane")?;
                 *number += 1;
-                if *number % NOTE_EVERY == 0 {
+                if number.is_multiple_of(NOTE_EVERY) {
                     events.say(&format!("lane {number}"));
                 }
             }
@@ -281,7 +281,7 @@ fn read_log(mut log: LogReader, events: &Lines) -> anyhow::Result<()> {
                 check(number, &bytes).context("log")?;
                 due = Some(number + 1);
                 read += 1;
-                if read % NOTE_EVERY == 0 {
+                if read.is_multiple_of(NOTE_EVERY) {
                     events.say(&format!("log {}", number + 1));
                 }
             }
@@ -295,6 +295,10 @@ fn read_log(mut log: LogReader, events: &Lines) -> anyhow::Result<()> {
     }
 }
 
+#[expect(
+    clippy::print_stdout,
+    reason = "what became of it is this program's data"
+)]
 fn attempt(to: &str) -> anyhow::Result<()> {
     let client = Client::connect()?;
     println!("tier: {}", client.tier());

@@ -104,7 +104,7 @@ pub fn send(
             .zip(open)
             .map(|(at, mut lane)| {
                 let count = share + u64::from(at < rest);
-                scope.spawn(move || {
+                scope.spawn(move || -> Done {
                     let mut message = vec![0; size.max(HEAD)];
                     for number in 0..count {
                         fill(&mut message, number, 0);
@@ -117,8 +117,7 @@ pub fn send(
             .collect();
         threads
             .into_iter()
-            .map(|thread| thread.join().map_err(|_| "a sender panicked".to_owned())?)
-            .collect::<Done>()
+            .try_for_each(|thread| thread.join().map_err(|_| "a sender panicked".to_owned())?)
     })?;
     let elapsed_ns = now_ns() - begin;
     say(&Report::Sent {

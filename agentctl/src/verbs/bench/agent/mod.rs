@@ -227,8 +227,11 @@ impl Checker {
     }
 }
 
+/// What one thread received, from when to when (ns), and how long it was under way.
+type Part = (Received, Option<(u64, u64)>, Latencies);
+
 /// Joins what several threads have received.
-fn join(parts: Vec<(Received, Option<(u64, u64)>, Latencies)>) -> Received {
+fn join(parts: Vec<Part>) -> Received {
     let mut all = Received::default();
     let mut latencies = Latencies::new();
     let (mut first, mut last) = (u64::MAX, 0);

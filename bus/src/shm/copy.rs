@@ -17,6 +17,8 @@
 //! Any thread, no privilege, no allocation except that the caller's buffer grows. Panics on a range outside
 //! the memory: callers check what a peer says before.
 
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+use super::atomics::AtomicU64;
 use super::region::{Own, Peers, Words};
 
 /// Where what is written goes first.
@@ -27,6 +29,49 @@ pub(crate) enum Stores {
     /// Past the cache, to memory: the other core then reads memory, ahead of its need, instead of asking this one
     /// for each line. Twice the latency, and up to three times the throughput where the cores share no cache.
     Streaming,
+}
+
+/// Two words in one store: half as many wait in the store buffer for their line. No more of it is promised than
+/// that of two relaxed atomic stores.
+#[cfg(all(
+    target_arch = "x86_64",
+    not(any(loom, miri, test, feature = "crash-points"))
+))]
+#[inline(always)]
+pub(crate) fn store_pair(to: &[AtomicU64; 2], bytes: &[u8; 16]) {
+    // SAFETY: reads 16 bytes of a borrowed array and writes 16 bytes of borrowed atomics, which may be written
+    // through a shared borrow; the compiler sees neither access, so a peer that reads meanwhile is no data race to
+    // it. Every x86-64 has SSE2. The memory clobber (the default) keeps other accesses in their order.
+    unsafe {
+        std::arch::asm!(
+            "movdqu {pair}, [{from}]",
+            "movdqu [{to}], {pair}",
+            pair = out(xmm_reg) _,
+            from = in(reg) bytes.as_ptr(),
+            to = in(reg) to.as_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// The counterpart of [`store_pair`]: no more is promised than of two relaxed atomic loads.
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+#[inline(always)]
+pub(crate) fn load_pair(from: &[AtomicU64; 2]) -> [u64; 2] {
+    let pair: std::arch::x86_64::__m128i;
+    // SAFETY: reads 16 bytes of borrowed atomics, unseen by the compiler, so a peer that writes meanwhile is no data
+    // race to it; their alignment is that of a word, which `movdqu` takes. Every x86-64 has SSE2. The memory clobber
+    // (the default) keeps it behind the acquire load before.
+    unsafe {
+        std::arch::asm!(
+            "movdqu {pair}, [{from}]",
+            pair = lateout(xmm_reg) pair,
+            from = in(reg) from.as_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+    // SAFETY: both are 16 bytes for which any value is valid; the lower half comes first in memory and register.
+    unsafe { std::mem::transmute::<std::arch::x86_64::__m128i, [u64; 2]>(pair) }
 }
 
 impl<W: Words> Own<W> {

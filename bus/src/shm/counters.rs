@@ -9,7 +9,7 @@
 //! | 0 | magic | magic |
 //! | 1 | capacity, slots | |
 //! | 2 | set-up flags ([`setup`]) | set-up flags |
-//! | 8 | head: slots written | limit: slots that the producer may write in total |
+//! | 8 | head: slots written (logs) | limit: slots that the producer may write in total |
 //! | 9 | | consumed: slots read |
 //! | 16 | parked: how the producer sleeps ([`parked`]) | parked: how the reader sleeps |
 //! | 24-31 | [`Sent`] | [`Received`] |
@@ -28,7 +28,7 @@ use super::region::{Own, Peers, Words};
 pub const MAGIC_WORD: usize = 0;
 pub const CAPACITY_WORD: usize = 1;
 pub const SETUP_WORD: usize = 2;
-/// Data page: slots written so far.
+/// Data page of a log: slots written so far. A lane's follow from its slots.
 pub const HEAD_WORD: usize = 8;
 /// Cursor page: slots that the producer may have written in total. What it waits on.
 pub const LIMIT_WORD: usize = 8;

@@ -84,6 +84,20 @@ fn line_of(words: &[AtomicU64], line: usize) -> &Line {
     &words.as_chunks().0[line]
 }
 
+/// Two neighbouring words of a line that a peer may be writing. They are loaded at once where that is possible, so
+/// that whoever reads the copy in larger pieces need not wait for it to leave the store buffer.
+#[inline(always)]
+pub(crate) fn load_pair(line: &Line, at: usize) -> [u64; 2] {
+    let pair: &[AtomicU64; 2] = line[at..].first_chunk().expect("within the line");
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    return super::copy::load_pair(pair);
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    [
+        pair[0].load(Ordering::Relaxed),
+        pair[1].load(Ordering::Relaxed),
+    ]
+}
+
 /// A cache line that this side may write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnLine<'a>(&'a Line);
@@ -96,6 +110,36 @@ impl OwnLine<'_> {
             return;
         }
         self.0[index].store(value, order);
+    }
+
+    /// Stores `bytes`, at most what is left of the line, from the word `at` on. What is behind them in their last
+    /// word becomes 0. Ordering: none among the bytes, all of them before the next release store.
+    #[inline]
+    pub fn store_bytes(&self, at: usize, bytes: &[u8]) {
+        let mut at = at;
+        #[cfg(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        ))]
+        let bytes = {
+            let (pairs, rest) = bytes.as_chunks::<16>();
+            for pair in pairs {
+                let to: &[AtomicU64; 2] = self.0[at..].first_chunk().expect("within the line");
+                super::copy::store_pair(to, pair);
+                at += 2;
+            }
+            rest
+        };
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
+            at += 1;
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.store(at, u64::from_le_bytes(last), Ordering::Relaxed);
+        }
     }
 }
 

@@ -57,6 +57,6 @@ mod tests {
         assert_eq!(latency(&reader, 0), None);
         put(&Own(page), 128);
         assert_eq!(latency(&reader, 64), None);
-        assert!(is_due(128) && !is_due(129));
+        assert!(is_due(SAMPLE_EVERY) && !is_due(SAMPLE_EVERY + 1));
     }
 }

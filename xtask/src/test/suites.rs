@@ -44,10 +44,19 @@ pub fn model(scratch: &Path) -> Result<Outcome> {
     let target = Metadata::of_members()?.target_directory.join("loom");
     let mut command = cargo();
     command
-        .args(["test", "-p", "agentd-bus", "--lib", "::model::"])
+        .args([
+            "test",
+            "--release",
+            "-p",
+            "agentd-bus",
+            "--lib",
+            "::model::",
+        ])
         .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("RUSTFLAGS", "--cfg loom")
-        .env("LOOM_MAX_PREEMPTIONS", "3");
+        // With three, some models take many minutes: docs/testing.md.
+        .env("LOOM_MAX_PREEMPTIONS", "2");
     run(&mut command, scratch)
 }
 

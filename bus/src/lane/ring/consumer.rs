@@ -18,15 +18,18 @@ use super::{
 };
 use crate::lane::Credit;
 use crate::message::Status;
-use crate::shm::atomics::{Ordering, spin_loop};
+use crate::shm::atomics::Ordering;
 use crate::shm::clock::Deadline;
 use crate::shm::counters::{
     CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, Received,
-    SAMPLE_EVERY, SETUP_WORD, parked,
+    SETUP_WORD, parked,
 };
+#[cfg(not(loom))]
+use crate::shm::histogram;
 use crate::shm::park::{Closer, sleep, wake_word};
-use crate::shm::patience::{Look, Patience, Slept, Step};
-use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
+use crate::shm::patience::{Look, Patience, Slept, Spin, Step};
+use crate::shm::region::{LINE_WORDS, Line, Own, Peers, Words, load_pair};
+use crate::shm::stamp;
 use crate::simd::crc32c;
 use crate::wait::{Bell, Park, Parking, Source, Watch};
 
@@ -57,6 +60,30 @@ pub struct Consumer<D: Words, C: Words> {
     scratch: Box<[u64]>,
     /// What the producer rings while this end waits in an event loop.
     bell: Option<Bell>,
+}
+
+/// A copy of a message that is whole in one slot.
+struct Plain {
+    tag: Tag,
+    len: usize,
+    words: [[u64; 2]; INLINE_BYTES / 16],
+}
+
+impl Plain {
+    #[inline(always)]
+    fn payload(&self) -> &[u8] {
+        &self.words.as_bytes()[..self.len]
+    }
+}
+
+/// The inline words of a slot: all of them, whatever the length, since the line is here.
+#[inline(always)]
+fn inline_words(line: &Line) -> [[u64; 2]; INLINE_BYTES / 16] {
+    [
+        load_pair(line, INLINE),
+        load_pair(line, INLINE + 2),
+        load_pair(line, INLINE + 4),
+    ]
 }
 
 /// A message that has been read out of more than the inline words, into the scratch.
@@ -151,13 +178,14 @@ impl<D: Words, C: Words> Consumer<D, C> {
         &mut self,
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<Option<R>, RecvError> {
+        if let Some(plain) = self.take_plainly() {
+            self.release();
+            return Ok(Some(take(plain.tag, plain.payload())));
+        }
         if !self.poll()? {
             return Ok(None);
         }
-        let slot = self.next;
-        let taken = self.take(plainly(take))?;
-        self.release();
-        taken.map_or_else(|| Err(self.refuse_reference(slot)), |value| Ok(Some(value)))
+        self.take_closely(take).map(Some)
     }
 
     /// Takes the next message into `buffer`, which is cleared first. `None`: there is none. Never blocks.
@@ -174,13 +202,50 @@ impl<D: Words, C: Words> Consumer<D, C> {
         timeout: Duration,
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<R, RecvError> {
-        if !self.poll()? {
+        let mut plain = self.take_plainly();
+        if plain.is_none() && !self.poll()? {
             self.wait(timeout)?;
+            plain = self.take_plainly();
         }
+        match plain {
+            Some(plain) => {
+                self.release();
+                Ok(take(plain.tag, plain.payload()))
+            }
+            None => self.take_closely(take),
+        }
+    }
+
+    /// The message in slot number `next`, which is committed, whatever it is.
+    fn take_closely<R>(&mut self, take: impl FnOnce(Tag, &[u8]) -> R) -> Result<R, RecvError> {
         let slot = self.next;
         let taken = self.take(plainly(take))?;
         self.release();
         taken.ok_or_else(|| self.refuse_reference(slot))
+    }
+
+    /// The next message, if it is there, has nothing but up to 48 bytes, and the lane is open.
+    #[inline(always)]
+    fn take_plainly(&mut self) -> Option<Plain> {
+        let line = self.data.line(line_of(self.next, self.capacity));
+        // SYNC: commit. Pairs with the release store in `Producer::fill`.
+        if self.closer.status().is_some()
+            || line[SEQUENCE].load(Ordering::Acquire) != committed(self.next)
+        {
+            return None;
+        }
+        let head = Head(line[HEAD].load(Ordering::Relaxed));
+        let len = head.plain()?;
+        if stamp::is_due(self.counts.messages) || self.slept {
+            return None;
+        }
+        let words = inline_words(line);
+        self.advance(1, len);
+        Some(Plain {
+            tag: head.tag(),
+            len,
+            words,
+        })
     }
 
     /// As [`Self::recv_with`], into `buffer`, which is cleared first.
@@ -360,9 +425,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
                 payload,
             }));
         };
-        // All of them, whatever the length: the line is here. (`from_fn` becomes a call per word.)
-        let word = |at: usize| line[INLINE + at].load(Ordering::Relaxed);
-        let words: [u64; INLINE_BYTES / 8] = [word(0), word(1), word(2), word(3), word(4), word(5)];
+        let words = inline_words(line);
         self.advance(1, len);
         Ok(take(Message {
             tag: head.tag(),
@@ -427,7 +490,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     #[inline]
     fn advance(&mut self, slots: u64, bytes: usize) {
-        if self.counts.messages.is_multiple_of(SAMPLE_EVERY) || self.slept {
+        if stamp::is_due(self.counts.messages) || self.slept {
             self.slept = false;
             self.sample();
         }
@@ -439,20 +502,10 @@ impl<D: Words, C: Words> Consumer<D, C> {
     /// Message number `counts.messages` has been taken: how long was it under way, if its stamp is still there?
     #[inline(never)]
     fn sample(&self) {
+        // The checker's pages have no room for a histogram.
         #[cfg(not(loom))]
-        {
-            use crate::shm::{atomics::fence, clock, counters::STAMP_WORD, histogram};
-            let now = clock::now_ns();
-            let stamp = self.data.line(STAMP_WORD / LINE_WORDS);
-            // SYNC: stamp. Pairs with `Producer::stamp`: the number is that of the time only if it is there before
-            // and after.
-            let before = stamp[0].load(Ordering::Acquire);
-            let sent = stamp[1].load(Ordering::Relaxed);
-            fence(Ordering::Acquire);
-            let after = stamp[0].load(Ordering::Relaxed);
-            if before == self.counts.messages && after == before {
-                histogram::record(&self.cursor, now.saturating_sub(sent));
-            }
+        if let Some(ns) = stamp::latency(&self.data, self.counts.messages) {
+            histogram::record(&self.cursor, ns);
         }
     }
 
@@ -474,13 +527,11 @@ impl<D: Words, C: Words> Consumer<D, C> {
                 self.patience.learn(slept);
                 return Ok(());
             }
-            let step = spin.step();
-            if step != Step::Look && deadline.passed() {
-                return Err(RecvError::TimedOut);
-            }
-            if step != Step::Sleep {
-                spin_loop();
-                continue;
+            match self.stare(&mut spin) {
+                Step::Look => continue,
+                _ if deadline.passed() => return Err(RecvError::TimedOut),
+                Step::Clock => continue,
+                Step::Sleep => {}
             }
             slept = Slept::Yes;
             self.counts.sleeps += 1;
@@ -491,6 +542,20 @@ impl<D: Words, C: Words> Consumer<D, C> {
             let Watch { word, seen } = self.watch();
             sleep(word, seen, &self.closer, deadline.instant());
             self.disarm();
+        }
+    }
+
+    /// Looks at nothing but the empty slot and the closer, until one of them has changed (`Look`) or it is time for
+    /// something else.
+    #[inline]
+    fn stare(&self, spin: &mut Spin) -> Step {
+        let empty = empty(self.next, self.capacity);
+        loop {
+            let step = spin.step();
+            if step != Step::Look || self.sequence() != empty || self.closer.status().is_some() {
+                return step;
+            }
+            spin.pause();
         }
     }
 

@@ -15,15 +15,16 @@ use super::{
 use crate::channel::Overflow;
 use crate::lane::Extension;
 use crate::message::Status;
-use crate::shm::atomics::{Ordering, fence, spin_loop};
+use crate::shm::atomics::{Ordering, spin_loop};
 use crate::shm::clock::{Deadline, now_ns};
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, HEAD_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD,
-    SAMPLE_EVERY, SETUP_WORD, STAMP_WORD, Sent, parked, setup,
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, SETUP_WORD,
+    Sent, parked, setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::patience::{Look, Patience, Slept, Step};
-use crate::shm::region::{LINE_WORDS, Own, OwnLine, Peers, Words};
+use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
+use crate::shm::stamp;
 use crate::simd::crc32c;
 use crate::wait::{Park, Parking, Ringer, Source, Watch};
 
@@ -42,7 +43,12 @@ pub struct Producer<D, C> {
     closer: Closer,
     look: Look,
     patience: Patience,
+    /// What is counted seldom; see [`Self::sent`].
     counts: Sent,
+    /// Number of the first slot of all.
+    origin: u64,
+    /// Slots beyond the first of their message.
+    further: u64,
     overflow: Overflow,
     extension: Extension,
     high_flags: u32,
@@ -96,6 +102,8 @@ impl<D: Words, C: Words> Producer<D, C> {
             look: Look::after(peers_setup),
             patience: Patience::new(options.waiting, own_setup),
             counts: Sent::default(),
+            origin: first,
+            further: 0,
             overflow: options.overflow,
             extension: options.extension,
             high_flags: 0,
@@ -129,7 +137,24 @@ impl<D: Words, C: Words> Producer<D, C> {
 
     /// What this end has counted.
     pub fn sent(&self) -> Sent {
-        self.counts
+        Sent {
+            messages: self.messages(),
+            bytes: self.data.load(COUNTERS_WORD + 1, Ordering::Relaxed),
+            ..self.counts
+        }
+    }
+
+    /// Shows all that is counted in its own page.
+    fn publish_counts(&self) {
+        self.sent().publish(&self.data);
+    }
+
+    /// How many messages were sent. A store per message that need not be made, see [`Self::advance`].
+    #[inline]
+    fn messages(&self) -> u64 {
+        self.next
+            .wrapping_sub(self.origin)
+            .wrapping_sub(self.further)
     }
 
     /// The number of the slot that the next message begins at.
@@ -162,6 +187,16 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// [`Self::send`].
     #[inline]
     pub fn try_send(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        if self.closer.status().is_none() && self.put_plainly(tag, payload) {
+            self.show();
+            return Ok(());
+        }
+        self.try_send_closely(tag, payload)
+    }
+
+    /// [`Self::try_send`] where more is to be done than to fill one slot.
+    #[inline(never)]
+    fn try_send_closely(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
         self.check_open()?;
         self.put(tag, payload)?;
         self.show();
@@ -175,6 +210,10 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.check_open()?;
         let mut sent = 0;
         for (tag, payload) in messages {
+            if self.put_plainly(*tag, payload) {
+                sent += 1;
+                continue;
+            }
             match self.put(*tag, payload) {
                 Ok(()) => sent += 1,
                 Err(error) if sent == 0 => return Err(error),
@@ -288,15 +327,36 @@ impl<D: Words, C: Words> Producer<D, C> {
         if self.limit == self.next {
             self.find_room(1)?;
         }
-        self.stamp_if_due();
+        if self.stamp_is_due() {
+            stamp::put(&self.data, self.messages());
+        }
+        self.fill(tag, payload);
+        Ok(())
+    }
+
+    /// As [`Self::put`], if it is nothing but filling one slot; otherwise does nothing.
+    #[inline(always)]
+    fn put_plainly(&mut self, tag: Tag, payload: &[u8]) -> bool {
+        let plain = payload.len() <= INLINE_BYTES
+            && self.extension == Extension::None
+            && self.limit != self.next
+            && !self.stamp_is_due();
+        if plain {
+            self.fill(tag, payload);
+        }
+        plain
+    }
+
+    /// Fills the next slot, which is free, with a message of up to 48 bytes.
+    #[inline(always)]
+    fn fill(&mut self, tag: Tag, payload: &[u8]) {
         let line = self.data.line(line_of(self.next, self.capacity));
         line.store(HEAD, Head::new(tag, 0, payload.len()).0, Ordering::Relaxed);
-        write(line, INLINE, payload);
+        line.store_bytes(INLINE, payload);
         // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
         line.store(SEQUENCE, committed(self.next), Ordering::Release);
         self.advance(1, payload.len() as u64);
-        Ok(())
     }
 
     /// The general form of [`Self::put`].
@@ -313,7 +373,9 @@ impl<D: Words, C: Words> Producer<D, C> {
         if self.limit.wrapping_sub(self.next) < slots {
             self.find_room(slots)?;
         }
-        self.stamp_if_due();
+        if self.stamp_is_due() {
+            stamp::put(&self.data, self.messages());
+        }
         let ext = self.extension != Extension::None;
         let (inline, mut spill) = payload.split_at(payload.len().min(inline_bytes(ext)));
         for further in 1..slots {
@@ -321,7 +383,7 @@ impl<D: Words, C: Words> Producer<D, C> {
             let line = self.data.line(line_of(n, self.capacity));
             let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
             spill = later;
-            write(line, SPILL, now);
+            line.store_bytes(SPILL, now);
             // No reader looks at it before the head is committed; it keeps the lap's values whole.
             line.store(SEQUENCE, committed(n), Ordering::Relaxed);
         }
@@ -341,50 +403,42 @@ impl<D: Words, C: Words> Producer<D, C> {
         }
         let head = Head::new(tag, own_flags, payload.len());
         line.store(HEAD, head.0, Ordering::Relaxed);
-        write(line, at, inline);
+        line.store_bytes(at, inline);
         // SYNC: commit. See `put`.
         line.store(SEQUENCE, committed(self.next), Ordering::Release);
+        self.further = self.further.wrapping_add(slots - 1);
         self.advance(slots, bytes);
         Ok(())
     }
 
+    /// Goes on behind a message. Each store here and in `put` waits in the store buffer behind the slot's line, which
+    /// has to come from the consumer's cache: the fewer there are, the more messages are on their way at once. So
+    /// nothing is counted twice, once here and once where all can see it.
     #[inline]
     fn advance(&mut self, slots: u64, bytes: u64) {
         self.next = self.next.wrapping_add(slots);
-        self.counts.messages = self.counts.messages.wrapping_add(1);
-        self.counts.bytes = self.counts.bytes.wrapping_add(bytes);
+        let before = self.data.load(COUNTERS_WORD + 1, Ordering::Relaxed);
+        self.data.store(
+            COUNTERS_WORD + 1,
+            before.wrapping_add(bytes),
+            Ordering::Relaxed,
+        );
     }
 
     /// Of every so many messages, one says when it was sent; so does one that the consumer has to be woken for,
     /// which costs far more.
-    #[inline]
-    fn stamp_if_due(&self) {
-        if self.counts.messages.is_multiple_of(SAMPLE_EVERY)
+    #[inline(always)]
+    fn stamp_is_due(&self) -> bool {
+        stamp::is_due(self.messages())
             || self.look != Look::Never
                 && self.cursor.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE
-        {
-            self.stamp();
-        }
-    }
-
-    #[inline(never)]
-    fn stamp(&self) {
-        let line = self.data.line(STAMP_WORD / LINE_WORDS);
-        // SYNC: stamp. A reader that sees the time of a later message also sees that the number is no longer its
-        // own: the number is taken away before, and given after.
-        line.store(0, u64::MAX, Ordering::Relaxed);
-        fence(Ordering::Release);
-        line.store(1, now_ns(), Ordering::Relaxed);
-        line.store(0, self.counts.messages, Ordering::Release);
     }
 
     /// After one message or many: counts them where all can see it, and wakes the consumer if it sleeps.
-    #[inline]
+    #[inline(always)]
     fn show(&mut self) {
-        self.data.store(HEAD_WORD, self.next, Ordering::Relaxed);
-        let counters = self.data.line(COUNTERS_WORD / LINE_WORDS);
-        counters.store(0, self.counts.messages, Ordering::Relaxed);
-        counters.store(1, self.counts.bytes, Ordering::Relaxed);
+        self.data
+            .store(COUNTERS_WORD, self.messages(), Ordering::Relaxed);
         let parked = self.look.parked(&self.cursor);
         if parked != parked::AWAKE {
             self.wake(parked);
@@ -402,7 +456,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         }
         self.woken = Some(slot);
         self.counts.wakes += 1;
-        self.counts.publish(&self.data);
+        self.publish_counts();
         match (how, &self.ringer) {
             (parked::BELL, Some(ringer)) => ringer.ring(),
             // The bell is still on its way, and is rung when it comes.
@@ -426,7 +480,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         if !self.starved {
             self.starved = true;
             self.counts.full += 1;
-            self.counts.publish(&self.data);
+            self.publish_counts();
         }
         Err(SendError::Full)
     }
@@ -474,7 +528,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         match self.overflow {
             Overflow::DropNewest => {
                 self.counts.dropped = self.counts.dropped.wrapping_add(messages);
-                self.counts.publish(&self.data);
+                self.publish_counts();
                 Err(SendError::Dropped)
             }
             Overflow::Disconnect => {
@@ -520,38 +574,13 @@ impl<D: Words, C: Words> Producer<D, C> {
             }
             slept = Slept::Yes;
             self.counts.sleeps += 1;
-            self.counts.publish(&self.data);
+            self.publish_counts();
             self.arm(Park::Futex);
             self.patience.barrier();
             let word = self.cursor.word(word);
             sleep(word, seen, &self.closer, deadline.instant());
             self.disarm();
         }
-    }
-}
-
-/// Stores `bytes`, at most a line's, from the word `at` on.
-#[inline]
-fn write(line: OwnLine<'_>, at: usize, bytes: &[u8]) {
-    let put = |at, word: &[u8; 8]| line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
-    // A full slot needs no counting.
-    if let ([a, b, c, d, e, f], []) = bytes.as_chunks::<8>() {
-        for (word, at) in [a, b, c, d, e, f].into_iter().zip(at..) {
-            put(at, word);
-        }
-        return;
-    }
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (word, at) in words.iter().zip(at..) {
-        put(at, word);
-    }
-    if !rest.is_empty() {
-        // A fold, since a copy of so few bytes becomes a call.
-        let last = rest
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u64::from(*byte));
-        line.store(at + words.len(), last, Ordering::Relaxed);
     }
 }
 

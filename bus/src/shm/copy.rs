@@ -32,29 +32,32 @@ pub(crate) enum Stores {
 }
 
 /// Two words in one store: half as many wait in the store buffer for their line. No more of it is promised than
-/// that of two relaxed atomic stores.
+/// of two relaxed atomic stores.
 #[cfg(all(
     target_arch = "x86_64",
     not(any(loom, miri, test, feature = "crash-points"))
 ))]
 #[inline(always)]
-pub(crate) fn store_pair(to: &[AtomicU64; 2], bytes: &[u8; 16]) {
-    // SAFETY: reads 16 bytes of a borrowed array and writes 16 bytes of borrowed atomics, which may be written
-    // through a shared borrow; the compiler sees neither access, so a peer that reads meanwhile is no data race to
-    // it. Every x86-64 has SSE2. The memory clobber (the default) keeps other accesses in their order.
+pub(crate) fn store_two(to: &[AtomicU64; 2], words: [u64; 2]) {
+    // SAFETY: writes 16 bytes of borrowed atomics, which may be written through a shared borrow, unseen by the
+    // compiler; `movdqu` takes any alignment. Every x86-64 has SSE2. The registers that change are declared.
     unsafe {
         std::arch::asm!(
-            "movdqu {pair}, [{from}]",
+            "movq {pair}, {low}",
+            "movq {upper}, {high}",
+            "punpcklqdq {pair}, {upper}",
             "movdqu [{to}], {pair}",
             pair = out(xmm_reg) _,
-            from = in(reg) bytes.as_ptr(),
+            upper = out(xmm_reg) _,
+            low = in(reg) words[0],
+            high = in(reg) words[1],
             to = in(reg) to.as_ptr(),
             options(nostack, preserves_flags)
         );
     }
 }
 
-/// The counterpart of [`store_pair`]: no more is promised than of two relaxed atomic loads.
+/// The counterpart of [`store_two`]: no more is promised than of two relaxed atomic loads.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 #[inline(always)]
 pub(crate) fn load_pair(from: &[AtomicU64; 2]) -> [u64; 2] {

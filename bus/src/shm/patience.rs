@@ -14,7 +14,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::atomics::{Ordering, fence, spin_loop};
+use super::atomics::{Ordering, fence};
 use super::barrier;
 use super::counters::{PARKED_WORD, parked, setup};
 use super::region::{Peers, Words};
@@ -84,17 +84,6 @@ pub(crate) enum Step {
 const CLOCK_EVERY: u32 = 64;
 
 impl Spin {
-    /// Between two looks. A side with a core of its own takes none: on some processors the instruction takes as long
-    /// as a message (`pause` is 65 cycles on Zen 2 and later, 140 on Skylake and later).
-    #[inline]
-    pub fn pause(&self) {
-        match self {
-            #[cfg(not(loom))]
-            Self::ForEver(_) => {}
-            _ => spin_loop(),
-        }
-    }
-
     #[inline]
     pub fn step(&mut self) -> Step {
         match self {
@@ -123,6 +112,15 @@ impl Patience {
             heavy: flags & setup::MEMBARRIER != 0,
             looks: LOOKS_MAX,
             waits: 0,
+        }
+    }
+
+    /// Looks that are made before a wait begins at all.
+    #[inline(always)]
+    pub fn glances(&self) -> u32 {
+        match self.waiting {
+            Waiting::Busy | Waiting::Adaptive => LOOKS_MIN,
+            Waiting::Blocking => 0,
         }
     }
 

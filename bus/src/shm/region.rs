@@ -112,6 +112,33 @@ impl OwnLine<'_> {
         self.0[index].store(value, order);
     }
 
+    /// What this side wrote here last.
+    #[inline]
+    pub fn load(&self, index: usize) -> u64 {
+        self.0[index].load(Ordering::Relaxed)
+    }
+
+    /// Stores two neighbouring words at once where that is possible.
+    #[inline(always)]
+    pub fn store_two(&self, at: usize, words: [u64; 2]) {
+        #[cfg(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        ))]
+        {
+            let to: &[AtomicU64; 2] = self.0[at..].first_chunk().expect("within the line");
+            super::copy::store_two(to, words);
+        }
+        #[cfg(not(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        )))]
+        {
+            self.store(at, words[0], Ordering::Relaxed);
+            self.store(at + 1, words[1], Ordering::Relaxed);
+        }
+    }
+
     /// Stores `bytes`, at most what is left of the line, from the word `at` on. What is behind them in their last
     /// word becomes 0. Ordering: none among the bytes, all of them before the next release store.
     #[inline]
@@ -124,8 +151,11 @@ impl OwnLine<'_> {
         let bytes = {
             let (pairs, rest) = bytes.as_chunks::<16>();
             for pair in pairs {
-                let to: &[AtomicU64; 2] = self.0[at..].first_chunk().expect("within the line");
-                super::copy::store_pair(to, pair);
+                // Word by word out of private memory: what its owner has just stored there in words can't be
+                // loaded in anything larger before those stores have left the store buffer.
+                let (low, high) = pair.split_at(8);
+                let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 of 16"));
+                self.store_two(at, [word(low), word(high)]);
                 at += 2;
             }
             rest

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::lane::Credit;
 use crate::message::Status;
-use crate::shm::atomics::Ordering;
+use crate::shm::atomics::{Ordering, spin_loop};
 use crate::shm::clock::Deadline;
 use crate::shm::counters::{
     CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, Received,
@@ -202,17 +202,32 @@ impl<D: Words, C: Words> Consumer<D, C> {
         timeout: Duration,
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<R, RecvError> {
-        let mut plain = self.take_plainly();
-        if plain.is_none() && !self.poll()? {
-            self.wait(timeout)?;
-            plain = self.take_plainly();
-        }
-        match plain {
+        match self.glance() {
             Some(plain) => {
                 self.release();
                 Ok(take(plain.tag, plain.payload()))
             }
-            None => self.take_closely(take),
+            None => {
+                if !self.poll()? {
+                    self.wait(timeout)?;
+                }
+                self.take_closely(take)
+            }
+        }
+    }
+
+    /// Looks a few times for a plain message and at nothing else, so that one which is under way already is taken the
+    /// moment that it comes.
+    #[inline(always)]
+    fn glance(&mut self) -> Option<Plain> {
+        let mut left = self.patience.glances();
+        loop {
+            let plain = self.take_plainly();
+            if plain.is_some() || left == 0 || self.sequence() != empty(self.next, self.capacity) {
+                return plain;
+            }
+            left -= 1;
+            spin_loop();
         }
     }
 
@@ -552,10 +567,14 @@ impl<D: Words, C: Words> Consumer<D, C> {
         let empty = empty(self.next, self.capacity);
         loop {
             let step = spin.step();
-            if step != Step::Look || self.sequence() != empty || self.closer.status().is_some() {
+            if step != Step::Look {
                 return step;
             }
-            spin.pause();
+            // First a pause: each look takes the line away from the producer, who may be filling it.
+            spin_loop();
+            if self.sequence() != empty || self.closer.status().is_some() {
+                return Step::Look;
+            }
         }
     }
 

@@ -34,8 +34,8 @@ pub struct Producer<D, C> {
     data: Own<D>,
     cursor: Peers<C>,
     capacity: usize,
-    /// The next slot number to write.
-    next: u64,
+    /// The next slot number to write, less the messages sent so far, which stand in its own page.
+    base: u64,
     /// The first slot number that may not be written, when last looked.
     limit: u64,
     /// How far the consumer had read when last looked.
@@ -45,10 +45,6 @@ pub struct Producer<D, C> {
     patience: Patience,
     /// What is counted seldom; see [`Self::sent`].
     counts: Sent,
-    /// Number of the first slot of all.
-    origin: u64,
-    /// Slots beyond the first of their message.
-    further: u64,
     overflow: Overflow,
     extension: Extension,
     high_flags: u32,
@@ -94,7 +90,7 @@ impl<D: Words, C: Words> Producer<D, C> {
             data,
             cursor,
             capacity,
-            next: first,
+            base: first,
             // What the consumer allows is found out with the first message.
             limit: first,
             consumed: first,
@@ -102,8 +98,6 @@ impl<D: Words, C: Words> Producer<D, C> {
             look: Look::after(peers_setup),
             patience: Patience::new(options.waiting, own_setup),
             counts: Sent::default(),
-            origin: first,
-            further: 0,
             overflow: options.overflow,
             extension: options.extension,
             high_flags: 0,
@@ -137,9 +131,10 @@ impl<D: Words, C: Words> Producer<D, C> {
 
     /// What this end has counted.
     pub fn sent(&self) -> Sent {
+        let line = self.data.line(COUNTERS_WORD / LINE_WORDS);
         Sent {
-            messages: self.messages(),
-            bytes: self.data.load(COUNTERS_WORD + 1, Ordering::Relaxed),
+            messages: line.load(0),
+            bytes: line.load(1),
             ..self.counts
         }
     }
@@ -149,17 +144,21 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.sent().publish(&self.data);
     }
 
-    /// How many messages were sent. A store per message that need not be made, see [`Self::advance`].
-    #[inline]
+    /// How many messages were sent.
+    #[inline(always)]
     fn messages(&self) -> u64 {
-        self.next
-            .wrapping_sub(self.origin)
-            .wrapping_sub(self.further)
+        self.data.line(COUNTERS_WORD / LINE_WORDS).load(0)
+    }
+
+    /// The next slot number to write.
+    #[inline(always)]
+    fn next(&self) -> u64 {
+        self.messages().wrapping_add(self.base)
     }
 
     /// The number of the slot that the next message begins at.
     pub fn next_slot(&self) -> u64 {
-        self.next
+        self.next()
     }
 
     /// The upper flags of a frame that go with every message from now on, if this lane has an [`Extension`].
@@ -177,7 +176,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     pub fn room(&mut self, len: usize) -> Result<(), SendError> {
         self.check_open()?;
         let slots = self.slots_of(len)?;
-        if self.limit.wrapping_sub(self.next) < slots {
+        if self.limit.wrapping_sub(self.next()) < slots {
             self.find_room(slots)?;
         }
         Ok(())
@@ -185,10 +184,10 @@ impl<D: Words, C: Words> Producer<D, C> {
 
     /// Puts a message into the lane if there is room. Never blocks, and leaves the overflow policy to
     /// [`Self::send`].
-    #[inline]
+    #[inline(always)]
     pub fn try_send(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
         if self.closer.status().is_none() && self.put_plainly(tag, payload) {
-            self.show();
+            self.wake_if_parked();
             return Ok(());
         }
         self.try_send_closely(tag, payload)
@@ -199,7 +198,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     fn try_send_closely(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
         self.check_open()?;
         self.put(tag, payload)?;
-        self.show();
+        self.wake_if_parked();
         Ok(())
     }
 
@@ -220,20 +219,35 @@ impl<D: Words, C: Words> Producer<D, C> {
                 Err(_) => break,
             }
         }
-        self.show();
+        self.wake_if_parked();
         Ok(sent)
     }
 
     /// As [`Self::try_send`]; if there is no room, does what the overflow policy says: waits for up to
     /// `timeout` (and then says `Full`), drops the message (`Dropped`), or closes the lane.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
-        match self.try_send(tag, payload) {
+        if self.closer.status().is_none() && self.put_plainly(tag, payload) {
+            self.wake_if_parked();
+            return Ok(());
+        }
+        self.send_closely(tag, payload, timeout)
+    }
+
+    /// [`Self::send`] where more is to be done than to fill one slot.
+    #[inline(never)]
+    fn send_closely(
+        &mut self,
+        tag: Tag,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<(), SendError> {
+        match self.try_send_closely(tag, payload) {
             Err(SendError::Full) => {}
             other => return other,
         }
         self.overflow(payload.len(), 1, timeout)?;
-        self.try_send(tag, payload)
+        self.try_send_closely(tag, payload)
     }
 
     /// Sends `messages` in order, and says how many were. Less than all: the time was up, or the rest was
@@ -273,7 +287,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     ) -> Result<(), SendError> {
         self.check_open()?;
         self.put_long(tag, REFERENCE, reference, bytes)?;
-        self.show();
+        self.wake_if_parked();
         Ok(())
     }
 
@@ -318,13 +332,13 @@ impl<D: Words, C: Words> Producer<D, C> {
         Ok(slots_for(len, self.extension != Extension::None) as u64)
     }
 
-    /// Commits one message; the caller goes on to [`Self::show`] it.
+    /// Commits one message; the caller goes on to [`Self::wake_if_parked`].
     #[inline]
     fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
         if payload.len() > INLINE_BYTES || self.extension != Extension::None {
             return self.put_long(tag, 0, payload, payload.len() as u64);
         }
-        if self.limit == self.next {
+        if self.limit == self.next() {
             self.find_room(1)?;
         }
         if self.stamp_is_due() {
@@ -339,7 +353,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     fn put_plainly(&mut self, tag: Tag, payload: &[u8]) -> bool {
         let plain = payload.len() <= INLINE_BYTES
             && self.extension == Extension::None
-            && self.limit != self.next
+            && self.limit != self.next()
             && !self.stamp_is_due();
         if plain {
             self.fill(tag, payload);
@@ -350,12 +364,14 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// Fills the next slot, which is free, with a message of up to 48 bytes.
     #[inline(always)]
     fn fill(&mut self, tag: Tag, payload: &[u8]) {
-        let line = self.data.line(line_of(self.next, self.capacity));
-        line.store(HEAD, Head::new(tag, 0, payload.len()).0, Ordering::Relaxed);
+        let line = self.data.line(line_of(self.next(), self.capacity));
         line.store_bytes(INLINE, payload);
         // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
-        line.store(SEQUENCE, committed(self.next), Ordering::Release);
+        line.store_two(
+            SEQUENCE,
+            [committed(self.next()), Head::new(tag, 0, payload.len()).0],
+        );
         self.advance(1, payload.len() as u64);
     }
 
@@ -370,7 +386,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         bytes: u64,
     ) -> Result<(), SendError> {
         let slots = self.slots_of(payload.len())?;
-        if self.limit.wrapping_sub(self.next) < slots {
+        if self.limit.wrapping_sub(self.next()) < slots {
             self.find_room(slots)?;
         }
         if self.stamp_is_due() {
@@ -379,7 +395,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         let ext = self.extension != Extension::None;
         let (inline, mut spill) = payload.split_at(payload.len().min(inline_bytes(ext)));
         for further in 1..slots {
-            let n = self.next.wrapping_add(further);
+            let n = self.next().wrapping_add(further);
             let line = self.data.line(line_of(n, self.capacity));
             let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
             spill = later;
@@ -387,7 +403,7 @@ impl<D: Words, C: Words> Producer<D, C> {
             // No reader looks at it before the head is committed; it keeps the lap's values whole.
             line.store(SEQUENCE, committed(n), Ordering::Relaxed);
         }
-        let line = self.data.line(line_of(self.next, self.capacity));
+        let line = self.data.line(line_of(self.next(), self.capacity));
         let mut at = INLINE;
         let mut own_flags = own_flags;
         if ext {
@@ -405,24 +421,20 @@ impl<D: Words, C: Words> Producer<D, C> {
         line.store(HEAD, head.0, Ordering::Relaxed);
         line.store_bytes(at, inline);
         // SYNC: commit. See `put`.
-        line.store(SEQUENCE, committed(self.next), Ordering::Release);
-        self.further = self.further.wrapping_add(slots - 1);
+        line.store(SEQUENCE, committed(self.next()), Ordering::Release);
         self.advance(slots, bytes);
         Ok(())
     }
 
-    /// Goes on behind a message. Each store here and in `put` waits in the store buffer behind the slot's line, which
+    /// Goes on behind a message. Each store here and in `fill` waits in the store buffer behind the slot's line, which
     /// has to come from the consumer's cache: the fewer there are, the more messages are on their way at once. So
-    /// nothing is counted twice, once here and once where all can see it.
-    #[inline]
+    /// messages and bytes are counted in one store, in the page where all can see them, and nowhere else.
+    #[inline(always)]
     fn advance(&mut self, slots: u64, bytes: u64) {
-        self.next = self.next.wrapping_add(slots);
-        let before = self.data.load(COUNTERS_WORD + 1, Ordering::Relaxed);
-        self.data.store(
-            COUNTERS_WORD + 1,
-            before.wrapping_add(bytes),
-            Ordering::Relaxed,
-        );
+        self.base = self.base.wrapping_add(slots - 1);
+        let line = self.data.line(COUNTERS_WORD / LINE_WORDS);
+        let [messages, before] = [line.load(0), line.load(1)];
+        line.store_two(0, [messages.wrapping_add(1), before.wrapping_add(bytes)]);
     }
 
     /// Of every so many messages, one says when it was sent; so does one that the consumer has to be woken for,
@@ -434,11 +446,9 @@ impl<D: Words, C: Words> Producer<D, C> {
                 && self.cursor.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE
     }
 
-    /// After one message or many: counts them where all can see it, and wakes the consumer if it sleeps.
+    /// After one message or many: wakes the consumer if it sleeps.
     #[inline(always)]
-    fn show(&mut self) {
-        self.data
-            .store(COUNTERS_WORD, self.messages(), Ordering::Relaxed);
+    fn wake_if_parked(&mut self) {
         let parked = self.look.parked(&self.cursor);
         if parked != parked::AWAKE {
             self.wake(parked);
@@ -449,7 +459,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     #[cold]
     fn wake(&mut self, how: u64) {
         let slot = self.cursor.load(CONSUMED_WORD, Ordering::Relaxed);
-        let committed = self.next.wrapping_sub(slot);
+        let committed = self.next().wrapping_sub(slot);
         // It has all there is; or is still on its way out of a sleep that has been ended; or talks nonsense.
         if committed == 0 || committed > self.capacity as u64 || self.woken == Some(slot) {
             return;
@@ -473,7 +483,7 @@ impl<D: Words, C: Words> Producer<D, C> {
     #[inline(never)]
     fn find_room(&mut self, slots: u64) -> Result<(), SendError> {
         self.look_at_cursor()?;
-        if self.limit.wrapping_sub(self.next) >= slots {
+        if self.limit.wrapping_sub(self.next()) >= slots {
             self.starved = false;
             return Ok(());
         }
@@ -491,7 +501,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         let limit = self.cursor.load(LIMIT_WORD, Ordering::Acquire);
         // SYNC: consumed. Likewise, for what the slots refer to. Read after the limit, so never older than it.
         let consumed = self.cursor.load(CONSUMED_WORD, Ordering::Acquire);
-        self.consumed = self.checked("position", consumed, self.consumed, self.next)?;
+        self.consumed = self.checked("position", consumed, self.consumed, self.next())?;
         let high = consumed.wrapping_add(self.capacity as u64);
         self.limit = self.checked("limit", limit, self.limit, high)?;
         Ok(())

@@ -154,11 +154,21 @@ async fn what_is_never_read_is_on_record() {
         }
     })
     .await;
-    let record = bus.record().await;
-    let dead: Vec<_> = record
-        .iter()
-        .filter(|meta| meta.kind == "dead-letter")
-        .collect();
+    // It is noted a moment after the channel has left the list.
+    let noted = async {
+        loop {
+            let record = bus.record().await;
+            let dead = record.into_iter().filter(|m| m.kind == "dead-letter");
+            let dead: Vec<_> = dead.collect();
+            if !dead.is_empty() {
+                return dead;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let dead = tokio::time::timeout(WATCHDOG, noted)
+        .await
+        .expect("on record");
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].what, "3 messages of a lane were never read");
     assert_eq!((dead[0].bytes, dead[0].from_name.as_str()), (21, "a"));

@@ -3,6 +3,7 @@
 //! A [`Cell`] is one contender doing one thing in one way of waiting. Cells of a [`GROUPS`] entry alternate with each
 //! other, round after round, so that a busy moment of the machine hits all of them.
 
+use agentd_bus::log::Delivery;
 use bench_kit::Waiting::{self, Adaptive, Blocking, Busy};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +34,8 @@ pub enum Work {
     /// Messages due per second.
     OpenLoop(u64),
     /// One sender, so many readers.
-    FanOut(u32),
+    /// To so many readers; held up by the slowest of them, or not.
+    FanOut(u32, Delivery),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,8 +97,13 @@ const fn bulk(who: Who, bytes: usize) -> Cell {
     cell(who, Waiting::Busy, Work::Bulk, bytes)
 }
 
-const fn fan_out(readers: u32) -> Cell {
-    cell(Who::Log, Waiting::Adaptive, Work::FanOut(readers), 48)
+const fn fan_out(readers: u32, delivery: Delivery) -> Cell {
+    cell(
+        Who::Log,
+        Waiting::Adaptive,
+        Work::FanOut(readers, delivery),
+        48,
+    )
 }
 
 /// Messages due per second, where both sides spin and where the receiver sleeps.
@@ -231,7 +238,7 @@ pub const PROMISES: &[Promise] = &[
     ),
     promise(
         "log_fanout",
-        &[(fan_out(64), fan_out(1))],
+        &[(fan_out(64, Delivery::Lossy), fan_out(1, Delivery::Lossy))],
         Figure::Cpu,
         Limit::AtMost(1.25),
     ),
@@ -313,7 +320,12 @@ pub const GROUPS: &[&[Cell]] = &[
     &[bulk(Who::Memcpy, 4 << 10), bulk(Who::Arena, 4 << 10)],
     &[bulk(Who::Memcpy, 64 << 10), bulk(Who::Arena, 64 << 10)],
     &[bulk(Who::Memcpy, 1 << 20), bulk(Who::Arena, 1 << 20)],
-    &[fan_out(1), fan_out(64)],
+    &[
+        fan_out(1, Delivery::Lossy),
+        fan_out(64, Delivery::Lossy),
+        fan_out(1, Delivery::Reliable),
+        fan_out(64, Delivery::Reliable),
+    ],
 ];
 
 impl Who {
@@ -362,7 +374,8 @@ impl Cell {
             Work::RoundTrip => "oneway".to_owned(),
             Work::Throughput => "throughput".to_owned(),
             Work::Bulk => "bulk".to_owned(),
-            Work::FanOut(readers) => format!("fanout{readers}_"),
+            Work::FanOut(readers, Delivery::Lossy) => format!("fanout{readers}_"),
+            Work::FanOut(readers, Delivery::Reliable) => format!("fanout{readers}_reliable_"),
             Work::OpenLoop(FAST) => "open1m_".to_owned(),
             Work::OpenLoop(rate) => format!("open{}k_", rate / 1000),
         };

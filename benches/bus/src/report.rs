@@ -167,7 +167,7 @@ fn figures(measured: &Measured) -> Vec<Row> {
             row(".p999", "ns", Figure::P999),
         ],
         Work::Throughput => vec![row("", "msg/s", Figure::Rate)],
-        Work::FanOut(_) => vec![
+        Work::FanOut(..) => vec![
             row(".cpu", "ns", Figure::Cpu),
             row(".rate", "msg/s", Figure::Rate),
         ],

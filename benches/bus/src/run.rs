@@ -127,7 +127,7 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
             Work::Throughput => Shape::Throughput,
             Work::Bulk => Shape::Bulk,
             Work::OpenLoop(rate) => Shape::OpenLoop(rate),
-            Work::FanOut(readers) => return log::fan_out(readers, messages),
+            Work::FanOut(readers, delivery) => return log::fan_out(readers, delivery, messages),
         },
         waiting: cell.waiting,
         bytes: cell.bytes,

@@ -135,7 +135,7 @@ const INLINE: usize = 2;
 const SPILL: usize = 1;
 
 /// What a reader is promised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
     /// The newest messages: it is overrun when it falls behind.
     #[default]

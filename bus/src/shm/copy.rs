@@ -57,6 +57,17 @@ pub(crate) fn store_two(to: &[AtomicU64; 2], words: [u64; 2]) {
     }
 }
 
+/// Whether [`store_two`] is one atomic store there: processors with AVX promise that of 16 aligned bytes (Intel SDM
+/// vol. 3, 9.1.1; AMD APM vol. 2, 7.3.2).
+#[cfg(all(
+    target_arch = "x86_64",
+    not(any(loom, miri, test, feature = "crash-points"))
+))]
+#[inline(always)]
+pub(crate) fn can_store_two_atomically(to: &[AtomicU64; 2]) -> bool {
+    to.as_ptr().addr().is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx")
+}
+
 /// The counterpart of [`store_two`]: no more is promised than of two relaxed atomic loads.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 #[inline(always)]

@@ -118,6 +118,26 @@ impl OwnLine<'_> {
         self.0[index].load(Ordering::Relaxed)
     }
 
+    /// Stores the first two words of the line, of which the first commits what is in the line: with the second or
+    /// after it, and after everything before.
+    #[inline(always)]
+    pub fn commit(&self, words: [u64; 2]) {
+        #[cfg(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        ))]
+        {
+            let to: &[AtomicU64; 2] = self.0.first_chunk().expect("a line has eight");
+            if super::copy::can_store_two_atomically(to) {
+                // Stores of x86 are seen in the order of the program: this is a release store.
+                super::copy::store_two(to, words);
+                return;
+            }
+        }
+        self.store(1, words[1], Ordering::Relaxed);
+        self.store(0, words[0], Ordering::Release);
+    }
+
     /// Stores two neighbouring words at once where that is possible.
     #[inline(always)]
     pub fn store_two(&self, at: usize, words: [u64; 2]) {

@@ -368,10 +368,8 @@ impl<D: Words, C: Words> Producer<D, C> {
         line.store_bytes(INLINE, payload);
         // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
-        line.store_two(
-            SEQUENCE,
-            [committed(self.next()), Head::new(tag, 0, payload.len()).0],
-        );
+        let head = Head::new(tag, 0, payload.len());
+        line.commit([committed(self.next()), head.0]);
         self.advance(1, payload.len() as u64);
     }
 

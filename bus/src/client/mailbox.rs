@@ -86,24 +86,30 @@ impl<T> Mailbox<T> {
             if state.closed {
                 return Received::Closed;
             }
-            state = match deadline {
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Received::TimedOut;
-                    }
-                    self.changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
+            state = match wait_changed(&self.changed, state, deadline) {
+                Some(state) => state,
+                None => return Received::TimedOut,
             };
         }
     }
+}
+
+/// Waits for `changed`, or for ever with no `deadline`; `None` once it has passed. May come back early.
+pub(super) fn wait_changed<'a, S>(
+    changed: &Condvar,
+    state: MutexGuard<'a, S>,
+    deadline: Option<Instant>,
+) -> Option<MutexGuard<'a, S>> {
+    let Some(deadline) = deadline else {
+        let woken = changed.wait(state);
+        return Some(woken.unwrap_or_else(PoisonError::into_inner));
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return None;
+    }
+    let woken = changed.wait_timeout(state, left);
+    Some(woken.unwrap_or_else(PoisonError::into_inner).0)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::shm::counters::{
     CAPACITY_WORD, COUNTERS_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
-use crate::shm::region::{LINE_WORDS, Own, OwnLine, Words};
+use crate::shm::region::{LINE_WORDS, Own, Words};
 use crate::shm::stamp;
 use crate::wait::Parking;
 
@@ -398,7 +398,7 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         // with the acquire fence in `Reader::take`.
         fence(Ordering::Release);
         line.store(HEAD, head.0, Ordering::Relaxed);
-        write(line, INLINE, payload);
+        line.store_bytes(INLINE, payload);
         // SYNC: commit. Pairs with the acquire load of the sequence in `Reader::take`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
         line.store(SEQUENCE, committed(self.number), Ordering::Release);
@@ -417,11 +417,11 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         for slot in 1..slots {
             let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
             spill = later;
-            write(line(slot), SPILL, now);
+            line(slot).store_bytes(SPILL, now);
             line(slot).store(SEQUENCE, further(self.number), Ordering::Relaxed);
         }
         line(0).store(HEAD, head.0, Ordering::Relaxed);
-        write(line(0), INLINE, inline);
+        line(0).store_bytes(INLINE, inline);
         // SYNC: commit.
         line(0).store(SEQUENCE, committed(self.number), Ordering::Release);
     }
@@ -566,22 +566,5 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         }
         self.data
             .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
-    }
-}
-
-#[inline]
-fn write(line: OwnLine<'_>, at: usize, bytes: &[u8]) {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (word, at) in words.iter().zip(at..) {
-        line.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
-    }
-    if !rest.is_empty() {
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        line.store(
-            at + words.len(),
-            u64::from_le_bytes(last),
-            Ordering::Relaxed,
-        );
     }
 }

@@ -26,6 +26,7 @@ use crate::shm::counters::{
     setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::patience::Look;
 use crate::shm::region::{Line, Own, Peers, Words};
 use crate::shm::{histogram, stamp};
 use crate::wait::{Park, Parking, Source, Watch};
@@ -630,17 +631,9 @@ impl<D: Words, C: Words> Reader<D, C> {
         if self.options.delivery == Delivery::Lossy {
             return;
         }
-        let setup = self.data.load(SETUP_WORD, Ordering::Relaxed);
-        match Parking::from_setup(setup) {
-            Parking::NeverParks => return,
-            Parking::Heavy if barrier::register() => {
-                // SYNC: producer-parks. The producer runs the fence here before it sleeps.
-                std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-            }
-            // SYNC: producer-parks. See `Writer::sleep_for_room`.
-            Parking::Heavy | Parking::Light => fence(Ordering::SeqCst),
-        }
-        if self.data.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE {
+        // SYNC: producer-parks. See `Writer::sleep_for_room`; the fence is in `parked`.
+        let look = Look::after(self.data.load(SETUP_WORD, Ordering::Relaxed));
+        if look.parked(&self.data) != parked::AWAKE {
             self.received.wakes += 1;
             wake_word(self.cursor.word(CONSUMED_WORD));
         }

@@ -64,7 +64,7 @@ pub(crate) fn store_two(to: &[AtomicU64; 2], words: [u64; 2]) {
     not(any(loom, miri, test, feature = "crash-points"))
 ))]
 #[inline(always)]
-pub(crate) fn can_store_two_atomically(to: &[AtomicU64; 2]) -> bool {
+pub(crate) fn is_pair_atomic(to: &[AtomicU64; 2]) -> bool {
     to.as_ptr().addr().is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx")
 }
 

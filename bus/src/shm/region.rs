@@ -126,62 +126,55 @@ impl OwnLine<'_> {
             target_arch = "x86_64",
             not(any(loom, miri, test, feature = "crash-points"))
         ))]
-        {
-            let to: &[AtomicU64; 2] = self.0.first_chunk().expect("a line has eight");
-            if super::copy::can_store_two_atomically(to) {
-                // Stores of x86 are seen in the order of the program: this is a release store.
-                super::copy::store_two(to, words);
-                return;
-            }
+        if super::copy::is_pair_atomic(self.pair(0)) {
+            // Stores of x86 are seen in the order of the program: this is a release store.
+            return self.store_two(0, words);
         }
         self.store(1, words[1], Ordering::Relaxed);
         self.store(0, words[0], Ordering::Release);
     }
 
-    /// Stores two neighbouring words at once where that is possible.
+    /// Stores two neighbouring words, at once where that is possible and no test wants to come between.
     #[inline(always)]
     pub fn store_two(&self, at: usize, words: [u64; 2]) {
         #[cfg(all(
             target_arch = "x86_64",
             not(any(loom, miri, test, feature = "crash-points"))
         ))]
-        {
-            let to: &[AtomicU64; 2] = self.0[at..].first_chunk().expect("within the line");
-            super::copy::store_two(to, words);
-        }
+        super::copy::store_two(self.pair(at), words);
         #[cfg(not(all(
             target_arch = "x86_64",
             not(any(loom, miri, test, feature = "crash-points"))
         )))]
-        {
-            self.store(at, words[0], Ordering::Relaxed);
-            self.store(at + 1, words[1], Ordering::Relaxed);
+        for (at, word) in (at..).zip(words) {
+            self.store(at, word, Ordering::Relaxed);
         }
+    }
+
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(loom, miri, test, feature = "crash-points"))
+    ))]
+    #[inline(always)]
+    fn pair(&self, at: usize) -> &[AtomicU64; 2] {
+        self.0[at..].first_chunk().expect("within the line")
     }
 
     /// Stores `bytes`, at most what is left of the line, from the word `at` on. What is behind them in their last
     /// word becomes 0. Ordering: none among the bytes, all of them before the next release store.
+    ///
+    /// They are read word by word, also where they are stored in pairs: what their owner has just stored there in
+    /// words can't be loaded in anything larger before those stores have left the store buffer.
     #[inline]
     pub fn store_bytes(&self, at: usize, bytes: &[u8]) {
         let mut at = at;
-        #[cfg(all(
-            target_arch = "x86_64",
-            not(any(loom, miri, test, feature = "crash-points"))
-        ))]
-        let bytes = {
-            let (pairs, rest) = bytes.as_chunks::<16>();
-            for pair in pairs {
-                // Word by word out of private memory: what its owner has just stored there in words can't be
-                // loaded in anything larger before those stores have left the store buffer.
-                let (low, high) = pair.split_at(8);
-                let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 of 16"));
-                self.store_two(at, [word(low), word(high)]);
-                at += 2;
-            }
-            rest
-        };
         let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
+        let (pairs, odd) = words.as_chunks::<2>();
+        for [low, high] in pairs {
+            self.store_two(at, [u64::from_le_bytes(*low), u64::from_le_bytes(*high)]);
+            at += 2;
+        }
+        for word in odd {
             self.store(at, u64::from_le_bytes(*word), Ordering::Relaxed);
             at += 1;
         }

@@ -377,7 +377,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
     #[inline]
     fn sequence(&self) -> u64 {
         let line = self.data.line(line_of(self.next, self.capacity));
-        // SYNC: commit. Pairs with the release store in `Producer::put`.
+        // SYNC: commit. Pairs with the release store in `Producer::fill`.
         line[SEQUENCE].load(Ordering::Acquire)
     }
 

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    CURSOR_MAGIC, EXT, HEAD, Head, INLINE, INLINE_BYTES, LayoutError, REFERENCE, SEQUENCE, SPILL,
+    CURSOR_MAGIC, EXT, Head, INLINE, INLINE_BYTES, LayoutError, REFERENCE, SEQUENCE, SPILL,
     SPILL_BYTES, SendError, SenderOptions, Tag, check_capacity, check_magic, check_setup,
     check_size, committed, cursor_words, data_words, inline_bytes, line_of, longest, slots_for,
 };
@@ -209,10 +209,6 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.check_open()?;
         let mut sent = 0;
         for (tag, payload) in messages {
-            if self.put_plainly(*tag, payload) {
-                sent += 1;
-                continue;
-            }
             match self.put(*tag, payload) {
                 Ok(()) => sent += 1,
                 Err(error) if sent == 0 => return Err(error),
@@ -227,25 +223,20 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// `timeout` (and then says `Full`), drops the message (`Dropped`), or closes the lane.
     #[inline(always)]
     pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
-        if self.closer.status().is_none() && self.put_plainly(tag, payload) {
-            self.wake_if_parked();
-            return Ok(());
+        match self.try_send(tag, payload) {
+            Err(SendError::Full) => self.send_closely(tag, payload, timeout),
+            other => other,
         }
-        self.send_closely(tag, payload, timeout)
     }
 
-    /// [`Self::send`] where more is to be done than to fill one slot.
-    #[inline(never)]
+    /// [`Self::send`] when there was no room.
+    #[cold]
     fn send_closely(
         &mut self,
         tag: Tag,
         payload: &[u8],
         timeout: Duration,
     ) -> Result<(), SendError> {
-        match self.try_send_closely(tag, payload) {
-            Err(SendError::Full) => {}
-            other => return other,
-        }
         self.overflow(payload.len(), 1, timeout)?;
         self.try_send_closely(tag, payload)
     }
@@ -335,15 +326,16 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// Commits one message; the caller goes on to [`Self::wake_if_parked`].
     #[inline]
     fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
+        if self.put_plainly(tag, payload) {
+            return Ok(());
+        }
         if payload.len() > INLINE_BYTES || self.extension != Extension::None {
             return self.put_long(tag, 0, payload, payload.len() as u64);
         }
         if self.limit == self.next() {
             self.find_room(1)?;
         }
-        if self.stamp_is_due() {
-            stamp::put(&self.data, self.messages());
-        }
+        self.stamp_if_due();
         self.fill(tag, payload);
         Ok(())
     }
@@ -387,9 +379,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         if self.limit.wrapping_sub(self.next()) < slots {
             self.find_room(slots)?;
         }
-        if self.stamp_is_due() {
-            stamp::put(&self.data, self.messages());
-        }
+        self.stamp_if_due();
         let ext = self.extension != Extension::None;
         let (inline, mut spill) = payload.split_at(payload.len().min(inline_bytes(ext)));
         for further in 1..slots {
@@ -415,11 +405,10 @@ impl<D: Words, C: Words> Producer<D, C> {
             line.store(at + 1, crc_and_flags, Ordering::Relaxed);
             at += 2;
         }
-        let head = Head::new(tag, own_flags, payload.len());
-        line.store(HEAD, head.0, Ordering::Relaxed);
         line.store_bytes(at, inline);
-        // SYNC: commit. See `put`.
-        line.store(SEQUENCE, committed(self.next()), Ordering::Release);
+        // SYNC: commit. See `fill`.
+        let head = Head::new(tag, own_flags, payload.len());
+        line.commit([committed(self.next()), head.0]);
         self.advance(slots, bytes);
         Ok(())
     }
@@ -442,6 +431,12 @@ impl<D: Words, C: Words> Producer<D, C> {
         stamp::is_due(self.messages())
             || self.look != Look::Never
                 && self.cursor.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE
+    }
+
+    fn stamp_if_due(&self) {
+        if self.stamp_is_due() {
+            stamp::put(&self.data, self.messages());
+        }
     }
 
     /// After one message or many: wakes the consumer if it sleeps.

@@ -11,6 +11,7 @@ mod landlock;
 mod property;
 mod refused;
 mod summary;
+mod unheld;
 mod view;
 mod wire;
 
@@ -84,6 +85,7 @@ pub fn plan(
         });
     }
     inputs.check()?;
+    unheld::check(policy)?;
     required_features(host)?;
     let properties = property::statuses(policy, inputs, host);
     let degradations = settle(policy, inputs, &properties)?;

@@ -1,19 +1,14 @@
-//! A policy after inheritance: checked values, each with its origin.
-//!
-//! Files are laid over each other, the most basic first. A single value is replaced; a list grows, unless the
-//! later file says `{ replace = … }` or `{ remove = … }`; variables are merged by name.
+//! A policy after inheritance: checked values, each with its origin, and its hash.
 
-use super::layer::{Layer, ListEdit, Setting};
-use super::path::{PathBase, PathTemplate};
-use super::schema::{self, KEYS, Kind, Scalar};
+use super::merge::Merged;
+use super::path::PathTemplate;
 use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
 use crate::plan::{Access, Property};
-use crate::rules::ipc::NamePattern;
-use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRule, ToolRules};
+use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
 use crate::seccomp::SyscallSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Everything that is counted. `None` means that the policy sets no limit.
@@ -34,6 +29,14 @@ pub struct Limits {
     pub output_bytes: Option<u64>,
     /// Input and output tokens of the whole launch.
     pub tokens: Option<u64>,
+    /// What the models of the whole launch may cost, in millionths of a US dollar.
+    #[serde(default)]
+    pub cost_micro_usd: Option<u64>,
+    /// What may be added to all writable places of the host together.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+    #[serde(default)]
+    pub disk_inodes: Option<u64>,
 }
 
 /// `[fs]`: what is seen, what may be changed, what may be executed, and what is hidden inside that.
@@ -42,7 +45,62 @@ pub struct FsRules {
     pub read: Vec<Valued<PathTemplate>>,
     pub write: Vec<Valued<PathTemplate>>,
     pub exec: Vec<Valued<PathTemplate>>,
+    /// Inside `write`: may be read, but neither changed nor renamed nor removed, nor made where it is not there yet.
+    pub protect: Vec<Valued<PathTemplate>>,
+    /// Shown as writable; the host's files never change.
+    pub scratch: Vec<Valued<PathTemplate>>,
     pub deny: Vec<Valued<PathTemplate>>,
+}
+
+/// What memory files (`memfd_create`) are good for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memfd {
+    /// There are none.
+    #[serde(rename = "none")]
+    Refused,
+    /// They hold data and are never executed.
+    #[default]
+    Data,
+    /// They can be executed as well.
+    Any,
+}
+
+/// `[exec]`: where code may come from, beside the files of `fs.exec`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ExecRules {
+    pub memfd: Memfd,
+    /// Memory that is written and then executed: just-in-time compilers.
+    pub write_exec: bool,
+}
+
+/// The way out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetMode {
+    #[default]
+    None,
+    /// Through agentd, by `net.allow` and `net.ask`.
+    Proxy,
+    /// The host's own network namespace, with its operator's leave.
+    Host,
+}
+
+/// TCP ports of the sandbox's own loopback that its programs may listen on and connect to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoopbackPorts {
+    #[default]
+    Any,
+    /// These, sorted, beside those of agentd's services.
+    Only(Vec<u16>),
+}
+
+/// `[net]` as far as the kernel holds it; names and hosts are in [`EgressRules`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NetRules {
+    pub mode: NetMode,
+    pub ports: LoopbackPorts,
 }
 
 /// `[env]`.
@@ -101,6 +159,14 @@ pub struct EffectivePolicy {
     /// The files it is made of, the most basic first.
     pub files: Vec<String>,
     pub fs: FsRules,
+    pub exec: ExecRules,
+    pub net: NetRules,
+    /// `[ipc] sockets`: unix sockets of the host, opened by the caller.
+    pub sockets: Vec<Valued<PathTemplate>>,
+    /// `[devices] allow`: character devices of the host, opened by the caller.
+    pub devices: Vec<Valued<PathTemplate>>,
+    /// `[secrets] files`: shown as `/run/agentd/secrets/NAME`.
+    pub secrets: BTreeMap<String, Valued<PathTemplate>>,
     pub env: EnvRules,
     pub syscalls: Vec<Valued<SyscallSet>>,
     pub limits: Limits,
@@ -132,119 +198,6 @@ impl EffectivePolicy {
         Ok(merged.into_policy(chain.name, files))
     }
 
-    /// The paths that the caller has to open for this policy, the workspace first if there is one.
-    ///
-    /// What lies in a system folder is not among them: the launcher binds those itself. Where a grant covers
-    /// another with the same access, only the outer one is wanted.
-    pub fn wanted_grants(&self, caller: &CallerContext) -> Vec<WantedGrant> {
-        let (home, workspace) = (caller.home.as_deref(), caller.workspace.as_deref());
-        let mut wanted: Vec<WantedGrant> = Vec::new();
-        let mut want = |path: PathBuf, access: Access, optional: bool| {
-            let skip = crate::plan::is_system_path(&path)
-                || crate::plan::is_private_path(&path)
-                || Some(path.as_path()) == home;
-            // The workspace is wanted wherever it is; planning says if it can't be there.
-            if skip && optional {
-                return;
-            }
-            match wanted.iter_mut().find(|w| w.src == path) {
-                Some(w) if access == Access::ReadWrite => w.access = access,
-                Some(_) => {}
-                None => wanted.push(WantedGrant {
-                    src: path.clone(),
-                    dst: path,
-                    access,
-                    optional,
-                }),
-            }
-        };
-        for (list, access) in [
-            (&self.fs.write, Access::ReadWrite),
-            (&self.fs.read, Access::ReadOnly),
-        ] {
-            for entry in list {
-                if let Some(path) = entry.value.resolve(home, workspace) {
-                    let is_workspace =
-                        entry.value.base == PathBase::Workspace && entry.value.rest.is_empty();
-                    want(path, access, !is_workspace);
-                }
-            }
-        }
-        if let Some(at) = workspace.and_then(|w| wanted.iter().position(|g| g.src == w)) {
-            wanted[..=at].rotate_right(1);
-        }
-        let all = wanted.clone();
-        wanted.retain(|w| {
-            let outer = all
-                .iter()
-                .filter(|o| o.src != w.src && w.src.starts_with(&o.src));
-            // An inner grant with other access than the nearest outer one is an island, and stays.
-            outer
-                .max_by_key(|o| o.src.as_os_str().len())
-                .is_none_or(|o| o.access != w.access)
-        });
-        self.pin_ancestors(&mut wanted, home, workspace);
-        if let Some(exe) = &caller.exe
-            && !crate::plan::is_system_path(exe)
-            && !crate::plan::is_private_path(exe)
-            && !exe.starts_with("/etc")
-            && !wanted.iter().any(|w| exe.starts_with(&w.src))
-        {
-            wanted.push(WantedGrant {
-                src: exe.clone(),
-                dst: exe.clone(),
-                access: Access::ReadOnly,
-                optional: false,
-            });
-        }
-        wanted
-    }
-
-    /// A folder with an island or a mask somewhere below it could be renamed away, protection and all, and made anew.
-    /// A folder that is a mount of its own cannot: so each one between the grant and what it protects becomes a grant.
-    fn pin_ancestors(
-        &self,
-        wanted: &mut Vec<WantedGrant>,
-        home: Option<&Path>,
-        workspace: Option<&Path>,
-    ) {
-        let denied = self
-            .fs
-            .deny
-            .iter()
-            .filter_map(|e| e.value.resolve(home, workspace));
-        let protected: Vec<PathBuf> = wanted.iter().map(|w| w.src.clone()).chain(denied).collect();
-        for path in protected {
-            let outer = wanted
-                .iter()
-                .filter(|w| w.src != path && path.starts_with(&w.src));
-            let Some(outer) = outer.max_by_key(|w| w.src.as_os_str().len()).cloned() else {
-                continue;
-            };
-            if outer.access != Access::ReadWrite {
-                continue;
-            }
-            let between = path.ancestors().skip(1).take_while(|a| *a != outer.src);
-            for folder in between.map(Path::to_owned).collect::<Vec<_>>() {
-                wanted.push(WantedGrant {
-                    src: folder.clone(),
-                    dst: folder,
-                    optional: true,
-                    ..outer
-                });
-            }
-        }
-    }
-
-    /// Whether the policy lets programs below `path` be executed.
-    pub fn may_exec(&self, path: &Path, home: Option<&Path>, workspace: Option<&Path>) -> bool {
-        self.fs
-            .exec
-            .iter()
-            .filter_map(|e| e.value.resolve(home, workspace))
-            .any(|e| path.starts_with(e))
-    }
-
     /// The canonical form that [`Self::hash`] is taken of: every effective value, without origins.
     pub fn canonical(&self) -> String {
         let mut lines: Vec<String> = self
@@ -267,6 +220,14 @@ impl EffectivePolicy {
             .collect()
     }
 
+    /// The line that set a key, or the last file when nothing did.
+    pub fn origin_of(&self, key: &str) -> Origin {
+        self.shown.iter().find(|s| s.key == key).map_or_else(
+            || Origin::new(self.files.last().cloned().unwrap_or_default(), 0),
+            |s| s.origin.clone(),
+        )
+    }
+
     /// `key = value  # origin`, aligned, for people.
     pub fn show(&self) -> String {
         let left: Vec<String> = self
@@ -285,216 +246,5 @@ impl EffectivePolicy {
             out.push_str(&format!("{l:width$}  # {}\n", s.origin));
         }
         out
-    }
-}
-
-#[derive(Default)]
-struct Merged {
-    lists: BTreeMap<(&'static str, &'static str), Vec<Valued<Scalar>>>,
-    singles: BTreeMap<(&'static str, &'static str), Valued<Scalar>>,
-    variables: BTreeMap<String, Valued<Scalar>>,
-}
-
-impl Merged {
-    fn lay_over(&mut self, layer: &Layer) {
-        for (key, setting) in &layer.settings {
-            match setting {
-                Setting::Single(value) => {
-                    self.singles.insert(*key, value.clone());
-                }
-                Setting::Variables(map) => {
-                    self.variables
-                        .extend(map.iter().map(|(k, v)| (k.clone(), v.clone())));
-                }
-                Setting::List(edit) => edit_list(self.lists.entry(*key).or_default(), edit),
-            }
-        }
-    }
-
-    fn list(&self, section: &'static str, name: &'static str) -> &[Valued<Scalar>] {
-        self.lists.get(&(section, name)).map_or(&[], Vec::as_slice)
-    }
-
-    /// The typed items of a list. Items were checked when they were read, so each converts.
-    fn typed<T>(
-        &self,
-        section: &'static str,
-        name: &'static str,
-        make: impl Fn(&str, &Origin) -> Option<T>,
-    ) -> Vec<T> {
-        self.list(section, name)
-            .iter()
-            .filter_map(|v| match &v.value {
-                Scalar::Text(text) => make(text, &v.origin),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn single<T>(
-        &self,
-        section: &'static str,
-        name: &'static str,
-        make: impl Fn(&schema::Key, &Scalar) -> Result<T, schema::Problem>,
-    ) -> Option<T> {
-        let key = schema::find(section, name)?;
-        let value = self.singles.get(&(section, name))?;
-        if key.may_be_none && value.value == Scalar::Text("none".into()) {
-            return None;
-        }
-        make(key, &value.value).ok()
-    }
-
-    fn is(&self, section: &'static str, name: &'static str, word: &str) -> bool {
-        self.singles
-            .get(&(section, name))
-            .is_some_and(|v| v.value == Scalar::Text(word.into()))
-    }
-
-    fn into_policy(self, name: String, files: Vec<String>) -> EffectivePolicy {
-        let paths = |n| {
-            self.typed("fs", n, |t, o| {
-                PathTemplate::parse(t)
-                    .ok()
-                    .map(|p| Valued::new(p, o.clone()))
-            })
-        };
-        let names = |n| self.typed("ipc", n, |t, _| NamePattern::parse(t).ok());
-        let hosts = |n| {
-            self.list("net", n)
-                .iter()
-                .filter_map(|v| schema::host_rule(&v.value, &v.origin).ok())
-                .collect()
-        };
-        let tools = |n| self.typed("tools", n, |t, o| ToolRule::parse(t, o.clone()).ok());
-        let tokens = self.single("limits", "tokens", schema::Key::count);
-        EffectivePolicy {
-            description: self.single("", "description", |_, v| schema::text(v).map(str::to_owned)),
-            fs: FsRules {
-                read: paths("read"),
-                write: paths("write"),
-                exec: paths("exec"),
-                deny: paths("deny"),
-            },
-            env: EnvRules {
-                pass: self.typed("env", "pass", |t, o| {
-                    Some(Valued::new(t.to_owned(), o.clone()))
-                }),
-                set: self
-                    .variables
-                    .iter()
-                    .filter_map(|(k, v)| {
-                        schema::text(&v.value)
-                            .ok()
-                            .map(|t| (k.clone(), Valued::new(t.to_owned(), v.origin.clone())))
-                    })
-                    .collect(),
-            },
-            syscalls: self.typed("syscalls", "allow", |t, o| {
-                SyscallSet::from_name(t).map(|s| Valued::new(s, o.clone()))
-            }),
-            limits: Limits {
-                memory_bytes: self.single("limits", "memory", schema::Key::size),
-                pids: self.single("limits", "pids", schema::Key::count),
-                cpu_percent: self.single("limits", "cpu", |_, v| schema::percent(v)),
-                nofile: self
-                    .single("limits", "nofile", schema::Key::count)
-                    .unwrap_or(1024),
-                fsize_bytes: self.single("limits", "fsize", schema::Key::size),
-                tmp_bytes: self
-                    .single("limits", "tmp", schema::Key::size)
-                    .unwrap_or(64 << 20),
-                tmp_inodes: self
-                    .single("limits", "tmp_inodes", schema::Key::count)
-                    .unwrap_or(16_384),
-                wall_clock: self.single("limits", "wall_clock", |_, v| schema::duration(v)),
-                output_bytes: self.single("limits", "output", schema::Key::size),
-                tokens,
-            },
-            egress: EgressRules {
-                enabled: self.is("net", "mode", "proxy"),
-                rules: hosts("allow"),
-                ask: hosts("ask"),
-                credentials: self.typed("net", "credentials", |t, _| Some(t.to_owned())),
-            },
-            model: ModelRules {
-                enabled: self.is("model", "access", "gateway"),
-                models: self.typed("model", "models", |t, _| Some(t.to_owned())),
-                max_tokens_total: tokens,
-                max_tokens_per_request: self.single("model", "max_tokens", schema::Key::count),
-            },
-            ipc: IpcRules {
-                send: names("send"),
-                request: names("request"),
-                publish: names("publish"),
-                subscribe: names("subscribe"),
-                shared_memory: self
-                    .single("ipc", "shared_memory", |_, v| schema::flag(v))
-                    .unwrap_or(true),
-            },
-            tools: ToolRules {
-                allow: tools("allow"),
-                ask: tools("ask"),
-                deny: tools("deny"),
-                ask_timeout: self
-                    .single("tools", "ask_timeout", |_, v| schema::ask_timeout(v))
-                    .unwrap_or(crate::rules::tools::DEFAULT_ASK_TIMEOUT),
-            },
-            ssh: SshRules {
-                enabled: self.is("ssh", "agent", "forward"),
-                keys: self.typed("ssh", "keys", |t, _| Some(t.to_owned())),
-                ask: self.is("ssh", "sign", "ask"),
-            },
-            degrade: self
-                .list("degrade", "allow")
-                .iter()
-                .flat_map(|v| match &v.value {
-                    Scalar::Text(t) => Property::degradable(t)
-                        .iter()
-                        .map(|p| Valued::new(*p, v.origin.clone()))
-                        .collect::<Vec<_>>(),
-                    _ => Vec::new(),
-                })
-                .collect(),
-            shown: self.shown(),
-            name,
-            files,
-        }
-    }
-
-    fn shown(&self) -> Vec<ShownValue> {
-        let mut out = Vec::new();
-        for key in KEYS {
-            let id = (key.section, key.name);
-            let line = |key: String, v: &Valued<Scalar>| ShownValue {
-                key,
-                value: v.value.show(),
-                origin: v.origin.clone(),
-            };
-            if key.kind == Kind::Variables {
-                out.extend(
-                    self.variables
-                        .iter()
-                        .map(|(k, v)| line(format!("{}.{k}", key.path()), v)),
-                );
-            } else if key.kind.is_list() {
-                out.extend(self.list(id.0, id.1).iter().map(|v| line(key.path(), v)));
-            } else if let Some(v) = self.singles.get(&id) {
-                out.push(line(key.path(), v));
-            }
-        }
-        out
-    }
-}
-
-fn edit_list(list: &mut Vec<Valued<Scalar>>, edit: &ListEdit) {
-    if edit.replace {
-        list.clear();
-    }
-    list.retain(|v| !edit.remove.iter().any(|r| r.value == v.value));
-    for item in &edit.add {
-        if !list.iter().any(|v| v.value == item.value) {
-            list.push(item.clone());
-        }
     }
 }

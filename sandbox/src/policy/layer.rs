@@ -3,7 +3,8 @@
 //! Takes untrusted text. Every mistake becomes a [`PolicyDiagnostic`]; reading goes on after each, so that a
 //! person sees all of them at once.
 
-use super::schema::{self, Key, Kind, Problem, Scalar};
+use super::schema::{self, Key, Kind};
+use super::value::{self, Problem, Scalar};
 use super::{Origin, PolicyDiagnostic, Severity, Valued, suggest};
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -26,7 +27,7 @@ pub(crate) struct ListEdit {
 pub(crate) enum Setting {
     List(ListEdit),
     Single(Valued<Scalar>),
-    Variables(BTreeMap<String, Valued<Scalar>>),
+    Table(BTreeMap<String, Valued<Scalar>>),
 }
 
 /// A file's settings, by (section, key).
@@ -60,81 +61,7 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Layer, Vec<PolicyDiagnostic
     Err(reader.findings)
 }
 
-/// A layer from `section.key=value` settings given on a command line.
-pub(crate) fn from_settings(settings: &[(String, String)]) -> Result<Layer, Vec<PolicyDiagnostic>> {
-    let mut layer = Layer::default();
-    let mut findings = Vec::new();
-    for (path, written) in settings {
-        let origin = Origin::new(format!("--set {path}"), 0);
-        match setting(path, written, &origin, &mut layer) {
-            Ok(()) => {}
-            Err(p) => findings.push(finding(origin, path, written, p)),
-        }
-    }
-    if findings.is_empty() {
-        Ok(layer)
-    } else {
-        Err(findings)
-    }
-}
-
-fn setting(path: &str, written: &str, origin: &Origin, layer: &mut Layer) -> Result<(), Problem> {
-    if let Some(name) = path.strip_prefix("env.set.") {
-        schema::env_name(name, false)?;
-        let value = Valued::new(Scalar::Text(written.to_owned()), origin.clone());
-        let slot = layer
-            .settings
-            .entry(("env", "set"))
-            .or_insert_with(|| Setting::Variables(BTreeMap::new()));
-        if let Setting::Variables(map) = slot {
-            map.insert(name.to_owned(), value);
-        }
-        return Ok(());
-    }
-    let known: Vec<String> = schema::KEYS
-        .iter()
-        .filter(|k| k.name != "extends" && k.kind != Kind::Variables)
-        .map(Key::path)
-        .collect();
-    let Some(key) = known.iter().position(|k| k == path).and_then(|i| {
-        let (section, name) = known[i].split_once('.').unwrap_or(("", &known[i]));
-        schema::find(section, name)
-    }) else {
-        let near = suggest::nearest(path, known.iter().map(String::as_str));
-        return Err(unknown(
-            "there is no such setting",
-            near,
-            known.iter().map(String::as_str),
-        ));
-    };
-    let scalar = match key.kind {
-        Kind::Count => written
-            .parse()
-            .map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Number),
-        Kind::Flag => written
-            .parse()
-            .map_or_else(|_| Scalar::Text(written.to_owned()), Scalar::Flag),
-        _ => Scalar::Text(written.to_owned()),
-    };
-    key.check(&scalar)?;
-    let value = Valued::new(scalar, origin.clone());
-    if key.kind.is_list() {
-        let slot = layer
-            .settings
-            .entry((key.section, key.name))
-            .or_insert_with(|| Setting::List(ListEdit::default()));
-        if let Setting::List(edit) = slot {
-            edit.add.push(value);
-        }
-    } else {
-        layer
-            .settings
-            .insert((key.section, key.name), Setting::Single(value));
-    }
-    Ok(())
-}
-
-fn finding(origin: Origin, key: &str, value: &str, p: Problem) -> PolicyDiagnostic {
+pub(super) fn finding(origin: Origin, key: &str, value: &str, p: Problem) -> PolicyDiagnostic {
     PolicyDiagnostic {
         severity: Severity::Error,
         origin,
@@ -145,7 +72,11 @@ fn finding(origin: Origin, key: &str, value: &str, p: Problem) -> PolicyDiagnost
     }
 }
 
-fn unknown<'a>(what: &str, near: Option<&str>, known: impl Iterator<Item = &'a str>) -> Problem {
+pub(super) fn unknown<'a>(
+    what: &str,
+    near: Option<&str>,
+    known: impl Iterator<Item = &'a str>,
+) -> Problem {
     let list = known.collect::<Vec<_>>().join(", ");
     let help = match near {
         Some(n) => format!("did you mean {n}? allowed are {list}"),
@@ -291,8 +222,8 @@ impl Reader<'_> {
     fn key(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>, layer: &mut Layer) {
         let setting = if key.kind.is_list() {
             Setting::List(self.list(key, value))
-        } else if key.kind == Kind::Variables {
-            Setting::Variables(self.variables(key, value))
+        } else if key.kind.is_table() {
+            Setting::Table(self.table(key, value))
         } else {
             match self.scalar(key, value) {
                 Some(v) => Setting::Single(v),
@@ -363,6 +294,7 @@ impl Reader<'_> {
                 .map(Scalar::Number)
                 .map_err(|_| Problem::new("the number is too large", "")),
             DeValue::Table(table) if key.kind == Kind::Hosts => self.host(table, value),
+            DeValue::Array(items) if key.kind == Kind::Ports => ports(items),
             other => Err(Problem::new(
                 format!("a {} can't stand here", other.type_str()),
                 expected(key),
@@ -405,14 +337,18 @@ impl Reader<'_> {
             })
     }
 
-    fn variables(
+    fn table(
         &mut self,
         key: &Key,
         value: &Spanned<DeValue<'_>>,
     ) -> BTreeMap<String, Valued<Scalar>> {
         let mut map = BTreeMap::new();
         let DeValue::Table(table) = value.get_ref() else {
-            let help = "write set = { NAME = \"value\" } or a section [env.set]";
+            let help = format!(
+                "write {} = {{ NAME = \"…\" }} or a section [{}]",
+                key.name,
+                key.path()
+            );
             self.report(
                 value.span(),
                 &key.path(),
@@ -424,27 +360,61 @@ impl Reader<'_> {
         for (name, value) in table {
             let word = name.get_ref().as_ref();
             let path = format!("{}.{word}", key.path());
-            if let Err(p) = schema::env_name(word, false) {
+            if let Err(p) = check_name(key, word) {
                 self.report(name.span(), &path, false, p);
                 continue;
             }
-            match value.get_ref() {
-                DeValue::String(text) if !text.contains('\0') => {
+            let checked = match value.get_ref() {
+                DeValue::String(text) => check_entry(key, text),
+                _ => Err(Problem::new("this is not a string", "write it in quotes")),
+            };
+            match checked {
+                Ok(scalar) => {
                     let origin = self.origin(value.span().start);
-                    map.insert(
-                        word.to_owned(),
-                        Valued::new(Scalar::Text(text.to_string()), origin),
-                    );
+                    map.insert(word.to_owned(), Valued::new(scalar, origin));
                 }
-                _ => {
-                    let p =
-                        Problem::new("a variable is a string without NUL", "write it in quotes");
-                    self.report(value.span(), &path, true, p);
-                }
+                Err(problem) => self.report(value.span(), &path, true, problem),
             }
         }
         map
     }
+}
+
+/// The name of an entry of a table.
+pub(super) fn check_name(key: &Key, name: &str) -> Result<(), Problem> {
+    match key.kind {
+        Kind::SecretFiles => value::secret_name(name),
+        _ => value::env_name(name, false),
+    }
+}
+
+/// What an entry of a table says.
+pub(super) fn check_entry(key: &Key, text: &str) -> Result<Scalar, Problem> {
+    if text.contains('\0') {
+        let problem = "there is a NUL";
+        return Err(Problem::new(problem, "no program could read what follows"));
+    }
+    let scalar = Scalar::Text(text.to_owned());
+    key.check(&scalar).map(|()| scalar)
+}
+
+/// The items of an array of ports; what they mean is checked with the whole.
+fn ports(items: &toml::de::DeArray<'_>) -> Result<Scalar, Problem> {
+    let item = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+        DeValue::String(text) => Ok(Scalar::Text(text.to_string())),
+        DeValue::Integer(n) => i64::from_str_radix(&n.as_str().replace('_', ""), n.radix())
+            .map(Scalar::Number)
+            .map_err(|_| Problem::new("the number is too large", "a port is at most 65535")),
+        other => Err(Problem::new(
+            format!("a {} is not a port", other.type_str()),
+            "write numbers, or ranges such as \"8000-8080\"",
+        )),
+    };
+    items
+        .iter()
+        .map(item)
+        .collect::<Result<_, _>>()
+        .map(Scalar::Array)
 }
 
 fn expected(key: &Key) -> &'static str {
@@ -454,6 +424,8 @@ fn expected(key: &Key) -> &'static str {
         Kind::Flag => "write true or false, without quotes",
         Kind::Percent => "write a percentage such as \"150%\"",
         Kind::Duration | Kind::AskTimeout => "write a duration such as \"15m\"",
+        Kind::Dollars => "write an amount such as \"$5\"",
+        Kind::Ports => "write \"any\" or an array such as [3000, \"8000-8080\"]",
         Kind::Hosts => "write \"host:port\" or { host = \"…\", private = true }",
         _ => "write a string in quotes",
     }

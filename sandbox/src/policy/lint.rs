@@ -235,14 +235,6 @@ impl EffectivePolicy {
             }
         }
     }
-
-    /// The line that set a key, or the last file when nothing did.
-    fn origin_of(&self, key: &str) -> Origin {
-        self.shown.iter().find(|s| s.key == key).map_or_else(
-            || Origin::new(self.files.last().cloned().unwrap_or_default(), 0),
-            |s| s.origin.clone(),
-        )
-    }
 }
 
 /// Domains under which strangers get names.

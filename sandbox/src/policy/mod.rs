@@ -3,23 +3,31 @@
 //! [`EffectivePolicy::load`] reads a policy and the ones it extends, checks every key and value, and joins them.
 //! A policy never changes after that. `docs/policy.md` is the reference for people; its examples are tests.
 //! Errors list everything that is wrong, each with file, line, key, value and what is allowed.
-//! Start reading at `schema.rs`, the table of keys; `layer.rs` reads one file, `effective.rs` joins them.
+//! Start reading at `schema.rs`, the table of keys; `layer.rs` reads one file, `merge.rs` joins them into an
+//! `effective.rs`, `grants.rs` says which paths a launch needs.
 
 mod effective;
 mod error;
+mod grants;
+mod json_schema;
 mod layer;
 mod lint;
+mod merge;
 mod origin;
 mod path;
 mod schema;
+mod settings;
 mod sources;
 mod suggest;
 pub(crate) mod units;
+mod value;
 
 pub use effective::{
-    CallerContext, EffectivePolicy, EnvRules, FsRules, Limits, ShownValue, WantedGrant,
+    CallerContext, EffectivePolicy, EnvRules, ExecRules, FsRules, Limits, LoopbackPorts, Memfd,
+    NetMode, NetRules, ShownValue, WantedGrant,
 };
 pub use error::{PolicyDiagnostic, PolicyError, Severity};
+pub use json_schema::{SCHEMA_FILE, json_schema};
 pub use origin::{Origin, Valued};
 pub use path::{PathBase, PathTemplate};
 pub use sources::{PolicyRef, Sources};

@@ -20,6 +20,8 @@ pub struct PathTemplate {
     pub base: PathBase,
     /// Below the base, without a leading slash; empty for the base itself.
     pub rest: String,
+    /// Written with a last slash: what it names is a folder, also where it does not exist yet.
+    pub folder: bool,
 }
 
 impl PathTemplate {
@@ -43,7 +45,10 @@ impl PathTemplate {
             None if rest.is_empty() => rest,
             None => return fail("a slash must follow"),
         };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (rest, folder) = match rest.strip_suffix('/') {
+            Some(r) => (r, true),
+            None => (rest, false),
+        };
         if text.len() > 4000 {
             return fail("the path is longer than 4000 bytes");
         }
@@ -69,6 +74,7 @@ impl PathTemplate {
         Ok(Self {
             base,
             rest: rest.to_owned(),
+            folder,
         })
     }
 
@@ -97,7 +103,10 @@ impl fmt::Display for PathTemplate {
         match (base, self.rest.as_str()) {
             ("", "") => f.write_str("/"),
             (base, "") => f.write_str(base),
-            (base, rest) => write!(f, "{base}/{rest}"),
+            (base, rest) => {
+                let slash = if self.folder { "/" } else { "" };
+                write!(f, "{base}/{rest}{slash}")
+            }
         }
     }
 }
@@ -138,6 +147,7 @@ mod tests {
             "~/.cargo",
             "${workspace}",
             "${workspace}/x",
+            "${workspace}/x/",
         ] {
             assert_eq!(PathTemplate::parse(text).unwrap().to_string(), text);
         }

@@ -4,7 +4,7 @@
 //! letters, digits, `-` and `_`.
 
 use super::layer::{self, Layer};
-use super::{PolicyDiagnostic, PolicyError, Severity, suggest};
+use super::{PolicyDiagnostic, PolicyError, Severity, settings, suggest};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -97,7 +97,7 @@ impl Sources {
             let Some((scalar, origin)) = parent else {
                 break;
             };
-            let super::schema::Scalar::Text(parent) = scalar else {
+            let super::value::Scalar::Text(parent) = scalar else {
                 break;
             };
             if seen.contains(&parent) || seen.len() >= MAX_CHAIN {
@@ -122,7 +122,7 @@ impl Sources {
             seen.push(parent);
         }
         layers.reverse();
-        match layer::from_settings(&self.settings) {
+        match settings::from_settings(&self.settings) {
             Ok(layer) => layers.push(("--set".into(), layer)),
             Err(list) => findings.extend(list),
         }

@@ -1,4 +1,4 @@
-//! Sizes, durations and percentages as people write them.
+//! Sizes, durations, percentages and sums of money as people write them.
 
 use std::time::Duration;
 
@@ -68,6 +68,25 @@ pub(crate) fn parse_percent(text: &str) -> Result<u64, String> {
     whole(number)
 }
 
+/// `$12.50`, in millionths of a dollar.
+pub(crate) fn parse_dollars(text: &str) -> Result<u64, String> {
+    let amount = text
+        .strip_prefix('$')
+        .ok_or_else(|| "the dollar sign is missing".to_owned())?;
+    let (dollars, decimals) = amount.split_once('.').unwrap_or((amount, "0"));
+    if decimals.len() > 6 || decimals.contains('_') {
+        return Err("the amount has more than six decimals".into());
+    }
+    let fraction = whole(&format!("{decimals:0<6}"))?;
+    if decimals.is_empty() {
+        return Err("no decimals follow the point".into());
+    }
+    whole(dollars)?
+        .checked_mul(1_000_000)
+        .and_then(|d| d.checked_add(fraction))
+        .ok_or_else(|| "the amount is too large".to_owned())
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let at = text
         .find(|c: char| !(c.is_ascii_digit() || c == '_'))
@@ -118,6 +137,25 @@ mod tests {
         assert!(parse_duration("1y").unwrap_err().contains("\"y\""));
         assert!(parse_duration("").is_err());
         assert!(parse_duration("99999999999999999d").is_err());
+    }
+
+    #[test]
+    fn dollars_have_decimals() {
+        assert_eq!(parse_dollars("$5"), Ok(5_000_000));
+        assert_eq!(parse_dollars("$0.50"), Ok(500_000));
+        assert_eq!(parse_dollars("$0.000001"), Ok(1));
+        for wrong in [
+            "5",
+            "$",
+            "$5.",
+            "$.5",
+            "$-1",
+            "$1.0000001",
+            "$1e3",
+            "$99999999999999999",
+        ] {
+            assert!(parse_dollars(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -267,6 +267,27 @@ fn what_no_policy_can_do_without_refuses_with_the_remedy() {
 }
 
 #[test]
+fn a_line_that_nothing_holds_yet_refuses_the_launch() {
+    for (text, named) in [
+        (
+            "[ipc]\nsockets = [\"/run/db.sock\"]",
+            "example.toml:3: ipc.sockets = \"/run/db.sock\": nothing in this version",
+        ),
+        ("[devices]\nallow = [\"/dev/kvm\"]", "devices.allow"),
+        ("[net]\nmode = \"host\"", "net.mode = \"host\""),
+        ("[secrets]\nfiles = { key = \"~/k\" }", "secrets.files.key"),
+        ("[limits]\ncost = \"$5\"", "limits.cost"),
+    ] {
+        let policy = crate::load(&format!("extends = \"coding\"\n{text}\n")).expect("loads");
+        let refused = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect_err(text);
+        assert!(refused.to_string().contains(named), "{refused}");
+    }
+    let text = "extends = \"coding\"\n[limits]\ncost = \"none\"\n[net]\nports = \"any\"\n";
+    let open = crate::load(text).expect("loads");
+    assert!(plan(&open, &inputs(Mode::Root), &host(7, &[])).is_ok());
+}
+
+#[test]
 fn listeners_follow_the_policy() {
     let addresses = |p: &SandboxPlan| {
         p.listeners

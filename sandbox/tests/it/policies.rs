@@ -2,7 +2,8 @@
 
 use super::{load, load_with, named};
 use agentd_sandbox::{
-    Access, CallerContext, Decision, EffectivePolicy, PolicyError, PolicyRef, Sources, WantedGrant,
+    Access, CallerContext, Decision, EffectivePolicy, LoopbackPorts, Memfd, PolicyError, PolicyRef,
+    Sources, WantedGrant,
 };
 use proptest::prelude::*;
 
@@ -183,7 +184,7 @@ fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
         ),
         (
             "[env]\nset = { A = 1 }",
-            "example.toml:2: env.set.A = 1: a variable is a string",
+            "example.toml:2: env.set.A = 1: this is not a string",
         ),
         (
             "memory = \"1GiB\"",
@@ -205,6 +206,36 @@ fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
             "extends = \"codign\"",
             "no policy is named \"codign\"; there are: base, coding (did you mean \"coding\"?)",
         ),
+        (
+            "[exec]\nmemfd = \"never\"",
+            "example.toml:2: exec.memfd = \"never\": this is not a rule for memory files; allowed are any, data, none",
+        ),
+        (
+            "[net]\nports = [0]",
+            "example.toml:2: net.ports = [0]: \"0\" is not a port; write \"any\", or an array",
+        ),
+        ("[net]\nports = [\"9-8\"]", "9-8 is not a range"),
+        ("[net]\nports = [\"1-300\"]", "these are 300 ports"),
+        (
+            "[devices]\nallow = [\"/etc/passwd\"]",
+            "this is not a device; a device is a node below /dev",
+        ),
+        (
+            "[limits]\ncost = \"5\"",
+            "the dollar sign is missing; it is an amount of US dollars",
+        ),
+        (
+            "[limits]\ndisk_inodes = 1",
+            "the number is out of range; it is a whole number from 256",
+        ),
+        (
+            "[secrets]\nfiles = { \"../x\" = \"/a\" }",
+            "example.toml:2: secrets.files.../x: \"../x\" is not the name of a secret",
+        ),
+        (
+            "[secrets]\nfiles = { x = \"a\" }",
+            "example.toml:2: secrets.files.x = \"a\": the path is relative",
+        ),
         ("[limits\nmemory = 1", "example.toml:1: not valid TOML"),
         (
             "[limits]\npids = 5\npids = 6",
@@ -217,6 +248,53 @@ fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
             "{text}\n  gave: {error}\n  want: {expected}"
         );
     }
+}
+
+#[test]
+fn what_executes_and_what_is_reached_inside_is_said() {
+    let text = "extends = \"base\"\n[exec]\nmemfd = \"none\"\nwrite_exec = true\n[net]\nports = [3000, \"8000-8002\", \"3000\"]\n\
+                [fs]\nprotect = [\"${workspace}/.git/hooks/\", \"${workspace}/.envrc\"]\nscratch = [\"~/x\"]\n\
+                [ipc]\nsockets = [\"/run/db.sock\"]\n[devices]\nallow = [\"/dev/kvm\"]\n\
+                [limits]\ncost = \"$2.50\"\ndisk = \"1GiB\"\ndisk_inodes = 1000\n[secrets]\nfiles = { key = \"~/k\" }\n";
+    let policy = load(text).expect("loads");
+    assert_eq!(policy.exec.memfd, Memfd::Refused);
+    assert!(policy.exec.write_exec);
+    let ports = LoopbackPorts::Only(vec![3000, 8000, 8001, 8002]);
+    assert_eq!(policy.net.ports, ports);
+    assert!(policy.fs.protect[0].value.folder && !policy.fs.protect[1].value.folder);
+    assert_eq!(policy.fs.scratch[0].value.to_string(), "~/x");
+    assert_eq!(policy.sockets[0].origin.to_string(), "example.toml:11");
+    assert_eq!(policy.devices[0].value.to_string(), "/dev/kvm");
+    assert_eq!(policy.limits.cost_micro_usd, Some(2_500_000));
+    assert_eq!(policy.limits.disk_bytes, Some(1 << 30));
+    assert_eq!(policy.limits.disk_inodes, Some(1000));
+    assert_eq!(policy.secrets["key"].value.to_string(), "~/k");
+    let shown = policy.show();
+    for line in [
+        "exec.memfd = \"none\"",
+        "net.ports = [3000, \"8000-8002\", \"3000\"]",
+        "fs.protect = \"${workspace}/.git/hooks/\"",
+        "limits.cost = \"$2.50\"",
+        "secrets.files.key = \"~/k\"",
+    ] {
+        assert!(shown.contains(line), "{line} is not in\n{shown}");
+    }
+    // An array of ports replaces, as every single value does; and an empty one is not the same as none.
+    let settings = [
+        ("net.ports", ""),
+        ("secrets.files.other", "/srv/o"),
+        ("exec.write_exec", "false"),
+    ];
+    let again = load_with(text, &settings).expect("loads");
+    assert_eq!(again.net.ports, LoopbackPorts::Only(Vec::new()));
+    assert_eq!(again.secrets.len(), 2);
+    assert!(!again.exec.write_exec && again.hash() != policy.hash());
+    let default = load("").expect("loads");
+    assert_eq!(
+        (default.exec.memfd, default.exec.write_exec),
+        (Memfd::Data, false)
+    );
+    assert_eq!(default.net.ports, LoopbackPorts::Any);
 }
 
 #[test]
@@ -394,9 +472,12 @@ proptest! {
 
     #[test]
     fn arbitrary_values_under_real_keys_never_panic(
-        section in prop::sample::select(vec!["fs", "net", "model", "ipc", "limits", "env", "tools", "syscalls", "degrade"]),
+        section in prop::sample::select(vec![
+            "fs", "exec", "net", "model", "ipc", "devices", "limits", "env", "secrets", "tools", "syscalls", "degrade",
+        ]),
         key in prop::sample::select(vec![
             "read", "write", "exec", "deny", "mode", "allow", "access", "models", "max_tokens", "send", "publish",
+            "protect", "scratch", "memfd", "write_exec", "ports", "sockets", "files", "cost", "disk",
             "memory", "pids", "cpu", "nofile", "tmp", "wall_clock", "tokens", "pass", "set",
         ]),
         value in prop_oneof![

@@ -1,0 +1,84 @@
+//! Keys that can be written and shown, and that nothing in this version holds: a launch whose policy uses one is
+//! refused, since a line that silently does nothing is worse than none. A row goes when its mechanism comes.
+
+use super::PlanRefused;
+use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd, NetMode};
+
+struct Row {
+    key: &'static str,
+    /// Whether the policy asks for what nothing holds.
+    uses: fn(&EffectivePolicy) -> bool,
+}
+
+/// The default of a key is not among what it "uses": only what somebody wrote is refused.
+fn says(policy: &EffectivePolicy, key: &str) -> bool {
+    policy.shown.iter().any(|s| s.key == key)
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        key: "fs.protect",
+        uses: |p| !p.fs.protect.is_empty(),
+    },
+    Row {
+        key: "fs.scratch",
+        uses: |p| !p.fs.scratch.is_empty(),
+    },
+    Row {
+        key: "exec.memfd",
+        uses: |p| p.exec.memfd != Memfd::Any && says(p, "exec.memfd"),
+    },
+    Row {
+        key: "exec.write_exec",
+        uses: |p| !p.exec.write_exec && says(p, "exec.write_exec"),
+    },
+    Row {
+        key: "net.mode",
+        uses: |p| p.net.mode == NetMode::Host,
+    },
+    Row {
+        key: "net.ports",
+        uses: |p| p.net.ports != LoopbackPorts::Any,
+    },
+    Row {
+        key: "ipc.sockets",
+        uses: |p| !p.sockets.is_empty(),
+    },
+    Row {
+        key: "devices.allow",
+        uses: |p| !p.devices.is_empty(),
+    },
+    Row {
+        key: "limits.disk",
+        uses: |p| p.limits.disk_bytes.is_some(),
+    },
+    Row {
+        key: "limits.disk_inodes",
+        uses: |p| p.limits.disk_inodes.is_some(),
+    },
+    Row {
+        key: "limits.cost",
+        uses: |p| p.limits.cost_micro_usd.is_some(),
+    },
+    Row {
+        key: "secrets.files",
+        uses: |p| !p.secrets.is_empty(),
+    },
+];
+
+/// Refuses what would be ignored, by the line that asks for it.
+pub(crate) fn check(policy: &EffectivePolicy) -> Result<(), PlanRefused> {
+    let Some(row) = ROWS.iter().find(|r| (r.uses)(policy)) else {
+        return Ok(());
+    };
+    let line = policy
+        .shown
+        .iter()
+        .find(|s| s.key.starts_with(row.key))
+        .expect("what a policy uses, it says");
+    Err(PlanRefused::Unheld {
+        origin: line.origin.to_string(),
+        key: line.key.clone(),
+        value: line.value.clone(),
+    })
+}

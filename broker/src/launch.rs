@@ -16,7 +16,7 @@ use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
 use agentd_kernel::grant::{self, Access, Grant};
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers::*;
-use agentd_launch::plan::{self, CgroupLimits, MountFlags, Plan, Record};
+use agentd_launch::plan::{self, CgroupLimits, ExecFlags, MountFlags, Plan, Record};
 use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -121,6 +121,8 @@ impl Workshop {
             require(&plan, layers)?;
             let (uid, gid) = plan.ids();
             let grants = objects.iter().map(AsFd::as_fd).collect();
+            let memfd_noexec =
+                self.mode == Mode::Root && plan.exec().contains(ExecFlags::MEMFD_NOEXEC);
             let (mode, plan, group) = (self.mode, bytes.file.as_fd(), &group);
             let spawn = Spawn {
                 mode,
@@ -134,6 +136,7 @@ impl Workshop {
                 status_file: status_file.as_fd(),
                 grants,
                 group,
+                memfd_noexec,
             };
             let spawned = self.launcher.spawn(&spawn)?;
             Ok((spawned, layers))

@@ -60,6 +60,8 @@ pub struct Spawn<'a> {
     pub status_file: BorrowedFd<'a>,
     pub grants: Vec<BorrowedFd<'a>>,
     pub group: &'a Group,
+    /// Set `vm.memfd_noexec` in the new pid namespace; root mode only, an ordinary user may not.
+    pub memfd_noexec: bool,
 }
 
 /// A started launcher.
@@ -91,6 +93,8 @@ struct Child<'a> {
     become_ids: Option<(u32, u32)>,
     soft_nofile: Option<libc::rlimit>,
     shielded: bool,
+    /// Whether memory files made in the new pid namespace are never executed (root mode).
+    memfd_noexec: bool,
     /// Version 1 cgroups to enter.
     tasks: Vec<RawFd>,
 }
@@ -168,6 +172,7 @@ impl Launcher {
             barrier_writer: release.as_raw_fd(),
             argv,
             shielded: self.shielded,
+            memfd_noexec: spawn.memfd_noexec,
             tasks: tasks.iter().map(AsRawFd::as_raw_fd).collect(),
             own_maps: (spawn.mode == Mode::User).then_some((&uid_map, &gid_map)),
             become_ids: (spawn.mode == Mode::Root).then_some((spawn.uid, spawn.gid)),
@@ -336,6 +341,12 @@ impl Child<'_> {
             }
             // Now that the process is where it stays: its cgroup becomes the root of its view.
             check(libc::unshare(libc::CLONE_NEWCGROUP))?;
+            if self.memfd_noexec {
+                // The one moment: the pid namespace is new, and to the kernel this is still the host's uid 0, which alone
+                // may write a sysctl. Where there is none (before Linux 6.3), or /proc/sys is read-only, the launcher finds
+                // the layer missing, and the plan says whether that matters.
+                write_file(c"/proc/sys/vm/memfd_noexec", c"2").unwrap_or(());
+            }
             if let Some((uid, gid)) = self.become_ids {
                 check(libc::syscall(libc::SYS_setresgid, gid, gid, gid) as i32)?;
                 check(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as i32)?;

@@ -38,6 +38,13 @@ pub const LAYER_CGROUP_LIMITS: u64 = 1 << 15;
 /// A session keyring of its own.
 pub const LAYER_KEYRING: u64 = 1 << 16;
 
+/// Memory files made inside can't be executed (`vm.memfd_noexec` is 2 in the sandbox's pid namespace, or on the host).
+pub const LAYER_MEMFD_NOEXEC: u64 = 1 << 17;
+/// No mapping gains the right to be executed (`PR_SET_MDWE`).
+pub const LAYER_MDWE: u64 = 1 << 18;
+/// The Landlock ruleset says which TCP ports may be listened on and connected to.
+pub const LAYER_LANDLOCK_NET: u64 = 1 << 19;
+
 /// Every layer that exists; a plan that requires another bit is malformed.
 pub const LAYERS_ALL: u64 = (1 << NAMES.len()) - 1;
 
@@ -65,7 +72,7 @@ pub const LAYERS_FLOOR: u64 = LAYER_USER_NS
     | LAYER_CAPS_DROPPED
     | LAYER_KEYRING;
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 20] = [
     "user-ns",
     "mount-ns",
     "pid-ns",
@@ -83,6 +90,9 @@ const NAMES: [&str; 17] = [
     "rlimits",
     "cgroup-limits",
     "keyring",
+    "memfd-noexec",
+    "mdwe",
+    "landlock-net",
 ];
 
 /// The names of the layers in `layers`, lowest bit first; unknown bits are left out.

@@ -196,6 +196,8 @@ steps! {
     Require = 34, "check the required layers";
     /// The program's process died before it executed the program.
     Died = 35, "reach the program";
+    /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
+    Mdwe = 40, "refuse executable memory to the program";
 }
 
 impl fmt::Display for Step {

@@ -80,6 +80,7 @@ pub const PRLIMIT64: u32 = 302;
 pub const OPEN_BY_HANDLE_AT: u32 = 304;
 pub const SETNS: u32 = 308;
 pub const PROCESS_VM_READV: u32 = 310;
+pub const KCMP: u32 = 312;
 pub const FINIT_MODULE: u32 = 313;
 pub const SECCOMP: u32 = 317;
 pub const MEMFD_CREATE: u32 = 319;

@@ -26,6 +26,15 @@ pub fn set_no_new_privs() -> Result<(), Errno> {
     unsafe { call(nr::PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0]) }.map(drop)
 }
 
+/// Refuses, for good, every mapping that is writable and executable and every change that makes one executable.
+/// `EINVAL` before Linux 6.3.
+pub fn set_memory_deny_write_execute() -> Result<(), Errno> {
+    const PR_SET_MDWE: usize = 65;
+    const PR_MDWE_REFUSE_EXEC_GAIN: usize = 1;
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::PRCTL, [PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0]) }.map(drop)
+}
+
 /// Joins a new, empty, anonymous session keyring.
 pub fn join_new_session_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;

@@ -10,16 +10,16 @@ use core::ptr;
 
 use agentd_kernel::sys::{Errno, FdRef, fs, process, spawn_vfork, wait};
 
-use super::confine::{CapsDropped, LandlockEnforced, NoNewPrivs, SeccompLoaded};
+use super::confine::{self, CapsDropped, LandlockEnforced, NoNewPrivs, SeccompLoaded};
 use super::stdio::Streams;
 use super::view::PathBuffer;
 use super::{During, Outcome};
 use crate::layers::{
-    LAYER_CAPS_DROPPED, LAYER_LANDLOCK, LAYER_NO_NEW_PRIVS, LAYER_RLIMITS, LAYER_SECCOMP,
-    LAYERS_FLOOR,
+    LAYER_CAPS_DROPPED, LAYER_LANDLOCK, LAYER_LANDLOCK_NET, LAYER_MDWE, LAYER_NO_NEW_PRIVS,
+    LAYER_RLIMITS, LAYER_SECCOMP, LAYERS_FLOOR,
 };
 use crate::parent::LAUNCH_FAILED;
-use crate::plan::{MAX_RECORDS, Plan, Record};
+use crate::plan::{ExecFlags, MAX_RECORDS, Plan, Record};
 use crate::status::{Failure, NO_RECORD, Step};
 
 /// A program that is running.
@@ -159,12 +159,16 @@ impl Child<'_> {
         // SAFETY: descriptors are this process's own, and nothing below uses one.
         unsafe { fs::close_from(3) }.during(Step::Process, NO_RECORD)?;
         let limited = limit_resources(plan)?;
+        // It holds for the init too, whose memory this still is, and which maps nothing executable either.
+        let denied = plan.exec().contains(ExecFlags::MDWE) && confine::deny_write_execute()?;
         let when = |condition, layer| if condition { layer } else { 0 };
         self.report.landlock_abi = landlock.abi;
         self.report.layers |= LAYER_NO_NEW_PRIVS
             | LAYER_CAPS_DROPPED
             | LAYER_SECCOMP
             | when(landlock.active, LAYER_LANDLOCK)
+            | when(landlock.net, LAYER_LANDLOCK_NET)
+            | when(denied, LAYER_MDWE)
             | when(limited, LAYER_RLIMITS);
         let missing = (plan.required_layers() | LAYERS_FLOOR) & !self.report.layers;
         if missing != 0 {

@@ -24,10 +24,40 @@ pub(super) struct LandlockEnforced {
     pub abi: u32,
     /// Whether there is a ruleset at all.
     pub active: bool,
+    /// Whether it handles TCP ports.
+    pub net: bool,
 }
 
 /// The base filter and, over it, the plan's are loaded.
 pub(super) struct SeccompLoaded(());
+
+/// Whether memory files made from here on can't be executed: `vm.memfd_noexec` as this pid namespace has it, from the
+/// host's `/proc`. Only the parent could set it; this says what came of it.
+pub(super) fn memfd_noexec() -> bool {
+    const NEVER_EXECUTED: u8 = b'2';
+    let mut value = [0; 4];
+    let mut read = || {
+        let file = fs::openat2(
+            FdRef::CWD,
+            c"/proc/sys/vm/memfd_noexec",
+            fs::O_RDONLY,
+            0,
+            fs::RESOLVE_NO_SYMLINKS,
+        )?;
+        fs::read(file.borrow(), &mut value)
+    };
+    read().is_ok_and(|len| len > 0) && value[0] == NEVER_EXECUTED
+}
+
+/// Refuses the right to execute to every mapping that does not have it from the start, for good. Whether this kernel can
+/// (Linux 6.3).
+pub(super) fn deny_write_execute() -> Outcome<bool> {
+    match security::set_memory_deny_write_execute() {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(Failure::new(Step::Mdwe, errno.raw(), NO_RECORD)),
+    }
+}
 
 impl NoNewPrivs {
     pub(super) fn set() -> Outcome<NoNewPrivs> {
@@ -68,7 +98,11 @@ impl LandlockEnforced {
                 _ => None,
             });
         let Some((at, handled_fs, handled_net, scoped, min_abi)) = found else {
-            return Ok(LandlockEnforced { abi, active: false });
+            return Ok(LandlockEnforced {
+                abi,
+                active: false,
+                net: false,
+            });
         };
         if abi < u32::from(min_abi) {
             return Err(Failure::new(Step::Landlock, Errno::OPNOTSUPP.raw(), at));
@@ -77,7 +111,11 @@ impl LandlockEnforced {
         let net = handled_net & landlock::known_net(abi);
         let scoped = scoped & landlock::known_scopes(abi);
         if fs | net | scoped == 0 {
-            return Ok(LandlockEnforced { abi, active: false });
+            return Ok(LandlockEnforced {
+                abi,
+                active: false,
+                net: false,
+            });
         }
         let ruleset = landlock::create(fs, net, scoped).during(Step::Landlock, at)?;
         for (at, record) in (0u16..).zip(plan.records()) {
@@ -107,7 +145,11 @@ impl LandlockEnforced {
             }
         }
         landlock::restrict_self(ruleset.borrow()).during(Step::Landlock, at)?;
-        Ok(LandlockEnforced { abi, active: true })
+        Ok(LandlockEnforced {
+            abi,
+            active: true,
+            net: net != 0,
+        })
     }
 }
 
@@ -130,7 +172,8 @@ impl SeccompLoaded {
         _: &CapsDropped,
         _: &LandlockEnforced,
     ) -> Outcome<SeccompLoaded> {
-        security::load_seccomp_filter(base_filter()).during(Step::BaseFilter, NO_RECORD)?;
+        security::load_seccomp_filter(base_filter(plan.exec()))
+            .during(Step::BaseFilter, NO_RECORD)?;
         let own = (0u16..)
             .zip(plan.records())
             .find_map(|(at, record)| match record {

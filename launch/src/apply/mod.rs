@@ -7,7 +7,7 @@
 use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process, security, wait};
 
 use crate::floor::{self, FloorContext};
-use crate::layers::{LAYER_KEYRING, LAYER_MOUNT_VIEW, LAYERS_FROM_PARENT};
+use crate::layers::{LAYER_KEYRING, LAYER_MEMFD_NOEXEC, LAYER_MOUNT_VIEW, LAYERS_FROM_PARENT};
 use crate::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
     STATUS_FD, STATUS_FILE_FD,
@@ -163,6 +163,8 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
 
     security::join_new_session_keyring().during(Step::Keyring, NO_RECORD)?;
     net::loopback_up().during(Step::Loopback, NO_RECORD)?;
+    // While the host's /proc is still there.
+    let memfd_noexec = confine::memfd_noexec();
     let view = view::View::new()?;
     let listeners = place_all(plan, &view, &mut grants)?;
     let stdio = stdio::Streams::open(plan.stdio(), &view)?;
@@ -172,7 +174,10 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     stdio.take_terminal()?;
     let children = wait::child_events().during(Step::Init, NO_RECORD)?;
 
-    let layers = arguments.layers & LAYERS_FROM_PARENT | LAYER_MOUNT_VIEW | LAYER_KEYRING;
+    let mut layers = arguments.layers & LAYERS_FROM_PARENT | LAYER_MOUNT_VIEW | LAYER_KEYRING;
+    if memfd_noexec {
+        layers |= LAYER_MEMFD_NOEXEC;
+    }
     let no_new_privs = confine::NoNewPrivs::set()?;
     let caps = confine::CapsDropped::drop_all(&no_new_privs)?;
     let started = agent::start(plan, &stdio, layers, no_new_privs, caps)?;

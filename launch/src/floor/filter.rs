@@ -7,6 +7,8 @@
 
 use agentd_kernel::sys::{SockFilter, nr};
 
+use crate::plan::ExecFlags;
+
 const EPERM: u16 = 1;
 const ENOSYS: u16 = 38;
 const EAFNOSUPPORT: u16 = 97;
@@ -44,6 +46,13 @@ const TIOCLINUX: u32 = 0x541c;
 /// unix, inet, inet6, netlink: the families that the network namespace confines.
 const FAMILIES: [u32; 4] = [1, 2, 10, 16];
 
+/// What debuggers need and nobody else: `ptrace`; `process_vm_readv`, `process_vm_writev` and `kcmp`, which follow each
+/// other. The pid namespace, the Landlock domain and an init that can't be traced keep them inside.
+const DEBUG_CALLS: [Entry; 2] = [
+    refuse(nr::PTRACE, nr::PTRACE),
+    refuse(nr::PROCESS_VM_READV, nr::KCMP),
+];
+
 #[derive(Clone, Copy)]
 enum Rule {
     /// Refuse.
@@ -58,6 +67,7 @@ enum Rule {
     Only { arg: u32, values: [u32; 4] },
 }
 
+#[derive(Clone, Copy)]
 struct Entry {
     first: u32,
     last: u32,
@@ -133,7 +143,7 @@ const TABLE: &[Entry] = &[
             bits: SET_ID_BITS,
         },
     ),
-    refuse(nr::PTRACE, nr::PTRACE),
+    DEBUG_CALLS[0],
     refuse(nr::SYSLOG, nr::SYSLOG),
     when(
         nr::MKNOD,
@@ -177,7 +187,8 @@ const TABLE: &[Entry] = &[
     refuse(nr::FANOTIFY_INIT, nr::FANOTIFY_INIT),
     refuse(nr::OPEN_BY_HANDLE_AT, nr::OPEN_BY_HANDLE_AT),
     refuse(nr::SETNS, nr::SETNS),
-    refuse(nr::PROCESS_VM_READV, nr::FINIT_MODULE), // process_vm_* kcmp finit_module
+    DEBUG_CALLS[1],
+    refuse(nr::FINIT_MODULE, nr::FINIT_MODULE),
     refuse(nr::KEXEC_FILE_LOAD, nr::BPF),
     refuse(nr::USERFAULTFD, nr::USERFAULTFD),
     refuse(nr::IO_URING_SETUP, nr::FSPICK), // io_uring_* open_tree move_mount fsopen fsconfig fsmount fspick
@@ -242,9 +253,12 @@ impl Program {
     }
 
     /// The search through `TABLE[from..to]`, with the number in the accumulator.
-    const fn search(self, from: usize, to: usize) -> Program {
+    const fn search(self, from: usize, to: usize, debug: bool) -> Program {
         if to - from == 1 {
             let Entry { first, last, rule } = &TABLE[from];
+            if debug && is_debug_call(*first) {
+                return self.ret(RET_ALLOW);
+            }
             let program = if *first == *last {
                 self.push(JEQ, *first, 1, 0)
             } else {
@@ -256,18 +270,29 @@ impl Program {
         let branch = self.len;
         let mut program = self
             .push(JGE, TABLE[middle].first, 0, 0)
-            .search(from, middle);
+            .search(from, middle, debug);
         let skipped = program.len - branch - 1;
         assert!(
             skipped <= u8::MAX as usize,
             "the left half is longer than a jump"
         );
         program.code[branch].jt = skipped as u8;
-        program.search(middle, to)
+        program.search(middle, to, debug)
     }
 }
 
-const PROGRAM: Program = {
+const fn is_debug_call(number: u32) -> bool {
+    let mut at = 0;
+    while at < DEBUG_CALLS.len() {
+        if number == DEBUG_CALLS[at].first {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+const fn program(debug: bool) -> Program {
     let mut at = 1;
     while at < TABLE.len() {
         assert!(
@@ -292,22 +317,31 @@ const PROGRAM: Program = {
     .push(LD_ABS, DATA_NR, 0, 0)
     .push(JSET, X32_BIT, 0, 1)
     .ret(RET_ERRNO | ENOSYS as u32)
-    .search(0, TABLE.len())
-};
+    .search(0, TABLE.len(), debug)
+}
 
-static BASE: [SockFilter; PROGRAM.len] = {
-    let mut code = [PROGRAM.code[0]; PROGRAM.len];
+const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
+    let mut code = [program.code[0]; LEN];
     let mut at = 0;
-    while at < PROGRAM.len {
-        code[at] = PROGRAM.code[at];
+    while at < LEN {
+        code[at] = program.code[at];
         at += 1;
     }
     code
-};
+}
 
-/// The built-in filter.
-pub fn base_filter() -> &'static [SockFilter] {
-    &BASE
+const PROGRAM: Program = program(false);
+const PROGRAM_DEBUG: Program = program(true);
+static BASE: [SockFilter; PROGRAM.len] = trim(&PROGRAM);
+static BASE_DEBUG: [SockFilter; PROGRAM_DEBUG.len] = trim(&PROGRAM_DEBUG);
+
+/// The built-in filter for a plan that says `exec`: with [`ExecFlags::DEBUG`] it lets [`DEBUG_CALLS`] through.
+pub fn base_filter(exec: ExecFlags) -> &'static [SockFilter] {
+    if exec.contains(ExecFlags::DEBUG) {
+        &BASE_DEBUG
+    } else {
+        &BASE
+    }
 }
 
 #[cfg(test)]
@@ -315,7 +349,7 @@ mod tests {
     use super::*;
 
     /// Runs the program as the kernel would, on the few instructions it uses.
-    fn run(arch: u32, number: u32, args: [u64; 6]) -> u32 {
+    fn run(exec: ExecFlags, arch: u32, number: u32, args: [u64; 6]) -> u32 {
         let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
@@ -324,7 +358,7 @@ mod tests {
         }
         let (mut accumulator, mut at) = (0u32, 0usize);
         loop {
-            let SockFilter { code, jt, jf, k } = base_filter()[at];
+            let SockFilter { code, jt, jf, k } = base_filter(exec)[at];
             let taken = match code {
                 LD_ABS => {
                     let word = &data[k as usize..k as usize + 4];
@@ -344,7 +378,7 @@ mod tests {
     }
 
     fn native(number: u32, args: [u64; 6]) -> u32 {
-        run(AUDIT_ARCH_X86_64, number, args)
+        run(ExecFlags::NONE, AUDIT_ARCH_X86_64, number, args)
     }
 
     const REFUSED: u32 = RET_ERRNO | EPERM as u32;
@@ -366,9 +400,23 @@ mod tests {
     }
 
     #[test]
+    fn the_debug_flag_lets_four_calls_through_and_no_other() {
+        for number in 0..1024 {
+            let debugged = run(ExecFlags::DEBUG, AUDIT_ARCH_X86_64, number, [0; 6]);
+            let expected = match number {
+                nr::PTRACE | nr::PROCESS_VM_READV..=nr::KCMP => RET_ALLOW,
+                _ => native(number, [0; 6]),
+            };
+            assert_eq!(debugged, expected, "system call {number}");
+        }
+    }
+
+    #[test]
     fn other_architectures_die_and_x32_is_absent() {
         const AUDIT_ARCH_I386: u32 = 0x4000_0003;
-        assert_eq!(run(AUDIT_ARCH_I386, 4, [0; 6]), RET_KILL_PROCESS);
+        for exec in [ExecFlags::NONE, ExecFlags::DEBUG] {
+            assert_eq!(run(exec, AUDIT_ARCH_I386, 4, [0; 6]), RET_KILL_PROCESS);
+        }
         assert_eq!(
             native(nr::CHMOD | X32_BIT, [0; 6]),
             RET_ERRNO | u32::from(ENOSYS)

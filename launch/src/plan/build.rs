@@ -4,7 +4,7 @@
 
 use super::parse::{FLAG_OPTIONAL, FLAG_REQUIRED, kind};
 use super::{
-    CgroupLimits, HEADER_LEN, MAGIC, MAX_RECORDS, Mode, MountFlags, Plan, PlanError,
+    CgroupLimits, ExecFlags, HEADER_LEN, MAGIC, MAX_RECORDS, Mode, MountFlags, Plan, PlanError,
     RECORD_HEADER_LEN, RecordFault, Stdio, VERSION,
 };
 
@@ -115,6 +115,11 @@ impl PlanBuilder {
             &[dst.as_ref()],
             &[],
         )
+    }
+
+    /// See [`super::Record::ExecPolicy`].
+    pub fn exec_policy(&mut self, flags: ExecFlags) -> &mut Self {
+        self.record(kind::EXEC_POLICY, flags.bits(), &[], &[], &[])
     }
 
     /// See [`super::Record::Tmpfs`].
@@ -386,7 +391,8 @@ pub(super) mod tests {
         plan.stdio(Stdio::Pty { rows: 24, cols: 80 })
             .tcp_listener(8080, super::super::GATEWAY);
         plan.unix_listener("/run/agentd/bus.sock", super::super::BUS, 0o600)
-            .require(3);
+            .require(3)
+            .exec_policy(ExecFlags::MDWE | ExecFlags::DEBUG);
         plan.finish().unwrap()
     }
 
@@ -406,6 +412,7 @@ pub(super) mod tests {
             ),
             (1, 2, 3)
         );
+        assert_eq!(plan.exec(), ExecFlags::MDWE | ExecFlags::DEBUG);
         assert_eq!(
             (plan.args(), plan.envs(), plan.lifeline_grace_ms()),
             (1, 1, 7)
@@ -464,7 +471,7 @@ pub(super) mod tests {
                 mode: 0o600
             }
         );
-        assert_eq!(records.len(), 25);
+        assert_eq!(records.len(), 26);
     }
 
     #[test]

@@ -125,6 +125,59 @@ impl fmt::Debug for MountFlags {
     }
 }
 
+/// Flags of `ExecPolicy`: what may become of memory, and who may look into whom.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct ExecFlags(u16);
+
+impl ExecFlags {
+    /// Nothing beyond the floor.
+    pub const NONE: ExecFlags = ExecFlags(0);
+    /// Memory files made inside can't be executed: the parent sets `vm.memfd_noexec` to 2 in the new pid namespace. Only
+    /// the host's uid 0 can, so in user mode the flag asks for nothing; [`LAYER_MEMFD_NOEXEC`](crate::layers) says what is.
+    pub const MEMFD_NOEXEC: ExecFlags = ExecFlags(1);
+    /// No mapping gains the right to be executed (`PR_SET_MDWE`), where the kernel knows it.
+    pub const MDWE: ExecFlags = ExecFlags(2);
+    /// The base filter lets `ptrace`, `process_vm_readv`, `process_vm_writev` and `kcmp` through: the pid namespace, the
+    /// Landlock domain and an init that can't be traced keep them inside.
+    pub const DEBUG: ExecFlags = ExecFlags(4);
+
+    const ALL: u16 = 7;
+
+    /// The bits.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Whether all of `other` is set.
+    pub const fn contains(self, other: ExecFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub(crate) fn from_bits(bits: u16) -> Option<ExecFlags> {
+        (bits & !Self::ALL == 0).then_some(ExecFlags(bits))
+    }
+}
+
+impl core::ops::BitOr for ExecFlags {
+    type Output = ExecFlags;
+    fn bitor(self, other: ExecFlags) -> ExecFlags {
+        ExecFlags(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for ExecFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(1, "MEMFD_NOEXEC"), (2, "MDWE"), (4, "DEBUG")];
+        let mut set = f.debug_set();
+        for (bit, name) in names {
+            if self.0 & bit != 0 {
+                set.entry(&format_args!("{name}"));
+            }
+        }
+        set.finish()
+    }
+}
+
 /// What the program's standard streams are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stdio {
@@ -318,6 +371,8 @@ pub enum Record<'a> {
         /// `LAYER_*`.
         layers: u64,
     },
+    /// What may be executed and traced; at most once, [`ExecFlags::NONE`] without.
+    ExecPolicy(ExecFlags),
 }
 
 /// A parsed plan; borrows its bytes. Whatever it holds has been validated.
@@ -343,6 +398,7 @@ pub(crate) struct Summary<'a> {
     pub listeners: u16,
     pub args: u16,
     pub envs: u16,
+    pub exec: ExecFlags,
 }
 
 impl<'a> Plan<'a> {
@@ -404,6 +460,11 @@ impl<'a> Plan<'a> {
     /// How many arguments there are, at least 1.
     pub fn args(&self) -> u16 {
         self.summary.args
+    }
+
+    /// See [`Record::ExecPolicy`].
+    pub fn exec(&self) -> ExecFlags {
+        self.summary.exec
     }
 
     /// How many environment variables there are.

@@ -3,9 +3,9 @@
 use core::ffi::CStr;
 
 use super::{
-    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, HEADER_LEN, MAGIC, MAX_BYTES, MAX_FILTER_INSTRUCTIONS,
-    MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode, MountFlags, Plan, PlanError,
-    RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
+    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, ExecFlags, HEADER_LEN, MAGIC, MAX_BYTES,
+    MAX_FILTER_INSTRUCTIONS, MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode, MountFlags,
+    Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
 };
 use crate::layers::LAYERS_ALL;
 
@@ -40,9 +40,10 @@ pub(super) mod kind {
     pub const TCP_LISTENER: u16 = 23;
     pub const UNIX_LISTENER: u16 = 24;
     pub const REQUIRE: u16 = 25;
+    pub const EXEC_POLICY: u16 = 30;
 
     /// Kinds that a plan holds at most once, as bits.
-    pub const SINGLE: u32 = 1 << IDS
+    pub const SINGLE: u64 = 1 << IDS
         | 1 << HOSTNAME
         | 1 << LIFELINE_GRACE
         | 1 << PROC
@@ -52,7 +53,8 @@ pub(super) mod kind {
         | 1 << CGROUP
         | 1 << CWD
         | 1 << STDIO
-        | 1 << REQUIRE;
+        | 1 << REQUIRE
+        | 1 << EXEC_POLICY;
 }
 
 /// Takes fields off the front of a payload.
@@ -155,7 +157,7 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
     use kind::*;
     let has_flags = matches!(
         kind,
-        BIND | GRANT_MOUNT | TMPFS | MASK | LANDLOCK_PATH | CGROUP
+        BIND | GRANT_MOUNT | TMPFS | MASK | LANDLOCK_PATH | CGROUP | EXEC_POLICY
     );
     if flags != 0 && !has_flags {
         return Err(RecordFault::Flags(flags));
@@ -196,6 +198,9 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
                 dst: fields.place()?,
                 flags,
             }
+        }
+        EXEC_POLICY => {
+            Record::ExecPolicy(ExecFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?)
         }
         TMPFS => Record::Tmpfs {
             flags: allow(flags, mount)?,
@@ -441,7 +446,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
 
     let (mut ids, mut cwd) = (None, None);
     let mut landlock_rules = None;
-    let mut seen = 0u32;
+    let mut seen = 0u64;
     let mut summary = Summary {
         mode,
         uid: 0,
@@ -455,6 +460,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         listeners: 0,
         args: 0,
         envs: 0,
+        exec: ExecFlags::NONE,
     };
     let mut walk = Records::new(records, count);
     for index in 0..count {
@@ -471,6 +477,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
             Record::LifelineGrace { ms } => summary.lifeline_grace_ms = ms,
             Record::Cgroup(limits) => summary.cgroup = Some(limits),
             Record::Require { layers } => summary.required = layers,
+            Record::ExecPolicy(flags) => summary.exec = flags,
             Record::GrantMount { .. } => summary.grants += 1,
             Record::Arg(_) => summary.args += 1,
             Record::Env(_) => summary.envs += 1,
@@ -622,6 +629,15 @@ mod tests {
     }
 
     #[test]
+    fn flags_that_a_kind_does_not_have_are_refused() {
+        let flags = |build: fn(&mut PlanBuilder) -> &mut PlanBuilder| match record_fault(build) {
+            RecordFault::Flags(flags) => flags,
+            fault => panic!("expected a fault of the flags, got {fault:?}"),
+        };
+        assert_eq!(flags(|p| p.mask("/a", super::super::MountFlags::RDONLY)), 1);
+    }
+
+    #[test]
     fn what_must_be_there_once_is() {
         let mut twice = PlanBuilder::new(Mode::User);
         twice.ids(1, 1).ids(2, 2);
@@ -652,8 +668,8 @@ mod tests {
     #[test]
     fn an_unknown_kind_is_refused() {
         let mut plan = small();
-        plan[16] = 26;
-        let fault = RecordFault::Kind(26);
+        plan[16] = 63;
+        let fault = RecordFault::Kind(63);
         assert_eq!(
             Plan::parse(&plan).unwrap_err(),
             PlanError::Record { index: 0, fault }

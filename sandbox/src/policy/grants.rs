@@ -32,11 +32,23 @@ impl EffectivePolicy {
                 }),
             }
         };
+        // To protect is to take away from what may be written; it shows nothing that would be hidden otherwise.
+        let writable: Vec<PathBuf> = self
+            .fs
+            .write
+            .iter()
+            .filter_map(|e| e.value.resolve(home, workspace))
+            .collect();
+        let mut protected = self.fs.protect.clone();
+        protected.retain(|e| {
+            let path = e.value.resolve(home, workspace);
+            path.is_some_and(|p| writable.iter().any(|w| p.starts_with(w)))
+        });
         for (list, access) in [
             (&self.fs.write, Access::ReadWrite),
             (&self.fs.read, Access::ReadOnly),
-            (&self.fs.protect, Access::ReadOnly),
             (&self.fs.scratch, Access::ReadOnly),
+            (&protected, Access::ReadOnly),
         ] {
             for entry in list {
                 if let Some(path) = entry.value.resolve(home, workspace) {

@@ -1,7 +1,7 @@
 //! Lines that load but may not do what they seem to, each with the reason.
 
 use super::path::{PathBase, PathTemplate};
-use super::{EffectivePolicy, Origin, PolicyDiagnostic, Severity, Valued};
+use super::{EffectivePolicy, NetMode, Origin, PolicyDiagnostic, Severity, Valued};
 use crate::rules::egress::{EgressRule, HostPattern};
 use crate::rules::tools::ToolRule;
 use std::path::Path;
@@ -11,6 +11,7 @@ impl EffectivePolicy {
     pub fn lint(&self) -> Vec<PolicyDiagnostic> {
         let mut out = Vec::new();
         self.lint_files(&mut out);
+        self.lint_host_objects(&mut out);
         self.lint_network(&mut out);
         self.lint_rest(&mut out);
         out
@@ -62,10 +63,7 @@ impl EffectivePolicy {
             }
         }
         for entry in &fs.exec {
-            if !covers_any(&fs.read, &entry.value)
-                && !covers_any(&fs.write, &entry.value)
-                && !is_private(&entry.value)
-            {
+            if !self.is_shown(&entry.value) && !is_private(&entry.value) {
                 out.push(warn(
                     &entry.origin,
                     "fs.exec",
@@ -76,7 +74,7 @@ impl EffectivePolicy {
             }
         }
         for entry in &fs.deny {
-            if !covers_any(&fs.read, &entry.value) && !covers_any(&fs.write, &entry.value) {
+            if !self.is_shown(&entry.value) {
                 out.push(warn(
                     &entry.origin,
                     "fs.deny",
@@ -85,6 +83,67 @@ impl EffectivePolicy {
                     "deny hides something inside what is allowed; this line can go",
                 ));
             }
+        }
+    }
+
+    fn is_shown(&self, path: &PathTemplate) -> bool {
+        let fs = &self.fs;
+        [&fs.read, &fs.write, &fs.scratch]
+            .iter()
+            .any(|list| covers_any(list, path))
+    }
+
+    /// What is handed over of the host beside files, and what is taken away again inside files.
+    fn lint_host_objects(&self, out: &mut Vec<PolicyDiagnostic>) {
+        let fs = &self.fs;
+        for entry in &fs.protect {
+            if !covers_any(&fs.write, &entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.protect",
+                    &entry.value,
+                    "it is not inside fs.write, so it can't be changed anyway and is not shown either",
+                    "protect takes away inside what is writable; to show it, add it to fs.read",
+                ));
+            }
+        }
+        for entry in &fs.scratch {
+            if covers_any(&fs.write, &entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.scratch",
+                    &entry.value,
+                    "fs.write covers it as well",
+                    "say which of the two is meant: changes that stay, or changes that vanish",
+                ));
+            }
+        }
+        for (list, key) in [
+            (&self.sockets, "ipc.sockets"),
+            (&self.devices, "devices.allow"),
+        ] {
+            for entry in list {
+                let path = as_path(&entry.value);
+                let known = WAYS_OUT.iter().find(|(place, _)| path.starts_with(place));
+                if let Some((_, what)) = known {
+                    out.push(warn(
+                        &entry.origin,
+                        key,
+                        &entry.value,
+                        &format!("this hands over {what}: no other line of the policy holds then"),
+                        "leave it out, or name it only for programs that you trust as yourself",
+                    ));
+                }
+            }
+        }
+        if self.net.mode == NetMode::Host {
+            out.push(warn(
+                &self.origin_of("net.mode"),
+                "net.mode",
+                &"host",
+                "the host's own services, abstract sockets and neighbours can be reached, and nothing is metered",
+                "set net.mode = \"proxy\" and name the hosts that are needed",
+            ));
         }
     }
 
@@ -236,6 +295,30 @@ impl EffectivePolicy {
         }
     }
 }
+
+/// Sockets and devices through which everything is to be had.
+const WAYS_OUT: &[(&str, &str)] = &[
+    ("/run/docker.sock", "a container engine"),
+    ("/var/run/docker.sock", "a container engine"),
+    ("/run/podman", "a container engine"),
+    ("/run/containerd", "a container engine"),
+    ("/run/dbus", "the system bus"),
+    ("/run/systemd", "the service manager"),
+    ("/run/agentd", "agentd itself"),
+    ("/dev/mem", "the host's memory"),
+    ("/dev/kmem", "the host's memory"),
+    ("/dev/port", "the host's I/O ports"),
+    ("/dev/kmsg", "the kernel's log"),
+    ("/dev/cpu", "model-specific registers"),
+    ("/dev/input", "keyboards and mice"),
+    ("/dev/uinput", "keyboards and mice"),
+    (
+        "/dev/vhost-vsock",
+        "sockets that leave the network namespace",
+    ),
+    ("/dev/fuse", "file systems made by programs"),
+    ("/dev/net/tun", "network interfaces"),
+];
 
 /// Domains under which strangers get names.
 const SHARED_HOSTING: &[&str] = &[

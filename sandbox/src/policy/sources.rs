@@ -9,9 +9,17 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// The policies that are always there.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("base", include_str!("../../../policy/base.toml")),
+    ("toolchain", include_str!("../../../policy/toolchain.toml")),
     ("coding", include_str!("../../../policy/coding.toml")),
+    ("review", include_str!("../../../policy/review.toml")),
+    ("build", include_str!("../../../policy/build.toml")),
+    (
+        "python-task",
+        include_str!("../../../policy/python-task.toml"),
+    ),
+    ("strict", include_str!("../../../policy/strict.toml")),
 ];
 
 /// More than this is a mistake, if not a cycle.

@@ -2,10 +2,20 @@
 
 use super::{load, load_with, named};
 use agentd_sandbox::{
-    Access, CallerContext, Decision, EffectivePolicy, LoopbackPorts, Memfd, PolicyError, PolicyRef,
-    Sources, WantedGrant,
+    Access, CallerContext, Decision, EffectivePolicy, LoopbackPorts, Memfd, NetMode, PolicyError,
+    PolicyRef, Sources, WantedGrant,
 };
 use proptest::prelude::*;
+
+const BUILT_IN: [&str; 7] = [
+    "base",
+    "build",
+    "coding",
+    "python-task",
+    "review",
+    "strict",
+    "toolchain",
+];
 
 fn error(text: &str) -> String {
     load(text).expect_err("must not load").to_string()
@@ -13,10 +23,56 @@ fn error(text: &str) -> String {
 
 #[test]
 fn built_in_policies_are_clean() {
-    for name in ["base", "coding"] {
+    for name in BUILT_IN {
         let warnings: Vec<_> = named(name).lint().iter().map(ToString::to_string).collect();
         assert!(warnings.is_empty(), "{name}: {warnings:#?}");
     }
+}
+
+#[test]
+fn built_in_policies_open_what_their_names_say_and_no_more() {
+    let coding = named("coding");
+    for name in BUILT_IN {
+        let policy = named(name);
+        let reaches = name == "coding";
+        assert_eq!(policy.net.mode == NetMode::Proxy, reaches, "{name}");
+        assert_eq!(policy.ipc.send.is_empty(), !reaches, "{name}");
+        assert_eq!(policy.model.enabled, reaches || name == "review", "{name}");
+        let writes = ["coding", "build", "python-task"].contains(&name);
+        assert_eq!(policy.fs.write.is_empty(), !writes, "{name}");
+        assert_ne!(policy.exec.memfd, Memfd::Any, "{name}");
+        assert!(
+            policy.sockets.is_empty() && policy.devices.is_empty() && policy.secrets.is_empty(),
+            "{name}"
+        );
+        // Whoever may execute what the agent writes is named here, so that nobody joins them by an oversight.
+        let runs_its_own = policy
+            .fs
+            .exec
+            .iter()
+            .any(|e| policy.fs.write.iter().any(|w| w.value == e.value));
+        assert_eq!(runs_its_own, ["coding", "build"].contains(&name), "{name}");
+        for limit in [
+            policy.limits.memory_bytes,
+            policy.limits.pids,
+            policy.limits.cpu_percent,
+            policy.limits.fsize_bytes,
+        ] {
+            assert!(limit.is_some(), "{name}");
+        }
+    }
+    let strict = named("strict");
+    assert_eq!(strict.exec.memfd, Memfd::Refused);
+    assert_eq!(strict.net.ports, LoopbackPorts::Only(Vec::new()));
+    assert!(strict.degrade.is_empty() && !strict.ipc.shared_memory && !strict.exec.write_exec);
+    let sets: Vec<_> = strict.syscalls.iter().map(|s| s.value.name()).collect();
+    assert!(
+        !sets
+            .iter()
+            .any(|s| ["locks", "ipc", "confinement", "debug"].contains(s)),
+        "{sets:?}"
+    );
+    assert!(coding.syscalls.len() > sets.len());
 }
 
 #[test]
@@ -204,7 +260,7 @@ fn every_mistake_is_named_with_file_line_key_value_and_remedy() {
         ),
         (
             "extends = \"codign\"",
-            "no policy is named \"codign\"; there are: base, coding (did you mean \"coding\"?)",
+            "no policy is named \"codign\"; there are: base, build, coding, python-task, review, strict, toolchain (did you mean \"coding\"?)",
         ),
         (
             "[exec]\nmemfd = \"never\"",
@@ -430,6 +486,48 @@ fn the_caller_is_asked_for_what_only_the_caller_may_open() {
             grant("/srv/tools/agent", Access::ReadOnly, false),
         ]
     );
+}
+
+#[test]
+fn what_is_protected_is_granted_inside_what_is_writable_only() {
+    let policy = load(
+        "[fs]\nwrite = [\"${workspace}\"]\nprotect = [\"${workspace}/.vscode/\", \"~/.ssh\"]\n",
+    )
+    .expect("loads");
+    let caller = CallerContext {
+        home: Some("/home/ada".into()),
+        workspace: Some("/w".into()),
+        ..CallerContext::default()
+    };
+    let wanted = policy.wanted_grants(&caller);
+    let paths: Vec<_> = wanted.iter().map(|w| (w.src.to_str(), w.access)).collect();
+    assert_eq!(
+        paths,
+        [
+            (Some("/w"), Access::ReadWrite),
+            (Some("/w/.vscode"), Access::ReadOnly)
+        ]
+    );
+    let warnings: Vec<String> = policy.lint().iter().map(ToString::to_string).collect();
+    let expected = "example.toml:3: fs.protect = ~/.ssh: it is not inside fs.write";
+    assert!(
+        warnings.iter().any(|w| w.starts_with(expected)),
+        "{warnings:#?}"
+    );
+    let open = load(
+        "extends = \"coding\"\n[ipc]\nsockets = [\"/run/docker.sock\"]\n[net]\nmode = \"host\"\n",
+    )
+    .expect("loads");
+    let warnings: Vec<String> = open.lint().iter().map(ToString::to_string).collect();
+    for expected in [
+        "example.toml:3: ipc.sockets = /run/docker.sock: this hands over a container engine",
+        "example.toml:5: net.mode = host: the host's own services",
+    ] {
+        assert!(
+            warnings.iter().any(|w| w.starts_with(expected)),
+            "{warnings:#?}"
+        );
+    }
 }
 
 #[test]

@@ -134,6 +134,7 @@ impl Workshop {
                 plan,
                 agentd_lifeline,
                 status_file: status_file.as_fd(),
+                note: None,
                 grants,
                 group,
                 memfd_noexec,

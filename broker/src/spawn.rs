@@ -14,8 +14,8 @@ use agentd_broker::protocol::{ErrorCode, Failure, Mode};
 use agentd_kernel::cgroup::Group;
 use agentd_kernel::pidfd::PidFd;
 use agentd_launch::parent::{
-    AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
-    STATUS_FD, STATUS_FILE_FD,
+    AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, NOTE_FD,
+    PLAN_FD, STATUS_FD, STATUS_FILE_FD,
 };
 use agentd_launch::status::{self, Status, Step};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -58,6 +58,8 @@ pub struct Spawn<'a> {
     pub agentd_lifeline: BorrowedFd<'a>,
     /// Where the init leaves its last report.
     pub status_file: BorrowedFd<'a>,
+    /// For [`NOTE_FD`].
+    pub note: Option<BorrowedFd<'a>>,
     pub grants: Vec<BorrowedFd<'a>>,
     pub group: &'a Group,
     /// Set `vm.memfd_noexec` in the new pid namespace; root mode only, an ordinary user may not.
@@ -163,6 +165,9 @@ impl Launcher {
         sources[AGENTD_LIFELINE_FD as usize] = spawn.agentd_lifeline.as_raw_fd();
         sources[BROKER_LIFELINE_FD as usize] = self.lifeline.as_raw_fd();
         sources[STATUS_FILE_FD as usize] = spawn.status_file.as_raw_fd();
+        if let Some(note) = spawn.note {
+            sources[NOTE_FD as usize] = note.as_raw_fd();
+        }
         sources.extend(spawn.grants.iter().map(AsRawFd::as_raw_fd));
         let child = Child {
             sources,

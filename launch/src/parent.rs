@@ -10,7 +10,7 @@
 //!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.
 //! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan, [`STATUS_FD`] one end of a
 //!    `SOCK_SEQPACKET` pair, [`AGENTD_LIFELINE_FD`] and [`BROKER_LIFELINE_FD`] read ends of pipes whose write ends only
-//!    agentd and only the broker hold, [`STATUS_FILE_FD`] a file open for writing, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a
+//!    agentd and only the broker hold, [`STATUS_FILE_FD`] a file open for writing, [`NOTE_FD`] a locked file, or `/dev/null` where nothing is to be removed, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a
 //!    detached mount, in user mode the granted file or directory itself. Everything above closed or close-on-exec.
 //! 5. `execveat` of [`LAUNCHER_ELF`](crate::LAUNCHER_ELF) from a sealed memfd with the [`Arguments`] and an *empty*
 //!    environment: what is in it would be in `/proc/1/environ`.
@@ -35,16 +35,20 @@ pub const BROKER_LIFELINE_FD: i32 = 6;
 /// [`Status::Failed`](crate::status::Status::Failed), at offset 0. It stays empty when the init is killed or ends because
 /// its lifelines have gone.
 pub const STATUS_FILE_FD: i32 = 7;
+/// Held open and never used: the parent's note of what to remove once the sandbox has ended. Its lock ends with the last
+/// process that holds it, which is how anybody can tell that the sandbox has.
+pub const NOTE_FD: i32 = 8;
 /// The first grant; the others follow in order.
-pub const FIRST_GRANT_FD: i32 = 8;
+pub const FIRST_GRANT_FD: i32 = 9;
 
 /// The launcher's exit code when it could not execute the program.
 pub const LAUNCH_FAILED: i32 = 125;
 /// The launcher's exit code when it ended because its lifelines had gone.
 pub const LIFELINES_LOST: i32 = 113;
 
-/// Capability numbers, all in the new user namespace: `CAP_SETPCAP`, `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`.
-pub const NEEDED_CAPABILITIES: [u32; 3] = [8, 12, 21];
+/// Capability numbers, all in the new user namespace: `CAP_DAC_OVERRIDE` (for the working directory of an overlay, which the
+/// kernel makes with mode 0), `CAP_SETPCAP`, `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`.
+pub const NEEDED_CAPABILITIES: [u32; 4] = [1, 8, 12, 21];
 
 /// What the parent tells the launcher on its command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -196,6 +196,10 @@ steps! {
     Require = 34, "check the required layers";
     /// The program's process died before it executed the program.
     Died = 35, "reach the program";
+    /// A `Protect` record.
+    Protect = 36, "protect";
+    /// An `Overlay` record.
+    Overlay = 37, "mount the overlay on";
     /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
     Mdwe = 40, "refuse executable memory to the program";
 }
@@ -242,7 +246,9 @@ impl Failure {
                 | Record::File { dst, .. }
                 | Record::Symlink { dst, .. }
                 | Record::Dir { dst, .. }
-                | Record::Mask { dst, .. },
+                | Record::Mask { dst, .. }
+                | Record::Protect { dst, .. }
+                | Record::Overlay { dst, .. },
             ) => lossy(dst),
             Some(
                 Record::LandlockPath { path, .. }

@@ -35,6 +35,10 @@ impl Errno {
     pub const NOSYS: Errno = Errno(38);
     /// A symbolic link where none may be.
     pub const LOOP: Errno = Errno(40);
+    /// `EXDEV`
+    pub const XDEV: Errno = Errno(18);
+    /// `EMLINK`
+    pub const MLINK: Errno = Errno(31);
     /// Stale file handle: here, not the object that was meant.
     pub const STALE: Errno = Errno(116);
     /// Not supported.

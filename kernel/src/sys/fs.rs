@@ -29,6 +29,8 @@ pub const O_CLOEXEC: u32 = 0o2_000_000;
 pub const O_PATH: u32 = 0o10_000_000;
 
 /// `RESOLVE_*` of openat2
+pub const RESOLVE_NO_XDEV: u64 = 0x01;
+/// `RESOLVE_*` of openat2
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// `RESOLVE_*` of openat2
 pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
@@ -42,6 +44,12 @@ pub enum FileKind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// A unix socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A regular file.
+    File,
     /// Anything else.
     Other,
 }
@@ -55,6 +63,10 @@ pub struct Stat {
     pub ino: u64,
     /// Its kind.
     pub kind: FileKind,
+    /// Names it has.
+    pub links: u64,
+    /// Permission bits.
+    pub mode: u32,
     /// Bytes.
     pub size: u64,
 }
@@ -136,6 +148,19 @@ pub fn unlinkat(dir: FdRef<'_>, path: &CStr) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Removes an empty directory.
+pub fn rmdirat(dir: FdRef<'_>, path: &CStr) -> Result<(), Errno> {
+    const AT_REMOVEDIR: usize = 0x200;
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe {
+        call(
+            nr::UNLINKAT,
+            [dir.arg(), path.as_ptr().expose_provenance(), AT_REMOVEDIR],
+        )
+    }
+    .map(drop)
+}
+
 /// Asks what is open.
 pub fn fstat(fd: FdRef<'_>) -> Result<Stat, Errno> {
     // struct stat is 144 bytes: dev, ino, nlink, mode u32, uid u32, gid u32, pad, rdev, size …
@@ -144,13 +169,18 @@ pub fn fstat(fd: FdRef<'_>) -> Result<Stat, Errno> {
     unsafe { call(nr::FSTAT, [fd.arg(), stat.as_mut_ptr().expose_provenance()]) }?;
     let kind = match stat[3] & 0o170_000 {
         0o040_000 => FileKind::Directory,
+        0o100_000 => FileKind::File,
         0o120_000 => FileKind::Symlink,
+        0o140_000 => FileKind::Socket,
+        0o020_000 => FileKind::CharDevice,
         _ => FileKind::Other,
     };
     Ok(Stat {
         dev: stat[0],
         ino: stat[1],
         kind,
+        links: stat[2],
+        mode: (stat[3] & 0o7777) as u32,
         size: stat[6],
     })
 }

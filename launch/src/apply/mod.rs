@@ -17,7 +17,9 @@ use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step
 
 mod agent;
 mod confine;
+mod cover;
 mod device;
+mod overlay;
 mod stdio;
 mod supervise;
 mod view;
@@ -232,7 +234,22 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
                 view.symlink(dst, target).during(Step::Symlink, at)?
             }
             Record::Dir { dst, mode } => view.directory(dst, mode).during(Step::Dir, at)?,
-            Record::Mask { dst, flags } => view.mask(dst, flags).during(Step::Mask, at)?,
+            Record::Mask { dst, flags } => view.mask(plan, dst, flags).during(Step::Mask, at)?,
+            Record::Protect { dst, flags } => {
+                view.protect(plan, dst, flags).during(Step::Protect, at)?
+            }
+            Record::Overlay {
+                index,
+                dst,
+                size_bytes,
+                inodes,
+                flags,
+            } => grants
+                .take(index)
+                .and_then(|grant| {
+                    view.overlay(plan.mode(), grant, dst, (size_bytes, inodes), flags)
+                })
+                .during(Step::Overlay, at)?,
             Record::TcpListener { port, .. } => {
                 net::listen_loopback(port)
                     .and_then(|fd| listeners.add(fd))

@@ -17,7 +17,7 @@ use super::{During, Outcome};
 use crate::plan::{MAX_PATH, Mode, MountFlags, Plan, Record};
 use crate::status::{NO_RECORD, Step};
 
-const RESOLVE: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+pub(super) const RESOLVE: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
 
 /// Room for the plan's small files, links and directories; all else is on mounts of its own.
 const ROOT_SIZE: &CStr = c"16m";
@@ -109,10 +109,15 @@ impl Decimal {
     }
 }
 
-fn attributes(flags: MountFlags) -> u64 {
+pub(super) fn attributes(flags: MountFlags) -> u64 {
     let when = |flag, attribute| if flags.contains(flag) { attribute } else { 0 };
+    let nodev = if flags.contains(MountFlags::DEVICE) {
+        0
+    } else {
+        ATTR_NODEV
+    };
     ATTR_NOSUID
-        | ATTR_NODEV
+        | nodev
         | when(MountFlags::RDONLY, ATTR_RDONLY)
         | when(MountFlags::NOEXEC, ATTR_NOEXEC)
 }
@@ -223,25 +228,39 @@ impl View {
         flags: MountFlags,
     ) -> Result<(), Errno> {
         let granted = fs::fstat(grant.borrow())?;
-        match mode {
-            Mode::Root => {
-                mount::set_attributes(grant.borrow(), attributes(flags), Depth::Tree)?;
-                self.attach(&grant, dst, granted.kind)
-            }
-            // A descriptor of another mount namespace cannot be cloned: find the same file by its path in this one.
-            Mode::User => {
-                let (mut number, mut link, mut target) =
-                    (Decimal::new(), PathBuffer::new(), [0; MAX_PATH + 1]);
-                let number = number.of(u64::from(grant.borrow().raw().unsigned_abs()));
-                let link = link.join(&[b"/proc/self/fd/", number.to_bytes()])?;
-                let source = self.host(fs::readlinkat(FdRef::CWD, link, &mut target)?)?;
-                let found = fs::fstat(source.borrow())?;
-                if (found.dev, found.ino) != (granted.dev, granted.ino) {
-                    return Err(Errno::STALE);
-                }
-                self.clone_to(&source, granted.kind, dst, flags)
-            }
+        let wanted = match (
+            flags.contains(MountFlags::SOCKET),
+            flags.contains(MountFlags::DEVICE),
+        ) {
+            (true, _) => granted.kind == FileKind::Socket,
+            (_, true) => granted.kind == FileKind::CharDevice,
+            _ => matches!(granted.kind, FileKind::Directory | FileKind::File),
+        };
+        if !wanted {
+            return Err(Errno::INVAL);
         }
+        let tree = self.granted_tree(mode, grant)?;
+        mount::set_attributes(tree.borrow(), attributes(flags), Depth::Tree)?;
+        self.attach(&tree, dst, granted.kind)
+    }
+
+    /// A detached mount of what was granted.
+    pub(super) fn granted_tree(&self, mode: Mode, grant: Fd) -> Result<Fd, Errno> {
+        if mode == Mode::Root {
+            return Ok(grant);
+        }
+        // A descriptor of another mount namespace cannot be cloned: find the same file by its path in this one.
+        let granted = fs::fstat(grant.borrow())?;
+        let (mut number, mut link, mut target) =
+            (Decimal::new(), PathBuffer::new(), [0; MAX_PATH + 1]);
+        let number = number.of(u64::from(grant.borrow().raw().unsigned_abs()));
+        let link = link.join(&[b"/proc/self/fd/", number.to_bytes()])?;
+        let source = self.host(fs::readlinkat(FdRef::CWD, link, &mut target)?)?;
+        let found = fs::fstat(source.borrow())?;
+        if (found.dev, found.ino) != (granted.dev, granted.ino) {
+            return Err(Errno::STALE);
+        }
+        mount::clone_tree(source.borrow(), Depth::Tree)
     }
 
     pub(super) fn tmpfs(
@@ -296,36 +315,6 @@ impl View {
         place_directory(parent.fd(), name, mode).map(drop)
     }
 
-    /// Hides what is at `dst`. A link is refused: what it leads to would stay visible.
-    pub(super) fn mask(&self, dst: &CStr, flags: MountFlags) -> Result<(), Errno> {
-        let target = match fs::openat2(self.root(), relative(dst)?, O_PATH | O_NOFOLLOW, 0, RESOLVE)
-        {
-            Err(Errno::NOENT | Errno::NOTDIR) if flags.contains(MountFlags::OPTIONAL) => {
-                return Ok(());
-            }
-            target => target?,
-        };
-        const HIDDEN: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | ATTR_RDONLY;
-        let cover = match fs::fstat(target.borrow())?.kind {
-            FileKind::Symlink => return Err(Errno::LOOP),
-            FileKind::Directory => mount::new_mount(
-                c"tmpfs",
-                &[(c"size", c"4k"), (c"nr_inodes", c"1"), (c"mode", c"0")],
-                HIDDEN,
-            )?,
-            FileKind::Other => {
-                const EMPTY: &CStr = c".masked";
-                let empty =
-                    fs::openat2(self.root(), EMPTY, O_RDONLY | O_CREAT | O_EXCL, 0, RESOLVE)?;
-                let cover = mount::clone_tree(empty.borrow(), Depth::One)?;
-                mount::set_attributes(cover.borrow(), HIDDEN, Depth::One)?;
-                mount::attach(cover.borrow(), target.borrow())?;
-                return fs::unlinkat(self.root(), EMPTY);
-            }
-        };
-        mount::attach(cover.borrow(), target.borrow())
-    }
-
     /// A listening socket in the view; changes the working directory, as a socket's address has no room for a path.
     pub(super) fn listen(&self, path: &CStr, mode: u32) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(path)?;
@@ -377,7 +366,7 @@ impl Sealed {
 }
 
 /// The directory `name`, made if it is not there; never a link.
-fn place_directory(parent: FdRef<'_>, name: &CStr, mode: u32) -> Result<Fd, Errno> {
+pub(super) fn place_directory(parent: FdRef<'_>, name: &CStr, mode: u32) -> Result<Fd, Errno> {
     match fs::mkdirat(parent, name, mode) {
         Ok(()) | Err(Errno::EXIST) => {}
         // What is there counts even where nothing could be made.

@@ -152,14 +152,16 @@ pub fn check(plan: &Plan<'_>, context: &FloorContext) -> Result<(), FloorViolati
     for (record, content) in (0u16..).zip(plan.records()) {
         match content {
             Record::Bind { src, flags, .. } => check_bind(src, flags, context.mode, record)?,
-            Record::GrantMount { index, .. } => match mounted.get_mut(index as usize) {
-                Some(_) if index >= context.grants => {
-                    return Err(FloorViolation::GrantIndex { record, index });
+            Record::GrantMount { index, .. } | Record::Overlay { index, .. } => {
+                match mounted.get_mut(index as usize) {
+                    Some(_) if index >= context.grants => {
+                        return Err(FloorViolation::GrantIndex { record, index });
+                    }
+                    None => return Err(FloorViolation::GrantIndex { record, index }),
+                    Some(true) => return Err(FloorViolation::GrantReused { record, index }),
+                    Some(free) => *free = true,
                 }
-                None => return Err(FloorViolation::GrantIndex { record, index }),
-                Some(true) => return Err(FloorViolation::GrantReused { record, index }),
-                Some(free) => *free = true,
-            },
+            }
             _ => {}
         }
     }

@@ -186,6 +186,28 @@ impl PlanBuilder {
         self.record(kind::MASK, flags.bits(), &[], &[dst.as_ref()], &[])
     }
 
+    /// See [`super::Record::Protect`].
+    pub fn protect(&mut self, dst: impl AsRef<[u8]>, flags: MountFlags) -> &mut Self {
+        self.record(kind::PROTECT, flags.bits(), &[], &[dst.as_ref()], &[])
+    }
+
+    /// See [`super::Record::Overlay`].
+    pub fn overlay(
+        &mut self,
+        index: u32,
+        dst: impl AsRef<[u8]>,
+        size_bytes: u64,
+        inodes: u64,
+        flags: MountFlags,
+    ) -> &mut Self {
+        let fixed: [&[u8]; 3] = [
+            &index.to_le_bytes(),
+            &size_bytes.to_le_bytes(),
+            &inodes.to_le_bytes(),
+        ];
+        self.record(kind::OVERLAY, flags.bits(), &fixed, &[dst.as_ref()], &[])
+    }
+
     /// See [`super::Record::Landlock`].
     pub fn landlock(
         &mut self,
@@ -379,6 +401,8 @@ pub(super) mod tests {
         plan.symlink("/bin", "usr/bin")
             .dir("/home/agent", 0o700)
             .mask("/work/.env", MountFlags::OPTIONAL);
+        plan.protect("/work/.envrc", MountFlags::PLACEHOLDER | MountFlags::FOLDER)
+            .overlay(1, "/scratch", 1 << 20, 100, MountFlags::NOEXEC);
         plan.landlock(1, 2, 3, 4)
             .landlock_path("/usr", 5, MountFlags::OPTIONAL)
             .landlock_port(443, 2);
@@ -410,7 +434,7 @@ pub(super) mod tests {
                 plan.listeners(),
                 plan.required_layers()
             ),
-            (1, 2, 3)
+            (2, 2, 3)
         );
         assert_eq!(plan.exec(), ExecFlags::MDWE | ExecFlags::DEBUG);
         assert_eq!(
@@ -455,7 +479,7 @@ pub(super) mod tests {
             }
         );
         assert_eq!(
-            records[13],
+            records[15],
             Record::LandlockPath {
                 path: c"/usr",
                 access: 5,

@@ -82,8 +82,17 @@ impl MountFlags {
     /// `Bind`: when the source itself is a symbolic link, recreate the link instead of mounting (`/bin` on a merged-usr
     /// host). Without it a link is an error: sources are never followed.
     pub const KEEP_LINK: MountFlags = MountFlags(8);
+    /// `Protect`, `Mask`: where nothing is at the target, but its directory is there, the broker makes an empty file for it to cover, and removes it
+    /// when the sandbox has ended; on an overlay the launcher makes it, and nothing is left of it anyway.
+    pub const PLACEHOLDER: MountFlags = MountFlags(16);
+    /// With `PLACEHOLDER`: an empty directory instead of a file.
+    pub const FOLDER: MountFlags = MountFlags(32);
+    /// `GrantMount`: what was granted is a unix socket, and nothing else.
+    pub const SOCKET: MountFlags = MountFlags(64);
+    /// `GrantMount`: what was granted is a character device, and nothing else; the only mounts without `nodev`.
+    pub const DEVICE: MountFlags = MountFlags(128);
 
-    const ALL: u16 = 15;
+    const ALL: u16 = 255;
 
     /// The bits.
     pub const fn bits(self) -> u16 {
@@ -114,6 +123,10 @@ impl fmt::Debug for MountFlags {
             (2, "NOEXEC"),
             (4, "OPTIONAL"),
             (8, "KEEP_LINK"),
+            (16, "PLACEHOLDER"),
+            (32, "FOLDER"),
+            (64, "SOCKET"),
+            (128, "DEVICE"),
         ];
         let mut set = f.debug_set();
         for (bit, name) in names {
@@ -243,7 +256,21 @@ pub enum Record<'a> {
         index: u32,
         /// In the view.
         dst: &'a CStr,
-        /// RDONLY, NOEXEC.
+        /// RDONLY, NOEXEC, and SOCKET or DEVICE.
+        flags: MountFlags,
+    },
+    /// Mount what the caller granted as the lower layer of an overlay: shown as it is, and every change is kept in a private,
+    /// limited tmpfs that goes with the sandbox. The granted directory itself never changes.
+    Overlay {
+        /// Which of the grants, from 0.
+        index: u32,
+        /// In the view.
+        dst: &'a CStr,
+        /// Changes take at most this many bytes; not 0.
+        size_bytes: u64,
+        /// Changes take at most this many files; not 0.
+        inodes: u64,
+        /// NOEXEC.
         flags: MountFlags,
     },
     /// A private, empty, limited tmpfs.
@@ -294,11 +321,19 @@ pub enum Record<'a> {
         /// At most 01777.
         mode: u32,
     },
-    /// Hide a file or directory of the view behind an empty one that nobody may open.
+    /// Hide a file or directory of the view behind an empty one that nobody may open. It and the directories between it and
+    /// the mount that it lies on become mounts of their own, so none of them can be renamed or removed.
     Mask {
         /// In the view.
         dst: &'a CStr,
-        /// OPTIONAL.
+        /// OPTIONAL, PLACEHOLDER, FOLDER.
+        flags: MountFlags,
+    },
+    /// Make a file or directory of the view read-only, and pin it as `Mask` does.
+    Protect {
+        /// In the view.
+        dst: &'a CStr,
+        /// OPTIONAL, PLACEHOLDER, FOLDER.
         flags: MountFlags,
     },
     /// The Landlock ruleset. Bits that the running kernel does not know are dropped, unless its ABI is below `min_abi`:
@@ -420,6 +455,26 @@ impl<'a> Plan<'a> {
     /// Uid and gid inside.
     pub fn ids(&self) -> (u32, u32) {
         (self.summary.uid, self.summary.gid)
+    }
+
+    /// The mount of the view that `path` lies on, or that is there itself: the deepest `Bind`, `GrantMount`, `Overlay` or
+    /// `Tmpfs`.
+    pub fn mount_of(&self, path: &CStr) -> Option<Record<'a>> {
+        let place = |record: &Record<'a>| match *record {
+            Record::Bind { dst, .. }
+            | Record::GrantMount { dst, .. }
+            | Record::Overlay { dst, .. }
+            | Record::Tmpfs { dst, .. } => Some(dst.to_bytes()),
+            _ => None,
+        };
+        let covers = |dst: &[u8]| {
+            path.to_bytes()
+                .strip_prefix(dst)
+                .is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
+        };
+        self.records()
+            .filter(|record| place(record).is_some_and(covers))
+            .max_by_key(|record| place(record).map(<[u8]>::len))
     }
 
     /// Working directory inside.

@@ -40,6 +40,8 @@ pub(super) mod kind {
     pub const TCP_LISTENER: u16 = 23;
     pub const UNIX_LISTENER: u16 = 24;
     pub const REQUIRE: u16 = 25;
+    pub const PROTECT: u16 = 26;
+    pub const OVERLAY: u16 = 27;
     pub const EXEC_POLICY: u16 = 30;
 
     /// Kinds that a plan holds at most once, as bits.
@@ -120,6 +122,13 @@ impl<'a> Fields<'a> {
         }
     }
 
+    fn grant(&mut self) -> Result<u32, RecordFault> {
+        match self.u32()? {
+            index if (index as usize) < MAX_GRANTS => Ok(index),
+            _ => Err(RecordFault::Value("grant index must be below 128")),
+        }
+    }
+
     fn mode(&mut self, most: u32, text: &'static str) -> Result<u32, RecordFault> {
         let mode = self.u32()?;
         if mode & !most == 0 {
@@ -157,13 +166,21 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
     use kind::*;
     let has_flags = matches!(
         kind,
-        BIND | GRANT_MOUNT | TMPFS | MASK | LANDLOCK_PATH | CGROUP | EXEC_POLICY
+        BIND | GRANT_MOUNT
+            | OVERLAY
+            | TMPFS
+            | MASK
+            | PROTECT
+            | LANDLOCK_PATH
+            | CGROUP
+            | EXEC_POLICY
     );
     if flags != 0 && !has_flags {
         return Err(RecordFault::Flags(flags));
     }
     let fields = &mut Fields(payload);
     let mount = MountFlags::RDONLY | MountFlags::NOEXEC;
+    let cover = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER | MountFlags::FOLDER;
     let record = match kind {
         IDS => Record::Ids {
             uid: fields.u32()?,
@@ -189,16 +206,26 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             }
         }
         GRANT_MOUNT => {
-            let (flags, index) = (allow(flags, mount)?, fields.u32()?);
-            if index as usize >= MAX_GRANTS {
-                return Err(RecordFault::Value("grant index must be below 128"));
+            let special = MountFlags::SOCKET | MountFlags::DEVICE;
+            let flags = allow(flags, mount | special)?;
+            if flags.contains(special) {
+                return Err(RecordFault::Value(
+                    "a grant is a socket or a device, not both",
+                ));
             }
             Record::GrantMount {
-                index,
+                index: fields.grant()?,
                 dst: fields.place()?,
                 flags,
             }
         }
+        OVERLAY => Record::Overlay {
+            flags: allow(flags, MountFlags::NOEXEC)?,
+            index: fields.grant()?,
+            size_bytes: fields.not_zero("overlay size must not be 0")?,
+            inodes: fields.not_zero("overlay inode limit must not be 0")?,
+            dst: fields.place()?,
+        },
         EXEC_POLICY => {
             Record::ExecPolicy(ExecFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?)
         }
@@ -233,7 +260,11 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             dst: fields.place()?,
         },
         MASK => Record::Mask {
-            flags: allow(flags, MountFlags::OPTIONAL)?,
+            flags: allow(flags, cover)?,
+            dst: fields.place()?,
+        },
+        PROTECT => Record::Protect {
+            flags: allow(flags, cover)?,
             dst: fields.place()?,
         },
         LANDLOCK => {
@@ -478,7 +509,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
             Record::Cgroup(limits) => summary.cgroup = Some(limits),
             Record::Require { layers } => summary.required = layers,
             Record::ExecPolicy(flags) => summary.exec = flags,
-            Record::GrantMount { .. } => summary.grants += 1,
+            Record::GrantMount { .. } | Record::Overlay { .. } => summary.grants += 1,
             Record::Arg(_) => summary.args += 1,
             Record::Env(_) => summary.envs += 1,
             Record::LandlockPath { .. } | Record::LandlockPort { .. } => {

@@ -301,7 +301,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let placed: Vec<(OwnedFd, RawFd)> = (0..3)
         .map(|number| (high(null.as_fd()), number))
         .chain(
-            [&plan, &inner_status, &agentd, &broker, &status_file]
+            [&plan, &inner_status, &agentd, &broker, &status_file, &null]
                 .into_iter()
                 .zip(PLAN_FD..)
                 .map(|(fd, to)| (high(fd.as_fd()), to)),

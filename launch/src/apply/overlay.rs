@@ -20,8 +20,8 @@ const STAGE: &CStr = c"/.layers";
 const LOWER: &CStr = c"lower";
 const UPPER: &CStr = c"upper";
 const WORK: &CStr = c"work";
-/// The stage itself, the three directories, and what the kernel makes in `work`.
-const OWN_INODES: u64 = 8;
+/// The stage itself, the three directories, and the one that the kernel makes in `work`.
+const OWN_INODES: u64 = 5;
 
 impl View {
     pub(super) fn overlay(

@@ -486,16 +486,16 @@ pub(super) mod tests {
                 optional: true
             }
         );
-        assert_eq!(records[20], Record::Cwd(c"/work"));
+        assert_eq!(records[22], Record::Cwd(c"/work"));
         assert_eq!(
-            records[23],
+            records[25],
             Record::UnixListener {
                 path: c"/run/agentd/bus.sock",
                 tag: 4,
                 mode: 0o600
             }
         );
-        assert_eq!(records.len(), 26);
+        assert_eq!(records.len(), 28);
     }
 
     #[test]

@@ -232,11 +232,12 @@ impl Registry {
 
     /// Finds by name (the living win) or by id, of which the first or last four hex digits are enough.
     pub fn find(&self, caller: Caller, name_or_id: &str) -> Result<Arc<Agent>, Error> {
-        let visible = self.visible(caller);
+        let mut visible = self.visible(caller);
+        // The newest first. Who has just ended still stands among the living for a moment, behind those who ended before.
+        visible.sort_by_key(|a| std::cmp::Reverse(a.identity.id));
         let by_name = |live: bool| {
             visible
                 .iter()
-                .rev()
                 .find(move |a| a.identity.name == name_or_id && a.state().is_live() == live)
         };
         if let Some(agent) = by_name(true).or_else(|| by_name(false)) {

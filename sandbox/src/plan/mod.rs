@@ -19,7 +19,7 @@ pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode, Tr
 pub use property::{Property, PropertyStatus};
 pub use refused::PlanRefused;
 pub use summary::PlanSummary;
-pub(crate) use view::{is_private_path, is_system_path};
+pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 
 use crate::policy::{EffectivePolicy, Limits};
 use crate::ports;

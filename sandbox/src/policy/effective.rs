@@ -66,6 +66,16 @@ pub enum Memfd {
     Any,
 }
 
+impl std::fmt::Display for Memfd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Refused => "none",
+            Self::Data => "data",
+            Self::Any => "any",
+        })
+    }
+}
+
 /// `[exec]`: where code may come from, beside the files of `fs.exec`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ExecRules {
@@ -84,6 +94,16 @@ pub enum NetMode {
     Proxy,
     /// The host's own network namespace, with its operator's leave.
     Host,
+}
+
+impl std::fmt::Display for NetMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Proxy => "proxy",
+            Self::Host => "host",
+        })
+    }
 }
 
 /// TCP ports of the sandbox's own loopback that its programs may listen on and connect to.
@@ -177,6 +197,8 @@ pub struct EffectivePolicy {
     pub ssh: SshRules,
     /// Properties that a launch may go without.
     pub degrade: Vec<Valued<Property>>,
+    /// How many mechanisms must hold each property, where there are as many: 1 or 2.
+    pub mechanisms: u8,
     /// Every effective value in the order of the reference.
     pub shown: Vec<ShownValue>,
 }

@@ -44,8 +44,11 @@ impl EffectivePolicy {
             let path = e.value.resolve(home, workspace);
             path.is_some_and(|p| writable.iter().any(|w| p.starts_with(w)))
         });
+        // At the same path write wins over read, and protect over write.
+        let mut write = self.fs.write.clone();
+        write.retain(|e| !protected.iter().any(|p| p.value == e.value));
         for (list, access) in [
-            (&self.fs.write, Access::ReadWrite),
+            (&write, Access::ReadWrite),
             (&self.fs.read, Access::ReadOnly),
             (&self.fs.scratch, Access::ReadOnly),
             (&protected, Access::ReadOnly),

@@ -222,6 +222,10 @@ impl Merged {
                     _ => Vec::new(),
                 })
                 .collect(),
+            mechanisms: self
+                .single("degrade", "mechanisms", schema::Key::count)
+                .and_then(|n| u8::try_from(n).ok())
+                .unwrap_or(1),
             shown: self.shown(),
             name,
             files,

@@ -6,8 +6,12 @@
 //! Start reading at `schema.rs`, the table of keys; `layer.rs` reads one file, `merge.rs` joins them into an
 //! `effective.rs`, `grants.rs` says which paths a launch needs.
 
+mod ceiling;
+mod ceiling_files;
+mod diff;
 mod effective;
 mod error;
+mod expect;
 mod grants;
 mod json_schema;
 mod layer;
@@ -15,6 +19,7 @@ mod lint;
 mod merge;
 mod origin;
 mod path;
+mod question;
 mod schema;
 mod settings;
 mod sources;
@@ -22,12 +27,16 @@ mod suggest;
 pub(crate) mod units;
 mod value;
 
+pub use ceiling::Excess;
+pub use diff::{Difference, PolicyDiff};
 pub use effective::{
     CallerContext, EffectivePolicy, EnvRules, ExecRules, FsRules, Limits, LoopbackPorts, Memfd,
     NetMode, NetRules, ShownValue, WantedGrant,
 };
 pub use error::{PolicyDiagnostic, PolicyError, Severity};
+pub use expect::Expectation;
 pub use json_schema::{SCHEMA_FILE, json_schema};
 pub use origin::{Origin, Valued};
 pub use path::{PathBase, PathTemplate};
+pub use question::{Answer, QUESTIONS, Question, Verdict};
 pub use sources::{PolicyRef, Sources};

@@ -147,6 +147,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("ssh", "sign", Kind::Choice("a rule for signatures", &["allow", "ask"]), "Whether a person approves each signature"),
     key("syscalls", "allow", Kind::SyscallSets, "Named sets of system calls; what is in none is refused"),
     key("degrade", "allow", Kind::Properties, "Properties that a launch may go without on a host that can't hold them"),
+    key("degrade", "mechanisms", Kind::Count, "How many mechanisms must hold each property, where there are as many on this host"),
 ];
 
 pub(crate) fn sections() -> impl Iterator<Item = &'static str> {
@@ -249,6 +250,7 @@ impl Key {
     /// What a count may be.
     pub(crate) fn range(&self) -> std::ops::RangeInclusive<u64> {
         match self.name {
+            "mechanisms" => 1..=2,
             "pids" => 2..=4_194_304,
             "nofile" => 64..=1_048_576,
             "tmp_inodes" | "disk_inodes" => 256..=100_000_000,

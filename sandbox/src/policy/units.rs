@@ -113,6 +113,17 @@ pub(crate) fn show_size(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
+/// `$12.50`, without decimals that say nothing.
+pub(crate) fn show_dollars(micro: u64) -> String {
+    let (dollars, fraction) = (micro / 1_000_000, micro % 1_000_000);
+    if fraction == 0 {
+        return format!("${dollars}");
+    }
+    let decimals = format!("{fraction:06}");
+    let decimals = decimals.trim_end_matches('0');
+    format!("${dollars}.{decimals:0<2}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +155,9 @@ mod tests {
         assert_eq!(parse_dollars("$5"), Ok(5_000_000));
         assert_eq!(parse_dollars("$0.50"), Ok(500_000));
         assert_eq!(parse_dollars("$0.000001"), Ok(1));
+        for shown in ["$5", "$0.50", "$0.000001", "$12.345"] {
+            assert_eq!(parse_dollars(shown).map(show_dollars), Ok(shown.to_owned()));
+        }
         for wrong in [
             "5",
             "$",

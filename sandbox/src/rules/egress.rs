@@ -49,6 +49,37 @@ impl EgressRule {
         }
     }
 
+    /// Whether this rule lets through all that `other` does.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        let host = match (&self.host, &other.host) {
+            (HostPattern::Any, _) => true,
+            (_, HostPattern::Exact(name)) => self.covers_host(name),
+            (HostPattern::Below(own), HostPattern::Below(name)) => {
+                own == name || self.covers_host(name)
+            }
+            _ => false,
+        };
+        let ports: &[u16] = match &other.port {
+            Some(port) => std::slice::from_ref(port),
+            None => &DEFAULT_PORTS,
+        };
+        host && ports.iter().all(|p| self.covers_port(*p)) && (self.private || !other.private)
+    }
+
+    /// Whether a destination may exist that both rules are about.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let host = match (&self.host, &other.host) {
+            (HostPattern::Any, _) | (_, HostPattern::Any) => true,
+            (HostPattern::Exact(name), _) => other.covers_host(name),
+            (_, HostPattern::Exact(name)) => self.covers_host(name),
+            (HostPattern::Below(a), HostPattern::Below(b)) => {
+                a == b || self.covers_host(b) || other.covers_host(a)
+            }
+        };
+        let ports = |rule: &Self| rule.port.map_or(DEFAULT_PORTS.to_vec(), |p| vec![p]);
+        host && ports(self).iter().any(|p| other.covers_port(*p))
+    }
+
     fn covers_port(&self, port: u16) -> bool {
         self.port
             .map_or(DEFAULT_PORTS.contains(&port), |p| p == port)

@@ -66,6 +66,16 @@ impl ToolRule {
         self.covers(tool, &subjects(input, workspace))
     }
 
+    /// Whether this rule covers every use that `other` covers, as far as their texts tell.
+    pub(crate) fn is_wider(&self, other: &Self) -> bool {
+        let pattern = match (&self.pattern, &other.pattern) {
+            (None, _) => true,
+            (Some(own), Some(other)) => own == other,
+            (Some(_), None) => false,
+        };
+        glob(&self.tool, &other.tool) && pattern
+    }
+
     fn lets(&self, tool: &str, input: &Value, subjects: &[String]) -> bool {
         self.covers(tool, subjects)
             && self.pattern.as_ref().is_none_or(|p| {

@@ -12,9 +12,11 @@ mod checks;
 mod child;
 mod demo;
 mod lab;
+mod somebody;
 mod stop;
 mod systemd;
 mod test;
+mod workloads;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Verb {
     Test(test::Args),
     /// Measure a promised figure beside its peer
     Bench(bench::Args),
+    /// Run real programs in real sandboxes: what must work under `coding`, and what the other policies are for
+    Workloads(workloads::Args),
     /// Boot systemd in namespaces over this machine's root, install agentd there, and test it as a service
     Systemd(systemd::Args),
     /// Install the built programs, units, D-Bus and polkit files below a root directory
@@ -85,6 +89,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(args) => demo::demo(&args),
         Verb::Test(args) => test::test(&args, test::Expect::FromEnvironment),
         Verb::Bench(args) => bench::bench(&args),
+        Verb::Workloads(args) => workloads::workloads(&args),
         Verb::Systemd(args) => systemd::systemd(&args),
         Verb::Install(args) => systemd::install::install(&args).map(|()| ExitCode::SUCCESS),
         Verb::Uninstall(args) => systemd::install::uninstall(&args).map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@ pub mod crash;
 mod idle;
 mod launch;
 mod peers;
-mod report;
+pub mod report;
 mod submit;
 mod tree;
 

@@ -2,8 +2,7 @@
 //! agents: Claude Code, Codex, opencode.
 //!
 //! Each run is a process of its own, so that what is tested is the verb as a person types it: its last line of output
-//! and its exit code. As root, the ordinary user is a bare uid without a passwd entry, with copies of the programs in
-//! a directory that it can reach.
+//! and its exit code.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,19 +16,8 @@ use super::tier::Outcome;
 use crate::child::{Child, outcome};
 use crate::demo::npm::Agent;
 use crate::lab::{Profile, Programs};
-use crate::workspace::root;
+use crate::somebody::{Somebody, place, place_self};
 
-/// The uid that plays the ordinary user.
-const SOMEBODY: &str = "61234";
-const PROGRAMS: [&str; 5] = [
-    "agentd",
-    "agentctl",
-    "agentd-broker",
-    "model-standin",
-    "small-agent",
-];
-/// What runs now, whatever became of its path.
-const OWN_PROGRAM: &str = "/proc/self/exe";
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 
 /// The demo with small agents.
@@ -48,41 +36,67 @@ pub fn stand_in(scratch: &Path) -> Result<Outcome> {
         ));
         return Ok(result);
     }
-    let copy = Copy::make(&programs)?;
-    judge(&mut result, "demo as an ordinary user", &mut copy.demo())?;
+    let somebody = Somebody::make(&programs)?;
+    judge(
+        &mut result,
+        "demo as an ordinary user",
+        &mut demo_of(&somebody),
+    )?;
     Ok(result)
 }
 
 /// The demo with a real agent, which `flag` of the demo names.
 pub fn real(scratch: &Path, flag: &str, agent: &Agent) -> Result<Outcome> {
     let mut result = Outcome::default();
-    let title = agent.title;
     if which("npm").is_none() {
         result.skip(Skip::new(
             "npm",
-            format!("{title} comes from npm: sudo apt-get install -y npm"),
+            format!(
+                "{} comes from npm: sudo apt-get install -y npm",
+                agent.title
+            ),
         ));
         return Ok(result);
     }
     let programs = Programs::build(Profile::Debug)?;
-    let binary = agent.install()?;
+    result.absorb(real_as_caller(&programs, scratch, flag, agent)?);
+    if rustix::process::geteuid().is_root() {
+        result.absorb(real_as_somebody(&programs, flag, agent)?);
+    }
+    Ok(result)
+}
+
+/// The same, as the caller alone.
+pub fn real_as_caller(
+    programs: &Programs,
+    scratch: &Path,
+    flag: &str,
+    agent: &Agent,
+) -> Result<Outcome> {
+    let mut result = Outcome::default();
     let mut own = Command::new(own_program(scratch)?);
     own.args(["demo", flag, "--json", "--bin-dir"])
-        .arg(programs.path("."));
-    let name = format!("demo with {title} as the caller");
+        .arg(programs.path("."))
+        .arg("--agent-bin")
+        .arg(agent.install()?);
+    let name = format!("demo with {} as the caller", agent.title);
     judge(&mut result, &name, &mut own)?;
+    Ok(result)
+}
 
-    if rustix::process::geteuid().is_root() {
-        let copy = Copy::make(&programs)?;
-        // Under its own name, by which agentd knows it.
-        let name = binary.file_name().context("a binary has a name")?;
-        let reachable = copy.0.path().join(name);
-        place(&binary, &reachable)?;
-        let mut other = copy.demo();
-        other.arg(flag).arg("--agent-bin").arg(reachable);
-        let name = format!("demo with {title} as an ordinary user");
-        judge(&mut result, &name, &mut other)?;
-    }
+/// The same, as an ordinary user alone.
+pub fn real_as_somebody(programs: &Programs, flag: &str, agent: &Agent) -> Result<Outcome> {
+    let mut result = Outcome::default();
+    let binary = agent.install()?;
+    let somebody = Somebody::make(programs)?;
+    // Under its own name, by which agentd knows it.
+    let name = binary.file_name().context("a binary has a name")?;
+    let reachable = somebody.file(&name.to_string_lossy());
+    place(&binary, &reachable)?;
+    let mut other = demo_of(&somebody);
+    other.arg(flag).arg("--agent-bin").arg(reachable);
+    let name = format!("demo with {} as an ordinary user", agent.title);
+    judge(&mut result, &name, &mut other)?;
     Ok(result)
 }
 
@@ -91,9 +105,16 @@ pub fn real(scratch: &Path, flag: &str, agent: &Agent) -> Result<Outcome> {
 fn own_program(scratch: &Path) -> Result<PathBuf> {
     let copy = scratch.join("xtask");
     if !copy.exists() {
-        place(Path::new(OWN_PROGRAM), &copy)?;
+        place_self(&copy)?;
     }
     Ok(copy)
+}
+
+/// The demo as the ordinary user would start it.
+fn demo_of(somebody: &Somebody) -> Command {
+    let mut demo = somebody.xtask(&["demo", "--json"]);
+    demo.arg("--kit-dir").arg(somebody.file("kit"));
+    demo
 }
 
 fn judge(result: &mut Outcome, name: &str, command: &mut Command) -> Result<()> {
@@ -127,72 +148,5 @@ fn judge(result: &mut Outcome, name: &str, command: &mut Command) -> Result<()> 
             report["problems"]
         ));
     }
-    Ok(())
-}
-
-/// Programs and kit in a directory that every user can read.
-struct Copy(tempfile::TempDir);
-
-impl Copy {
-    fn make(programs: &Programs) -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::Builder::new()
-            .prefix("agentd-user-")
-            .permissions(std::fs::Permissions::from_mode(0o755))
-            .tempdir()
-            .context("make a directory for the ordinary user")?;
-        let copy = Self(directory);
-        for name in PROGRAMS {
-            place(&programs.path(name), &copy.path(name))?;
-        }
-        place(Path::new(OWN_PROGRAM), &copy.path("xtask"))?;
-        let cp = crate::child::capture(
-            Command::new("cp")
-                .arg("-r")
-                .arg(root().join("tests/kit"))
-                .arg(copy.path("kit")),
-        );
-        cp.context("copy the test kit")?;
-        let home = copy.path("home");
-        std::fs::create_dir(&home).with_context(|| format!("make {}", home.display()))?;
-        let uid = SOMEBODY.parse().context("a uid")?;
-        std::os::unix::fs::chown(&home, Some(uid), Some(uid))
-            .with_context(|| format!("give away {}", home.display()))?;
-        Ok(copy)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// The demo as the ordinary user would start it.
-    fn demo(&self) -> Command {
-        let mut command = Command::new("setpriv");
-        command
-            .args([
-                "--reuid",
-                SOMEBODY,
-                "--regid",
-                SOMEBODY,
-                "--clear-groups",
-                "--inh-caps=-all",
-                "--",
-            ])
-            .arg(self.path("xtask"))
-            .args(["demo", "--json", "--bin-dir"])
-            .arg(self.path("."))
-            .arg("--kit-dir")
-            .arg(self.path("kit"))
-            .current_dir(self.path("home"))
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .env("HOME", self.path("home"));
-        command
-    }
-}
-
-fn place(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to)
-        .with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
     Ok(())
 }

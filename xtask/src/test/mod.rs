@@ -4,7 +4,7 @@
 //! its reason and never as a pass; skipping a feature that is expected here fails the run (see [`skips`]). Exit code
 //! 0 means that nothing failed and nothing expected was skipped.
 
-mod demos;
+pub mod demos;
 mod fuzz;
 mod libtest;
 pub mod needs;
@@ -82,6 +82,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Crash => crate::bench::crash::tier(),
+        Tier::Workloads => crate::workloads::tier(),
         Tier::Systemd => crate::systemd::tier(),
         Tier::Demo => demos::stand_in(scratch),
         Tier::Claude => demos::real(scratch, "--claude", &npm::CLAUDE),

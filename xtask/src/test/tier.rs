@@ -19,6 +19,8 @@ pub enum Tier {
     E2e,
     /// A few runs of `cargo xtask bench crash`: seeded kill -9 while tasks are worked off.
     Crash,
+    /// `cargo xtask workloads`: real programs in real sandboxes, as root and as an ordinary user.
+    Workloads,
     /// `cargo xtask systemd`: agentd as a service of a real systemd, in namespaces.
     Systemd,
     /// `cargo xtask demo`, as root and as an ordinary user.
@@ -32,7 +34,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
@@ -40,6 +42,7 @@ impl Tier {
         Self::Integration,
         Self::E2e,
         Self::Crash,
+        Self::Workloads,
         Self::Systemd,
         Self::Demo,
         Self::Claude,
@@ -56,6 +59,7 @@ impl Tier {
             Self::Integration => "integration",
             Self::E2e => "e2e",
             Self::Crash => "crash",
+            Self::Workloads => "workloads",
             Self::Systemd => "systemd",
             Self::Demo => "demo",
             Self::Claude => "claude",

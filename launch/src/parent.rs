@@ -5,6 +5,8 @@
 //!    child itself into the new namespace.)
 //! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id each, the plan's
 //!    [`Record::Ids`](crate::plan::Record::Ids) inside. Release it.
+//!    In root mode, and for a plan with [`ExecFlags::MEMFD_NOEXEC`](crate::plan::ExecFlags), the child writes `2` to
+//!    `/proc/sys/vm/memfd_noexec` before it changes its ids: the kernel lets only the host's uid 0.
 //! 3. On cgroup v1 the child writes `0` to the `tasks` files that its parent opened. It becomes that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
 //!    namespace into its inheritable and ambient sets, so that they survive the exec. Supplementary groups are inherited
 //!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.

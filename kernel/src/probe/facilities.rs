@@ -15,6 +15,7 @@ pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState, Option<String>)>
     let (huge, huge_detail) = huge_pages(roots);
     vec![
         (Feature::MemfdNoexec, memfd, memfd_detail),
+        (Feature::Mdwe, from(mdwe(), "prctl(PR_GET_MDWE)"), None),
         (Feature::NewUidMap, newuidmap(), None),
         (Feature::HugePages, huge, huge_detail),
         (
@@ -46,7 +47,8 @@ fn with_capability(result: Result<(), Errno>, call: &str, capability: &str) -> P
     }
 }
 
-/// The sysctl is per pid namespace, so its being there means that a sandbox can set it.
+/// The sysctl is per pid namespace, so its being there means that root can set it for a sandbox, and that memory files can
+/// be sealed against execution.
 fn memfd_noexec(roots: &Roots) -> (ProbeState, Option<String>) {
     match fs::read_to_string(roots.proc.join("sys/vm/memfd_noexec")) {
         Ok(value) => (
@@ -60,6 +62,13 @@ fn memfd_noexec(roots: &Roots) -> (ProbeState, Option<String>) {
             None,
         ),
     }
+}
+
+/// Asks for the flags of this process; that there are any is the answer.
+fn mdwe() -> Result<(), Errno> {
+    const PR_GET_MDWE: libc::c_int = 66;
+    // SAFETY: the option takes no pointer and changes nothing.
+    check(unsafe { libc::prctl(PR_GET_MDWE, 0, 0, 0, 0) }.into()).map(drop)
 }
 
 /// A descriptor that a raw call made.

@@ -117,8 +117,11 @@ features! {
     CloneIntoCgroup, "clone-into-cgroup", Optional,
         lost "starting an agent inside its cgroup; its first process enters it before it does anything else instead",
         fix None;
-    MemfdNoexec, "memfd-noexec", Optional,
+    MemfdNoexec, "memfd-noexec", Degrade,
         lost "refusing to execute an anonymous memory file inside a sandbox (vm.memfd_noexec; Linux 6.3)",
+        fix None;
+    Mdwe, "mdwe", Optional,
+        lost "the second layer under the filter against memory that is written and then executed (PR_SET_MDWE; Linux 6.3)",
         fix None;
     NewUidMap, "newuidmap", Optional,
         lost "nothing today: a sandbox maps a single id and needs no subordinate range",

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use agentd_launch::LAUNCHER_ELF;
 use agentd_launch::layers::*;
 use agentd_launch::parent::{Arguments, FIRST_GRANT_FD, NEEDED_CAPABILITIES, PLAN_FD};
-use agentd_launch::plan::{Mode, MountFlags, PlanBuilder, Stdio};
+use agentd_launch::plan::{ExecFlags, Mode, MountFlags, Plan, PlanBuilder, Stdio};
 use agentd_launch::status::{Control, Lifeline, MESSAGE_LEN, Status};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
@@ -129,6 +129,8 @@ struct Child {
     fds: Vec<(RawFd, RawFd)>,
     elf: RawFd,
     argv: Vec<*const libc::c_char>,
+    /// Whether to set `vm.memfd_noexec`, as the broker does in root mode.
+    memfd_noexec: bool,
 }
 
 impl Child {
@@ -138,8 +140,15 @@ impl Child {
         // SAFETY: plain system calls on numbers and on memory that was made before the clone, which copied it.
         unsafe {
             let mut byte = 0u8;
-            if libc::read(self.barrier, (&raw mut byte).cast(), 1) != 1
-                || libc::syscall(libc::SYS_setresgid, self.uid, self.uid, self.uid) != 0
+            if libc::read(self.barrier, (&raw mut byte).cast(), 1) != 1 {
+                libc::_exit(90);
+            }
+            if self.memfd_noexec {
+                let sysctl = libc::open(c"/proc/sys/vm/memfd_noexec".as_ptr(), libc::O_WRONLY);
+                libc::write(sysctl, c"2".as_ptr().cast(), 1);
+                libc::close(sysctl);
+            }
+            if libc::syscall(libc::SYS_setresgid, self.uid, self.uid, self.uid) != 0
                 || libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) != 0
             {
                 libc::_exit(90);
@@ -276,6 +285,8 @@ fn write_proc(pid: i32, file: &str, text: &str) {
 
 /// Starts the launcher on these bytes. Call it through [`as_broker`].
 pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
+    let asked = Plan::parse(plan).map_or(ExecFlags::NONE, |plan| plan.exec());
+    let memfd_noexec = mode == Mode::Root && asked.contains(ExecFlags::MEMFD_NOEXEC);
     let plan = sealed("plan", plan);
     let status_file = OwnedFd::from(tempfile::tempfile().unwrap());
     let (status, inner_status) = rustix::net::socketpair(
@@ -338,6 +349,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
             .map(|arg| arg.as_ptr())
             .chain([std::ptr::null()])
             .collect(),
+        memfd_noexec,
     };
     let (pid, pidfd) = clone3(NAMESPACES as u64, || child.exec());
     let outside = if mode == Mode::Root {

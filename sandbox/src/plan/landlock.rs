@@ -1,8 +1,8 @@
 //! The Landlock ruleset of a plan: written for ABI 7, reduced to what the host knows.
 //!
-//! TCP rights are not handled: the sandbox has a network namespace with nothing but its own loopback, agents run
-//! servers and tests there on ports of their choosing, and the rules miss UDP, MPTCP and TCP Fast Open anyway. The
-//! namespace is the boundary. Landlock adds to files, abstract sockets and signals.
+//! The network namespace is the boundary, with nothing in it but its own loopback: agents run servers and tests there on
+//! ports of their choosing, and TCP rules miss UDP. So TCP rights are handled only where a policy lists ports
+//! (`net.ports`). MPTCP and TCP Fast Open, which miss them too, are refused by seccomp.
 
 /// The newest ABI this ruleset was written for. A newer kernel adds rights that nobody here has thought through.
 pub(crate) const WRITTEN_FOR: u8 = 7;
@@ -43,6 +43,15 @@ const HANDLED: u64 = EXECUTE
     | REFER
     | TRUNCATE
     | IOCTL_DEV;
+
+/// The ABI that knows TCP ports.
+pub(crate) const TCP_ABI: u8 = 4;
+const BIND_TCP: u64 = 1 << 0;
+const CONNECT_TCP: u64 = 1 << 1;
+/// Both.
+pub(crate) const TCP: u64 = BIND_TCP | CONNECT_TCP;
+/// What is allowed for a service of agentd's: to use it.
+pub(crate) const USE_TCP: u64 = CONNECT_TCP;
 
 /// ABI 6: abstract unix sockets, signals.
 const SCOPES: u64 = 1 << 0 | 1 << 1;

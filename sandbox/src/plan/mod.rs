@@ -11,6 +11,7 @@ mod landlock;
 mod property;
 mod refused;
 mod summary;
+mod surface;
 mod unheld;
 mod view;
 mod wire;
@@ -19,12 +20,13 @@ pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode, Tr
 pub use property::{Property, PropertyStatus};
 pub use refused::PlanRefused;
 pub use summary::PlanSummary;
+use surface::Circumstances;
 pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 
 use crate::policy::{EffectivePolicy, Limits};
 use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
-use crate::seccomp::{self, SyscallSet};
+use crate::seccomp;
 use agentd_kernel::probe::{Feature, HostCaps, Need};
 use agentd_launch::{layers, plan as wire_plan};
 use serde::Serialize;
@@ -87,16 +89,17 @@ pub fn plan(
     inputs.check()?;
     unheld::check(policy)?;
     required_features(host)?;
-    let properties = property::statuses(policy, inputs, host);
+    let circumstances = Circumstances {
+        policy,
+        inputs,
+        host,
+    };
+    let properties = property::statuses(circumstances);
     let degradations = settle(policy, inputs, &properties)?;
     let view = view::view(policy, inputs)?;
     let listeners = listeners(policy);
-    let required_layers = required_layers(policy, inputs, host);
-    let syscalls: Vec<SyscallSet> = SyscallSet::ALL
-        .iter()
-        .copied()
-        .filter(|s| policy.syscalls.iter().any(|v| v.value == *s))
-        .collect();
+    let required_layers = required_layers(circumstances);
+    let surface = circumstances.surface();
     let parts = wire::Parts {
         policy,
         inputs,
@@ -108,8 +111,10 @@ pub fn plan(
         view,
         listeners: &listeners,
         required_layers,
-        filter: seccomp::compile(&syscalls),
-        syscalls,
+        filter: seccomp::compile(&surface),
+        surface,
+        exec: circumstances.exec_flags(),
+        ports: circumstances.ports().map(<[u16]>::to_vec),
     };
     let wire = parts.encode()?;
     let summary = summary::summary(&parts, properties);
@@ -236,7 +241,12 @@ fn cgroup_limits(policy: &EffectivePolicy, host: &HostCaps) -> wire_plan::Cgroup
 }
 
 /// The layers that this host can make and this plan uses: each is then demanded, so none is lost in silence.
-fn required_layers(policy: &EffectivePolicy, inputs: &LaunchInputs, host: &HostCaps) -> u64 {
+fn required_layers(circumstances: Circumstances<'_>) -> u64 {
+    let Circumstances {
+        policy,
+        inputs,
+        host,
+    } = circumstances;
     let mut bits = layers::LAYERS_FLOOR | layers::LAYER_UTS_NS | layers::LAYER_RLIMITS;
     let mut add = |condition: bool, layer: u64| {
         if condition {
@@ -246,6 +256,20 @@ fn required_layers(policy: &EffectivePolicy, inputs: &LaunchInputs, host: &HostC
     add(host.has(Feature::CgroupNs), layers::LAYER_CGROUP_NS);
     add(host.has(Feature::TimeNs), layers::LAYER_TIME_NS);
     add(host.landlock_abi > 0, layers::LAYER_LANDLOCK);
+    add(circumstances.ports().is_some(), layers::LAYER_LANDLOCK_NET);
+    add(
+        !policy.exec.write_exec && host.has(Feature::Mdwe),
+        layers::LAYER_MDWE,
+    );
+    // A host whose /proc/sys is read-only, as a container's, can't set it; then the policy has to say that it goes without.
+    let forgone = policy
+        .degrade
+        .iter()
+        .any(|d| d.value == Property::MemfdExec);
+    add(
+        circumstances.sets_memfd_noexec() && !forgone,
+        layers::LAYER_MEMFD_NOEXEC,
+    );
     add(
         cgroup_limits(policy, host).required,
         layers::LAYER_CGROUP_LIMITS,

@@ -3,9 +3,11 @@
 //! A property is held if at least one of its mechanisms is available. The table is data, so that `policy show
 //! --plan`, the launch record and the documentation say the same.
 
-use super::{LaunchInputs, Mode};
-use crate::policy::{EffectivePolicy, Limits};
-use agentd_kernel::probe::{Feature, HostCaps};
+use super::Mode;
+use super::surface::Circumstances;
+use crate::policy::{LoopbackPorts, Memfd};
+use crate::seccomp::{MemoryFiles, SyscallSet};
+use agentd_kernel::probe::{Feature, ProbeState};
 use serde::{Serialize, Serializer};
 
 /// One promise.
@@ -25,6 +27,11 @@ pub enum Property {
     Privileges,
     SetIdFiles,
     KernelSurface,
+    FileExec,
+    MemfdExec,
+    WriteXorExecute,
+    Locks,
+    LoopbackPorts,
     OwnUid,
     MemoryLimit,
     CpuLimit,
@@ -32,7 +39,7 @@ pub enum Property {
 }
 
 /// Something that can hold a property.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 enum Mechanism {
     /// Always there once the required features are: named by what it is.
     Always(&'static str),
@@ -41,6 +48,18 @@ enum Mechanism {
     Landlock(&'static str, u8),
     /// One kernel uid per agent.
     SlotUid,
+    /// There when the policy's own answers make it so; else, why not.
+    Chosen(
+        &'static str,
+        fn(Circumstances<'_>) -> Result<(), &'static str>,
+    ),
+}
+
+/// A mechanism that is not there.
+struct Absent {
+    why: String,
+    /// This kernel has it, but not for agentd: to a policy that demands depth, a gap.
+    denied: bool,
 }
 
 struct Row {
@@ -52,7 +71,11 @@ struct Row {
     degradable: bool,
 }
 
-use Mechanism::{Always, Landlock, Needs, SlotUid};
+use Mechanism::{Always, Chosen, Landlock, Needs, SlotUid};
+
+fn chosen(condition: bool, otherwise: &'static str) -> Result<(), &'static str> {
+    if condition { Ok(()) } else { Err(otherwise) }
+}
 
 const ROWS: &[Row] = &[
     Row {
@@ -79,10 +102,13 @@ const ROWS: &[Row] = &[
         mechanisms: &[
             Needs("pid namespace", Feature::PidNs),
             Landlock("Landlock ptrace domain", 1),
-            Needs(
-                "seccomp: no ptrace, process_vm_*, kcmp, pidfd_getfd",
-                Feature::Seccomp,
-            ),
+            Chosen("seccomp: no ptrace, process_vm_*, kcmp", |c| {
+                chosen(
+                    !c.allows(SyscallSet::Debug),
+                    "the policy allows the set debug",
+                )
+            }),
+            Needs("seccomp: no pidfd_getfd", Feature::Seccomp),
         ],
         degradable: false,
     },
@@ -93,6 +119,7 @@ const ROWS: &[Row] = &[
         mechanisms: &[
             Needs("pid namespace", Feature::PidNs),
             Landlock("Landlock signal scope", 6),
+            SlotUid,
         ],
         degradable: false,
     },
@@ -100,10 +127,13 @@ const ROWS: &[Row] = &[
         property: Property::Network,
         name: "network",
         promise: "no address can be reached but through the proxy and the gateway",
-        mechanisms: &[Needs(
-            "network namespace with loopback only",
-            Feature::NetNs,
-        )],
+        mechanisms: &[
+            Needs("network namespace with loopback only", Feature::NetNs),
+            Needs(
+                "seccomp: no socket but unix, TCP, UDP and interface lists",
+                Feature::Seccomp,
+            ),
+        ],
         degradable: false,
     },
     Row {
@@ -120,7 +150,12 @@ const ROWS: &[Row] = &[
         property: Property::Ipc,
         name: "ipc",
         promise: "no shared memory, semaphore or queue of the host can be reached",
-        mechanisms: &[Needs("IPC namespace", Feature::IpcNs)],
+        mechanisms: &[
+            Needs("IPC namespace", Feature::IpcNs),
+            Chosen("seccomp: no System V or POSIX objects", |c| {
+                chosen(!c.allows(SyscallSet::Ipc), "the policy allows the set ipc")
+            }),
+        ],
         degradable: false,
     },
     Row {
@@ -156,6 +191,7 @@ const ROWS: &[Row] = &[
         promise: "no device but null, zero, full, random, urandom and its own terminals",
         mechanisms: &[
             Needs("minimal /dev, all mounts nodev", Feature::MountNs),
+            Landlock("Landlock: no device can be made", 1),
             Landlock("Landlock device ioctl right", 5),
         ],
         degradable: false,
@@ -175,15 +211,98 @@ const ROWS: &[Row] = &[
         property: Property::SetIdFiles,
         name: "set-id-files",
         promise: "no set-uid or set-gid file is left behind in the workspace",
-        mechanisms: &[Needs("seccomp: set-id bits masked", Feature::Seccomp)],
+        mechanisms: &[
+            Needs(
+                "seccomp: set-id bits masked by the floor's filter",
+                Feature::Seccomp,
+            ),
+            Needs(
+                "seccomp: set-id bits masked by the plan's filter",
+                Feature::Seccomp,
+            ),
+        ],
         degradable: false,
     },
     Row {
         property: Property::KernelSurface,
         name: "kernel-surface",
         promise: "only the system calls of the policy's sets reach the kernel",
-        mechanisms: &[Needs("seccomp allow list", Feature::Seccomp)],
+        mechanisms: &[
+            Needs("seccomp allow list", Feature::Seccomp),
+            Needs("the floor's filter, under it", Feature::Seccomp),
+        ],
         degradable: false,
+    },
+    Row {
+        property: Property::FileExec,
+        name: "file-exec",
+        promise: "no file is executed or mapped as code but those in fs.exec",
+        mechanisms: &[
+            Needs("noexec mounts", Feature::MountNs),
+            Landlock("Landlock execute right", 1),
+        ],
+        degradable: false,
+    },
+    Row {
+        property: Property::MemfdExec,
+        name: "memfd-exec",
+        promise: "no memory file is executed",
+        mechanisms: &[
+            Chosen("seccomp: no memfd_create", |c| {
+                chosen(c.policy.exec.memfd == Memfd::Refused, "exec.memfd is data")
+            }),
+            Chosen("vm.memfd_noexec = 2 in its pid namespace", |c| {
+                if c.sets_memfd_noexec() {
+                    Ok(())
+                } else if c.host.has(Feature::MemfdNoexec) {
+                    Err("only root can set it, and agentd runs as an ordinary user")
+                } else {
+                    Err("this kernel has none (Linux 6.3)")
+                }
+            }),
+            Chosen("seccomp: memory files only with MFD_NOEXEC_SEAL", |c| {
+                chosen(
+                    c.memory_files() == MemoryFiles::Sealed,
+                    "another mechanism holds it, or this kernel does not know the seal (Linux 6.3)",
+                )
+            }),
+        ],
+        degradable: true,
+    },
+    Row {
+        property: Property::WriteXorExecute,
+        name: "w-xor-x",
+        promise: "no memory is written and then executed",
+        mechanisms: &[
+            Needs(
+                "seccomp: mmap, mprotect, pkey_mprotect, shmat",
+                Feature::Seccomp,
+            ),
+            Needs("PR_SET_MDWE", Feature::Mdwe),
+        ],
+        degradable: false,
+    },
+    Row {
+        property: Property::Locks,
+        name: "locks",
+        promise: "no lock is held on a file that others use",
+        mechanisms: &[Needs(
+            "seccomp: no flock, fcntl locks, leases",
+            Feature::Seccomp,
+        )],
+        degradable: false,
+    },
+    Row {
+        property: Property::LoopbackPorts,
+        name: "loopback-ports",
+        promise: "inside, only the TCP ports of net.ports and agentd's own are listened on or connected to",
+        mechanisms: &[
+            Landlock("Landlock TCP rules", super::landlock::TCP_ABI),
+            Chosen("seccomp: no listen", |c| {
+                chosen(!c.listens(), "net.ports names ports to listen on")
+            }),
+        ],
+        degradable: true,
     },
     Row {
         property: Property::OwnUid,
@@ -238,6 +357,9 @@ pub struct PropertyStatus {
     pub by: Vec<&'static str>,
     /// Mechanisms that would hold it too, and why they are not there.
     pub without: Vec<String>,
+    /// Those among them that this kernel has, but not for agentd.
+    #[serde(skip)]
+    pub denied: Vec<String>,
 }
 
 impl Property {
@@ -278,35 +400,42 @@ impl Property {
     }
 
     /// Whether this policy asks for it at all.
-    fn is_wanted(self, limits: &Limits) -> bool {
+    fn is_wanted(self, circumstances: Circumstances<'_>) -> bool {
+        let policy = circumstances.policy;
         match self {
-            Self::MemoryLimit => limits.memory_bytes.is_some(),
-            Self::CpuLimit => limits.cpu_percent.is_some(),
-            Self::ProcessLimit => limits.pids.is_some(),
+            Self::MemoryLimit => policy.limits.memory_bytes.is_some(),
+            Self::CpuLimit => policy.limits.cpu_percent.is_some(),
+            Self::ProcessLimit => policy.limits.pids.is_some(),
+            Self::MemfdExec => policy.exec.memfd != Memfd::Any,
+            Self::WriteXorExecute => !policy.exec.write_exec,
+            Self::Locks => !circumstances.allows(SyscallSet::Locks),
+            Self::LoopbackPorts => policy.net.ports != LoopbackPorts::Any,
             _ => true,
         }
     }
 }
 
 /// Every property this policy asks for, as this host holds it.
-pub(crate) fn statuses(
-    policy: &EffectivePolicy,
-    inputs: &LaunchInputs,
-    host: &HostCaps,
-) -> Vec<PropertyStatus> {
+pub(crate) fn statuses(circumstances: Circumstances<'_>) -> Vec<PropertyStatus> {
     ROWS.iter()
-        .filter(|r| r.property.is_wanted(&policy.limits))
+        .filter(|r| r.property.is_wanted(circumstances))
         .map(|row| {
             let mut status = PropertyStatus {
                 property: row.property,
                 promise: row.promise,
                 by: Vec::new(),
                 without: Vec::new(),
+                denied: Vec::new(),
             };
             for mechanism in row.mechanisms {
-                match available(*mechanism, inputs, host) {
+                match available(*mechanism, circumstances) {
                     Ok(name) => status.by.push(name),
-                    Err(why) => status.without.push(why),
+                    Err(Absent { why, denied }) => {
+                        if denied {
+                            status.denied.push(why.clone());
+                        }
+                        status.without.push(why);
+                    }
                 }
             }
             status
@@ -316,45 +445,47 @@ pub(crate) fn statuses(
 
 fn available(
     mechanism: Mechanism,
-    inputs: &LaunchInputs,
-    host: &HostCaps,
-) -> Result<&'static str, String> {
+    circumstances: Circumstances<'_>,
+) -> Result<&'static str, Absent> {
+    let Circumstances { inputs, host, .. } = circumstances;
+    let probe = |feature| {
+        let probe = host.probe(feature);
+        let why = probe
+            .and_then(|p| p.why())
+            .unwrap_or_else(|| "it was not probed".into());
+        let denied = probe.is_some_and(|p| matches!(p.state, ProbeState::Denied { .. }));
+        (why, denied)
+    };
+    let lacks = |name: &str, feature| {
+        let (why, denied) = probe(feature);
+        Err(Absent {
+            why: format!("{name}: {why}"),
+            denied,
+        })
+    };
+    let absent = |why: String| Err(Absent { why, denied: false });
     match mechanism {
         Always(name) => Ok(name),
         Needs(name, feature) if host.has(feature) => Ok(name),
-        Needs(name, feature) => {
-            let why = host
-                .probe(feature)
-                .and_then(|p| p.why())
-                .unwrap_or_else(|| "it was not probed".into());
-            Err(format!("{name}: {why}"))
-        }
+        Needs(name, feature) => lacks(name, feature),
         Landlock(name, abi) if host.landlock_abi >= abi => Ok(name),
-        Landlock(name, abi) if host.landlock_abi == 0 => {
-            let why = host
-                .probe(Feature::Landlock)
-                .and_then(|p| p.why())
-                .unwrap_or_else(|| format!("needs ABI {abi}"));
-            Err(format!("{name}: {why}"))
-        }
-        Landlock(name, abi) => Err(format!(
+        Landlock(name, _) if host.landlock_abi == 0 => lacks(name, Feature::Landlock),
+        Landlock(name, abi) => absent(format!(
             "{name}: needs Landlock ABI {abi}, this kernel has {}",
             host.landlock_abi
         )),
         SlotUid if inputs.mode == Mode::Root && host.has(Feature::IdmappedMounts) => {
             Ok("a reserved uid per agent and idmapped mounts")
         }
-        SlotUid if inputs.mode == Mode::Root => {
-            let why = host
-                .probe(Feature::IdmappedMounts)
-                .and_then(|p| p.why())
-                .unwrap_or_default();
-            Err(format!("idmapped mounts: {why}"))
-        }
-        SlotUid => Err(
+        SlotUid if inputs.mode == Mode::Root => lacks("idmapped mounts", Feature::IdmappedMounts),
+        SlotUid => absent(
             "a reserved uid per agent: only root can give one, and agentd runs as an ordinary user"
                 .into(),
         ),
+        Chosen(name, held) => match held(circumstances) {
+            Ok(()) => Ok(name),
+            Err(why) => absent(format!("{name}: {why}")),
+        },
     }
 }
 

@@ -34,6 +34,8 @@ pub struct PlanSummary {
     /// 0 without Landlock.
     pub landlock_abi: u8,
     pub landlock: Vec<LandlockLine>,
+    /// The TCP ports that Landlock leaves, such as `8765 connect`; `None` when it does not look at them.
+    pub ports: Option<Vec<String>>,
     pub syscalls: Vec<SyscallSet>,
     /// Instructions of the filter.
     pub seccomp_instructions: usize,
@@ -81,8 +83,15 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                 rights: rights.to_string(),
             })
             .collect(),
+        ports: parts.landlock_ports().map(|rules| {
+            let show = |(port, access): (u16, u64)| match access {
+                super::landlock::USE_TCP => format!("{port} connect"),
+                _ => format!("{port} connect, listen"),
+            };
+            rules.into_iter().map(show).collect()
+        }),
         seccomp_instructions: parts.filter.len(),
-        syscalls: parts.syscalls.clone(),
+        syscalls: parts.surface.sets.clone(),
         limits: limits(parts),
         listeners: parts.listeners.iter().map(|l| l.address.clone()).collect(),
         env: parts.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),

@@ -2,17 +2,12 @@
 //! refused, since a line that silently does nothing is worse than none. A row goes when its mechanism comes.
 
 use super::PlanRefused;
-use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd, NetMode};
+use crate::policy::{EffectivePolicy, NetMode};
 
 struct Row {
     key: &'static str,
     /// Whether the policy asks for what nothing holds.
     uses: fn(&EffectivePolicy) -> bool,
-}
-
-/// The default of a key is not among what it "uses": only what somebody wrote is refused.
-fn says(policy: &EffectivePolicy, key: &str) -> bool {
-    policy.shown.iter().any(|s| s.key == key)
 }
 
 const ROWS: &[Row] = &[
@@ -25,20 +20,8 @@ const ROWS: &[Row] = &[
         uses: |p| !p.fs.scratch.is_empty(),
     },
     Row {
-        key: "exec.memfd",
-        uses: |p| p.exec.memfd != Memfd::Any && says(p, "exec.memfd"),
-    },
-    Row {
-        key: "exec.write_exec",
-        uses: |p| !p.exec.write_exec && says(p, "exec.write_exec"),
-    },
-    Row {
         key: "net.mode",
         uses: |p| p.net.mode == NetMode::Host,
-    },
-    Row {
-        key: "net.ports",
-        uses: |p| p.net.ports != LoopbackPorts::Any,
     },
     Row {
         key: "ipc.sockets",

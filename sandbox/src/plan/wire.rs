@@ -4,9 +4,9 @@ use super::landlock::{self, Rights};
 use super::view::{Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
 use crate::policy::EffectivePolicy;
-use crate::seccomp::{self, SyscallSet};
+use crate::seccomp::{self, Surface};
 use agentd_kernel::sys::SockFilter;
-use agentd_launch::plan::{self as wire, CgroupLimits, MountFlags, PlanBuilder, Stdio};
+use agentd_launch::plan::{self as wire, CgroupLimits, ExecFlags, MountFlags, PlanBuilder, Stdio};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -31,9 +31,12 @@ pub(crate) struct Parts<'a> {
     pub env: BTreeMap<String, String>,
     pub listeners: &'a [ListenerPlan],
     pub required_layers: u64,
-    /// The sets the policy allows, once each, and the program they become.
-    pub syscalls: Vec<SyscallSet>,
+    /// What the agent may ask of the kernel, and the program that becomes of it.
+    pub surface: Surface,
     pub filter: Vec<SockFilter>,
+    pub exec: ExecFlags,
+    /// The agent's own TCP ports, where there is a list and a kernel that holds it.
+    pub ports: Option<Vec<u16>>,
 }
 
 /// A resource limit: name, number, soft, hard.
@@ -52,6 +55,7 @@ impl Parts<'_> {
         plan.lifeline_grace(inputs.lifeline_grace_ms);
         self.mounts(&mut plan)?;
         self.landlock(&mut plan);
+        plan.exec_policy(self.exec);
         plan.seccomp(
             self.filter
                 .iter()
@@ -203,12 +207,33 @@ impl Parts<'_> {
         rules
     }
 
+    /// (port, rights): agentd's services may be used, and the agent's own be offered too. `None`: ports are not ruled.
+    pub(crate) fn landlock_ports(&self) -> Option<Vec<(u16, u64)>> {
+        let own = self.ports.as_ref()?;
+        let services = self
+            .listeners
+            .iter()
+            .filter_map(|l| l.address.rsplit_once(':')?.1.parse().ok())
+            .filter(|port| !own.contains(port))
+            .map(|port| (port, landlock::USE_TCP));
+        Some(
+            services
+                .chain(own.iter().map(|port| (*port, landlock::TCP)))
+                .collect(),
+        )
+    }
+
     fn landlock(&self, plan: &mut PlanBuilder) {
         let abi = self.landlock_abi;
         if abi == 0 {
             return;
         }
-        plan.landlock(landlock::handled(abi), 0, landlock::scopes(abi), abi);
+        let rules = self.landlock_ports();
+        let net = if rules.is_some() { landlock::TCP } else { 0 };
+        plan.landlock(landlock::handled(abi), net, landlock::scopes(abi), abi);
+        for (port, access) in rules.into_iter().flatten() {
+            plan.landlock_port(port, access);
+        }
         for (path, rights, optional) in self.landlock_rules() {
             let flags = if optional {
                 MountFlags::OPTIONAL

@@ -1,9 +1,11 @@
 //! From rules to a filter program: architecture, x32, then a binary search over the system call number.
 
-use super::rule::{Action, ENOSYS, EPERM, Rule, Test};
-use super::sets::{ABSENT, SyscallSet};
+use super::refused;
+use super::rule::{Action, ENOSYS, Rule, Test};
+use super::sets::Surface;
 use super::table::SYSCALLS;
 use agentd_kernel::sys::SockFilter;
+use std::collections::BTreeMap;
 
 /// An instruction as the kernel and the wire plan take it.
 pub fn to_bytes(i: &SockFilter) -> [u8; 8] {
@@ -43,19 +45,13 @@ struct Leaf {
     code: Vec<SockFilter>,
 }
 
-/// The filter program that allows these sets and nothing else.
+/// The filter program that allows this surface and nothing else.
 ///
 /// # Panics
-/// Never for the sets of this crate: a test compiles every combination that a policy can name singly and all
-/// together, which bounds the jumps and the length.
-pub fn compile(sets: &[SyscallSet]) -> Vec<SockFilter> {
-    let rules: Vec<Rule> = SyscallSet::ALL
-        .iter()
-        .filter(|s| sets.contains(s))
-        .flat_map(|s| s.rules())
-        .copied()
-        .collect();
-    let leaves = leaves(&rules);
+/// Never for the entries of this crate: the tests compile each answer of a policy with every set, which bounds the jumps
+/// and the length.
+pub fn compile(surface: &Surface) -> Vec<SockFilter> {
+    let leaves = leaves(&surface.rules());
     let mut program = vec![
         op(LD_ABS, DATA_ARCH, 0, 0),
         op(JEQ, AUDIT_ARCH_X86_64, 1, 0),
@@ -71,13 +67,12 @@ pub fn compile(sets: &[SyscallSet]) -> Vec<SockFilter> {
 /// What a number that no rule names gets.
 fn default_action(nr: u32) -> Action {
     match SYSCALLS.binary_search_by_key(&nr, |(n, _)| *n) {
-        Ok(at) if ABSENT.contains(&SYSCALLS[at].1) => ENOSYS,
-        Ok(_) => EPERM,
+        Ok(at) => refused::answer(SYSCALLS[at].1),
         Err(_) => ENOSYS,
     }
 }
 
-fn leaves(rules: &[Rule]) -> Vec<Leaf> {
+fn leaves(rules: &BTreeMap<&'static str, Rule>) -> Vec<Leaf> {
     let last = SYSCALLS.last().map_or(0, |(nr, _)| *nr);
     let mut leaves: Vec<Leaf> = Vec::new();
     for nr in 0..=last + 1 {
@@ -85,7 +80,7 @@ fn leaves(rules: &[Rule]) -> Vec<Leaf> {
             .binary_search_by_key(&nr, |(n, _)| *n)
             .map(|at| SYSCALLS[at].1)
             .ok();
-        let code = match name.and_then(|n| rules.iter().find(|r| r.name == n)) {
+        let code = match name.and_then(|n| rules.get(n)) {
             Some(rule) => rule_code(rule),
             None => vec![ret(default_action(nr))],
         };
@@ -153,6 +148,7 @@ fn test_code(test: &Test, rest: usize) -> Vec<SockFilter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::sets::{Ioctls, Listening, MemoryFiles, SyscallSet, WriteExec};
     use crate::seccomp::table::number;
     use proptest::prelude::*;
     use proptest::strategy::ValueTree;
@@ -188,7 +184,29 @@ mod tests {
         }
     }
 
-    fn meaning(sets: &[SyscallSet], arch: u32, nr: u32, args: [u64; 6]) -> Action {
+    /// Every set, with the widest answers.
+    fn widest() -> Surface {
+        Surface {
+            sets: SyscallSet::ALL.to_vec(),
+            memory_files: MemoryFiles::Kernel,
+            write_exec: WriteExec::Allowed,
+            ioctls: Ioctls::Devices,
+            listening: Listening::Allowed,
+        }
+    }
+
+    /// Every set, with the narrowest answers.
+    fn narrowest() -> Surface {
+        Surface {
+            sets: SyscallSet::ALL.to_vec(),
+            memory_files: MemoryFiles::Sealed,
+            write_exec: WriteExec::Refused,
+            ioctls: Ioctls::Known,
+            listening: Listening::Refused,
+        }
+    }
+
+    fn meaning(surface: &Surface, arch: u32, nr: u32, args: [u64; 6]) -> Action {
         if arch != AUDIT_ARCH_X86_64 || nr >= X32_BIT {
             return Action::Kill;
         }
@@ -196,14 +214,19 @@ mod tests {
             .iter()
             .find(|(n, _)| *n == nr)
             .map(|(_, name)| *name);
-        let rule = name.and_then(|n| sets.iter().flat_map(|s| s.rules()).find(|r| r.name == n));
+        let rules = surface.rules();
+        let rule = name.and_then(|n| rules.get(n));
         rule.map_or(default_action(nr), |r| r.decide(args))
     }
 
     /// Argument values at and around everything that a rule compares with.
     fn interesting() -> impl Strategy<Value = u64> {
         let mut values: Vec<u64> = vec![0, 1, u64::MAX, 0xffff_ffff, 1 << 32];
-        for rule in SyscallSet::ALL.iter().flat_map(|s| s.rules()) {
+        let rules = widest()
+            .rules()
+            .into_values()
+            .chain(narrowest().rules().into_values());
+        for rule in rules {
             for test in rule.cases.iter().flat_map(|c| c.tests) {
                 values.push(u64::from(test.mask));
                 values.push(u64::from(!test.mask));
@@ -218,8 +241,27 @@ mod tests {
         prop_oneof![4 => prop::sample::select(values), 1 => any::<u64>()]
     }
 
-    fn some_sets() -> impl Strategy<Value = Vec<SyscallSet>> {
-        prop::sample::subsequence(SyscallSet::ALL.to_vec(), 0..=SyscallSet::ALL.len())
+    fn some_surface() -> impl Strategy<Value = Surface> {
+        (
+            prop::sample::subsequence(SyscallSet::ALL.to_vec(), 0..=SyscallSet::ALL.len()),
+            prop::sample::select(vec![
+                MemoryFiles::Refused,
+                MemoryFiles::Sealed,
+                MemoryFiles::Kernel,
+            ]),
+            prop::sample::select(vec![WriteExec::Refused, WriteExec::Allowed]),
+            prop::sample::select(vec![Ioctls::Known, Ioctls::Devices]),
+            prop::sample::select(vec![Listening::Refused, Listening::Allowed]),
+        )
+            .prop_map(
+                |(sets, memory_files, write_exec, ioctls, listening)| Surface {
+                    sets,
+                    memory_files,
+                    write_exec,
+                    ioctls,
+                    listening,
+                },
+            )
     }
 
     proptest! {
@@ -227,81 +269,105 @@ mod tests {
 
         #[test]
         fn the_program_means_what_the_rules_say(
-            sets in some_sets(),
+            surface in some_surface(),
             nr in prop_oneof![12 => 0u32..480, 1 => any::<u32>()],
             args in prop::array::uniform6(interesting()),
         ) {
-            let program = compile(&sets);
+            let program = compile(&surface);
             let (code, _) = run(&program, AUDIT_ARCH_X86_64, nr, args).expect("the program ends in a return");
-            prop_assert_eq!(code, meaning(&sets, AUDIT_ARCH_X86_64, nr, args).code());
+            prop_assert_eq!(code, meaning(&surface, AUDIT_ARCH_X86_64, nr, args).code());
         }
 
         #[test]
         fn calls_with_arguments_mean_what_the_rules_say(
+            surface in some_surface(),
             at in 0usize..64,
             args in prop::array::uniform6(interesting()),
         ) {
-            let checked: Vec<Rule> =
-                SyscallSet::ALL.iter().flat_map(|s| s.rules()).filter(|r| !r.cases.is_empty()).copied().collect();
+            let rules = surface.rules();
+            let checked: Vec<&Rule> = rules.values().filter(|r| !r.cases.is_empty()).collect();
+            prop_assume!(!checked.is_empty());
             let nr = number(checked[at % checked.len()].name).expect("known");
-            let program = compile(SyscallSet::ALL);
-            let (code, _) = run(&program, AUDIT_ARCH_X86_64, nr, args).expect("the program ends in a return");
-            prop_assert_eq!(code, meaning(SyscallSet::ALL, AUDIT_ARCH_X86_64, nr, args).code());
+            let (code, _) = run(&compile(&surface), AUDIT_ARCH_X86_64, nr, args).expect("the program ends in a return");
+            prop_assert_eq!(code, meaning(&surface, AUDIT_ARCH_X86_64, nr, args).code());
         }
     }
 
-    /// The same sets as seccompiler's rules: what is allowed, and no word on what else becomes of a call.
-    fn by_seccompiler(sets: &[SyscallSet]) -> Vec<SockFilter> {
+    /// One of each: all ways to take a member of each list.
+    fn product<T: Clone>(lists: impl IntoIterator<Item = Vec<T>>) -> Vec<Vec<T>> {
+        lists.into_iter().fold(vec![Vec::new()], |taken, list| {
+            taken
+                .iter()
+                .flat_map(|t| {
+                    list.iter().map(move |item| {
+                        let mut t = t.clone();
+                        t.push(item.clone());
+                        t
+                    })
+                })
+                .collect()
+        })
+    }
+
+    /// The same as seccompiler's rules: what is allowed, and no word on what else becomes of a call. Its rules are a choice
+    /// of conjunctions, so an entry that allows what no case refuses is turned inside out: of each case, some test fails.
+    fn by_seccompiler(surface: &Surface) -> Vec<SockFilter> {
         use seccompiler::{
             BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition,
             SeccompFilter, SeccompRule, TargetArch,
         };
-        let condition = |test: &Test, op: fn(u64) -> SeccompCmpOp, value: u32| {
-            SeccompCondition::new(test.arg, Dword, op(u64::from(test.mask)), u64::from(value))
-                .expect("a condition")
+        let condition = |test: &Test, op: SeccompCmpOp, value: u32| {
+            SeccompCondition::new(test.arg, Dword, op, u64::from(value)).expect("a condition")
         };
-        let mut rules = std::collections::BTreeMap::new();
-        for rule in sets.iter().flat_map(|s| s.rules()) {
-            let mut alternatives = Vec::new();
+        let mut by_number = std::collections::BTreeMap::new();
+        for rule in surface.rules().values() {
+            let mut alternatives: Vec<Vec<SeccompCondition>> = Vec::new();
             for case in rule.cases.iter().filter(|c| c.then == Action::Allow) {
-                // One rule for each choice of values.
-                let mut choices: Vec<Vec<SeccompCondition>> = vec![Vec::new()];
-                for test in case.tests {
-                    choices = choices
+                alternatives.extend(product(case.tests.iter().map(|t| {
+                    let equal = SeccompCmpOp::MaskedEq(u64::from(t.mask));
+                    t.values
                         .iter()
-                        .flat_map(|c| {
-                            test.values.iter().map(|v| {
-                                let mut c = c.clone();
-                                c.push(condition(test, SeccompCmpOp::MaskedEq, *v));
-                                c
-                            })
-                        })
-                        .collect();
-                }
-                alternatives.extend(choices);
+                        .map(|v| condition(t, equal.clone(), *v))
+                        .collect()
+                })));
             }
             if rule.otherwise == Action::Allow && !rule.cases.is_empty() {
-                // Refusals of single values, and everything else allowed.
-                let refused = rule
-                    .cases
-                    .iter()
-                    .flat_map(|c| c.tests)
-                    .flat_map(|t| t.values.iter().map(move |v| (t, *v)));
-                alternatives.push(
-                    refused
-                        .map(|(t, v)| condition(t, |_| SeccompCmpOp::Ne, v))
-                        .collect(),
+                assert!(
+                    rule.cases.iter().all(|c| c.then != Action::Allow),
+                    "{}",
+                    rule.name
                 );
+                let failing = rule.cases.iter().map(|c| c.tests.iter().collect());
+                for chosen in product(failing) {
+                    alternatives.push(
+                        chosen
+                            .iter()
+                            .flat_map(|t| {
+                                assert_eq!(
+                                    t.mask,
+                                    u32::MAX,
+                                    "{}: seccompiler has no masked inequality",
+                                    rule.name
+                                );
+                                t.values.iter().map(|v| condition(t, SeccompCmpOp::Ne, *v))
+                            })
+                            .collect(),
+                    );
+                }
             }
-            let rules_of_it: Vec<_> = alternatives
+            if rule.otherwise != Action::Allow && alternatives.is_empty() {
+                continue;
+            }
+            let rules: Vec<_> = alternatives
                 .into_iter()
                 .map(|c| SeccompRule::new(c).expect("a rule"))
                 .collect();
-            rules.insert(i64::from(number(rule.name).expect("known")), rules_of_it);
+            by_number.insert(i64::from(number(rule.name).expect("known")), rules);
         }
         let refuse = SeccompAction::Errno(1);
-        let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, TargetArch::x86_64)
-            .expect("a filter");
+        let filter =
+            SeccompFilter::new(by_number, refuse, SeccompAction::Allow, TargetArch::x86_64)
+                .expect("a filter");
         let program: BpfProgram = filter.try_into().expect("a program");
         program
             .into_iter()
@@ -316,31 +382,36 @@ mod tests {
 
     #[test]
     fn seccompiler_allows_the_same_calls() {
-        let ours = compile(SyscallSet::ALL);
-        let theirs = by_seccompiler(SyscallSet::ALL);
-        let allows = |program: &[SockFilter], nr, args| {
-            run(program, AUDIT_ARCH_X86_64, nr, args)
-                .expect("ends in a return")
-                .0
-                == Action::Allow.code()
-        };
-        let mut runner = proptest::test_runner::TestRunner::deterministic();
-        let arguments = prop::array::uniform6(interesting());
-        for nr in 0..480 {
-            for _ in 0..40 {
-                let args = arguments.new_tree(&mut runner).expect("a value").current();
-                assert_eq!(
-                    allows(&ours, nr, args),
-                    allows(&theirs, nr, args),
-                    "{nr} {args:x?}"
-                );
+        for surface in [widest(), narrowest()] {
+            let ours = compile(&surface);
+            let theirs = by_seccompiler(&surface);
+            let allows = |program: &[SockFilter], nr, args| {
+                run(program, AUDIT_ARCH_X86_64, nr, args)
+                    .expect("ends in a return")
+                    .0
+                    == Action::Allow.code()
+            };
+            let mut runner = proptest::test_runner::TestRunner::deterministic();
+            let arguments = prop::array::uniform6(interesting());
+            for nr in 0..480 {
+                for _ in 0..40 {
+                    let args = arguments.new_tree(&mut runner).expect("a value").current();
+                    assert_eq!(
+                        allows(&ours, nr, args),
+                        allows(&theirs, nr, args),
+                        "{nr} {args:x?}"
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn every_number_gets_its_default_without_sets() {
-        let program = compile(&[]);
+        let program = compile(&Surface {
+            sets: Vec::new(),
+            ..narrowest()
+        });
         for nr in 0..1000 {
             let (code, _) = run(&program, AUDIT_ARCH_X86_64, nr, [0; 6]).unwrap();
             assert_eq!(code, default_action(nr).code(), "{nr}");
@@ -349,7 +420,7 @@ mod tests {
 
     #[test]
     fn another_architecture_and_x32_are_killed() {
-        let program = compile(SyscallSet::ALL);
+        let program = compile(&widest());
         // AUDIT_ARCH_I386, as int 0x80 shows itself, and AUDIT_ARCH_AARCH64
         for arch in [0x4000_0003, 0xc000_00b7, 0] {
             assert_eq!(
@@ -367,13 +438,15 @@ mod tests {
 
     #[test]
     fn the_program_is_short_and_the_search_shallow() {
-        let program = compile(SyscallSet::ALL);
-        assert!(program.len() < 1024, "{} instructions", program.len());
-        let plain = SYSCALLS
-            .iter()
-            .map(|(nr, _)| run(&program, AUDIT_ARCH_X86_64, *nr, [0; 6]).unwrap().1);
-        assert!(plain.max() <= Some(60), "the longest path is too long");
-        let read = run(&program, AUDIT_ARCH_X86_64, 0, [0; 6]).unwrap().1;
-        assert!(read <= 16, "read takes {read} instructions");
+        for surface in [widest(), narrowest()] {
+            let program = compile(&surface);
+            assert!(program.len() < 1024, "{} instructions", program.len());
+            for rule in surface.rules().values().filter(|r| r.cases.is_empty()) {
+                let nr = number(rule.name).expect("known");
+                let (code, steps) = run(&program, AUDIT_ARCH_X86_64, nr, [0; 6]).unwrap();
+                assert_eq!(code, rule.otherwise.code(), "{}", rule.name);
+                assert!(steps <= 20, "{} takes {steps} instructions", rule.name);
+            }
+        }
     }
 }

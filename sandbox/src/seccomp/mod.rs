@@ -8,12 +8,13 @@
 //! Pure: [`compile`] makes bytes; loading them is the launcher's business. The program is a binary search, because
 //! the kernel runs a filter once per system call number when it is loaded, and once per call that depends on
 //! arguments: a linear list of this length would cost a tenth of a launch.
-//! Start reading at `sets.rs`, the policy; `compile.rs` is the mechanism.
+//! Start reading at `sets.rs` and the entries in `sets/`; `refused.rs` is the rest of the kernel, `compile.rs` the mechanism.
 
 mod compile;
+mod refused;
 mod rule;
 mod sets;
 mod table;
 
 pub use compile::{compile, to_bytes};
-pub use sets::SyscallSet;
+pub use sets::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};

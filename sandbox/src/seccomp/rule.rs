@@ -10,9 +10,15 @@ pub(crate) enum Action {
 }
 
 pub(crate) const EPERM: Action = Action::Errno(1);
+pub(crate) const ENOMEM: Action = Action::Errno(12);
+pub(crate) const EACCES: Action = Action::Errno(13);
 pub(crate) const EINVAL: Action = Action::Errno(22);
+pub(crate) const ENOTTY: Action = Action::Errno(25);
+pub(crate) const ENOLCK: Action = Action::Errno(37);
 pub(crate) const ENOSYS: Action = Action::Errno(38);
+pub(crate) const ENOPROTOOPT: Action = Action::Errno(92);
 pub(crate) const EPROTONOSUPPORT: Action = Action::Errno(93);
+pub(crate) const EOPNOTSUPP: Action = Action::Errno(95);
 pub(crate) const EAFNOSUPPORT: Action = Action::Errno(97);
 
 impl Action {
@@ -47,19 +53,68 @@ pub(crate) struct Case {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rule {
     pub name: &'static str,
+    /// What an agent needs it for, or why its arguments are looked at.
+    pub why: &'static str,
     pub cases: &'static [Case],
     pub otherwise: Action,
 }
 
-impl Rule {
-    pub(crate) const fn allow(name: &'static str) -> Self {
-        Self {
-            name,
-            cases: &[],
-            otherwise: Action::Allow,
-        }
+/// Allowed, whatever its arguments.
+pub(crate) const fn allow(name: &'static str, why: &'static str) -> Rule {
+    Rule {
+        name,
+        why,
+        cases: &[],
+        otherwise: Action::Allow,
     }
+}
 
+/// Decided by its arguments.
+pub(crate) const fn checked(
+    name: &'static str,
+    why: &'static str,
+    cases: &'static [Case],
+    otherwise: Action,
+) -> Rule {
+    Rule {
+        name,
+        why,
+        cases,
+        otherwise,
+    }
+}
+
+/// The whole argument is one of these.
+pub(crate) const fn is(arg: u8, values: &'static [u32]) -> Test {
+    Test {
+        arg,
+        mask: u32::MAX,
+        values,
+    }
+}
+
+/// Of these bits exactly one of these patterns is set.
+pub(crate) const fn bits(arg: u8, mask: u32, values: &'static [u32]) -> Test {
+    Test { arg, mask, values }
+}
+
+/// None of these bits is set.
+pub(crate) const fn clear(arg: u8, mask: u32) -> Test {
+    bits(arg, mask, &[0])
+}
+
+pub(crate) const fn allow_if(tests: &'static [Test]) -> Case {
+    Case {
+        tests,
+        then: Action::Allow,
+    }
+}
+
+pub(crate) const fn refuse_if(tests: &'static [Test], then: Action) -> Case {
+    Case { tests, then }
+}
+
+impl Rule {
     /// What the rule means, said plainly.
     #[cfg(test)]
     pub(crate) fn decide(&self, args: [u64; 6]) -> Action {

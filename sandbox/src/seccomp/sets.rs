@@ -1,18 +1,21 @@
-//! The named sets, with the reason for each group and for each argument check.
+//! The named sets, and what a policy's other answers change in them.
 //!
-//! What is in no set: mounting and namespaces, modules, kexec, bpf, io_uring, perf, userfaultfd, keyrings, ptrace
-//! and reading other processes' memory, file handles, setting clocks, swap, quotas, accounting, raw ports, NUMA
-//! page moving, fanotify, and calls that Linux keeps only for old programs. They get EPERM.
+//! Every system call of Linux 6.18 is in a set or in [`refused`](super::refused), with the reason beside it; a test counts.
+//! An entry of a later set, or of a list that an answer of the policy chooses, replaces the same call's entry of an earlier
+//! one: `locks` completes what `io` has of fcntl().
 
-use super::rule::{Action, Case, EAFNOSUPPORT, EINVAL, EPERM, EPROTONOSUPPORT, Rule, Test};
+use super::rule::Rule;
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 
-/// Known system calls that are answered with ENOSYS so that libraries fall back to one whose arguments a filter can
-/// see: clone3 and openat2 take their flags behind a pointer; fchmodat2 is masked by masking fchmodat.
-pub(super) const ABSENT: &[&str] = &["clone3", "openat2", "fchmodat2"];
+mod files;
+mod inward;
+mod memory;
+mod network;
+mod process;
 
 macro_rules! sets {
-    ($( $(#[$doc:meta])* $variant:ident = $name:literal { $($plain:ident)* } checked [ $($rule:expr),* $(,)? ]; )*) => {
+    ($( $(#[$doc:meta])* $variant:ident = $name:literal, $rules:path; )*) => {
         /// A named set of system calls, as `[syscalls] allow` of a policy lists them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum SyscallSet { $( $(#[$doc])* $variant, )* }
@@ -25,20 +28,49 @@ macro_rules! sets {
             }
 
             pub(crate) fn rules(self) -> &'static [Rule] {
-                match self {
-                    $( Self::$variant => {
-                        const RULES: &[Rule] = &[ $( Rule::allow(stringify!($plain)), )* $( $rule, )* ];
-                        RULES
-                    } )*
-                }
+                match self { $( Self::$variant => $rules, )* }
             }
         }
     };
 }
 
+sets! {
+    /// Starting, naming, waiting for and ending processes and threads. Namespaces can't be made.
+    Process = "process", process::PROCESS;
+    /// Mapping and protecting one's own memory; what of it may be executed is `[exec]`'s business.
+    Memory = "memory", memory::MEMORY;
+    /// Files by path: what the mount view and Landlock show. Set-id bits can't be set.
+    Files = "files", files::FILES;
+    /// Reading, writing and waiting on open descriptors.
+    Io = "io", files::IO;
+    /// Sending signals to one's own processes and handling them.
+    Signals = "signals", process::SIGNALS;
+    /// Reading clocks, sleeping and timers. No clock can be set.
+    Time = "time", process::TIME;
+    /// Priorities and affinity; raising a priority needs a capability.
+    Scheduling = "scheduling", process::SCHEDULING;
+    /// Asking for, and giving up, ids and capabilities; there are none to gain.
+    Identity = "identity", process::IDENTITY;
+    /// Sockets within the sandbox's own loopback.
+    Network = "network", network::NETWORK;
+    /// System V and POSIX queues, semaphores and shared memory, in the sandbox's own IPC namespace.
+    Ipc = "ipc", memory::IPC;
+    /// Locks and leases on files, also on those that are only read.
+    Locks = "locks", files::LOCKS;
+    /// Tracing and reading one's own processes.
+    Debug = "debug", inward::DEBUG;
+    /// Tightening further: programs that bring a sandbox of their own (Landlock, more filters).
+    Confinement = "confinement", inward::CONFINEMENT;
+}
+
 impl SyscallSet {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|s| s.name() == name)
+    }
+
+    /// Its system calls, each with what an agent needs it for.
+    pub fn calls(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.rules().iter().map(|rule| (rule.name, rule.why))
     }
 }
 
@@ -48,266 +80,107 @@ impl Serialize for SyscallSet {
     }
 }
 
-/// The whole argument is one of these.
-const fn is(arg: u8, values: &'static [u32]) -> Test {
-    Test {
-        arg,
-        mask: u32::MAX,
-        values,
+/// What becomes of memory files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MemoryFiles {
+    /// There are none.
+    Refused,
+    /// Only those that say themselves that they are never executed.
+    Sealed,
+    /// As the kernel has it: `vm.memfd_noexec` holds, or nothing has to.
+    Kernel,
+}
+
+/// Whether memory may be written and then executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WriteExec {
+    Refused,
+    Allowed,
+}
+
+/// Which ioctl() requests there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ioctls {
+    /// Those of terminals, files and interfaces.
+    Known,
+    /// Those of granted devices too: all but a few.
+    Devices,
+}
+
+/// Whether the agent may be a service of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Listening {
+    Refused,
+    Allowed,
+}
+
+/// The whole of what a filter lets an agent ask of the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surface {
+    pub sets: Vec<SyscallSet>,
+    pub memory_files: MemoryFiles,
+    pub write_exec: WriteExec,
+    pub ioctls: Ioctls,
+    pub listening: Listening,
+}
+
+impl Surface {
+    /// The entry that counts for each system call that has one.
+    pub(crate) fn rules(&self) -> BTreeMap<&'static str, Rule> {
+        let mut rules: BTreeMap<&'static str, Rule> = SyscallSet::ALL
+            .iter()
+            .filter(|s| self.sets.contains(s))
+            .flat_map(|s| s.rules())
+            .map(|r| (r.name, *r))
+            .collect();
+        // A restriction of what no set allows would be a permission.
+        let mut restrict = |list: &[Rule]| {
+            for rule in list {
+                if let Some(entry) = rules.get_mut(rule.name) {
+                    *entry = *rule;
+                }
+            }
+        };
+        match self.memory_files {
+            MemoryFiles::Refused => restrict(memory::NO_MEMFD),
+            MemoryFiles::Sealed => restrict(memory::SEALED_MEMFD),
+            MemoryFiles::Kernel => {}
+        }
+        match self.write_exec {
+            WriteExec::Refused => {
+                restrict(memory::NO_WRITE_EXEC);
+                restrict(memory::NO_EXEC_SHM);
+            }
+            WriteExec::Allowed => {}
+        }
+        match self.listening {
+            Listening::Refused => restrict(network::NO_LISTENING),
+            Listening::Allowed => {}
+        }
+        match self.ioctls {
+            Ioctls::Known => {}
+            Ioctls::Devices => restrict(files::DEVICE_IOCTLS),
+        }
+        rules
     }
-}
-
-/// None of these bits is set.
-const fn clear(arg: u8, mask: u32) -> Test {
-    Test {
-        arg,
-        mask,
-        values: &[0],
-    }
-}
-
-const fn allow_if(tests: &'static [Test]) -> Case {
-    Case {
-        tests,
-        then: Action::Allow,
-    }
-}
-
-const fn checked(name: &'static str, cases: &'static [Case], otherwise: Action) -> Rule {
-    Rule {
-        name,
-        cases,
-        otherwise,
-    }
-}
-
-/// S_ISUID | S_ISGID. In an idmapped workspace they would make files that are set-id for the *caller*.
-const SET_ID: u32 = 0o6000;
-/// O_CREAT and the bit of O_TMPFILE that O_DIRECTORY lacks: without them the mode argument means nothing.
-const CREATES: u32 = 0o100 | 0o20_000_000;
-
-const fn mode_in(name: &'static str, cases: &'static [Case]) -> Rule {
-    checked(name, cases, EPERM)
-}
-
-/// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: a user namespace brings back every capability
-/// and with it the kernel code that most exploits start from.
-const CLONE_NEW: u32 = 0x7e02_0000;
-/// Shares its bit with the exit signal in clone(), so only unshare() can ask for it.
-const CLONE_NEWTIME: u32 = 0x80;
-
-/// Terminal ioctls that put input into somebody's terminal (TIOCSTI, TIOCLINUX paste), take the console (TIOCCONS),
-/// hang up (TIOCVHANGUP), or load a line discipline, rarely used kernel code with a long list of holes (TIOCSETD).
-const TTY_IOCTLS: &[u32] = &[0x5412, 0x541c, 0x541d, 0x5437, 0x5423];
-
-const UNIX: u32 = 1;
-const INET: u32 = 2;
-const INET6: u32 = 10;
-const NETLINK: u32 = 16;
-/// SOCK_TYPE_MASK: the rest is SOCK_NONBLOCK and SOCK_CLOEXEC.
-const TYPE: u32 = 0xf;
-const STREAM: u32 = 1;
-const DGRAM: u32 = 2;
-const RAW: u32 = 3;
-const SEQPACKET: u32 = 5;
-
-const fn kind(values: &'static [u32]) -> Test {
-    Test {
-        arg: 1,
-        mask: TYPE,
-        values,
-    }
-}
-
-/// Unix sockets of every type; over IP only TCP (0 or 6) and UDP (0 or 17): no MPTCP, which Landlock's port rules
-/// miss, no SCTP, DCCP, UDP-Lite, no ICMP, nothing raw. Netlink only with NETLINK_ROUTE (0), through which
-/// getifaddrs() lists the interfaces of the sandbox's own network namespace; changing anything needs a capability.
-const SOCKET: Rule = checked(
-    "socket",
-    &[
-        allow_if(&[is(0, &[UNIX]), kind(&[STREAM, DGRAM, SEQPACKET])]),
-        allow_if(&[is(0, &[INET, INET6]), kind(&[STREAM]), is(2, &[0, 6])]),
-        allow_if(&[is(0, &[INET, INET6]), kind(&[DGRAM]), is(2, &[0, 17])]),
-        allow_if(&[is(0, &[NETLINK]), kind(&[DGRAM, RAW]), is(2, &[0])]),
-        Case {
-            tests: &[is(0, &[UNIX, INET, INET6, NETLINK])],
-            then: EPROTONOSUPPORT,
-        },
-    ],
-    EAFNOSUPPORT,
-);
-
-/// The same without any network: unix sockets only.
-const SOCKETPAIR: Rule = checked(
-    "socketpair",
-    &[allow_if(&[
-        is(0, &[UNIX]),
-        kind(&[STREAM, DGRAM, SEQPACKET]),
-    ])],
-    EAFNOSUPPORT,
-);
-
-/// Options that concern the process itself and give nothing: parent-death signal, dumpable, name, timer slack,
-/// seccomp state and further filters, capability queries and drops, child subreaper, no_new_privs, transparent huge
-/// pages, speculation control, memory-deny-write-execute, naming of mappings, who may ptrace me, the auxiliary vector.
-const PRCTL_OPTIONS: &[u32] = &[
-    1,
-    2,
-    3,
-    4,
-    7,
-    8,
-    15,
-    16,
-    21,
-    22,
-    23,
-    24,
-    27,
-    28,
-    29,
-    30,
-    36,
-    37,
-    38,
-    39,
-    40,
-    41,
-    42,
-    47,
-    52,
-    53,
-    65,
-    66,
-    0x5356_4d41,
-    0x5961_6d61,
-    0x4155_5856,
-];
-
-/// FS and GS base, CPUID faulting state (read), extended-state permission (AMX), shadow stack of oneself.
-const ARCH_PRCTL_OPTIONS: &[u32] = &[
-    0x1001, 0x1002, 0x1003, 0x1004, 0x1011, 0x1021, 0x1022, 0x1023, 0x1024, 0x1025, 0x5001, 0x5002,
-    0x5003, 0x5005,
-];
-
-sets! {
-    /// Starting, naming, waiting for and ending processes and threads. Namespaces can't be made.
-    Process = "process" {
-        // programs
-        execve execveat exit exit_group fork vfork wait4 waitid
-        // who am I among processes
-        getpid getppid gettid getpgid getpgrp getsid setpgid setsid set_tid_address
-        // threads
-        futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list rseq membarrier restart_syscall
-        // a handle on a child that no other process can take over; reading its descriptors (pidfd_getfd) is not here
-        pidfd_open pidfd_send_signal
-        // limits and usage; other processes than one's own are not visible
-        getrlimit setrlimit prlimit64 getrusage times sysinfo uname getcpu getrandom
-    } checked [
-        checked("clone", &[allow_if(&[clear(0, CLONE_NEW)])], EPERM),
-        checked("unshare", &[allow_if(&[clear(0, CLONE_NEW | CLONE_NEWTIME)])], EPERM),
-        checked("prctl", &[allow_if(&[is(0, PRCTL_OPTIONS)])], EPERM),
-        checked("arch_prctl", &[allow_if(&[is(0, ARCH_PRCTL_OPTIONS)])], EINVAL),
-        // PER_LINUX, PER_LINUX32 and the query; not ADDR_NO_RANDOMIZE or READ_IMPLIES_EXEC
-        checked("personality", &[allow_if(&[is(0, &[0, 8, u32::MAX])])], EPERM),
-    ];
-
-    /// Mapping and protecting one's own memory, as just-in-time compilers need it.
-    Memory = "memory" {
-        brk mmap mprotect munmap mremap madvise msync mincore mlock mlock2 munlock mlockall munlockall
-        pkey_alloc pkey_free pkey_mprotect mseal memfd_create
-    } checked [];
-
-    /// Files by path: what the mount view and Landlock show. Set-id bits can't be set.
-    Files = "files" {
-        // look
-        stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64
-        getcwd chdir fchdir statfs fstatfs cachestat
-        // change
-        mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
-        truncate ftruncate fallocate utime utimes utimensat futimesat umask
-        // to one's own ids only: there is no capability
-        chown fchown lchown fchownat
-        // user.* and what the file system lets an owner set
-        getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr setxattr lsetxattr fsetxattr
-        removexattr lremovexattr fremovexattr
-        // watch
-        inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
-        sync syncfs fsync fdatasync sync_file_range
-    } checked [
-        mode_in("open", &[allow_if(&[clear(1, CREATES)]), allow_if(&[clear(2, SET_ID)])]),
-        mode_in("openat", &[allow_if(&[clear(2, CREATES)]), allow_if(&[clear(3, SET_ID)])]),
-        mode_in("creat", &[allow_if(&[clear(1, SET_ID)])]),
-        mode_in("chmod", &[allow_if(&[clear(1, SET_ID)])]),
-        mode_in("fchmod", &[allow_if(&[clear(1, SET_ID)])]),
-        mode_in("fchmodat", &[allow_if(&[clear(2, SET_ID)])]),
-        // pipes and sockets; device nodes need a capability
-        mode_in("mknod", &[allow_if(&[clear(1, SET_ID)])]),
-        mode_in("mknodat", &[allow_if(&[clear(2, SET_ID)])]),
-    ];
-
-    /// Reading, writing and waiting on open descriptors.
-    Io = "io" {
-        read write pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 lseek close close_range
-        dup dup2 dup3 fcntl flock pipe pipe2 sendfile splice tee copy_file_range readahead fadvise64
-        poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait
-        epoll_pwait epoll_pwait2 eventfd eventfd2
-    } checked [
-        checked("ioctl", &[Case { tests: &[is(1, TTY_IOCTLS)], then: EPERM }], Action::Allow),
-    ];
-
-    /// Sending signals to one's own processes and handling them.
-    Signals = "signals" {
-        kill tkill tgkill rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigqueueinfo
-        rt_tgsigqueueinfo rt_sigsuspend sigaltstack signalfd signalfd4 pause
-    } checked [];
-
-    /// Reading clocks, sleeping and timers. No clock can be set.
-    Time = "time" {
-        time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep alarm getitimer setitimer
-        timer_create timer_settime timer_gettime timer_getoverrun timer_delete
-        timerfd_create timerfd_settime timerfd_gettime
-    } checked [];
-
-    /// Priorities and affinity; raising a priority needs a capability.
-    Scheduling = "scheduling" {
-        sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_setparam sched_getscheduler
-        sched_setscheduler sched_get_priority_max sched_get_priority_min sched_rr_get_interval sched_getattr
-        sched_setattr getpriority setpriority ioprio_get ioprio_set
-    } checked [];
-
-    /// Asking for, and giving up, ids and capabilities; there are none to gain.
-    Identity = "identity" {
-        getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid setresuid
-        setresgid setgroups setfsuid setfsgid capget capset
-    } checked [];
-
-    /// Sockets. Where they lead is decided by the network namespace: to the sandbox's own loopback.
-    Network = "network" {
-        connect accept accept4 bind listen getsockname getpeername getsockopt setsockopt shutdown
-        sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
-    } checked [SOCKET, SOCKETPAIR];
-
-    /// System V and POSIX queues, semaphores and shared memory, in the sandbox's own IPC namespace.
-    Ipc = "ipc" {
-        shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
-        mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
-    } checked [];
-
-    /// Tightening further: programs that bring a sandbox of their own (Landlock, more filters).
-    Confinement = "confinement" {
-        seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
-    } checked [];
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seccomp::table::number;
+    use crate::seccomp::refused::REFUSED;
+    use crate::seccomp::rule::{
+        Action, EACCES, EAFNOSUPPORT, EINVAL, ENOLCK, ENOMEM, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM,
+        EPROTONOSUPPORT,
+    };
+    use crate::seccomp::table::{SYSCALLS, number};
+
+    /// What a later set completes.
+    const REPLACED: &[&str] = &["fcntl", "personality", "prctl"];
 
     #[test]
-    fn every_entry_is_a_system_call_and_stands_in_one_set() {
-        let mut seen = std::collections::BTreeMap::new();
+    fn every_entry_is_a_system_call_with_a_reason_and_stands_in_one_set() {
+        let mut seen = BTreeMap::new();
         for set in SyscallSet::ALL {
             for rule in set.rules() {
                 assert!(
@@ -315,16 +188,43 @@ mod tests {
                     "{} is not a system call",
                     rule.name
                 );
+                assert!(!rule.why.is_empty(), "{} has no reason", rule.name);
                 if let Some(other) = seen.insert(rule.name, *set) {
-                    panic!("{} is in {} and {}", rule.name, other.name(), set.name());
+                    assert!(
+                        REPLACED.contains(&rule.name),
+                        "{} is in {} and {}",
+                        rule.name,
+                        other.name(),
+                        set.name()
+                    );
                 }
             }
         }
-        assert!(
-            ABSENT
+    }
+
+    #[test]
+    fn every_system_call_is_in_a_set_or_refused_with_a_reason() {
+        let allowed = |name: &str| {
+            SyscallSet::ALL
                 .iter()
-                .all(|n| number(n).is_some() && !seen.contains_key(n))
-        );
+                .any(|s| s.rules().iter().any(|r| r.name == name))
+        };
+        let refusals = |name: &str| {
+            REFUSED
+                .iter()
+                .filter(|(_, _, names)| names.contains(&name))
+                .count()
+        };
+        for (nr, name) in SYSCALLS {
+            assert!(refusals(name) <= 1, "{name} is refused twice");
+            assert!(
+                allowed(name) || refusals(name) == 1,
+                "{name} ({nr}) is nowhere"
+            );
+        }
+        for name in REFUSED.iter().flat_map(|(_, _, names)| *names) {
+            assert!(number(name).is_some(), "{name} is not a system call");
+        }
     }
 
     #[test]
@@ -350,10 +250,6 @@ mod tests {
             "keyctl",
             "add_key",
             "request_key",
-            "ptrace",
-            "process_vm_readv",
-            "process_vm_writev",
-            "kcmp",
             "pidfd_getfd",
             "kexec_load",
             "kexec_file_load",
@@ -387,13 +283,235 @@ mod tests {
         }
     }
 
+    /// All sets but `locks`, `debug` and `confinement`, and nothing executable but files.
+    fn tight() -> Surface {
+        use SyscallSet::{Confinement, Debug, Locks};
+        let sets = SyscallSet::ALL.iter().copied();
+        Surface {
+            sets: sets
+                .filter(|s| ![Locks, Debug, Confinement].contains(s))
+                .collect(),
+            memory_files: MemoryFiles::Sealed,
+            write_exec: WriteExec::Refused,
+            ioctls: Ioctls::Known,
+            listening: Listening::Allowed,
+        }
+    }
+
+    fn decide_under(surface: &Surface, name: &str, args: [u64; 6]) -> Option<Action> {
+        surface.rules().get(name).map(|rule| rule.decide(args))
+    }
+
     fn decide(name: &str, args: [u64; 6]) -> Action {
-        let rule = SyscallSet::ALL
-            .iter()
-            .flat_map(|s| s.rules())
-            .find(|r| r.name == name)
-            .unwrap();
-        rule.decide(args)
+        decide_under(&tight(), name, args).unwrap()
+    }
+
+    #[test]
+    fn memory_becomes_executable_only_as_a_private_mapping_of_a_file() {
+        let mmap = |prot, flags| decide("mmap", [0, 4096, prot, flags, 3, 0]);
+        const PRIVATE: u64 = 2;
+        const ANONYMOUS: u64 = 0x20;
+        for (prot, flags) in [
+            (3, PRIVATE | ANONYMOUS),
+            (1, 1),
+            (5, PRIVATE),
+            (5, PRIVATE | 0x810),
+            (4, PRIVATE),
+        ] {
+            assert_eq!(mmap(prot, flags), Action::Allow, "{prot} {flags:#x}");
+        }
+        // written and executed; anonymous; shared, which another mapping or write() changes; PROT_GROWSDOWN does not hide it
+        for (prot, flags) in [
+            (7, PRIVATE),
+            (6, PRIVATE),
+            (5, PRIVATE | ANONYMOUS),
+            (5, 1),
+            (5, 3),
+            (5, 8 | ANONYMOUS),
+            (0x0100_0007, PRIVATE),
+        ] {
+            assert_eq!(mmap(prot, flags), EACCES, "{prot} {flags:#x}");
+        }
+        assert_eq!(mmap(3, PRIVATE | ANONYMOUS | 0x4_0000), ENOMEM);
+        assert_eq!(mmap(0xdead_beef_0000_0007, PRIVATE), EACCES);
+        for name in ["mprotect", "pkey_mprotect"] {
+            assert_eq!(decide(name, [0, 4096, 3, 0, 0, 0]), Action::Allow);
+            for prot in [4, 5, 7, 0x0100_0005, 0x1_0000_0004] {
+                assert_eq!(
+                    decide(name, [0, 4096, prot, 0, 0, 0]),
+                    EACCES,
+                    "{name} {prot:#x}"
+                );
+            }
+        }
+        assert_eq!(decide("shmat", [1, 0, 0o100_000, 0, 0, 0]), EACCES);
+        assert_eq!(decide("personality", [0x0040_0000, 0, 0, 0, 0, 0]), EPERM);
+        assert!(decide_under(&tight(), "remap_file_pages", [0; 6]).is_none());
+        let jit = Surface {
+            write_exec: WriteExec::Allowed,
+            ..tight()
+        };
+        assert_eq!(
+            decide_under(&jit, "mmap", [0, 4096, 7, PRIVATE | ANONYMOUS, 0, 0]),
+            Some(Action::Allow)
+        );
+        assert_eq!(
+            decide_under(&jit, "mprotect", [0, 4096, 5, 0, 0, 0]),
+            Some(Action::Allow)
+        );
+    }
+
+    #[test]
+    fn memory_files_are_as_the_policy_says() {
+        let create = |memory_files, flags| {
+            decide_under(
+                &Surface {
+                    memory_files,
+                    ..tight()
+                },
+                "memfd_create",
+                [0, flags, 0, 0, 0, 0],
+            )
+        };
+        for flags in [0, 1, 2, 3, 0x10, 8] {
+            assert_eq!(create(MemoryFiles::Refused, flags), Some(ENOSYS));
+            assert_eq!(create(MemoryFiles::Kernel, flags), Some(Action::Allow));
+            let sealed = if flags & 8 != 0 {
+                Action::Allow
+            } else {
+                ENOSYS
+            };
+            assert_eq!(create(MemoryFiles::Sealed, flags), Some(sealed));
+        }
+        let without = Surface {
+            sets: Vec::new(),
+            ..tight()
+        };
+        assert_eq!(
+            decide_under(&without, "memfd_create", [0, 8, 0, 0, 0, 0]),
+            None
+        );
+    }
+
+    #[test]
+    fn locks_come_with_their_set_alone() {
+        let with = Surface {
+            sets: SyscallSet::ALL.to_vec(),
+            ..tight()
+        };
+        for command in [5, 6, 7, 36, 37, 38, 1024] {
+            let args = [3, command, 0, 0, 0, 0];
+            assert_eq!(decide("fcntl", args), ENOLCK, "{command}");
+            assert_eq!(
+                decide_under(&with, "fcntl", args),
+                Some(Action::Allow),
+                "{command}"
+            );
+        }
+        for command in [0, 1, 2, 3, 4, 1030, 1031, 1033] {
+            assert_eq!(
+                decide("fcntl", [3, command, 0, 0, 0, 0]),
+                Action::Allow,
+                "{command}"
+            );
+        }
+        for command in [1026, 12, 1_000_000] {
+            assert_eq!(
+                decide("fcntl", [3, command, 0, 0, 0, 0]),
+                EINVAL,
+                "{command}"
+            );
+        }
+        assert!(decide_under(&tight(), "flock", [0; 6]).is_none());
+        assert_eq!(crate::seccomp::refused::answer("flock"), ENOLCK);
+    }
+
+    #[test]
+    fn of_ioctl_only_known_requests_are_left() {
+        let ioctl = |request| decide("ioctl", [0, request, 0, 0, 0, 0]);
+        // TCGETS, TIOCGWINSZ, FIONREAD, FICLONE, and with anything in the high half
+        for request in [0x5401, 0x5413, 0x541b, 0x4004_9409, 0xdead_0000_0000_5413] {
+            assert_eq!(ioctl(request), Action::Allow, "{request:#x}");
+        }
+        for request in [0x5412, 0x541c, 0x541d, 0x5423, 0x5437, 0x1_0000_5412] {
+            assert_eq!(ioctl(request), EPERM, "{request:#x}");
+        }
+        // FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, SIOCADDRT, TUNSETIFF, BTRFS_IOC_SUBVOL_CREATE
+        for request in [
+            0x4008_6602,
+            0x401c_5820,
+            0x4080_6685,
+            0x890b,
+            0x4004_54ca,
+            0x5000_940e,
+        ] {
+            assert_eq!(ioctl(request), ENOTTY, "{request:#x}");
+        }
+        let devices = Surface {
+            ioctls: Ioctls::Devices,
+            ..tight()
+        };
+        let of_device = |request| decide_under(&devices, "ioctl", [0, request, 0, 0, 0, 0]);
+        assert_eq!(of_device(0xc020_6446), Some(Action::Allow));
+        assert_eq!(of_device(0x5412), Some(EPERM));
+        assert_eq!(of_device(0x4008_6602), Some(EPERM));
+    }
+
+    #[test]
+    fn tcp_is_connected_by_connect_alone() {
+        const FASTOPEN: u64 = 0x2000_0000;
+        assert_eq!(decide("sendto", [3, 0, 0, FASTOPEN, 0, 0]), EOPNOTSUPP);
+        assert_eq!(decide("sendmsg", [3, 0, FASTOPEN, 0, 0, 0]), EOPNOTSUPP);
+        assert_eq!(
+            decide("sendmmsg", [3, 0, 1, FASTOPEN | 0x4000, 0, 0]),
+            EOPNOTSUPP
+        );
+        assert_eq!(decide("sendto", [3, 0, 0, 0x4040, 0, 0]), Action::Allow);
+        let option = |level, name| decide("setsockopt", [3, level, name, 0, 0, 0]);
+        for name in [23, 30, 31, 33, 34] {
+            assert_ne!(option(6, name), Action::Allow, "TCP option {name}");
+        }
+        for (level, name) in [(1, 26), (1, 50), (1, 51), (0, 64), (41, 64)] {
+            assert_ne!(option(level, name), Action::Allow, "{level} {name}");
+        }
+        // SO_REUSEADDR, SO_KEEPALIVE, TCP_NODELAY, TCP_USER_TIMEOUT, IPV6_V6ONLY
+        for (level, name) in [(1, 2), (1, 9), (6, 1), (6, 18), (41, 26)] {
+            assert_eq!(option(level, name), Action::Allow, "{level} {name}");
+        }
+    }
+
+    #[test]
+    fn no_whiteouts_and_no_devices_are_made() {
+        let mknod = |mode| decide("mknod", [0, mode, 0, 0, 0, 0]);
+        for mode in [0o644, 0o100_644, 0o010_600, 0o140_600] {
+            assert_eq!(mknod(mode), Action::Allow, "{mode:o}");
+        }
+        for mode in [0o020_600, 0o060_600, 0o104_755, 0o040_755] {
+            assert_eq!(mknod(mode), EPERM, "{mode:o}");
+        }
+        assert_eq!(decide("renameat2", [0, 0, 0, 0, 4, 0]), EINVAL);
+        assert_eq!(decide("renameat2", [0, 0, 0, 0, 2, 0]), Action::Allow);
+    }
+
+    #[test]
+    fn further_filters_and_tracing_are_sets_of_their_own() {
+        assert_eq!(decide("prctl", [22, 2, 0, 0, 0, 0]), EPERM);
+        let with = Surface {
+            sets: SyscallSet::ALL.to_vec(),
+            ..tight()
+        };
+        assert_eq!(
+            decide_under(&with, "prctl", [22, 2, 0, 0, 0, 0]),
+            Some(Action::Allow)
+        );
+        assert_eq!(
+            decide_under(&with, "personality", [0x0004_0000, 0, 0, 0, 0, 0]),
+            Some(Action::Allow)
+        );
+        for name in ["ptrace", "process_vm_readv", "kcmp", "seccomp"] {
+            assert_eq!(decide_under(&tight(), name, [0; 6]), None);
+            assert_eq!(decide_under(&with, name, [0; 6]), Some(Action::Allow));
+        }
     }
 
     #[test]

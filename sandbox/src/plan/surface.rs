@@ -1,0 +1,88 @@
+//! What `[exec]`, `[syscalls]`, `[net] ports` and `[devices]` come to on this host: the filter's surface and the flags for the
+//! launcher. Pure; the property table asks the same questions here, so it can't promise what the filter does not hold.
+
+use super::{LaunchInputs, Mode};
+use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd};
+use crate::seccomp::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};
+use agentd_kernel::probe::{Feature, HostCaps};
+use agentd_launch::plan::ExecFlags;
+
+/// Everything that decides.
+#[derive(Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    pub policy: &'a EffectivePolicy,
+    pub inputs: &'a LaunchInputs,
+    pub host: &'a HostCaps,
+}
+
+impl Circumstances<'_> {
+    pub(crate) fn surface(self) -> Surface {
+        Surface {
+            sets: SyscallSet::ALL
+                .iter()
+                .copied()
+                .filter(|s| self.allows(*s))
+                .collect(),
+            memory_files: self.memory_files(),
+            write_exec: if self.policy.exec.write_exec {
+                WriteExec::Allowed
+            } else {
+                WriteExec::Refused
+            },
+            ioctls: if self.policy.devices.is_empty() {
+                Ioctls::Known
+            } else {
+                Ioctls::Devices
+            },
+            listening: if self.listens() {
+                Listening::Allowed
+            } else {
+                Listening::Refused
+            },
+        }
+    }
+
+    pub(crate) fn exec_flags(self) -> ExecFlags {
+        let when = |condition, flag| if condition { flag } else { ExecFlags::NONE };
+        when(self.sets_memfd_noexec(), ExecFlags::MEMFD_NOEXEC)
+            | when(!self.policy.exec.write_exec, ExecFlags::MDWE)
+            | when(self.allows(SyscallSet::Debug), ExecFlags::DEBUG)
+    }
+
+    pub(crate) fn allows(self, set: SyscallSet) -> bool {
+        self.policy.syscalls.iter().any(|v| v.value == set)
+    }
+
+    /// Whether `vm.memfd_noexec` will be set in the sandbox's pid namespace; only the host's uid 0 can.
+    pub(crate) fn sets_memfd_noexec(self) -> bool {
+        self.policy.exec.memfd != Memfd::Any
+            && self.inputs.mode == Mode::Root
+            && self.host.has(Feature::MemfdNoexec)
+    }
+
+    pub(crate) fn memory_files(self) -> MemoryFiles {
+        match self.policy.exec.memfd {
+            Memfd::Refused => MemoryFiles::Refused,
+            Memfd::Any => MemoryFiles::Kernel,
+            Memfd::Data if self.sets_memfd_noexec() => MemoryFiles::Kernel,
+            Memfd::Data if self.host.has(Feature::MemfdNoexec) => MemoryFiles::Sealed,
+            // Before Linux 6.3 nothing but having none would do; the policy has said by name that it goes without.
+            Memfd::Data => MemoryFiles::Kernel,
+        }
+    }
+
+    /// Whether the agent may be a service of its own.
+    pub(crate) fn listens(self) -> bool {
+        self.policy.net.ports != LoopbackPorts::Only(Vec::new())
+    }
+
+    /// The TCP ports of the agent's own, where there is a list and a kernel that holds it.
+    pub(crate) fn ports(&self) -> Option<&[u16]> {
+        match &self.policy.net.ports {
+            LoopbackPorts::Only(ports) if self.host.landlock_abi >= super::landlock::TCP_ABI => {
+                Some(ports)
+            }
+            LoopbackPorts::Only(_) | LoopbackPorts::Any => None,
+        }
+    }
+}

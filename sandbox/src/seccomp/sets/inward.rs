@@ -1,0 +1,31 @@
+//! What turns inwards: debugging one's own processes, and confining them further.
+
+use super::super::rule::{EPERM, Rule, allow, allow_if, checked, is};
+use super::process::{PERSONALITIES, PRCTL_OPTIONS};
+
+/// PR_SET_SECCOMP
+const PR_SET_SECCOMP: &[u32] = &[22];
+/// ADDR_NO_RANDOMIZE: gdb runs its program at the same addresses each time.
+const ADDR_NO_RANDOMIZE: &[u32] = &[0x0004_0000];
+
+/// The floor lets these through only for a plan that says so; the pid namespace, the Landlock domain and an init that
+/// can't be traced keep them inside.
+#[rustfmt::skip]
+pub(super) const DEBUG: &[Rule] = &[
+    allow("ptrace", "gdb, strace"),
+    allow("process_vm_readv", "read the memory of a process that may be traced"),
+    allow("process_vm_writev", "write it"),
+    allow("kcmp", "whether two processes share a descriptor"),
+    checked("personality", "as in process, and the same addresses each time",
+        &[allow_if(&[is(0, PERSONALITIES)]), allow_if(&[is(0, ADDR_NO_RANDOMIZE)])], EPERM),
+];
+
+#[rustfmt::skip]
+pub(super) const CONFINEMENT: &[Rule] = &[
+    allow("seccomp", "further filters"),
+    checked("prctl", "as in process, and further filters",
+        &[allow_if(&[is(0, PRCTL_OPTIONS)]), allow_if(&[is(0, PR_SET_SECCOMP)])], EPERM),
+    allow("landlock_create_ruleset", "further rules for files and ports"),
+    allow("landlock_add_rule", "further rules for files and ports"),
+    allow("landlock_restrict_self", "further rules for files and ports"),
+];

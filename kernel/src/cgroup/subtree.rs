@@ -244,18 +244,16 @@ fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Enables what can be enabled of `wanted` for the children of `path`; returns what is enabled.
+///
+/// Never while processes are in `path` itself: memory would be refused, but cpu and pids would not, and make of `path` the
+/// root of a threaded subtree, whose children take no processes (Documentation/admin-guide/cgroup-v2.rst, "Threads").
 fn enable(path: &Path, wanted: &[Controller], movable: &[i32]) -> Vec<Controller> {
     let file = path.join("cgroup.subtree_control");
-    let try_each = || {
+    if is_root(path) || step_aside(path, movable) {
         for controller in wanted {
-            if write_file(&file, &format!("+{}", controller.name())).is_err() {
-                return false;
-            }
+            // What is refused is not among those read below.
+            write_file(&file, &format!("+{}", controller.name())).ok();
         }
-        true
-    };
-    if !try_each() && step_aside(path, movable) {
-        try_each();
     }
     let enabled = read_file(&file).unwrap_or_default();
     let is_enabled = |controller: &&Controller| {
@@ -266,7 +264,12 @@ fn enable(path: &Path, wanted: &[Controller], movable: &[i32]) -> Vec<Controller
     wanted.iter().filter(is_enabled).copied().collect()
 }
 
-/// Moves those of `movable` that are directly in `path` into its daemon leaf.
+/// Whether a directory is the root of the hierarchy: it alone has no type, and may have processes besides controllers.
+fn is_root(path: &Path) -> bool {
+    !path.join("cgroup.type").exists()
+}
+
+/// Moves those of `movable` that are directly in `path` into its daemon leaf; whether none is left there.
 fn step_aside(path: &Path, movable: &[i32]) -> bool {
     let Some(members) = read_file(&path.join("cgroup.procs")) else {
         return false;
@@ -275,7 +278,10 @@ fn step_aside(path: &Path, movable: &[i32]) -> bool {
         .lines()
         .filter_map(|line| line.parse().ok())
         .collect();
-    if members.is_empty() || !members.iter().all(|pid| movable.contains(pid)) {
+    if members.is_empty() {
+        return true;
+    }
+    if !members.iter().all(|pid| movable.contains(pid)) {
         return false;
     }
     let leaf = path.join(DAEMON_LEAF);
@@ -417,6 +423,21 @@ mod tests {
             "kill and freeze work without controllers"
         );
         subtree.remove().expect("remove");
+    }
+
+    #[test]
+    fn nothing_is_enabled_over_the_heads_of_strangers() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        for (file, text) in [
+            ("cgroup.type", "domain\n"),
+            ("cgroup.procs", "11\n"),
+            ("cgroup.subtree_control", "untouched"),
+        ] {
+            fs::write(folder.path().join(file), text).expect("write");
+        }
+        assert_eq!(enable(folder.path(), &[Controller::Cpu], &[10]), []);
+        let control = fs::read_to_string(folder.path().join("cgroup.subtree_control"));
+        assert_eq!(control.expect("read"), "untouched");
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct Setup<'a> {
     pub model_script: Option<&'a Path>,
     /// How long an agent outlives one lifeline, in milliseconds; the daemon's default without it.
     pub lifeline_grace_ms: Option<u32>,
+    /// More lines of the configuration's `[daemon]`.
+    pub daemon: &'a str,
 }
 
 /// A running agentd on temporary directories.
@@ -115,6 +117,7 @@ impl Lab {
         if let Some(grace) = setup.lifeline_grace_ms {
             config += &format!("lifeline_grace_ms = {grace}\n");
         }
+        config += setup.daemon;
         config.push('\n');
         let model = match setup.model_script {
             None => None,

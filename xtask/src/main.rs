@@ -16,6 +16,7 @@ mod somebody;
 mod stop;
 mod systemd;
 mod test;
+mod vm;
 mod workloads;
 mod workspace;
 
@@ -51,6 +52,11 @@ enum Verb {
     /// A stage of `systemd`, run by itself
     #[command(hide = true)]
     SystemdStage(systemd::boot::Args),
+    /// Boot other kernels in QEMU and test the sandbox on each of them
+    Vm(vm::Args),
+    /// The part of `vm` that runs in the guest
+    #[command(hide = true)]
+    VmGuest(vm::guest::Args),
     /// Check which crate uses which against the table of arrows
     CheckDeps,
     /// Renew the generated files (man pages)
@@ -94,6 +100,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Install(args) => systemd::install::install(&args).map(|()| ExitCode::SUCCESS),
         Verb::Uninstall(args) => systemd::install::uninstall(&args).map(|()| ExitCode::SUCCESS),
         Verb::SystemdStage(args) => systemd::boot::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Vm(args) => vm::vm(&args),
+        Verb::VmGuest(args) => vm::guest::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::CheckDeps => checks::deps::check().map(|()| ExitCode::SUCCESS),
         Verb::Gen { check } => {
             let mode = if check {

@@ -84,6 +84,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Crash => crate::bench::crash::tier(),
         Tier::Workloads => crate::workloads::tier(),
         Tier::Systemd => crate::systemd::tier(),
+        Tier::Vm => crate::vm::tier(),
         Tier::Demo => demos::stand_in(scratch),
         Tier::Claude => demos::real(scratch, "--claude", &npm::CLAUDE),
         Tier::Codex => demos::real(scratch, "--codex", &npm::CODEX),

@@ -23,6 +23,8 @@ pub enum Tier {
     Workloads,
     /// `cargo xtask systemd`: agentd as a service of a real systemd, in namespaces.
     Systemd,
+    /// `cargo xtask vm --kernel 6.1,6.12`: the sandbox on the kernels of two Debian releases, in QEMU.
+    Vm,
     /// `cargo xtask demo`, as root and as an ordinary user.
     Demo,
     /// `cargo xtask demo --claude`: the real Claude Code.
@@ -34,7 +36,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
@@ -44,6 +46,7 @@ impl Tier {
         Self::Crash,
         Self::Workloads,
         Self::Systemd,
+        Self::Vm,
         Self::Demo,
         Self::Claude,
         Self::Codex,
@@ -61,6 +64,7 @@ impl Tier {
             Self::Crash => "crash",
             Self::Workloads => "workloads",
             Self::Systemd => "systemd",
+            Self::Vm => "vm",
             Self::Demo => "demo",
             Self::Claude => "claude",
             Self::Codex => "codex",

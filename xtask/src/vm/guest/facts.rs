@@ -1,0 +1,107 @@
+//! What this kernel offers: the host's probes, and which mechanisms hold each property of the `coding` policy here.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Bed, Teller};
+use crate::child::capture;
+
+/// What the oldest kernel can't hold, or a user without root.
+const MAY_BE_OPEN: [&str; 3] = ["own-uid", "memfd-exec", "disk-limit"];
+
+/// As `uname -r` says it.
+pub fn release() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .context("read /proc/sys/kernel/osrelease")?;
+    Ok(text.trim().to_owned())
+}
+
+/// Reports `doctor` and the plan, and checks that they agree with the running kernel.
+pub fn tell(teller: &Teller, bed: &Bed) -> Result<()> {
+    let doctor = bed.lab.ask(&["doctor"])?;
+    teller.fact("landlock_abi", doctor["landlock_abi"].clone())?;
+    teller.fact("probes", probes(&doctor))?;
+    let workspace = bed.workspace()?;
+    let plan: Value = {
+        let mut command = bed.lab.agentctl();
+        command
+            .args([
+                "--json",
+                "policy",
+                "show",
+                "coding",
+                "--plan",
+                "--workspace",
+            ])
+            .arg(workspace.path());
+        serde_json::from_str(&capture(&mut command)?).context("read the plan")?
+    };
+    teller.fact("properties", properties(&plan))?;
+    teller.run("plan.properties", || {
+        let held = properties(&plan);
+        let open: Vec<&String> = held
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, by)| by.as_array().is_none_or(Vec::is_empty))
+            .map(|(name, _)| name)
+            .collect();
+        let empty = held.as_object().is_none_or(serde_json::Map::is_empty);
+        anyhow::ensure!(!empty, "the plan lists no properties: {plan}");
+        anyhow::ensure!(
+            open.iter().all(|name| MAY_BE_OPEN.contains(&name.as_str())),
+            "nothing holds {open:?} here"
+        );
+        Ok(())
+    })?;
+    teller.run("doctor.fit", || match doctor["ok"].as_bool() {
+        Some(true) => Ok(()),
+        _ => bail!("agentctl doctor says that nothing can be launched: {doctor}"),
+    })?;
+    teller.run("record.layers", || layers(bed))
+}
+
+/// Feature and state of each probe.
+fn probes(doctor: &Value) -> Value {
+    let list = doctor["probes"].as_array();
+    Value::Object(
+        list.into_iter()
+            .flatten()
+            .filter_map(|probe| {
+                Some((
+                    probe["feature"].as_str()?.to_owned(),
+                    probe["state"].clone(),
+                ))
+            })
+            .collect(),
+    )
+}
+
+/// The mechanisms that hold each property.
+fn properties(plan: &Value) -> Value {
+    let list = plan["summary"]["properties"].as_array();
+    Value::Object(
+        list.into_iter()
+            .flatten()
+            .filter_map(|row| Some((row["property"].as_str()?.to_owned(), row["by"].clone())))
+            .collect(),
+    )
+}
+
+/// A launch under `coding` succeeds, and its record lists Landlock and seccomp as really active.
+fn layers(bed: &Bed) -> Result<()> {
+    let done = bed.run(&["--name", "layers"], &["true"])?;
+    if done.code != Some(0) {
+        bail!("agentctl run -- true: {:?}: {}", done.code, done.err);
+    }
+    let shown = bed.lab.ask(&["inspect", "layers"])?;
+    let active = shown["layers"]
+        .as_array()
+        .with_context(|| format!("the record lists no layers: {shown}"))?;
+    for layer in ["landlock", "seccomp"] {
+        if !active.iter().any(|name| name == &json!(layer)) {
+            bail!("layer {layer} is not among {active:?}");
+        }
+    }
+    Ok(())
+}

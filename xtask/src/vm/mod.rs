@@ -1,0 +1,201 @@
+//! `cargo xtask vm`: the sandbox on kernels that this machine does not run, in QEMU without KVM.
+//!
+//! [`kernel`] has the pinned series, [`image`] makes a small guest of this machine's own release, [`qemu`] boots it, and
+//! [`guest`] is what runs inside: the launcher's tests, cgroup v2 limits, refusals, attacks. Set-up says what it fetches,
+//! installs nothing, and keeps all of it below `target/vm` ([`cache`]). One machine runs at a time. What can't be had here
+//! is a counted skip that names it. Leaves nothing running and no mount, also on Ctrl-C.
+
+mod apt;
+mod cache;
+pub mod guest;
+mod image;
+mod initrd;
+mod kernel;
+mod programs;
+mod qemu;
+mod report;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use self::cache::Cache;
+use self::guest::Variant;
+use self::image::Guest;
+use self::kernel::{Kernel, SERIES, Series};
+use self::qemu::{Boot, Qemu, Ran};
+use self::report::{Boots, Report};
+use crate::test::{Outcome, Skip};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these kernels [default: all]
+    #[arg(long, value_name = "SERIES", value_delimiter = ',', value_parser = ["6.1", "6.12", "7"])]
+    kernel: Vec<String>,
+    /// Take the programs from this directory instead of building them
+    #[arg(long, value_name = "DIR")]
+    programs: Option<std::path::PathBuf>,
+    /// Keep the consoles and logs of the run, and say where
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON object on stdout: docs/vm.md has its shape
+    #[arg(long)]
+    json: bool,
+}
+
+#[expect(clippy::print_stdout, reason = "the report is this verb's data")]
+pub fn vm(args: &Args) -> Result<ExitCode> {
+    let series = if args.kernel.is_empty() {
+        SERIES.to_vec()
+    } else {
+        args.kernel
+            .iter()
+            .map(|name| Series::of_name(name))
+            .collect::<Result<_>>()?
+    };
+    let keep = if args.keep { Keep::Logs } else { Keep::Nothing };
+    let report = run(&series, args.programs.as_deref(), keep)?;
+    let outcome = report.outcome();
+    if args.json {
+        println!("{}", report.json()?);
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(if outcome.failed == 0 && outcome.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The tier: the kernels of two Debian releases.
+pub fn tier() -> Result<Outcome> {
+    let series = [Series::of_name("6.1")?, Series::of_name("6.12")?];
+    let report = run(&series, None, Keep::Nothing)?;
+    eprint!("{}", report.text());
+    Ok(report.outcome())
+}
+
+/// What stays of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    Logs,
+}
+
+fn run(series: &[Series], programs: Option<&std::path::Path>, keep: Keep) -> Result<Report> {
+    let mut report = Report::default();
+    if let Some(why) = unfit() {
+        report.skip(Skip::new("vm", why));
+        return Ok(report);
+    }
+    let cache = Cache::open()?;
+    let bed = Qemu::get(&cache).and_then(|qemu| Ok((Guest::get(&cache)?, qemu)));
+    let (guest, qemu) = match bed {
+        Ok(bed) => bed,
+        Err(why) => {
+            crate::stop::check()?;
+            report.skip(Skip::new("vm", format!("no machine can be had: {why:#}")));
+            return Ok(report);
+        }
+    };
+    report.emulator = qemu.version()?;
+    let scratch = tempfile::Builder::new()
+        .prefix("run-")
+        .tempdir_in(cache.path())
+        .context("make a directory for the run")?;
+    let files = match programs {
+        Some(directory) => programs::in_directory(directory)?,
+        None => programs::build()?,
+    };
+    let image = image::of_programs(scratch.path(), &files)?;
+    for (index, series) in series.iter().enumerate() {
+        let kernel = match Kernel::get(&cache, *series) {
+            Ok(kernel) => kernel,
+            Err(why) => {
+                crate::stop::check()?;
+                report.skip(Skip::new(
+                    "vm-kernel",
+                    format!("no kernel {} can be had: {why:#}", series.name),
+                ));
+                continue;
+            }
+        };
+        let initrd = scratch.path().join("initrd");
+        std::fs::write(&initrd, initrd::build(&kernel, &guest.busybox)?)
+            .context("write the initrd")?;
+        // Refusals for want of Landlock or a controller depend on no version: one kernel shows them.
+        let variants: &[Variant] = match index {
+            0 => &[Variant::Whole, Variant::Bare],
+            _ => &[Variant::Whole],
+        };
+        for variant in variants {
+            let directory = scratch
+                .path()
+                .join(format!("{}-{}", series.name, variant.name()));
+            std::fs::create_dir(&directory).context("make a directory for a boot")?;
+            let boot = Boot {
+                kernel: &kernel.image(),
+                initrd: &initrd,
+                root: &guest.image,
+                programs: &image,
+                parameters: &parameters(*variant),
+                directory: &directory,
+            };
+            let boots = boot_twice(&qemu, &boot, *series, *variant)?;
+            report.add(*series, *variant, boots);
+        }
+    }
+    if keep == Keep::Logs {
+        eprintln!("vm: kept {}", scratch.keep().display());
+    }
+    Ok(report)
+}
+
+/// Boots, and boots once more if the first one died without its end marker.
+fn boot_twice(qemu: &Qemu, boot: &Boot<'_>, series: Series, variant: Variant) -> Result<Boots> {
+    let once = || -> Result<Ran> {
+        eprintln!("vm: booting {} ({})", series.name, variant.name());
+        let ran = qemu.run(boot, |line| eprintln!("vm: {}: {line}", series.name))?;
+        eprintln!("vm: {} took {:.1} s", series.name, ran.took.as_secs_f32());
+        Ok(ran)
+    };
+    let first = once()?;
+    if first.end.is_some() {
+        return Ok(Boots::new(first, 1));
+    }
+    eprintln!(
+        "vm: {} died without an end marker ({}): once more",
+        series.name,
+        first.console.display()
+    );
+    Ok(Boots::new(once()?, 2))
+}
+
+fn parameters(variant: Variant) -> String {
+    format!(
+        "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off {} -- --variant {}",
+        variant.parameters(),
+        variant.name()
+    )
+}
+
+/// Why this machine can't build a guest.
+fn unfit() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("the guest's file system has files of root's: run it with sudo".to_owned());
+    }
+    if !cfg!(target_arch = "x86_64") {
+        return Some("the guests are x86_64".to_owned());
+    }
+    kernel::missing_tool()
+        .map(|tool| format!("{tool} is missing (packages xz-utils, e2fsprogs, libc-bin)"))
+}
+
+/// The search path with root's directories in it.
+fn with_sbin() -> String {
+    format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    )
+}

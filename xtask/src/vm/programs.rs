@@ -1,0 +1,81 @@
+//! What of the project runs in a guest: its programs, the launcher's tests, and this program itself.
+//!
+//! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this machine's own C library.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::child::capture;
+use crate::lab::{Profile, Programs};
+use crate::workspace::cargo;
+
+const NAMES: [&str; 3] = ["agentd", "agentd-broker", "agentctl"];
+
+/// Builds everything: name in the guest, file here.
+pub fn build() -> Result<Vec<(String, PathBuf)>> {
+    let programs = Programs::build(Profile::Debug)?;
+    let mut files: Vec<(String, PathBuf)> = NAMES
+        .iter()
+        .map(|name| ((*name).to_owned(), programs.path(name)))
+        .collect();
+    files.push(("launch-tests".to_owned(), launch_tests()?));
+    files.push(own()?);
+    Ok(files)
+}
+
+/// Programs, and the launcher's tests as `launch-tests`, that somebody put into a directory.
+pub fn in_directory(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let programs = Programs::in_directory(directory)?;
+    let mut files: Vec<(String, PathBuf)> = NAMES
+        .iter()
+        .chain(&["launch-tests"])
+        .map(|name| ((*name).to_owned(), programs.path(name)))
+        .collect();
+    files.push(own()?);
+    Ok(files)
+}
+
+fn own() -> Result<(String, PathBuf)> {
+    let own = std::env::current_exe().context("find this program")?;
+    Ok(("xtask".to_owned(), own))
+}
+
+/// Builds the launcher's test program and asks cargo where it is.
+fn launch_tests() -> Result<PathBuf> {
+    let said = capture(cargo().args([
+        "test",
+        "--no-run",
+        "--message-format=json",
+        "-p",
+        "agentd-launch",
+        "--test",
+        "launch",
+    ]))?;
+    test_program(&said).context("cargo named no test program of agentd-launch")
+}
+
+/// The program of the last test target in cargo's messages.
+fn test_program(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["profile"]["test"] == true)
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_program_is_the_one_that_cargo_names() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"profile\":{\"test\":false},\"executable\":\"/a\"}\n\
+                        {\"reason\":\"compiler-artifact\",\"profile\":{\"test\":true},\"executable\":\"/b\"}\n\
+                        {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(test_program(messages), Some(PathBuf::from("/b")));
+        assert_eq!(test_program("{}\n"), None);
+    }
+}

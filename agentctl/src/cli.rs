@@ -3,6 +3,7 @@
 pub mod approvals;
 pub mod bench;
 pub mod bus;
+pub mod policy;
 pub mod tasks;
 pub mod units;
 pub mod upkeep;
@@ -105,7 +106,7 @@ pub enum LowVerb {
     /// Check and show configuration and units from their files; needs no daemon
     Config(units::ConfigArgs),
     /// Work with policies; needs no daemon
-    Policy(PolicyArgs),
+    Policy(policy::PolicyArgs),
     /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon
     Doctor,
     /// Print the versions of agentctl and of the daemon
@@ -278,48 +279,6 @@ pub struct RecordsArgs {
     /// Print at most so many launches
     #[arg(short, long, value_name = "COUNT")]
     pub limit: Option<usize>,
-}
-
-#[derive(Debug, Args)]
-pub struct PolicyArgs {
-    #[command(subcommand)]
-    pub verb: LowPolicyVerb,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum LowPolicyVerb {
-    /// List the policies that can be named
-    List,
-    /// Show a policy after inheritance, or the sandbox that would be built from it here
-    Show(PolicyShowArgs),
-    /// Check policies; every finding with file, line and remedy
-    Lint(PolicyLintArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct PolicyShowArgs {
-    /// Policy: a name, or a TOML file
-    #[arg(value_name = "NAME|FILE", default_value = "coding", value_hint = ValueHint::FilePath)]
-    pub policy: String,
-
-    /// Show the mounts, rules, limits and environment that a launch here would get
-    #[arg(long)]
-    pub plan: bool,
-
-    /// Directory the agent would work in [default: the current directory]
-    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "plan")]
-    pub workspace: Option<PathBuf>,
-
-    /// Change one value of the policy
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub settings: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct PolicyLintArgs {
-    /// Policies: names, or TOML files
-    #[arg(value_name = "NAME|FILE", required = true, value_hint = ValueHint::FilePath)]
-    pub policies: Vec<String>,
 }
 
 #[derive(Debug, Args)]

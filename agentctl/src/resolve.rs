@@ -10,7 +10,7 @@ use agentd_api::{Driver, StdioMode};
 use agentd_sandbox::PolicyRef;
 
 use crate::cli::units::{ConfigFileArgs, FromArg, LowConfigVerb, LowUnitsVerb};
-use crate::cli::{LowArgs, LowPolicyVerb, LowVerb, RunArgs};
+use crate::cli::{LowArgs, LowVerb, RunArgs};
 use crate::failure::Failure;
 use crate::terminal::keys::DetachKeys;
 use crate::verbs::config::{ConfigFiles, ConfigTask};
@@ -118,15 +118,7 @@ pub enum Task {
     Units(UnitsTask),
     Config(ConfigTask),
     Upkeep(crate::verbs::upkeep::Task),
-    PolicyList,
-    PolicyShow {
-        policy: PolicyRef,
-        settings: Vec<(String, String)>,
-        plan_in: Option<Workspace>,
-    },
-    PolicyLint {
-        policies: Vec<PolicyRef>,
-    },
+    Policy(crate::verbs::policy::Task),
     Doctor,
     Version,
     Shutdown,
@@ -274,25 +266,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         LowVerb::Approvals(a) => Task::Approvals(crate::verbs::approvals::resolve(a.verb)?),
         LowVerb::Agents(a) => Task::Units(resolve_units(a.verb)?),
         LowVerb::Config(a) => Task::Config(resolve_config(a.verb)?),
-        LowVerb::Policy(a) => match a.verb {
-            LowPolicyVerb::List => Task::PolicyList,
-            LowPolicyVerb::Show(a) => Task::PolicyShow {
-                policy: policy_ref(&a.policy)?,
-                settings: settings(&a.settings)?,
-                plan_in: if a.plan {
-                    Some(workspace(a.workspace.as_deref(), context)?)
-                } else {
-                    None
-                },
-            },
-            LowPolicyVerb::Lint(a) => Task::PolicyLint {
-                policies: a
-                    .policies
-                    .iter()
-                    .map(|p| policy_ref(p))
-                    .collect::<Result<_, _>>()?,
-            },
-        },
+        LowVerb::Policy(a) => Task::Policy(crate::verbs::policy::resolve(a.verb, context)?),
         LowVerb::Doctor => Task::Doctor,
         LowVerb::Version => Task::Version,
         LowVerb::Shutdown => Task::Shutdown,
@@ -478,7 +452,7 @@ pub fn workspace(typed: Option<&Path>, context: &Context) -> Result<Workspace, F
 }
 
 /// Names hold letters, digits, `-` and `_`; everything else is a file, read here, as the caller.
-fn policy_ref(typed: &str) -> Result<PolicyRef, Failure> {
+pub(crate) fn policy_ref(typed: &str) -> Result<PolicyRef, Failure> {
     let is_file = typed.contains('/') || typed.ends_with(".toml");
     if !is_file {
         return Ok(PolicyRef::Name(typed.to_owned()));
@@ -493,7 +467,7 @@ fn policy_ref(typed: &str) -> Result<PolicyRef, Failure> {
     }
 }
 
-fn settings(typed: &[String]) -> Result<Vec<(String, String)>, Failure> {
+pub(crate) fn settings(typed: &[String]) -> Result<Vec<(String, String)>, Failure> {
     let split = |s: &String| match s.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(Failure::usage(

@@ -23,13 +23,7 @@ use crate::resolve::{Context, Invocation, Task};
 pub fn perform(invocation: Invocation) -> Result<u8, Failure> {
     let Invocation { context, task } = invocation;
     match task {
-        Task::PolicyList => policy::list(&context),
-        Task::PolicyShow {
-            policy,
-            settings,
-            plan_in,
-        } => policy::show(&context, &policy, &settings, plan_in.as_ref()),
-        Task::PolicyLint { policies } => policy::lint(&context, &policies),
+        Task::Policy(task) => policy::perform(&context, &task),
         Task::Completions(shell) => completions::print(shell),
         Task::Bench(bench::Task::Agent(orders)) => bench::agent::perform(&orders),
         task => runtime()?.block_on(perform_async(&context, task)),
@@ -68,10 +62,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,
         Task::Shutdown => daemon::shutdown(context).await,
-        Task::PolicyList
-        | Task::PolicyShow { .. }
-        | Task::PolicyLint { .. }
-        | Task::Completions(_) => unreachable!("done without a runtime"),
+        Task::Policy(_) | Task::Completions(_) => unreachable!("done without a runtime"),
     }
 }
 

@@ -237,6 +237,90 @@ fn doctor_needs_no_daemon_and_names_every_probe() {
 }
 
 #[test]
+fn policies_are_asked_and_compared_without_a_daemon() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let run = |args: &[&str]| {
+        agentctl()
+            .args(["policy"])
+            .args(args)
+            .current_dir(&dir)
+            .output()
+            .expect("agentctl runs")
+    };
+    let asked = run(&[
+        "test",
+        "coding",
+        "--json",
+        "--read",
+        "src",
+        "--read",
+        "/root/x",
+        "--write",
+        "/usr/bin/git",
+        "--connect",
+        "github.com:443",
+        "--tool",
+        "Bash(git push)",
+    ]);
+    assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+    let answers = json(&asked)["answers"].clone();
+    let verdicts: Vec<&str> = answers
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|a| a["verdict"].as_str().expect("a word"))
+        .collect();
+    assert_eq!(verdicts, ["allow", "deny", "deny", "allow", "allow"]);
+    assert!(answers[0]["by"]["line"].as_u64() > Some(0), "{answers}");
+
+    let file = dir.path().join("expect.toml");
+    let expectations =
+        "allow = [\"connect github.com:443\"]\ndeny = [\n  \"write ${workspace}/a\",\n]\n";
+    std::fs::write(&file, expectations).expect("write");
+    let missed = run(&["test", "coding", "--file", "expect.toml"]);
+    assert_eq!(missed.status.code(), Some(1), "{missed:?}");
+    let report = text(&missed.stdout);
+    assert!(
+        report.contains("expect.toml:3: deny was expected: allow  write ${workspace}/a"),
+        "{report}"
+    );
+    assert!(report.contains("1 of 2 expectations met"), "{report}");
+    let met = run(&[
+        "test",
+        "review",
+        "--file",
+        "expect.toml",
+        "--set",
+        "net.mode=proxy",
+        "--set",
+        "net.allow=github.com:443",
+    ]);
+    assert_eq!(met.status.code(), Some(0), "{met:?}");
+    for wrong in [
+        &["test", "coding"][..],
+        &["test", "coding", "--connect", "x"],
+        &["test", "coding", "--file", "none.toml"],
+    ] {
+        assert_eq!(run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+
+    let differ = run(&["diff", "coding", "review", "--json"]);
+    assert_eq!(differ.status.code(), Some(1), "{differ:?}");
+    let differ = json(&differ);
+    let more = differ["left_exceeds"].as_array().expect("a list");
+    assert!(more.iter().any(|e| e["key"] == "fs.write"), "{differ}");
+    let differ = text(&run(&["diff", "coding", "review"]).stdout);
+    assert!(
+        differ.contains("coding allows more than review:"),
+        "{differ}"
+    );
+    assert_eq!(run(&["diff", "base", "base"]).status.code(), Some(0));
+
+    let schema = json(&run(&["schema"]));
+    assert_eq!(schema["properties"]["fs"]["additionalProperties"], false);
+}
+
+#[test]
 fn policies_are_listed_shown_and_linted_without_a_daemon() {
     let output = agentctl()
         .args(["policy", "list", "--json"])

@@ -44,6 +44,22 @@ fn every_mistake_gives_the_error_shown() {
 }
 
 #[test]
+fn the_expectations_shown_are_met() {
+    let caller = agentd_sandbox::CallerContext {
+        home: Some("/home/ada".into()),
+        workspace: Some("/home/ada/repo".into()),
+        ..Default::default()
+    };
+    let examples = blocks(POLICY_MD, "toml expectations");
+    assert_eq!(examples.len(), 1);
+    let list = agentd_sandbox::policy::Expectation::read("example.toml", examples[0].0);
+    for expected in list.expect("reads") {
+        let answer = super::named("coding").answer(&expected.question, &caller);
+        assert_eq!(answer.verdict, expected.verdict, "{answer:?}");
+    }
+}
+
+#[test]
 fn the_tables_name_every_set_and_every_property_that_can_be_given_up() {
     for set in SyscallSet::ALL {
         assert!(

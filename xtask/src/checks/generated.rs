@@ -1,6 +1,8 @@
-//! `cargo xtask gen [--check]`: the committed files that a program writes: agentctl's man pages.
+//! `cargo xtask gen [--check]`: the committed files that a program writes: agentctl's man pages, and the JSON schema of
+//! policy files.
 //!
-//! `agentctl/examples/gen-man.rs` writes them from the command line's own definition, so xtask need not link it. With `--check` nothing in the tree changes: the files are written aside and compared, and a
+//! `agentctl/examples/gen-man.rs` and `sandbox/examples/gen-schema.rs` write them from the command line's own definition
+//! and from the policy language's table of keys, so xtask need not link them. With `--check` nothing in the tree changes: the files are written aside and compared, and a
 //! difference is an error that names the file and the command that renews it.
 
 use std::collections::BTreeMap;
@@ -9,11 +11,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::run;
+use crate::child::{capture, run};
 use crate::workspace::{cargo, root};
 
-/// Where the generated files are committed, below the root. Nothing else may lie there.
+/// Where the generated man pages are committed, below the root. Nothing else may lie there.
 const PLACE: &str = "docs/man";
+/// The JSON schema of policy files.
+const SCHEMA: &str = "policy/policy.schema.json";
 
 /// Whether to renew the files or only compare them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,36 @@ pub enum Mode {
 }
 
 pub fn generate(mode: Mode) -> Result<()> {
+    schema(mode)?;
+    man_pages(mode)
+}
+
+fn schema(mode: Mode) -> Result<()> {
+    let fresh = capture(cargo().args([
+        "run",
+        "--quiet",
+        "--package",
+        "agentd-sandbox",
+        "--example",
+        "gen-schema",
+    ]))?;
+    let place = root().join(SCHEMA);
+    match mode {
+        Mode::Check => {
+            let committed = std::fs::read_to_string(&place).unwrap_or_default();
+            if committed.trim() != fresh.trim() {
+                bail!(
+                    "{SCHEMA} is not what the table of keys says now; renew it with: cargo xtask gen"
+                );
+            }
+        }
+        Mode::Write => std::fs::write(&place, fresh.trim().to_owned() + "\n")
+            .with_context(|| format!("write {SCHEMA}"))?,
+    }
+    Ok(())
+}
+
+fn man_pages(mode: Mode) -> Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("agentd-gen-")
         .tempdir()

@@ -1,98 +1,17 @@
-//! `policy list | show | lint`: the policy language, without a daemon.
-
-use std::path::PathBuf;
+//! `policy show`: every effective value with its origin, or the sandbox that would be built here.
 
 use agentd_api::ErrorCode;
 use agentd_kernel::probe::{Roots, probe_host};
-use agentd_sandbox::policy::Severity;
 use agentd_sandbox::{
-    CallerContext, EffectivePolicy, GrantInput, LaunchInputs, Mode, PlanSummary, PolicyDiagnostic,
-    PolicyError, PolicyRef, SandboxPlan, Sources, StdioMode,
+    CallerContext, EffectivePolicy, GrantInput, LaunchInputs, Mode, PlanSummary, PolicyRef,
+    SandboxPlan, StdioMode,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::load;
 use crate::failure::Failure;
-use crate::output::{Cell, Out, Style, Table};
+use crate::output::{Out, Style, Table};
 use crate::resolve::{Context, Workspace};
-
-/// Where the host's operator keeps policies.
-const SYSTEM_FOLDER: &str = "/etc/agentd/policy";
-
-/// The folders in which names are looked up: the user's own, then the operator's.
-pub fn sources(context: &Context, settings: &[(String, String)]) -> Sources {
-    let mut folders: Vec<PathBuf> = own_folder(context).into_iter().collect();
-    folders.push(SYSTEM_FOLDER.into());
-    Sources {
-        folders,
-        settings: settings.to_vec(),
-    }
-}
-
-/// The user's own policies; root's are the operator's.
-pub fn own_folder(context: &Context) -> Option<PathBuf> {
-    if context.dirs.uid == 0 {
-        return None;
-    }
-    Some(super::units::files::config_dir(context)?.join("policy"))
-}
-
-/// A policy that did not load, as a failure.
-pub fn failure(policy: &PolicyRef, error: &PolicyError) -> Failure {
-    let what = format!("can't use policy {}", name_of(policy));
-    match error {
-        PolicyError::NotFound { .. } => {
-            Failure::of_code(ErrorCode::NotFound, what, error).try_next("agentctl policy list")
-        }
-        _ => Failure::of_code(ErrorCode::InvalidPolicy, what, error)
-            .try_next("the reference in docs/policy.md, then: agentctl policy lint FILE"),
-    }
-}
-
-fn name_of(policy: &PolicyRef) -> &str {
-    match policy {
-        PolicyRef::Name(name) => name,
-        PolicyRef::Text { origin, .. } => origin,
-    }
-}
-
-pub fn list(context: &Context) -> Result<u8, Failure> {
-    let sources = sources(context, &[]);
-    let mut out = Out::stdout();
-    let mut rows = Vec::new();
-    for name in sources.names() {
-        let loaded = EffectivePolicy::load(&PolicyRef::Name(name.clone()), &sources);
-        let (description, file, error) = match loaded {
-            Ok(policy) => (policy.description, policy.files.last().cloned(), None),
-            Err(e) => (None, None, Some(e.to_string())),
-        };
-        rows.push((name, description, file, error));
-    }
-    if context.is_json() {
-        let policies: Vec<Value> = rows
-            .iter()
-            .map(|(name, description, file, error)| {
-                json!({ "name": name, "description": description, "file": file, "error": error })
-            })
-            .collect();
-        out.json(&json!({ "policies": policies }))?;
-        return Ok(0);
-    }
-    let mut table = Table::new(&["NAME", "FROM", "DESCRIPTION"]);
-    for (name, description, file, error) in rows {
-        let text = match error {
-            Some(error) => Cell::styled(Style::Bad, error.lines().next().unwrap_or_default()),
-            None => description.unwrap_or_default().into(),
-        };
-        table.row(vec![
-            Cell::styled(Style::Bold, name),
-            file.unwrap_or_default().into(),
-            text,
-        ]);
-    }
-    table.print(&mut out)?;
-    out.flush()?;
-    Ok(0)
-}
 
 pub fn show(
     context: &Context,
@@ -100,8 +19,7 @@ pub fn show(
     settings: &[(String, String)],
     plan_in: Option<&Workspace>,
 ) -> Result<u8, Failure> {
-    let policy = EffectivePolicy::load(policy_ref, &sources(context, settings))
-        .map_err(|e| failure(policy_ref, &e))?;
+    let policy = load(context, policy_ref, settings)?;
     let mut out = Out::stdout();
     match plan_in {
         Some(workspace) => {
@@ -268,51 +186,4 @@ fn lines(out: &mut Out, before: &str, texts: &[String]) -> Result<(), Failure> {
     texts
         .iter()
         .try_for_each(|text| out.line(format!("{before}{}", crate::output::visible(text))))
-}
-
-/// Checks each policy; errors give exit code 1, warnings 0.
-pub fn lint(context: &Context, policies: &[PolicyRef]) -> Result<u8, Failure> {
-    let mut out = Out::stdout();
-    let mut errors = 0;
-    let mut reports = Vec::new();
-    for policy in policies {
-        let (findings, other) = match EffectivePolicy::load(policy, &sources(context, &[])) {
-            Ok(policy) => (policy.lint(), None),
-            Err(e) if e.diagnostics().is_empty() => (Vec::new(), Some(e.to_string())),
-            Err(e) => (e.diagnostics().to_vec(), None),
-        };
-        let is_error = |f: &&PolicyDiagnostic| f.severity == Severity::Error;
-        errors += findings.iter().filter(is_error).count() + usize::from(other.is_some());
-        reports.push((name_of(policy), findings, other));
-    }
-    if context.is_json() {
-        let reports: Vec<Value> = reports
-            .iter()
-            .map(|(policy, findings, error)| {
-                json!({ "policy": policy, "findings": findings, "error": error })
-            })
-            .collect();
-        out.json(&json!({ "ok": errors == 0, "policies": reports }))?;
-        return Ok(u8::from(errors > 0));
-    }
-    for (policy, findings, error) in reports {
-        if findings.is_empty() && error.is_none() {
-            let word = out.colour.paint(Style::Good, "ok");
-            out.line(format!("{policy}: {word}"))?;
-        }
-        for finding in findings {
-            let (style, word) = match finding.severity {
-                Severity::Error => (Style::Bad, "error"),
-                Severity::Warning => (Style::Warn, "warning"),
-            };
-            let word = out.colour.paint(style, word);
-            out.line(format!("{word}: {finding}"))?;
-        }
-        if let Some(error) = error {
-            let word = out.colour.paint(Style::Bad, "error");
-            out.line(format!("{word}: {error}"))?;
-        }
-    }
-    out.flush()?;
-    Ok(u8::from(errors > 0))
 }

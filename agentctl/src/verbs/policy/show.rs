@@ -105,6 +105,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         masks,
         landlock_abi,
         landlock,
+        ports,
         syscalls,
         seccomp_instructions,
         limits,
@@ -163,6 +164,9 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         ]);
     }
     table.print(out)?;
+    if let Some(ports) = ports {
+        out.line(format!("  TCP ports: {}", ports.join(", ")))?;
+    }
     heading(
         out,
         &format!("System calls, {seccomp_instructions} filter instructions"),

@@ -31,6 +31,8 @@ pub struct PlanSummary {
     pub layers: Vec<&'static str>,
     pub mounts: Vec<MountLine>,
     pub masks: Vec<String>,
+    /// Read-only inside what may be written.
+    pub protected: Vec<String>,
     /// 0 without Landlock.
     pub landlock_abi: u8,
     pub landlock: Vec<LandlockLine>,
@@ -61,6 +63,7 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                 source: match m.source {
                     Source::System => "system".into(),
                     Source::Grant(i) => format!("grant {i}"),
+                    Source::Scratch(i) => format!("grant {i}, changes private"),
                     Source::Tmpfs => "private".into(),
                     Source::Trust => "TLS roots".into(),
                 },
@@ -73,7 +76,8 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                 exec: m.exec,
             })
             .collect(),
-        masks: parts.view.masks.iter().map(|p| show(p)).collect(),
+        masks: parts.view.masks.iter().map(|c| show(&c.path)).collect(),
+        protected: parts.view.protected.iter().map(|c| show(&c.path)).collect(),
         landlock_abi: parts.landlock_abi,
         landlock: parts
             .landlock_rules()

@@ -12,14 +12,6 @@ struct Row {
 
 const ROWS: &[Row] = &[
     Row {
-        key: "fs.protect",
-        uses: |p| !p.fs.protect.is_empty(),
-    },
-    Row {
-        key: "fs.scratch",
-        uses: |p| !p.fs.scratch.is_empty(),
-    },
-    Row {
         key: "net.mode",
         uses: |p| p.net.mode == NetMode::Host,
     },

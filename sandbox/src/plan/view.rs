@@ -5,7 +5,7 @@
 
 use super::landlock::Rights;
 use super::{Access, LaunchInputs, PlanRefused};
-use crate::policy::{EffectivePolicy, PathBase};
+use crate::policy::{EffectivePolicy, PathBase, PathTemplate, Valued};
 use agentd_launch::floor::ROOT_SOURCES;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +35,8 @@ pub(crate) enum Source {
     System,
     /// The grant of this index.
     Grant(u32),
+    /// The grant of this index, under a layer of the sandbox's own that takes all changes.
+    Scratch(u32),
     Tmpfs,
     /// The folder of the TLS roots, with a bundle of the sandbox's own.
     Trust,
@@ -59,6 +61,25 @@ impl Mount {
     }
 }
 
+/// Something of the view that is covered: hidden, or made read-only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Cover {
+    pub path: PathBuf,
+    /// What keeps the name where nothing is there yet.
+    pub absent: Absent,
+}
+
+/// What becomes of a name that is to be covered and isn't there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Absent {
+    /// It can be made.
+    Free,
+    /// An empty file keeps it, for as long as the sandbox lives.
+    File,
+    /// Or an empty folder.
+    Folder,
+}
+
 /// The whole view.
 #[derive(Debug)]
 pub(crate) struct View {
@@ -66,7 +87,9 @@ pub(crate) struct View {
     /// In the order they are made.
     pub mounts: Vec<Mount>,
     /// What is hidden inside it.
-    pub masks: Vec<PathBuf>,
+    pub masks: Vec<Cover>,
+    /// What is read-only inside what may be written.
+    pub protected: Vec<Cover>,
     /// The program, where it is shown only because it is the program.
     pub program: Option<PathBuf>,
 }
@@ -145,13 +168,20 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         if by_policy.is_none() {
             program = Some(grant.dst.clone());
         }
-        let writable = by_policy == Some(Access::ReadWrite) && grant.access == Access::ReadWrite;
+        let protected = covers(&resolve_all(&policy.fs.protect, inputs), &grant.dst);
+        let scratch = by_policy == Some(Shown::Scratch) && !protected;
+        let writable = scratch
+            || by_policy == Some(Shown::Write) && grant.access == Access::ReadWrite && !protected;
         let exec = by_policy.is_none() || may_exec(&grant.dst) || inputs.names_program(&grant.dst);
         // What the caller hands over stands before what the launcher would bind there.
         mounts.retain(|m| m.source != Source::System || m.dst != grant.dst);
         mounts.push(Mount {
             dst: grant.dst.clone(),
-            source: Source::Grant(index),
+            source: if scratch {
+                Source::Scratch(index)
+            } else {
+                Source::Grant(index)
+            },
             writable,
             exec,
         });
@@ -164,22 +194,88 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         ));
     }
 
-    let mut view = View {
+    let (masks, protected) = covers_of(policy, inputs, &mounts);
+    Ok(View {
         home,
         mounts,
-        masks: Vec::new(),
+        masks,
+        protected,
         program,
+    })
+}
+
+fn resolve_all(list: &[Valued<PathTemplate>], inputs: &LaunchInputs) -> Vec<PathBuf> {
+    list.iter()
+        .filter_map(|entry| resolve(&entry.value, inputs))
+        .collect()
+}
+
+fn resolve(path: &PathTemplate, inputs: &LaunchInputs) -> Option<PathBuf> {
+    path.resolve(inputs.caller_home.as_deref(), inputs.workspace.as_deref())
+}
+
+/// Whether one of the paths is this one, or a folder above it.
+fn covers(paths: &[PathBuf], path: &Path) -> bool {
+    paths.iter().any(|p| path.starts_with(p))
+}
+
+/// What is hidden, and what is read-only inside what may be written, without what is there already by a mount of its own.
+fn covers_of(
+    policy: &EffectivePolicy,
+    inputs: &LaunchInputs,
+    mounts: &[Mount],
+) -> (Vec<Cover>, Vec<Cover>) {
+    let fs = &policy.fs;
+    let on = |path: &Path| mounts.iter().rfind(|m| path.starts_with(&m.dst));
+    let is_writable = |path: &Path| {
+        on(path).is_some_and(|m| {
+            m.writable && matches!(m.source, Source::Grant(_) | Source::Scratch(_))
+        })
     };
-    for entry in &fs.deny {
-        if let Some(path) = entry.value.resolve(caller_home, workspace)
-            && view.mounts.iter().any(|m| path.starts_with(&m.dst))
-        {
-            view.masks.push(path);
-        }
-    }
-    view.masks.sort();
-    view.masks.dedup();
-    Ok(view)
+    let cover = |entry: &Valued<PathTemplate>| {
+        let path = resolve(&entry.value, inputs)?;
+        let absent = match (is_writable(&path), entry.value.folder) {
+            (false, _) => Absent::Free,
+            (true, false) => Absent::File,
+            (true, true) => Absent::Folder,
+        };
+        Some(Cover { path, absent })
+    };
+    let sorted = |mut list: Vec<Cover>| {
+        // Of two lines for one path, the one that keeps the name counts.
+        list.sort_by(|a, b| (&a.path, b.absent).cmp(&(&b.path, a.absent)));
+        list.dedup_by(|a, b| a.path == b.path);
+        list
+    };
+    let masks = fs
+        .deny
+        .iter()
+        .filter_map(cover)
+        .filter(|c| on(&c.path).is_some());
+
+    // A line under `read` inside what may be written is kept as it is if it is there, whether or not a grant came for it.
+    let writable = [&fs.write, &fs.scratch].map(|list| resolve_all(list, inputs));
+    let is_read = |c: &Cover| !writable.iter().flatten().any(|w| w.starts_with(&c.path));
+    let free = |c: Cover| Cover {
+        absent: Absent::Free,
+        ..c
+    };
+    let read = fs.read.iter().filter_map(cover).filter(is_read).map(free);
+    let protected = fs
+        .protect
+        .iter()
+        .filter_map(cover)
+        .chain(read)
+        .filter(|c| is_writable(&c.path) && !mounts.iter().any(|m| m.dst == c.path));
+    (sorted(masks.collect()), sorted(protected.collect()))
+}
+
+/// What a policy makes of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Read,
+    Write,
+    Scratch,
 }
 
 /// What the policy lets this grant be; `None` when it is the program and no line of the policy shows it. Grants are the
@@ -188,10 +284,7 @@ fn policy_access(
     policy: &EffectivePolicy,
     inputs: &LaunchInputs,
     dst: &Path,
-) -> Result<Option<Access>, PlanRefused> {
-    let resolve = |p: &crate::policy::PathTemplate| {
-        p.resolve(inputs.caller_home.as_deref(), inputs.workspace.as_deref())
-    };
+) -> Result<Option<Shown>, PlanRefused> {
     if dst.to_str().is_none() {
         return Err(refuse_grant(dst, "the path is not UTF-8".into()));
     }
@@ -201,20 +294,26 @@ fn policy_access(
             "this place belongs to the sandbox itself".into(),
         ));
     }
-    // The deepest line of the policy that covers the path decides; of two equally deep ones, the one that gives more.
-    let deepest = |list: &[crate::policy::Valued<crate::policy::PathTemplate>]| {
-        list.iter()
-            .filter_map(|e| resolve(&e.value))
+    // The deepest line of the policy that covers the path decides; of two equally deep ones, the one that keeps changes in
+    // the sandbox, then the one that gives more.
+    let deepest = |list: &[Valued<PathTemplate>]| {
+        resolve_all(list, inputs)
+            .into_iter()
             .filter(|p| dst.starts_with(p))
             .map(|p| p.components().count())
             .max()
     };
-    match (deepest(&policy.fs.write), deepest(&policy.fs.read)) {
-        (Some(w), Some(r)) if w < r => Ok(Some(Access::ReadOnly)),
-        (Some(_), _) => Ok(Some(Access::ReadWrite)),
-        (None, Some(_)) => Ok(Some(Access::ReadOnly)),
-        (None, None) if inputs.is_program(dst) => Ok(None),
-        (None, None) => Err(refuse_grant(
+    let lines = [
+        (deepest(&policy.fs.read), Shown::Read),
+        (deepest(&policy.fs.write), Shown::Write),
+        (deepest(&policy.fs.scratch), Shown::Scratch),
+    ];
+    // Of equals the last is taken.
+    let shown = lines.into_iter().max_by_key(|(depth, _)| *depth);
+    match shown {
+        Some((Some(_), shown)) => Ok(Some(shown)),
+        _ if inputs.is_program(dst) => Ok(None),
+        _ => Err(refuse_grant(
             dst,
             format!("policy {} does not show it", policy.name),
         )),
@@ -226,7 +325,7 @@ fn refuse_grant(path: &Path, problem: String) -> PlanRefused {
         what: format!("grant {}", path.display()),
         problem,
         allowed:
-            "grants are the paths under fs.read and fs.write of the policy, and the program itself"
+            "grants are the paths under fs.read, fs.write and fs.scratch of the policy, and the program itself"
                 .into(),
     }
 }

@@ -1,7 +1,7 @@
 //! The plan's parts as records of the launcher's format.
 
 use super::landlock::{self, Rights};
-use super::view::{Source, View};
+use super::view::{Absent, Cover, Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
 use crate::policy::EffectivePolicy;
 use crate::seccomp::{self, Surface};
@@ -147,6 +147,9 @@ impl Parts<'_> {
                     flags | MountFlags::OPTIONAL | MountFlags::KEEP_LINK,
                 ),
                 Source::Grant(index) => plan.grant_mount(index, dst, flags),
+                Source::Scratch(index) => {
+                    plan.overlay(index, dst, limits.tmp_bytes, limits.tmp_inodes, flags)
+                }
                 Source::Trust => plan.tmpfs(dst, TRUST_BYTES, TRUST_INODES, 0o755, flags),
                 Source::Tmpfs => {
                     let mode = if mount.dst == self.view.home {
@@ -178,8 +181,11 @@ impl Parts<'_> {
             }
             plan.file(bytes(&path), file.mode, &file.content);
         }
-        for path in &self.view.masks {
-            plan.mask(bytes(path), MountFlags::OPTIONAL);
+        for cover in &self.view.masks {
+            plan.mask(bytes(&cover.path), cover_flags(cover));
+        }
+        for cover in &self.view.protected {
+            plan.protect(bytes(&cover.path), cover_flags(cover));
         }
         Ok(())
     }
@@ -242,6 +248,15 @@ impl Parts<'_> {
             };
             plan.landlock_path(bytes(&path), rights.bits(abi), flags);
         }
+    }
+}
+
+fn cover_flags(cover: &Cover) -> MountFlags {
+    let placed = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER;
+    match cover.absent {
+        Absent::Free => MountFlags::OPTIONAL,
+        Absent::File => placed,
+        Absent::Folder => placed | MountFlags::FOLDER,
     }
 }
 

@@ -33,30 +33,25 @@ impl EffectivePolicy {
             }
         };
         // To protect is to take away from what may be written; it shows nothing that would be hidden otherwise.
-        let writable: Vec<PathBuf> = self
+        let protected: Vec<PathBuf> = self
             .fs
-            .write
+            .protect
             .iter()
             .filter_map(|e| e.value.resolve(home, workspace))
             .collect();
-        let mut protected = self.fs.protect.clone();
-        protected.retain(|e| {
-            let path = e.value.resolve(home, workspace);
-            path.is_some_and(|p| writable.iter().any(|w| p.starts_with(w)))
-        });
-        // At the same path write wins over read, and protect over write.
-        let mut write = self.fs.write.clone();
-        write.retain(|e| !protected.iter().any(|p| p.value == e.value));
         for (list, access) in [
-            (&write, Access::ReadWrite),
+            (&self.fs.write, Access::ReadWrite),
             (&self.fs.read, Access::ReadOnly),
             (&self.fs.scratch, Access::ReadOnly),
-            (&protected, Access::ReadOnly),
         ] {
             for entry in list {
                 if let Some(path) = entry.value.resolve(home, workspace) {
                     let is_workspace =
                         entry.value.base == PathBase::Workspace && entry.value.rest.is_empty();
+                    let access = match protected.iter().any(|p| path.starts_with(p)) {
+                        true => Access::ReadOnly,
+                        false => access,
+                    };
                     want(path, access, !is_workspace);
                 }
             }
@@ -74,7 +69,7 @@ impl EffectivePolicy {
                 .max_by_key(|o| o.src.as_os_str().len())
                 .is_none_or(|o| o.access != w.access)
         });
-        self.pin_ancestors(&mut wanted, home, workspace);
+        pin_ancestors(&mut wanted);
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
             && !crate::plan::is_private_path(exe)
@@ -91,42 +86,6 @@ impl EffectivePolicy {
         wanted
     }
 
-    /// A folder with an island or a mask somewhere below it could be renamed away, protection and all, and made anew.
-    /// A folder that is a mount of its own cannot: so each one between the grant and what it protects becomes a grant.
-    fn pin_ancestors(
-        &self,
-        wanted: &mut Vec<WantedGrant>,
-        home: Option<&Path>,
-        workspace: Option<&Path>,
-    ) {
-        let denied = self
-            .fs
-            .deny
-            .iter()
-            .filter_map(|e| e.value.resolve(home, workspace));
-        let protected: Vec<PathBuf> = wanted.iter().map(|w| w.src.clone()).chain(denied).collect();
-        for path in protected {
-            let outer = wanted
-                .iter()
-                .filter(|w| w.src != path && path.starts_with(&w.src));
-            let Some(outer) = outer.max_by_key(|w| w.src.as_os_str().len()).cloned() else {
-                continue;
-            };
-            if outer.access != Access::ReadWrite {
-                continue;
-            }
-            let between = path.ancestors().skip(1).take_while(|a| *a != outer.src);
-            for folder in between.map(Path::to_owned).collect::<Vec<_>>() {
-                wanted.push(WantedGrant {
-                    src: folder.clone(),
-                    dst: folder,
-                    optional: true,
-                    ..outer
-                });
-            }
-        }
-    }
-
     /// Whether the policy lets programs below `path` be executed.
     pub fn may_exec(&self, path: &Path, home: Option<&Path>, workspace: Option<&Path>) -> bool {
         self.fs
@@ -134,5 +93,32 @@ impl EffectivePolicy {
             .iter()
             .filter_map(|e| e.value.resolve(home, workspace))
             .any(|e| path.starts_with(e))
+    }
+}
+
+/// A folder with an island somewhere below it could be renamed away, island and all, and made anew. A folder that is a
+/// mount of its own cannot: so each one between the grant and the island becomes a grant. (What is denied or protected
+/// needs none: the launcher pins the folders above it.)
+fn pin_ancestors(wanted: &mut Vec<WantedGrant>) {
+    let islands: Vec<PathBuf> = wanted.iter().map(|w| w.src.clone()).collect();
+    for path in islands {
+        let outer = wanted
+            .iter()
+            .filter(|w| w.src != path && path.starts_with(&w.src));
+        let Some(outer) = outer.max_by_key(|w| w.src.as_os_str().len()).cloned() else {
+            continue;
+        };
+        if outer.access != Access::ReadWrite {
+            continue;
+        }
+        let between = path.ancestors().skip(1).take_while(|a| *a != outer.src);
+        for folder in between.map(Path::to_owned).collect::<Vec<_>>() {
+            wanted.push(WantedGrant {
+                src: folder.clone(),
+                dst: folder,
+                optional: true,
+                ..outer
+            });
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::{host, inputs, load, named};
 use agentd_kernel::probe::Feature;
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers;
-use agentd_launch::plan::{self as wire, Plan, Record};
+use agentd_launch::plan::{self as wire, MountFlags, Plan, Record};
 use agentd_sandbox::{Access, GrantInput, HomeFile, Mode, PlanRefused, SandboxPlan, plan};
 
 const MODES: [Mode; 2] = [Mode::Root, Mode::User];
@@ -478,6 +478,112 @@ fn denied_paths_are_masked_where_they_are_visible() {
         plan.summary.masks,
         ["/home/ada/.ssh", "/home/ada/repo/.env"]
     );
+}
+
+/// (path, placeholder, folder) of the records that make read-only, and of those that hide.
+fn covers(plan: &SandboxPlan) -> [Vec<(String, bool, bool)>; 2] {
+    let parsed = Plan::parse(&plan.wire).expect("a plan");
+    let mut out = [Vec::new(), Vec::new()];
+    for record in parsed.records() {
+        let (list, dst, flags) = match record {
+            Record::Protect { dst, flags } => (0, dst, flags),
+            Record::Mask { dst, flags } => (1, dst, flags),
+            _ => continue,
+        };
+        let has = |flag| flags.contains(flag);
+        let placed = has(MountFlags::PLACEHOLDER);
+        out[list].push((text(dst).to_owned(), placed, has(MountFlags::FOLDER)));
+    }
+    out
+}
+
+#[test]
+fn protected_and_denied_names_inside_what_may_be_written_are_kept_before_they_exist() {
+    let policy = load(
+        "extends = \"coding\"\n[fs]\nprotect = { replace = [\"${workspace}/.envrc\", \"${workspace}/.vscode/\", \"/srv/x\"] }\n\
+         read = [\"${workspace}/vendor\"]\ndeny = [\"${workspace}/.env\", \"~/.ssh\"]\n",
+    )
+    .expect("loads");
+    for mode in MODES {
+        let plan = plan(&policy, &inputs(mode), &host(7, &[])).expect("planned");
+        let [protected, masks] = covers(&plan);
+        let is = |path: &str, placed, folder| (path.to_owned(), placed, folder);
+        for expected in [
+            is("/home/ada/repo/.envrc", true, false),
+            is("/home/ada/repo/.vscode", true, true),
+            is("/home/ada/repo/vendor", false, false),
+        ] {
+            assert!(protected.contains(&expected), "{expected:?}: {protected:?}");
+        }
+        assert!(!protected.iter().any(|(path, ..)| path.starts_with("/srv")));
+        // The private HOME goes with the sandbox: no name in it needs to be kept.
+        assert_eq!(
+            masks,
+            [
+                is("/home/ada/.ssh", false, false),
+                is("/home/ada/repo/.env", true, false)
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_scratch_workspace_is_an_overlay_and_what_is_read_or_protected_in_it_stays_so() {
+    let policy = load(
+        "extends = \"base\"\n[fs]\nscratch = [\"${workspace}\"]\nread = [\"${workspace}/.git\"]\nprotect = [\"${workspace}/.envrc\"]\n\
+         [limits]\ntmp = \"64MiB\"\ntmp_inodes = 500\n",
+    )
+    .expect("loads");
+    let mut i = inputs(Mode::Root);
+    i.grants.truncate(1);
+    let plan = plan(&policy, &i, &host(7, &[])).expect("planned");
+    let parsed = Plan::parse(&plan.wire).expect("a plan");
+    let overlays: Vec<_> = parsed
+        .records()
+        .filter_map(|record| match record {
+            Record::Overlay {
+                index,
+                dst,
+                size_bytes,
+                inodes,
+                flags,
+            } => Some((
+                index,
+                text(dst),
+                size_bytes,
+                inodes,
+                flags.contains(MountFlags::NOEXEC),
+            )),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(overlays, [(0, "/home/ada/repo", 64 << 20, 500, true)]);
+    let [protected, _] = covers(&plan);
+    assert_eq!(
+        protected,
+        [
+            ("/home/ada/repo/.envrc".to_owned(), true, false),
+            ("/home/ada/repo/.git".to_owned(), false, false)
+        ]
+    );
+    let context = FloorContext {
+        mode: wire::Mode::Root,
+        grants: 1,
+    };
+    assert_eq!(floor::check(&parsed, &context), Ok(()));
+}
+
+#[test]
+fn a_grant_below_a_protected_path_is_read_only() {
+    let policy = load("extends = \"coding\"\n[fs]\nprotect = { replace = [\"${workspace}\"] }\n")
+        .expect("loads");
+    let plan = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect("planned");
+    let workspace = plan
+        .summary
+        .mounts
+        .iter()
+        .find(|m| m.path == "/home/ada/repo");
+    assert_eq!(workspace.map(|m| m.access.as_str()), Some("read-only"));
 }
 
 #[test]

@@ -103,6 +103,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         layers,
         mounts,
         masks,
+        protected,
         landlock_abi,
         landlock,
         ports,
@@ -155,6 +156,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
     }
     table.print(out)?;
     lines(out, "  hidden: ", masks)?;
+    lines(out, "  protected: ", protected)?;
     heading(out, &format!("Landlock, ABI {landlock_abi}"))?;
     let mut table = Table::new(&["  PATH", "RIGHTS"]);
     for rule in landlock {

@@ -7,6 +7,7 @@
 
 use crate::failure::{failed, refused};
 use crate::log::log;
+use crate::placeholder::Placeholders;
 use agentd_broker::protocol::{
     ErrorCode, Failure, Gone, Held, HeldState, Launched, MAX_AGENTS, Slot, Stats,
 };
@@ -34,6 +35,8 @@ pub struct Agent {
     pub kept: Vec<OwnedFd>,
     /// Until it is removed.
     pub group: Option<Group>,
+    /// Until they are removed; those of an adopted agent are on a note only.
+    pub placeholders: Option<Placeholders>,
     /// What happens to it while no agentd is there.
     pub grace: Grace,
     pub state: State,
@@ -210,6 +213,9 @@ impl Agent {
                 return None;
             }
         };
+        if let Some(placeholders) = self.placeholders.take() {
+            placeholders.remove();
+        }
         let stats = stats(dying.usage);
         self.state = State::Gone { wait_status, stats };
         self.group = None;

@@ -8,6 +8,7 @@ use crate::agents::{Agent, Grace, Parentage, State};
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
 use crate::log::log;
+use crate::placeholder::{Keeper, Owner};
 use crate::spawn::{Launcher, Spawn};
 use agentd_broker::protocol::{
     ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
@@ -40,6 +41,20 @@ pub struct Workshop {
     pub subtree: Subtree,
     pub launcher: Launcher,
     pub idmaps: IdmapCache,
+    pub placeholders: Keeper,
+}
+
+/// One launch that nothing is wrong with so far.
+struct Launching<'a> {
+    slot: Slot,
+    plan: &'a Plan<'a>,
+    plan_file: BorrowedFd<'a>,
+    agentd_lifeline: BorrowedFd<'a>,
+    status_file: BorrowedFd<'a>,
+    /// See [`agentd_launch::parent::NOTE_FD`].
+    note: Option<BorrowedFd<'a>>,
+    grants: Vec<Grant>,
+    owner: Owner,
 }
 
 /// A started agent and what agentd gets of it.
@@ -81,6 +96,45 @@ impl Workshop {
         let grants = receive(fds, &plan)?;
         let (caller_uid, caller_gid) = self.caller(&grants, request)?;
 
+        let owner = Owner {
+            uid: caller_uid,
+            gid: caller_gid,
+        };
+        let placeholders = self.placeholders.make(slot, &plan, &grants, owner)?;
+        let launching = Launching {
+            slot,
+            plan: &plan,
+            plan_file: bytes.file.as_fd(),
+            agentd_lifeline,
+            status_file: status_file.as_fd(),
+            note: placeholders.note(),
+            grants,
+            owner,
+        };
+        match self.start(launching) {
+            Ok(mut started) => {
+                started.agent.placeholders = Some(placeholders);
+                Ok(started)
+            }
+            Err(failure) => {
+                placeholders.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    /// From grants to a running launcher; on failure no process and no cgroup is left.
+    fn start(&mut self, launching: Launching<'_>) -> Result<Started, Failure> {
+        let Launching {
+            slot,
+            plan,
+            plan_file,
+            agentd_lifeline,
+            status_file,
+            note,
+            grants,
+            owner,
+        } = launching;
         let own = (
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
@@ -89,21 +143,7 @@ impl Workshop {
             Mode::Root => (RESERVED_ID_BASE + slot.0, RESERVED_ID_BASE + slot.0),
             Mode::User => own,
         };
-        let objects = match self.mode {
-            Mode::Root => {
-                let ids = IdPair {
-                    uid: caller_uid,
-                    gid: caller_gid,
-                    kernel_id: host_uid,
-                };
-                grants
-                    .iter()
-                    .map(|grant| self.idmaps.mount(grant, ids))
-                    .collect::<Result<Vec<_>, _>>()?
-            }
-            Mode::User => grants.into_iter().map(|grant| grant.object).collect(),
-        };
-
+        let objects = self.objects(grants, owner, host_uid)?;
         let group = self.subtree.group(slot.0).map_err(|error| {
             failed(
                 ErrorCode::Cgroup,
@@ -111,32 +151,31 @@ impl Workshop {
                 &error.source,
             )
         })?;
-        let started = limit(&group, &plan).and_then(|limited| {
+        let started = limit(&group, plan).and_then(|limited| {
             let idmap = if self.mode == Mode::Root {
                 LAYER_IDMAP
             } else {
                 0
             };
             let layers = NAMESPACE_LAYERS | idmap | limited;
-            require(&plan, layers)?;
+            require(plan, layers)?;
             let (uid, gid) = plan.ids();
             let grants = objects.iter().map(AsFd::as_fd).collect();
             let memfd_noexec =
                 self.mode == Mode::Root && plan.exec().contains(ExecFlags::MEMFD_NOEXEC);
-            let (mode, plan, group) = (self.mode, bytes.file.as_fd(), &group);
             let spawn = Spawn {
-                mode,
+                mode: self.mode,
                 uid,
                 gid,
                 host_uid,
                 host_gid,
                 layers,
-                plan,
+                plan: plan_file,
                 agentd_lifeline,
-                status_file: status_file.as_fd(),
-                note: None,
+                status_file,
+                note,
                 grants,
-                group,
+                group: &group,
                 memfd_noexec,
             };
             let spawned = self.launcher.spawn(&spawn)?;
@@ -153,8 +192,8 @@ impl Workshop {
             grace_ms: plan.lifeline_grace_ms(),
             host_uid,
             host_gid,
-            caller_uid,
-            caller_gid,
+            caller_uid: owner.uid,
+            caller_gid: owner.gid,
             layers,
             cgroup_id: group.id(),
             cgroup_path: if path.len() <= MAX_CGROUP_PATH {
@@ -170,6 +209,7 @@ impl Workshop {
             status: spawned.status,
             kept: Vec::new(),
             group: Some(group),
+            placeholders: None,
             grace: Grace::Whole,
             state: State::Running,
         };
@@ -178,6 +218,28 @@ impl Workshop {
             pidfd: spawned.client_pidfd,
             status: spawned.client_status,
         })
+    }
+
+    /// What the launcher gets of the grants: in root mode a mount of each.
+    fn objects(
+        &mut self,
+        grants: Vec<Grant>,
+        owner: Owner,
+        kernel_id: u32,
+    ) -> Result<Vec<OwnedFd>, Failure> {
+        if self.mode == Mode::User {
+            return Ok(grants.into_iter().map(|grant| grant.object).collect());
+        }
+        let Owner { uid, gid } = owner;
+        let ids = IdPair {
+            uid,
+            gid,
+            kernel_id,
+        };
+        grants
+            .iter()
+            .map(|grant| self.idmaps.mount(grant, ids))
+            .collect()
     }
 
     /// On whose behalf: the one giver of all grants. In user mode that can only be the user itself.
@@ -276,6 +338,10 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
                 dst,
                 flags,
             } if at as usize == index => Some((dst, flags)),
+            // Changes stay in the sandbox, so reading is all that it takes of a grant.
+            Record::Overlay { index: at, dst, .. } if at as usize == index => {
+                Some((dst, MountFlags::RDONLY))
+            }
             _ => None,
         });
         let (dst, flags) = place.ok_or_else(|| {

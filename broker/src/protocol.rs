@@ -274,6 +274,8 @@ pub enum ErrorCode {
     ShuttingDown = 15,
     /// An agent handed over by [`Request::Adopt`] is not what it is said to be.
     Adopt = 16,
+    /// A name that the plan wants kept, and that nothing has yet, can't be.
+    Placeholder = 17,
 }
 
 impl ErrorCode {
@@ -296,6 +298,7 @@ impl ErrorCode {
             Unsupported,
             ShuttingDown,
             Adopt,
+            Placeholder,
         ]
         .into_iter()
         .find(|code| *code as u16 == raw)
@@ -320,6 +323,7 @@ impl ErrorCode {
             Self::Unsupported => "unsupported",
             Self::ShuttingDown => "shutting-down",
             Self::Adopt => "adopt",
+            Self::Placeholder => "placeholder",
         }
     }
 }

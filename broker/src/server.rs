@@ -4,12 +4,13 @@
 //! blocks anywhere else, so a client that doesn't read can't keep an agent from being reaped. What each request does is in
 //! `answer.rs`, an agent's states in `agents.rs`, the messages in `protocol`.
 
-use crate::agents::{Agents, State};
+use crate::agents::{Agents, Parentage, State};
 use crate::connection::{Arrival, Connection, Ended};
 use crate::failure::refused;
 use crate::idmap::IdmapCache;
 use crate::launch::Workshop;
 use crate::log::log;
+use crate::placeholder::Keeper;
 use crate::spawn::Launcher;
 use crate::start::{Arguments, Leaving, Prepared, Socket, StartError};
 use agentd_broker::protocol::{
@@ -84,6 +85,8 @@ impl Server {
         } else {
             Agents::default()
         };
+        let placeholders = Keeper::new(mode, arguments.notes.clone());
+        placeholders.sweep();
         Ok(Self {
             listener,
             untouched: client.is_none(),
@@ -96,6 +99,7 @@ impl Server {
                 subtree,
                 launcher: Launcher::prepare(soft_nofile)?,
                 idmaps: IdmapCache::default(),
+                placeholders,
             },
             on_term: arguments.on_term,
             end: None,
@@ -257,10 +261,16 @@ impl Server {
     fn tend_agents(&mut self) {
         let now = Instant::now();
         let mut events = Vec::new();
+        let mut adopted_ended = false;
         for agent in self.agents.iter_mut() {
             agent.reap(now);
-            events.extend(agent.bury(now));
+            let gone = agent.bury(now);
+            adopted_ended |= gone.is_some() && agent.parentage == Parentage::Adopted;
+            events.extend(gone);
             log_failure(agent.enforce_grace(now));
+        }
+        if adopted_ended {
+            self.workshop.placeholders.sweep();
         }
         for gone in events {
             self.send(0, &Reply::Gone(gone), Vec::new());

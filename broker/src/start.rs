@@ -30,6 +30,8 @@ pub struct Arguments {
     pub client_uid: Option<u32>,
     /// A delegated cgroup2 directory for the agents.
     pub cgroup: Option<PathBuf>,
+    /// Where to note what a later broker has to remove.
+    pub notes: Option<PathBuf>,
     pub on_term: Leaving,
     pub supervision: Supervision,
     /// As they came, for an upgrade in place.
@@ -62,6 +64,8 @@ pub enum StartError {
     ClientUid(Option<OsString>),
     #[error("--cgroup takes the absolute path of a cgroup2 directory, not {0:?}")]
     CgroupPath(Option<OsString>),
+    #[error("--notes takes the absolute path of a directory, not {0:?}")]
+    NotesPath(Option<OsString>),
     #[error("--cgroup: {0}")]
     Cgroup(#[from] CgroupError),
     #[error(
@@ -106,6 +110,12 @@ pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command,
                 let path = value.as_ref().map(PathBuf::from);
                 let path = path.filter(|path| path.is_absolute());
                 parsed.cgroup = Some(path.ok_or(StartError::CgroupPath(value))?);
+            }
+            Some("--notes") => {
+                let value = arguments.next();
+                let path = value.as_ref().map(PathBuf::from);
+                let path = path.filter(|path| path.is_absolute());
+                parsed.notes = Some(path.ok_or(StartError::NotesPath(value))?);
             }
             Some("--keep-agents") => parsed.on_term = Leaving::KeepAgents,
             Some("--no-supervisor") => parsed.supervision = Supervision::Foreign,
@@ -258,12 +268,15 @@ mod tests {
             "998",
             "--cgroup",
             "/sys/fs/cgroup/a",
+            "--notes",
+            "/var/lib/a",
             "--keep-agents",
             "--no-supervisor",
         ];
         let all = Arguments {
             client_uid: Some(998),
             cgroup: Some("/sys/fs/cgroup/a".into()),
+            notes: Some("/var/lib/a".into()),
             on_term: Leaving::KeepAgents,
             supervision: Supervision::Foreign,
             given: given.map(OsString::from).to_vec(),
@@ -280,6 +293,10 @@ mod tests {
         assert!(matches!(
             parse(&["--cgroup", "relative"]),
             Err(StartError::CgroupPath(Some(_)))
+        ));
+        assert!(matches!(
+            parse(&["--notes", "relative"]),
+            Err(StartError::NotesPath(Some(_)))
         ));
         assert!(matches!(parse(&["--listen"]), Err(StartError::Argument(_))));
     }

@@ -108,9 +108,10 @@ pub fn connect(runtime_dir: &Path) -> Result<BrokerProcess, ConnectError> {
 }
 
 /// Takes over the broker that serves `runtime_dir`, or starts one there. `named` is its program if not the one beside
-/// agentd's own; `service` is who this daemon is about to become.
+/// agentd's own; `service` is who this daemon is about to become. An ordinary user's broker keeps its notes in `state_dir`.
 pub fn reach(
     runtime_dir: &Path,
+    state_dir: &Path,
     named: Option<&Path>,
     service: Option<ServiceIds>,
 ) -> anyhow::Result<BrokerProcess> {
@@ -126,7 +127,11 @@ pub fn reach(
     };
     let listener = bind(&runtime_dir.join(agentd_api::BROKER_SOCKET), service)?;
     let client = service.map(|ids| [OsString::from("--client-uid"), ids.uid.to_string().into()]);
-    let arguments: Vec<OsString> = client.into_iter().flatten().collect();
+    // Root's broker believes only notes that root alone can write, and has a place for them.
+    let notes = std::path::absolute(state_dir.join("broker")).context("state directory")?;
+    let notes = [OsString::from("--notes"), notes.into()];
+    let notes = (!rustix::process::geteuid().is_root()).then_some(notes);
+    let arguments: Vec<OsString> = client.into_iter().chain(notes).flatten().collect();
     let child = client::start_listening(&program, &arguments, listener).with_context(|| {
         format!(
             "cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)",

@@ -89,7 +89,12 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         None => bind_control(&options.runtime_dir, system)?,
     };
     let broker = match options.standing {
-        Standing::Own => broker::reach(&options.runtime_dir, options.broker.as_deref(), service)?,
+        Standing::Own => broker::reach(
+            &options.runtime_dir,
+            &options.state_dir,
+            options.broker.as_deref(),
+            service,
+        )?,
         Standing::System => broker::connect(&options.runtime_dir)
             .context("start agentd-broker.socket, or run agentd without --system")?,
     };

@@ -265,13 +265,6 @@ impl Agent {
         let (_, fds) = self.ready();
         let [stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(fds).expect("three pipes");
         drop(stdin);
-        let read = |fd: OwnedFd| {
-            let mut text = String::new();
-            File::from(fd)
-                .read_to_string(&mut text)
-                .expect("read a pipe");
-            text
-        };
         let (stdout, stderr) = (read(stdout), read(stderr));
         let status = self.exited();
         assert_eq!(status & 0x7f, 0, "ended by a signal: {status:#x}");
@@ -291,6 +284,15 @@ impl Agent {
         let members = pids.filter(|pid| namespace(*pid).as_ref() == Some(&own));
         members.filter_map(|pid| PidFd::open(pid).ok()).collect()
     }
+}
+
+/// All that comes out of a pipe.
+pub fn read(fd: OwnedFd) -> String {
+    let mut text = String::new();
+    File::from(fd)
+        .read_to_string(&mut text)
+        .expect("read a pipe");
+    text
 }
 
 /// A plan that runs `argv` in a minimal view of the host.

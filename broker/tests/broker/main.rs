@@ -8,6 +8,7 @@ mod grants;
 mod harness;
 mod hostile;
 mod limits;
+mod names;
 #[path = "../../../tests/kit/src/skip.rs"]
 mod skip;
 mod succession;

@@ -202,12 +202,12 @@ fn long_texts_are_cut_at_a_character() {
 
 #[test]
 fn error_codes_are_distinct() {
-    for raw in 0..=u17::MAX {
+    for raw in 0..=u16::MAX {
         if let Some(code) = ErrorCode::from_raw(raw) {
-            assert_eq!(code as u17, raw);
+            assert_eq!(code as u16, raw);
         }
     }
-    assert_eq!((0..=u17::MAX).filter_map(ErrorCode::from_raw).count(), 16);
+    assert_eq!((0..=u16::MAX).filter_map(ErrorCode::from_raw).count(), 17);
 }
 
 proptest! {

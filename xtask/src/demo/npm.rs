@@ -64,6 +64,17 @@ pub const OPENCODE: Agent = Agent {
     quiet: ("OPENCODE_DISABLE_AUTOUPDATE", "1"),
 };
 
+/// Claude Code's sandbox as a command of its own, a peer of `bench launch`. A script for Node.
+pub const SANDBOX_RUNTIME: Agent = Agent {
+    title: "sandbox-runtime",
+    directory: "srt",
+    version: "0.0.83",
+    package: "@anthropic-ai/sandbox-runtime",
+    tag: "0.0.83",
+    binary: "dist/cli.js",
+    quiet: ("NODE_NO_WARNINGS", "1"),
+};
+
 impl Agent {
     /// The binary, installed if it is not there yet.
     pub fn install(&self) -> Result<PathBuf> {

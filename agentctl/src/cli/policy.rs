@@ -21,7 +21,7 @@ pub enum LowPolicyVerb {
     /// Compare two policies: which lines differ, and which of the two allows more
     Diff(PolicyDiffArgs),
     /// Ask a policy what it allows; the answers name the lines that decide
-    Test(PolicyTestArgs),
+    Test(Box<PolicyTestArgs>),
     /// Print the JSON schema of policy files, for editors
     Schema,
 }

@@ -70,7 +70,7 @@ pub fn resolve(verb: LowPolicyVerb, context: &Context) -> Result<Task, Failure> 
             left: policy_ref(&a.left)?,
             right: policy_ref(&a.right)?,
         },
-        LowPolicyVerb::Test(a) => test::resolve(a, context)?,
+        LowPolicyVerb::Test(a) => test::resolve(*a, context)?,
         LowPolicyVerb::Schema => Task::Schema,
     })
 }

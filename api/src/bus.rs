@@ -424,7 +424,7 @@ pub trait Bus {
     fn request(&self, agent: &str, request: &BusRequest) -> Result<BusReply, Error>;
 
     /// Takes rights of `[ipc]` from a running agent, all four for everything if none is named. What it holds by them
-    /// closes at once: both sides see `denied`. Holds until [`BusProxy::restore`], or the agent's or agentd's end.
+    /// closes at once: both sides see `denied`. Holds until [`BusProxy::restore`] or the agent's end, over restarts of agentd.
     ///
     /// Errors: `NotFound`, `InvalidArgument` (a pattern).
     fn revoke(&self, agent: &str, rights: &[Revocation]) -> Result<RightsChange, Error>;

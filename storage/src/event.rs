@@ -147,6 +147,20 @@ pub enum Fact {
         /// Who took it back.
         by: String,
     },
+    /// A right on the bus was taken from the agent, for the names or topics that a pattern covers.
+    RightRevoked {
+        /// send, request, publish, subscribe.
+        right: String,
+        /// What it is taken for.
+        pattern: String,
+        /// Who took it: "uid 1000".
+        by: String,
+    },
+    /// All that was taken from the agent was given back.
+    RightsRestored {
+        /// Who gave it back.
+        by: String,
+    },
     /// Anything else worth reading later.
     Note {
         /// One line for people.

@@ -20,6 +20,7 @@ mod open;
 mod prune;
 mod query;
 mod record;
+mod revocation;
 mod row;
 mod store;
 mod task;
@@ -40,6 +41,7 @@ pub use prune::{Expired, ExpiredLaunch};
 pub use record::{
     At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer,
 };
+pub use revocation::Revocation;
 pub use store::{Health, Store};
 pub use task::{
     BootMoment, NewTask, OpenTask, TaskBatch, TaskChange, TaskRecord, TaskSummary, TaskTaken,

@@ -50,6 +50,11 @@ fn migrations() -> Vec<Migration> {
             "retention",
             include_str!("../../migrations/sqlite/0006_retention.sql"),
         ),
+        (
+            7,
+            "revocations",
+            include_str!("../../migrations/sqlite/0007_revocations.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

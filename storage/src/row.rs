@@ -36,6 +36,8 @@ pub(crate) fn kind_of(fact: &Fact) -> &'static str {
         Fact::Settled(_) => "settled",
         Fact::RuleMade(_) => "rule-made",
         Fact::RuleRevoked { .. } => "rule-revoked",
+        Fact::RightRevoked { .. } => "right-revoked",
+        Fact::RightsRestored { .. } => "rights-restored",
         Fact::Note { .. } => "note",
     }
 }
@@ -48,7 +50,7 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
              UNION ALL SELECT max(seq) FROM exits UNION ALL SELECT max(seq) FROM messages
              UNION ALL SELECT max(seq) FROM usage UNION ALL SELECT max(seq) FROM denials
              UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines
-             UNION ALL SELECT max(seq) FROM standing_rules
+             UNION ALL SELECT max(seq) FROM standing_rules UNION ALL SELECT max(seq) FROM revocations
              UNION ALL SELECT max(seq) FROM tasks UNION ALL SELECT max(seq) FROM task_transitions)",
     )
     .fetch_one(connection)
@@ -297,6 +299,35 @@ pub(crate) async fn insert(
                      WHERE id = ?1 AND revoked_at_ms IS NULL",
                 )
                 .bind(id)
+                .bind(at_ms)
+                .bind(by),
+            )
+            .await
+        }
+        Fact::RightRevoked { right, pattern, by } => {
+            run(
+                connection,
+                sqlx::query(
+                    "INSERT INTO revocations (seq, launch, at_ms, kind, pattern, taken_by)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                )
+                .bind(seq)
+                .bind(launch)
+                .bind(at_ms)
+                .bind(right)
+                .bind(pattern)
+                .bind(by),
+            )
+            .await
+        }
+        Fact::RightsRestored { by } => {
+            run(
+                connection,
+                sqlx::query(
+                    "UPDATE revocations SET restored_at_ms = ?2, restored_by = ?3
+                     WHERE launch = ?1 AND restored_at_ms IS NULL",
+                )
+                .bind(launch)
                 .bind(at_ms)
                 .bind(by),
             )

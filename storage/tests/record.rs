@@ -763,3 +763,52 @@ fn a_read_only_file_system_is_named() {
         "mount --bind \"$FOLDER\" \"$FOLDER\"; mount -o remount,bind,ro \"$FOLDER\"",
     );
 }
+
+#[tokio::test]
+async fn what_was_taken_from_an_agent_is_there_until_it_is_given_back_over_a_restart() {
+    let taken = |launch: &str, right: &str, pattern: &str| {
+        let fact = Fact::RightRevoked {
+            right: right.into(),
+            pattern: pattern.into(),
+            by: "uid 1001".into(),
+        };
+        event(launch, 7, fact)
+    };
+    let (folder, store) = store_with_launch().await;
+    for (name, uid) in [("m", 1001), ("n", 1002)] {
+        let begun = event(name, 2, launch(name, uid));
+        store.record_durable(begun).await.unwrap();
+    }
+    let events = vec![
+        taken("l", "send", "#"),
+        taken("l", "publish", "secret.#"),
+        taken("l", "send", "#"),
+        taken("m", "request", "a"),
+    ];
+    store.record_all_durable(events).await.unwrap();
+    let restored = Fact::RightsRestored { by: "uid 0".into() };
+    store.record_durable(event("m", 9, restored)).await.unwrap();
+    store.record_durable(taken("m", "send", "b")).await.unwrap();
+    store.close().await.unwrap();
+    let store = Store::open(folder.path().join("record.db")).await.unwrap();
+    let held = async |launch: &str| -> Vec<(String, String)> {
+        let held = store.revocations(&id(launch)).await.unwrap();
+        held.into_iter().map(|r| (r.right, r.pattern)).collect()
+    };
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        let owned = pairs
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+        owned.collect()
+    };
+    assert_eq!(
+        held("l").await,
+        pairs(&[("send", "#"), ("publish", "secret.#")])
+    );
+    assert_eq!(
+        held("m").await,
+        pairs(&[("send", "b")]),
+        "taken after it was given back"
+    );
+    assert_eq!(held("n").await, pairs(&[]));
+}

@@ -10,10 +10,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use agentd_api::Driver;
+use agentd_api::{AgentId, Driver};
+use agentd_bus::access::Right;
 use agentd_launch::plan;
 use agentd_orchestrator::agent::{Happening, Life};
 use agentd_sandbox::StdioMode;
+use agentd_storage::{LaunchId, Revocation};
 use anyhow::Context as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -205,7 +207,11 @@ impl Daemon {
         let cancel = CancellationToken::new();
         // Ends what is served already when a later step fails.
         let undo = cancel.clone().drop_guard();
-        let port = self.serve_listeners(listeners, &kept, &budget, &cancel)?;
+        let revoked = match place {
+            Place::New(_) => Vec::new(),
+            Place::Adopted => self.revoked(kept.identity.id).await?,
+        };
+        let port = self.serve_listeners(listeners, &kept, &revoked, &budget, &cancel)?;
         for topic in &kept.subscriptions {
             port.subscribe(topic).await?;
         }
@@ -314,11 +320,23 @@ impl Daemon {
         )
     }
 
+    /// The rights on the bus that were taken from an agent under an earlier agentd.
+    async fn revoked(&self, id: AgentId) -> anyhow::Result<Vec<(Right, String)>> {
+        let held = self
+            .store
+            .revocations(&LaunchId::new(id.to_string()))
+            .await?;
+        held.into_iter()
+            .map(|Revocation { right, pattern }| Ok((right.parse()?, pattern)))
+            .collect()
+    }
+
     /// Starts gateway, proxy, MCP and bus on the listeners that were born inside the sandbox.
     fn serve_listeners(
         &self,
         mut listeners: BTreeMap<u16, OwnedFd>,
         kept: &Kept,
+        revoked: &[(Right, String)],
         budget: &Arc<TokenBudget>,
         cancel: &CancellationToken,
     ) -> anyhow::Result<crate::bus::AgentPort> {
@@ -326,9 +344,10 @@ impl Daemon {
         let bus = listeners
             .remove(&plan::BUS)
             .ok_or_else(|| anyhow::anyhow!("the plan has no bus socket"))?;
-        let port = self.bus.attach(
+        let port = self.bus.attach_less(
             identity.clone(),
             kept.rules.ipc.clone(),
+            revoked,
             UnixListener::from(bus),
         )?;
         for (tag, fd) in listeners {

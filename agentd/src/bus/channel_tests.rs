@@ -9,12 +9,14 @@ use agentd_api::AgentId;
 use agentd_bus::access::Right;
 use agentd_bus::arena::BulkOptions;
 use agentd_bus::arena::segment::{Announce as _, SegmentOptions};
-use agentd_bus::channel::{SocketOnly, Tag, Tier};
+use agentd_bus::channel::{Overflow, SocketOnly, Tag, Tier};
 use agentd_bus::client::{
-    Client, FollowOptions, LaneOptions, LaneReceiver, LaneSender, LogOptions, SegmentArrival,
+    Client, FollowOptions, IntoBulkError, LaneError, LaneOptions, LaneReceiver, LaneSender,
+    LastingError, LogOptions, SegmentArrival,
 };
 use agentd_bus::frame::{Frame, PeerId, WithFd, kind};
-use agentd_bus::lane::ring::{RecvError, SendError};
+use agentd_bus::lane::ring::{RecvError, SendError, SettleError};
+use agentd_bus::lane::{Credit, Extension, ReceiverOptions};
 use agentd_bus::log::{Delivery, RecvError as LogRecvError, Start};
 use agentd_bus::message::{Control, Status};
 use agentd_bus::router::ChannelKind;
@@ -40,14 +42,22 @@ fn soon() -> Option<Instant> {
 
 /// A lane between two agents that are on the bus.
 fn lane(from: &Path, to: &Path, name: &str, slots: usize) -> (LaneSender, LaneReceiver) {
+    lane_with(from, to, name, LaneOptions::with_slots(slots))
+}
+
+fn lane_with(
+    from: &Path,
+    to: &Path,
+    name: &str,
+    options: LaneOptions,
+) -> (LaneSender, LaneReceiver) {
     let (sender, receiver) = (
         Client::connect_to(from).unwrap(),
         Client::connect_to(to).unwrap(),
     );
     let offers = receiver.accept_lanes().unwrap();
     let name = name.to_owned();
-    let opening =
-        std::thread::spawn(move || sender.open_lane(&name, LaneOptions::with_slots(slots)));
+    let opening = std::thread::spawn(move || sender.open_lane(&name, options));
     let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
     (opening.join().unwrap().unwrap(), incoming)
 }
@@ -366,7 +376,7 @@ async fn large_messages_go_through_an_arena_whose_segments_the_bus_carries() {
     let server = bus.server.clone();
     blocking(move || {
         let (sender, receiver) = lane(&a, &b, "b", 64);
-        let mut receiver = receiver.into_bulk(64 << 20);
+        let mut receiver = receiver.into_bulk(64 << 20).unwrap();
         let segments = SegmentOptions {
             bytes: 1 << 20,
             largest: PageKind::Small,
@@ -469,7 +479,7 @@ fn a_lasting_lane_finds_the_successor_of_its_bus() {
     }
     drop(server);
     first.shutdown_timeout(WATCHDOG);
-    while lane.now().ring_mut().closer().status().is_none() {
+    while lane.now().ended().is_none() {
         std::thread::yield_now(); // until this side, too, has heard that its bus has gone
     }
     let (second, server) = a_bus_of_its_own(&listeners);
@@ -481,4 +491,188 @@ fn a_lasting_lane_finds_the_successor_of_its_bus() {
     assert_eq!(receiving.join().unwrap(), (0..20).collect::<Vec<_>>());
     drop((peers, client, server));
     second.shutdown_timeout(Duration::from_secs(30));
+}
+
+/// The receiver stops in the middle of the old lane, so the next one begins with the rest.
+#[test]
+fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (a, b) = (listen("a"), listen("b"));
+    let listeners = [("a", &a), ("b", &b)];
+    let (first, server) = a_bus_of_its_own(&listeners);
+    let to = Client::connect_to(&path("b")).unwrap();
+    let offers = to.accept_lanes().unwrap();
+    let from = Client::connect_to(&path("a")).unwrap();
+    let opening =
+        std::thread::spawn(move || from.open_lasting_lane("b", LaneOptions::with_slots(64)));
+    let mut old = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let mut lane = opening.join().unwrap().unwrap();
+    for number in 0..10 {
+        lane.send(tag(number), &number.to_le_bytes(), WATCHDOG)
+            .unwrap();
+    }
+    let mut buffer = Vec::new();
+    for number in 0..4 {
+        assert_eq!(old.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
+    }
+    drop(server);
+    first.shutdown_timeout(WATCHDOG);
+    while lane.now().ended().is_none() {
+        std::thread::yield_now(); // until this side, too, has heard that its bus has gone
+    }
+    let (second, server) = a_bus_of_its_own(&listeners);
+    // The receiver has not stopped yet: nobody knows what it will have read.
+    let early = lane.send(tag(10), b"early", Duration::ZERO).unwrap_err();
+    let unknown = SettleError::Unknown { messages: 10 };
+    assert!(
+        matches!(early, LastingError::Settle(why) if why == unknown),
+        "{early}"
+    );
+    assert_eq!(old.recv(&mut buffer, WATCHDOG), Ok(tag(4)));
+    drop(old);
+    let sending = std::thread::spawn(move || {
+        for number in 10..100 {
+            lane.send(tag(number), &number.to_le_bytes(), WATCHDOG)
+                .unwrap();
+        }
+        lane.flush(WATCHDOG).unwrap();
+        assert_eq!((lane.repeated(), lane.given_up(), lane.owed()), (5, 0, 0));
+    });
+    let mut next = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    for number in 5..100_u32 {
+        assert_eq!(next.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
+        assert_eq!(buffer, number.to_le_bytes());
+    }
+    assert_eq!(
+        next.recv(&mut buffer, Duration::ZERO),
+        Err(RecvError::TimedOut)
+    );
+    sending.join().unwrap();
+    drop((next, to, offers, server));
+    second.shutdown_timeout(Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_drops_its_oldest_never_waits_and_says_what_was_lost() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let options = LaneOptions {
+            overflow: Overflow::DropOldest,
+            ..LaneOptions::with_slots(64)
+        };
+        let (mut sender, mut receiver) = lane_with(&a, &b, "b", options);
+        let mut buffer = Vec::new();
+        sender.send(tag(0), b"first", Duration::ZERO).unwrap();
+        assert_eq!(receiver.recv(&mut buffer, WATCHDOG), Ok(tag(0)));
+        assert_eq!(
+            (buffer.as_slice(), receiver.lost_before()),
+            (&b"first"[..], 0)
+        );
+        for number in 1..1000 {
+            sender.send(tag(number), b"x", Duration::ZERO).unwrap();
+        }
+        let batch: Vec<(Tag, &[u8])> = (1000..1010).map(|n| (tag(n), &b"y"[..])).collect();
+        assert_eq!(sender.send_batch(&batch, Duration::ZERO), Ok(10));
+        let (mut received, mut lost, mut due) = (1, 0, 1);
+        while let Some(Tag { correlation, .. }) = receiver.try_recv(&mut buffer).unwrap() {
+            lost += receiver.lost_before();
+            due += receiver.lost_before() as u32;
+            assert_eq!(correlation, due, "the newest, in order");
+            due += 1;
+            received += 1;
+        }
+        assert!(lost >= 1010 - 1 - 64, "{lost}");
+        assert_eq!(received + lost, 1010, "offered is received and lost");
+        assert_eq!((receiver.received().lost, due), (lost, 1010));
+        // The daemon sees the same.
+        receiver.recv(&mut buffer, Duration::ZERO).unwrap_err();
+        let seen = server.channels(1000);
+        assert_eq!(seen.len(), 1);
+        assert_eq!(
+            (seen[0].kind, seen[0].overflow),
+            (ChannelKind::Lane, Overflow::DropOldest)
+        );
+        assert!(!seen[0].reliable, "its sender waits for nobody");
+        assert_eq!((seen[0].sent.messages, seen[0].received.lost), (1010, lost));
+        assert_eq!((seen[0].depth, seen[0].topic.as_deref()), (0, None));
+        // It wakes and ends like any lane, in an event loop too.
+        receiver.make_bell().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut buffer = Vec::new();
+            let woken = receiver.recv(&mut buffer, WATCHDOG);
+            let end = receiver.recv(&mut buffer, WATCHDOG);
+            (woken, end)
+        });
+        sender.send(tag(7), b"wake up", Duration::ZERO).unwrap();
+        let agent = AgentId(uuid::Uuid::from_bytes(seen[0].from.0));
+        while server.channels(1000)[0].depth > 0 {
+            std::thread::yield_now(); // until it has read
+        }
+        server.revoke(agent, Right::Send, "b").unwrap();
+        let (woken, end) = reading.join().unwrap();
+        assert_eq!(woken, Ok(tag(7)));
+        assert_eq!(end, Err(RecvError::Closed(Status::DENIED)));
+        while sender.ended().is_none() {
+            std::thread::yield_now(); // until the sender has heard, too
+        }
+        let refused = sender.send(tag(8), b"x", Duration::ZERO);
+        assert_eq!(refused, Err(SendError::Closed(Status::DENIED)));
+        server.restore(agent).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lane_that_drops_its_oldest_cant_have_is_refused_by_name() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    blocking(move || {
+        let options = LaneOptions {
+            overflow: Overflow::DropOldest,
+            ..LaneOptions::with_slots(64)
+        };
+        let sender = Client::connect_to(&a).unwrap();
+        let extended = LaneOptions {
+            extension: Extension::Time,
+            ..options
+        };
+        let refused = sender.open_lane("b", extended).unwrap_err();
+        assert!(
+            matches!(refused, LaneError::DropOldest("extension")),
+            "{refused}"
+        );
+        let receiver = Client::connect_to(&b).unwrap();
+        let offers = receiver.accept_lanes().unwrap();
+        let opening = std::thread::spawn(move || sender.open_lane("b", options));
+        let manual = ReceiverOptions {
+            credit: Credit::Manual,
+            ..ReceiverOptions::default()
+        };
+        let offer = offers.next(WATCHDOG).unwrap().unwrap();
+        let refused = offer.accept_with(manual).unwrap_err();
+        assert!(
+            matches!(refused, LaneError::DropOldest("credits")),
+            "{refused}"
+        );
+        assert_eq!(
+            opening.join().unwrap().unwrap_err().to_string(),
+            "failed: the lane was not taken"
+        );
+        drop((offers, receiver));
+        let (mut sender, mut receiver) = lane_with(&a, &b, "b", options);
+        assert!(sender.ring_mut().is_none() && receiver.ring_mut().is_none());
+        let bulk = sender.into_bulk(SegmentOptions::default(), BulkOptions::default());
+        assert!(matches!(bulk, Err(IntoBulkError::DropOldest)));
+        assert!(matches!(
+            receiver.into_bulk(1 << 20),
+            Err(IntoBulkError::DropOldest)
+        ));
+    })
+    .await;
 }

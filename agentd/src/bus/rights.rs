@@ -17,10 +17,12 @@ pub(super) struct Rights {
 
 impl Rights {
     pub fn new(rules: IpcRules) -> Self {
-        Self {
-            rules,
-            revoked: Vec::new(),
-        }
+        Self::less(rules, Vec::new())
+    }
+
+    /// The rules without what was taken back before.
+    pub fn less(rules: IpcRules, revoked: Vec<(Right, NamePattern)>) -> Self {
+        Self { rules, revoked }
     }
 
     /// The same rules with another revocation.

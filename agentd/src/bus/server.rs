@@ -39,6 +39,8 @@ use super::user::Users;
 pub enum AttachError {
     #[error(transparent)]
     Refused(#[from] AttachRefused),
+    #[error("what was taken from {name} can't be read, so nothing is given to it: {why}")]
+    Revoked { name: String, why: String },
     #[error("bus listener of {name}: {source}")]
     Listener {
         name: String,
@@ -135,6 +137,27 @@ impl BusServer {
         rules: IpcRules,
         listener: UnixListener,
     ) -> Result<AgentPort, AttachError> {
+        self.attach_less(identity, rules, &[], listener)
+    }
+
+    /// As [`Self::attach`], for an agent from which rights were [taken](Self::revoke) under an earlier daemon.
+    pub fn attach_less(
+        &self,
+        identity: AgentIdentity,
+        rules: IpcRules,
+        revoked: &[(Right, String)],
+        listener: UnixListener,
+    ) -> Result<AgentPort, AttachError> {
+        let parse = |(right, pattern): &(Right, String)| {
+            let parsed = NamePattern::parse(pattern);
+            let parsed = parsed.map_err(|why| format!("{pattern:?}: {why}"));
+            Ok((*right, parsed?))
+        };
+        let revoked: Result<Vec<_>, String> = revoked.iter().map(parse).collect();
+        let revoked = revoked.map_err(|why| AttachError::Revoked {
+            name: identity.name.clone(),
+            why,
+        })?;
         let failed = |source| AttachError::Listener {
             name: identity.name.clone(),
             source,
@@ -142,7 +165,7 @@ impl BusServer {
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
         let id = PeerId(*identity.id.0.as_bytes());
-        let rights = Rights::new(rules);
+        let rights = Rights::less(rules, revoked);
         let spec = PeerSpec {
             id,
             uid: identity.uid,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity};
+use agentd_bus::access::Right;
 use agentd_bus::client::{Client, ClientError, LaneOptions, Received};
 use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
 use agentd_bus::message::{Control, Event, Response, Shape, Status};
@@ -71,6 +72,11 @@ impl Fixture {
 
     pub(super) fn attach(&self, name: &str) -> (AgentPort, PathBuf) {
         self.attach_as(name, 1000, open_rules())
+    }
+
+    fn listen(&self, name: &str) -> (UnixListener, PathBuf) {
+        let path = self.dir.path().join(format!("{name}.sock"));
+        (UnixListener::bind(&path).unwrap(), path)
     }
 
     pub(super) fn attach_as(&self, name: &str, uid: u32, rules: IpcRules) -> (AgentPort, PathBuf) {
@@ -925,4 +931,43 @@ fn clients_find_the_successor_of_their_bus() {
     assert!(matches!(topic.next(WATCHDOG), Received::Item(_)));
     drop((asker, fixer, topic, offers, server));
     second.shutdown_timeout(WATCHDOG);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message_on() {
+    let bus = Fixture::new();
+    let (_b, _) = bus.attach("b");
+    let identity = |name: &str| AgentIdentity {
+        id: AgentId::new(),
+        name: name.into(),
+        uid: 1000,
+        short: 2,
+    };
+    let (listener, path) = bus.listen("a");
+    let taken = [(Right::Send, "b".to_owned())];
+    let a = identity("a");
+    let agent = a.id;
+    let _a = bus
+        .server
+        .attach_less(a, open_rules(), &taken, listener)
+        .unwrap();
+    assert_eq!(bus.server.revoked(agent), taken);
+    let server = bus.server.clone();
+    blocking(move || {
+        let client = Client::connect_to(&path).unwrap();
+        let denied = client.send("b", "note", b"x").unwrap_err();
+        assert_eq!(denied.status(), Some(Status::DENIED), "{denied}");
+        let denied = client.open_lane("b", LaneOptions::default()).unwrap_err();
+        assert!(denied.to_string().contains("denied"), "{denied}");
+        server.restore(agent).unwrap();
+        client.send("b", "note", b"x").unwrap();
+    })
+    .await;
+    // A rule that can't be read gives nothing, instead of everything.
+    let (listener, _) = bus.listen("c");
+    let unreadable = [(Right::Send, "a..b".to_owned())];
+    let refused = bus
+        .server
+        .attach_less(identity("c"), open_rules(), &unreadable, listener);
+    assert!(matches!(refused, Err(AttachError::Revoked { name, .. }) if name == "c"));
 }

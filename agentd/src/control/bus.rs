@@ -17,6 +17,7 @@ use agentd_bus::access::Right;
 use agentd_bus::frame::PeerId;
 use agentd_bus::message::{EVENT_TYPE_MAX, METHOD_MAX, Status};
 use agentd_bus::topic;
+use agentd_storage::{Event, Fact, LaunchId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -69,6 +70,25 @@ impl BusObject {
             subscriptions: 0,
             requests: 0,
         }
+    }
+
+    fn by(&self) -> String {
+        format!("uid {}", self.caller.uid)
+    }
+
+    /// Puts a change of rights, which is in force already, on record, so that the next agentd knows of it.
+    async fn remember(&self, agent: &AgentIdentity, facts: Vec<Fact>) -> Result<(), Error> {
+        let launch = LaunchId::new(agent.id.to_string());
+        let events = facts
+            .into_iter()
+            .map(|fact| Event::now(launch.clone(), fact))
+            .collect();
+        let kept = self.daemon.store.record_all_durable(events).await;
+        kept.map_err(|error| {
+            Error::Internal(format!(
+                "the rights of {agent} are changed, but a restarted agentd would not know: {error}; say it again once the record can be written"
+            ))
+        })
     }
 
     /// Whose bus is meant: the caller's own, or for root anybody's.
@@ -261,21 +281,35 @@ impl BusObject {
             rights
         };
         let mut change = self.rights(&agent);
-        for (right, pattern) in rights {
-            let right = match right {
+        let mut taken = Vec::new();
+        for (word, pattern) in rights {
+            let right = match word {
                 IpcRight::Send => Right::Send,
                 IpcRight::Request => Right::Request,
                 IpcRight::Publish => Right::Publish,
                 IpcRight::Subscribe => Right::Subscribe,
             };
             let closed = self.daemon.bus.revoke(agent.id, right, &pattern);
-            let closed = closed.map_err(told)?;
+            let closed = match closed {
+                Ok(closed) => closed,
+                // What was taken before this one stays taken.
+                Err(error) => {
+                    self.remember(&agent, taken).await?;
+                    return Err(told(error));
+                }
+            };
             change.lanes += closed.lanes;
             change.logs += closed.logs;
             change.subscriptions += closed.subscriptions;
             change.requests += closed.requests;
+            taken.push(Fact::RightRevoked {
+                right: right.as_str().to_owned(),
+                pattern,
+                by: self.by(),
+            });
         }
         tracing::info!(uid = self.caller.uid, agent = %agent, "rights on the bus were revoked");
+        self.remember(&agent, taken).await?;
         change.revoked = seen::revoked(&self.daemon.bus, agent.id);
         Ok(change)
     }
@@ -284,6 +318,8 @@ impl BusObject {
         let agent = self.agent(agent)?;
         self.daemon.bus.restore(agent.id).map_err(told)?;
         tracing::info!(uid = self.caller.uid, agent = %agent, "rights on the bus were restored");
+        let restored = Fact::RightsRestored { by: self.by() };
+        self.remember(&agent, vec![restored]).await?;
         Ok(self.rights(&agent))
     }
 

@@ -197,6 +197,34 @@ fn a_lane_and_a_log_go_on_after_agentd_was_killed() {
 }
 
 #[test]
+fn every_message_of_a_lasting_lane_arrives_once_however_often_agentd_is_killed() {
+    for mode in modes() {
+        let mut daemon = Daemon::start(mode);
+        let (reader, writer) = (daemon.workspace(), daemon.workspace());
+        start(&daemon, reader.path(), READER, &[], &["read", "--lasting"]);
+        let args = ["lasting", READER];
+        start(&daemon, writer.path(), WRITER, &[], &args);
+        for kill in 0..4 {
+            wait_for_line(reader.path(), "events", "lane open", kill);
+            let before = lines(reader.path(), "events").len();
+            wait_until("the stream goes on", || {
+                lines(reader.path(), "events").len() > before + 2
+            });
+            daemon.kill();
+            wait_for_line(reader.path(), "events", "lane end after", kill);
+            daemon.start_again();
+        }
+        wait_for_line(reader.path(), "events", "lane open", 4);
+        // The reader says "error" at the first number that is missing or there twice.
+        let noted = sent(writer.path());
+        let line = format!("lane {}", (noted / 1000 + 1) * 1000);
+        wait_for_line(reader.path(), "events", &line, 0);
+        end(&daemon, WRITER);
+        end(&daemon, READER);
+    }
+}
+
+#[test]
 fn everything_killed_at_once_leaves_nothing() {
     for mode in modes() {
         let mut daemon = Daemon::start(mode);

@@ -313,6 +313,37 @@ fn channels_are_counted_from_outside_and_rights_taken_at_once() {
 }
 
 #[test]
+fn what_was_taken_stays_taken_when_agentd_is_killed_and_what_was_given_back_is_not_taken_again() {
+    for mode in modes() {
+        let mut daemon = Daemon::start(mode);
+        let uid = daemon.owner();
+        for name in ["held", "free"] {
+            let mut sleeper =
+                daemon.agentctl(["run", "-d", "--no-workspace", "--name", name, "--"]);
+            let (code, _, err) = text(&output(sleeper.args(["sleep", "1000"])));
+            assert_eq!(code, 0, "{err}");
+            let rights = ["bus", "revoke", name, "send", "publish=secret.#", "send"];
+            let (code, _, err) = text(&run(&daemon, &rights));
+            assert_eq!(code, 0, "{err}");
+        }
+        let (code, _, err) = text(&run(&daemon, &["bus", "restore", "free"]));
+        assert_eq!(code, 0, "{err}");
+        for _ in 0..2 {
+            daemon.kill();
+            daemon.start_again();
+            let revoked = |name: &str| {
+                let seen = peer(&daemon, uid, name).expect("it was adopted");
+                seen["revoked"].clone()
+            };
+            let taken = [("send", "#"), ("publish", "secret.#")];
+            let taken = taken.map(|(right, pattern)| json!({ "right": right, "pattern": pattern }));
+            assert_eq!(revoked("held"), json!(taken), "{mode:?}");
+            assert_eq!(revoked("free"), json!([]), "{mode:?}");
+        }
+    }
+}
+
+#[test]
 fn errors_say_what_to_do_and_have_their_codes() {
     for mode in modes() {
         let daemon = Daemon::start(mode);

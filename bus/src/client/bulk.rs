@@ -9,12 +9,23 @@
 use std::time::{Duration, Instant};
 
 use super::ends::{End, SegmentAnnouncer, SegmentArrival, SegmentArrivals};
-use super::lanes::{LaneReceiver, LaneSender};
+use super::lanes::{LaneReceiver, LaneSender, ReceivingRing, SendingRing};
 use crate::arena::segment::{MemfdSupply, SegmentMakeError, SegmentOptions};
 use crate::arena::{Arrivals, BulkOptions, BulkReceiver, BulkRecvError, BulkSendError, BulkSender};
 use crate::channel::Tag;
 use crate::frame::PeerId;
 use crate::shm::memfd::{self, Mapping, MemfdError};
+
+/// Why a lane got no arena.
+#[derive(Debug, thiserror::Error)]
+pub enum IntoBulkError {
+    #[error(
+        "a lane that drops its oldest messages has no arena: what a reference leads to would be overwritten under its reader; send sealed payloads"
+    )]
+    DropOldest,
+    #[error(transparent)]
+    Send(#[from] BulkSendError<SegmentMakeError>),
+}
 
 /// The sending end of a lane with an arena. Dropping it closes the lane; what was sent is still received.
 #[derive(Debug)]
@@ -38,9 +49,11 @@ impl LaneSender {
         self,
         segments: SegmentOptions,
         options: BulkOptions,
-    ) -> Result<BulkLaneSender, BulkSendError<SegmentMakeError>> {
+    ) -> Result<BulkLaneSender, IntoBulkError> {
         let supply = MemfdSupply::new(segments, self.announcer());
-        let (producer, end) = self.into_parts();
+        let (SendingRing::Lane(producer), end) = self.into_parts() else {
+            return Err(IntoBulkError::DropOldest);
+        };
         Ok(BulkLaneSender {
             sender: BulkSender::new(producer, supply, options)?,
             end,
@@ -50,14 +63,16 @@ impl LaneSender {
 
 impl LaneReceiver {
     /// Receives through the sender's arena, of which at most `limit` bytes are mapped.
-    pub fn into_bulk(self, limit: u64) -> BulkLaneReceiver {
+    pub fn into_bulk(self, limit: u64) -> Result<BulkLaneReceiver, IntoBulkError> {
         let arrivals = self.segments();
-        let (consumer, from, end) = self.into_parts();
-        BulkLaneReceiver {
+        let (ReceivingRing::Lane(consumer), from, end) = self.into_parts() else {
+            return Err(IntoBulkError::DropOldest);
+        };
+        Ok(BulkLaneReceiver {
             receiver: BulkReceiver::new(consumer, arrivals, limit),
             from,
             end,
-        }
+        })
     }
 }
 

@@ -292,6 +292,9 @@ impl Source for LogReader {
     fn disarm(&mut self) {
         self.reader.disarm();
     }
+    fn is_ready(&self) -> bool {
+        self.reader.is_ready()
+    }
     fn closer(&self) -> &Closer {
         Source::closer(&self.reader)
     }

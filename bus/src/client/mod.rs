@@ -46,7 +46,7 @@ use crate::protect::policy::Addressee;
 use crate::protect::{ProtectError, Protection};
 use crate::shm::{barrier, park};
 
-pub use bulk::{BulkLaneReceiver, BulkLaneSender};
+pub use bulk::{BulkLaneReceiver, BulkLaneSender, IntoBulkError};
 pub use ends::{BellRefused, SegmentAnnouncer, SegmentArrival, SegmentArrivals};
 pub use guard::{Refusal, Refusals};
 pub use lanes::{

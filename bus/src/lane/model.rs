@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use loom::thread;
 
-use super::ring::{Consumer, Producer, RecvError, SendError, Tag, format_cursor, format_data};
+use super::ring::{
+    Consumer, Message, Producer, RecvError, SendError, Tag, format_cursor, format_data,
+};
 use super::*;
 use crate::channel::{Overflow, Waiting};
 use crate::message::Status;
@@ -263,5 +265,35 @@ fn a_close_ends_the_sleep_of_a_producer_without_room() {
         );
         closing.join().unwrap();
         drop(consumer);
+    });
+}
+
+#[test]
+fn after_the_end_each_message_was_either_received_or_is_its_senders_again() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = lane();
+        // The consumer has heard of the end, the producer has not.
+        consumer.closer().close(Status::REPLACED);
+        let sending = thread::spawn(move || {
+            let sent = (0..2).take_while(|n| producer.try_send(tag(*n), b"x").is_ok());
+            let sent = sent.count();
+            producer.closer().close(Status::REPLACED);
+            let mut back = Vec::new();
+            let each = |message: Message<'_>| back.push(message.tag.correlation);
+            producer.settle(FOREVER, each).unwrap();
+            (sent, back)
+        });
+        let mut all = Vec::new();
+        while let Ok(Some(n)) = consumer.try_recv_with(|tag, _| tag.correlation) {
+            all.push(n);
+        }
+        // Whatever comes now is not taken any more.
+        assert_eq!(
+            consumer.try_recv_with(|_, _| ()),
+            Err(RecvError::Closed(Status::REPLACED))
+        );
+        let (sent, back) = sending.join().unwrap();
+        all.extend(back);
+        assert_eq!(all, (0..sent as u32).collect::<Vec<_>>());
     });
 }

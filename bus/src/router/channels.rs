@@ -66,7 +66,7 @@ pub struct ChannelOpened<F> {
     /// `None` for a lane.
     pub topic: Option<String>,
     pub shape: Shape,
-    /// Its producer waits for this reader. Always true of a lane.
+    /// Its producer waits for this reader: true of a lane, unless it drops its oldest messages.
     pub reliable: bool,
     pub data: F,
     /// `None` for a log as such.

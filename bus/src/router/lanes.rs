@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::access::Wish;
+use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Response, Shape, Status};
 
@@ -176,7 +177,7 @@ impl<F: Descriptor> Router<F> {
                     to: Some((open.server, self.name_of(open.server))),
                     topic: None,
                     shape: *shape,
-                    reliable: true,
+                    reliable: shape.overflow != Overflow::DropOldest,
                     data: data.clone(),
                     cursor: Some(cursor.clone()),
                 }));

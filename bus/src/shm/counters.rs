@@ -11,6 +11,7 @@
 //! | 2 | set-up flags ([`setup`]) | set-up flags |
 //! | 8 | head: slots written (logs) | limit: slots that the producer may write in total |
 //! | 9 | | consumed: slots read |
+//! | 10 | | done: 1 once this reader has stopped for good, where 9 says |
 //! | 16 | parked: how the producer sleeps ([`parked`]) | parked: how the reader sleeps |
 //! | 24-31 | [`Sent`] | [`Received`] |
 //! | 32-33 | stamp: message number, ns | |
@@ -34,6 +35,8 @@ pub const HEAD_WORD: usize = 8;
 pub const LIMIT_WORD: usize = 8;
 /// Cursor page: slots read so far.
 pub const CONSUMED_WORD: usize = 9;
+/// Cursor page: not 0 once the reader takes nothing more, whatever is committed; [`CONSUMED_WORD`] is final then.
+pub const DONE_WORD: usize = 10;
 pub const PARKED_WORD: usize = 16;
 /// First of eight counters.
 pub const COUNTERS_WORD: usize = 24;

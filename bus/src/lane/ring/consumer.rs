@@ -21,8 +21,8 @@ use crate::message::Status;
 use crate::shm::atomics::{Ordering, spin_loop};
 use crate::shm::clock::Deadline;
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD, Received,
-    SETUP_WORD, parked,
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, DONE_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD,
+    Received, SETUP_WORD, parked,
 };
 #[cfg(not(loom))]
 use crate::shm::histogram;
@@ -51,6 +51,8 @@ pub struct Consumer<D: Words, C: Words> {
     closer: Closer,
     /// After a close: the slot number up to which what was committed is still received.
     drain_to: Option<u64>,
+    /// The cursor says that nothing more will be taken.
+    done: bool,
     look: Look,
     patience: Patience,
     /// Since the last message: the producer may have put a stamp on the next one.
@@ -137,6 +139,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             credit: options.credit,
             closer,
             drain_to: None,
+            done: false,
             look: Look::after(peers_setup),
             patience: Patience::new(options.waiting, own_setup),
             slept: false,
@@ -397,10 +400,27 @@ impl<D: Words, C: Words> Consumer<D, C> {
                 found,
             }));
         }
-        if self.published != self.next {
-            self.publish();
+        match closed {
+            Some(status) => Err(self.end(status)),
+            None => {
+                self.publish();
+                Ok(false)
+            }
         }
-        closed.map_or(Ok(false), |status| Err(RecvError::Closed(status)))
+    }
+
+    /// Takes nothing more, and says so where the producer can see it: what is committed behind this position is the
+    /// producer's to send elsewhere ([`super::Producer::settle`]).
+    #[cold]
+    fn end(&mut self, status: Status) -> RecvError {
+        if !self.done {
+            self.done = true;
+            self.publish();
+            // SYNC: done. Pairs with the acquire load in `Producer::settle`, which then finds the final position.
+            self.cursor.store(DONE_WORD, 1, Ordering::Release);
+            self.wake_producer(DONE_WORD);
+        }
+        RecvError::Closed(status)
     }
 
     /// The lane was closed: what was committed by then is still received, which can't be more than a lap.
@@ -411,8 +431,8 @@ impl<D: Words, C: Words> Consumer<D, C> {
         let left = end.wrapping_sub(self.next);
         let revoked = matches!(status, Status::DENIED | Status::MALFORMED);
         // A message may reach beyond the end, but none begins there.
-        if revoked || left == 0 || left > self.capacity as u64 {
-            return Err(RecvError::Closed(status));
+        if self.done || revoked || left == 0 || left > self.capacity as u64 {
+            return Err(self.end(status));
         }
         Ok(())
     }
@@ -626,7 +646,8 @@ fn fill(buffer: &mut Vec<u8>, tag: Tag, payload: &[u8]) -> Tag {
 
 impl<D: Words, C: Words> Drop for Consumer<D, C> {
     fn drop(&mut self) {
-        self.publish();
+        // Whatever the closer says: nobody is left to take anything.
+        self.end(Status::OK);
     }
 }
 

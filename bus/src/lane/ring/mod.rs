@@ -14,7 +14,7 @@ mod consumer;
 mod producer;
 
 pub use consumer::Consumer;
-pub use producer::Producer;
+pub use producer::{Producer, SettleError};
 
 use super::{
     CURSOR_MAGIC, DATA_MAGIC, EXT_BYTES, INLINE_BYTES, LayoutError, MESSAGE_MAX, ReceiverOptions,
@@ -69,6 +69,9 @@ pub enum RecvError {
     Sequence { slot: u64, found: u64 },
     #[error("slot {slot} claims {len} bytes, more than the lane can hold")]
     Length { slot: u64, len: usize },
+    /// Of a lane that drops its oldest messages.
+    #[error("the producer says that it wrote {messages} messages in {slots} slots, which can't be")]
+    Position { messages: u64, slots: u64 },
     /// The message is skipped, the lane goes on.
     #[error("the payload in slot {slot} has CRC-32C {found:#010x}, not {expected:#010x}")]
     CheckSum {

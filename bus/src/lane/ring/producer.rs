@@ -5,6 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod settle;
+
+pub use settle::SettleError;
+
 use std::time::Duration;
 
 use super::{

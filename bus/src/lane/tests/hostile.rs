@@ -76,6 +76,7 @@ proptest! {
                     prop_assert_eq!(consumer.closer().status(), Some(Status::MALFORMED));
                     break;
                 }
+                Err(error @ RecvError::Position { .. }) => prop_assert!(false, "a log's: {error}"),
             }
         }
     }

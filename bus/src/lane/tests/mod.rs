@@ -6,6 +6,7 @@ mod hostile;
 mod index;
 mod processes;
 mod seals;
+mod settle;
 
 use std::os::fd::AsFd;
 use std::time::Duration;

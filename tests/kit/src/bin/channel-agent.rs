@@ -34,10 +34,16 @@ const TOPIC: &str = "ticks";
 enum Options {
     /// Streams over a lane to an agent, for ever, again after a restart of agentd.
     Lane { to: String },
+    /// Streams over a lane that outlives agentd, for ever.
+    Lasting { to: String },
     /// Streams over a log, for ever, again after a restart of agentd.
     Log,
     /// Reads every lane and log that there is.
-    Read,
+    Read {
+        /// What comes on the next lane follows on the last one without a gap, and nobody asks where that was.
+        #[arg(long)]
+        lasting: bool,
+    },
     /// Says what of lanes, logs and the socket it is given to an agent, and ends.
     Try { to: String },
 }
@@ -72,7 +78,8 @@ fn main() -> ExitCode {
     let outcome = match Options::parse() {
         Options::Lane { to } => stream_lane(&to),
         Options::Log => stream_log(),
-        Options::Read => read(),
+        Options::Lasting { to } => stream_lasting(&to),
+        Options::Read { lasting } => read(lasting),
         Options::Try { to } => attempt(&to),
     };
     match outcome {
@@ -158,6 +165,34 @@ fn stream_lane(to: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Streams as if agentd lived for ever.
+fn stream_lasting(to: &str) -> anyhow::Result<()> {
+    let (sent, events) = (Lines::create("sent")?, Lines::create("events")?);
+    let client = Client::connect()?;
+    let mut lane = until_there(&client, || {
+        match client.open_lasting_lane(to, LaneOptions::default()) {
+            Err(LaneError::Client(error)) => Err(error),
+            other => Ok(other),
+        }
+    })??;
+    events.say("open");
+    let (mut number, mut id) = (0_u64, lane.now().id());
+    let mut bytes = Vec::new();
+    loop {
+        payload(number, &mut bytes);
+        lane.send(Tag::default(), &bytes, PATIENCE)
+            .with_context(|| format!("after {number}"))?;
+        number += 1;
+        if number.is_multiple_of(NOTE_EVERY) {
+            sent.say(&number.to_string());
+        }
+        if lane.now().id() != id || lane.now().ended().is_some() {
+            id = lane.now().id();
+            events.say(&format!("lane {id}, {} repeated so far", lane.repeated()));
+        }
+    }
+}
+
 fn stream_log() -> anyhow::Result<()> {
     let (sent, events) = (Lines::create("sent")?, Lines::create("events")?);
     let client = Client::connect()?;
@@ -194,7 +229,7 @@ fn stream_log() -> anyhow::Result<()> {
     }
 }
 
-fn read() -> anyhow::Result<()> {
+fn read(lasting: bool) -> anyhow::Result<()> {
     let events = Lines::create("events")?;
     let client = Client::connect()?;
     let offers = client.accept_lanes()?;
@@ -224,6 +259,9 @@ fn read() -> anyhow::Result<()> {
             continue;
         };
         let status = read_lane(offer.accept()?, &mut number, &events)?;
+        if status == Status::REPLACED && lasting {
+            continue;
+        }
         if status == Status::REPLACED {
             // The sender wants to know how much of what it had sent has come.
             let requests = client.serve(1)?;

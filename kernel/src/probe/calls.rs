@@ -49,7 +49,8 @@ pub(super) fn landlock_abi() -> Result<u8, ProbeState> {
         Err(Errno::NOSYS) => Err(ProbeState::Unsupported {
             why: "this kernel was built without Landlock".into(),
         }),
-        Err(Errno::OPNOTSUPP) => Err(ProbeState::Unsupported {
+        Err(Errno::OPNOTSUPP) => Err(ProbeState::Denied {
+            capability: "lsm=landlock,... on the kernel's command line".into(),
             why: "Landlock is built in but not enabled at boot".into(),
         }),
         Err(e) => Err(ProbeState::Unsupported {

@@ -106,8 +106,12 @@ fn sealed(name: &str, bytes: &[u8]) -> OwnedFd {
 
 fn launcher() -> BorrowedFd<'static> {
     static ELF: OnceLock<OwnedFd> = OnceLock::new();
-    ELF.get_or_init(|| sealed("agentd-launch", LAUNCHER_ELF))
-        .as_fd()
+    // Above every number that a child puts something on.
+    let make = || {
+        let elf = sealed("agentd-launch", LAUNCHER_ELF);
+        rustix::io::fcntl_dupfd_cloexec(&elf, 200).unwrap()
+    };
+    ELF.get_or_init(make).as_fd()
 }
 
 /// A launch under way. Dropping it kills the sandbox.

@@ -96,6 +96,7 @@ pub fn plan(
     };
     let properties = property::statuses(circumstances);
     let degradations = settle(policy, inputs, &properties)?;
+    depth(policy, &properties)?;
     let view = view::view(policy, inputs)?;
     let listeners = listeners(policy);
     let required_layers = required_layers(circumstances);
@@ -190,6 +191,25 @@ fn settle(
         });
     }
     Ok(out)
+}
+
+/// A policy that demands depth is refused where this kernel has a further mechanism for a property, but not for agentd. What
+/// the kernel is too old for does not exist, and is not missed.
+fn depth(policy: &EffectivePolicy, properties: &[PropertyStatus]) -> Result<(), PlanRefused> {
+    let shallow = properties
+        .iter()
+        .find(|s| s.by.len() < usize::from(policy.mechanisms) && !s.denied.is_empty());
+    let Some(status) = shallow else {
+        return Ok(());
+    };
+    let line = policy.shown.iter().find(|s| s.key == "degrade.mechanisms");
+    Err(PlanRefused::Depth {
+        property: status.property.name().into(),
+        by: status.by.join(", "),
+        denied: status.denied.join("; "),
+        mechanisms: policy.mechanisms,
+        demanded_by: line.map_or_else(String::new, |l| l.origin.to_string()),
+    })
 }
 
 fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {

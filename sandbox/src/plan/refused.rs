@@ -15,6 +15,17 @@ pub enum PlanRefused {
         missing: String,
         fix: String,
     },
+    #[error(
+        "property {property}: held by {by} alone, and {demanded_by} demands {mechanisms} mechanisms where this kernel has them: {denied}; see agentctl doctor, or launch with another policy"
+    )]
+    Depth {
+        property: String,
+        by: String,
+        denied: String,
+        mechanisms: u8,
+        /// The line of the policy.
+        demanded_by: String,
+    },
     #[error("{what}: {problem}; {allowed}")]
     Input {
         what: String,

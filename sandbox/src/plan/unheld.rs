@@ -36,10 +36,6 @@ const ROWS: &[Row] = &[
         uses: |p| p.limits.cost_micro_usd.is_some(),
     },
     Row {
-        key: "degrade.mechanisms",
-        uses: |p| p.mechanisms > 1,
-    },
-    Row {
         key: "secrets.files",
         uses: |p| !p.secrets.is_empty(),
     },

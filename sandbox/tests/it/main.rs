@@ -1,7 +1,9 @@
 //! The sandbox crate from outside: policies as people write them, plans as the launcher reads them.
 
 mod ceilings;
+mod depth;
 mod docs;
+mod exec;
 // The launcher's own test harness: what the broker does, in small.
 #[allow(dead_code, reason = "the launcher's tests use the rest of it")]
 #[path = "../../../launch/tests/launch/harness.rs"]

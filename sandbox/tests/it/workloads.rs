@@ -10,14 +10,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A launch to be: a policy that extends `coding`, a workspace, a program.
-struct Launch {
-    mode: WireMode,
-    policy: String,
+pub(super) struct Launch {
+    pub(super) mode: WireMode,
+    pub(super) policy: String,
     workspace: tempfile::TempDir,
 }
 
 impl Launch {
-    fn new(mode: WireMode) -> Self {
+    pub(super) fn new(mode: WireMode) -> Self {
         let workspace = tempfile::Builder::new()
             .prefix("agentd-workload-")
             .tempdir()
@@ -34,7 +34,7 @@ impl Launch {
     }
 
     /// A file of the caller's in the workspace, there before the launch.
-    fn put(&self, path: &str, content: &str) {
+    pub(super) fn put(&self, path: &str, content: &str) {
         let path = self.workspace.path().join(path);
         let owner = self.workspace.path().metadata().expect("metadata").uid();
         for folder in path
@@ -69,7 +69,7 @@ impl Launch {
         }
     }
 
-    fn run(&self, argv: &[&str]) -> Ended {
+    pub(super) fn run(&self, argv: &[&str]) -> Ended {
         let policy = load(&self.policy).expect("the policy loads");
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let exe = Path::new(argv[0]);
@@ -144,7 +144,7 @@ impl Launch {
         }
     }
 
-    fn shell(&self, script: &str) -> Ended {
+    pub(super) fn shell(&self, script: &str) -> Ended {
         self.run(&["/bin/bash", "-c", script])
     }
 }
@@ -168,7 +168,7 @@ fn host() -> HostCaps {
     caps
 }
 
-fn installed(program: &str) -> bool {
+pub(super) fn installed(program: &str) -> bool {
     let there = ["/usr/bin", "/usr/local/bin", "/bin"]
         .iter()
         .any(|d| Path::new(d).join(program).exists());

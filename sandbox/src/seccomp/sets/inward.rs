@@ -1,10 +1,12 @@
 //! What turns inwards: debugging one's own processes, and confining them further.
 
-use super::super::rule::{EPERM, Rule, allow, allow_if, checked, is};
+use super::super::rule::{EINVAL, EPERM, Rule, allow, allow_if, checked, clear, is};
 use super::process::{PERSONALITIES, PRCTL_OPTIONS};
 
 /// PR_SET_SECCOMP
 const PR_SET_SECCOMP: &[u32] = &[22];
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER
+const NEW_LISTENER: u32 = 8;
 /// ADDR_NO_RANDOMIZE: gdb runs its program at the same addresses each time.
 const ADDR_NO_RANDOMIZE: &[u32] = &[0x0004_0000];
 
@@ -22,7 +24,8 @@ pub(super) const DEBUG: &[Rule] = &[
 
 #[rustfmt::skip]
 pub(super) const CONFINEMENT: &[Rule] = &[
-    allow("seccomp", "further filters"),
+    checked("seccomp", "further filters; none that hands system calls to another process",
+        &[allow_if(&[clear(1, NEW_LISTENER)])], EINVAL),
     checked("prctl", "as in process, and further filters",
         &[allow_if(&[is(0, PRCTL_OPTIONS)]), allow_if(&[is(0, PR_SET_SECCOMP)])], EPERM),
     allow("landlock_create_ruleset", "further rules for files and ports"),

@@ -97,7 +97,10 @@ impl EffectivePolicy {
     fn lint_host_objects(&self, out: &mut Vec<PolicyDiagnostic>) {
         let fs = &self.fs;
         for entry in &fs.protect {
-            if !covers_any(&fs.write, &entry.value) {
+            // A workspace that nobody may write yet is protected for the policies that extend this one.
+            let for_later = entry.value.base == PathBase::Workspace
+                && !fs.write.iter().any(|w| w.value.base == PathBase::Workspace);
+            if !for_later && !covers_any(&fs.write, &entry.value) {
                 out.push(warn(
                     &entry.origin,
                     "fs.protect",

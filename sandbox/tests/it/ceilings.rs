@@ -60,12 +60,12 @@ fn each_kind_of_excess_names_key_value_line_and_ceiling() {
             "fs.write: ~/.cargo/bin (example.toml:3)",
         ),
         (
-            "[fs]\nwrite = [\"${workspace}/.git/hooks\"]",
-            "fs.write: ${workspace}/.git/hooks (example.toml:3)",
+            "[fs]\nwrite = [\"${workspace}/.git/hooks/x\"]",
+            "fs.write: ${workspace}/.git/hooks/x (example.toml:3)",
         ),
         (
-            "[fs]\nread = { remove = [\"${workspace}/.git/hooks\"] }",
-            "no ${workspace}/.git/hooks to be changed (fs.read)",
+            "[fs]\nprotect = { remove = [\"${workspace}/.git/hooks/\"] }",
+            "no ${workspace}/.git/hooks/ to be changed (fs.protect)",
         ),
         (
             "[fs]\nexec = [\"/srv/tools\"]",
@@ -176,7 +176,7 @@ fn a_ceilings_home_is_not_what_the_caller_says_it_is() {
 #[test]
 fn questions_are_answered_with_the_line_that_decides() {
     let policy = load(
-        "extends = \"coding\"\n[fs]\ndeny = [\"${workspace}/.env\"]\nprotect = [\"${workspace}/.vscode/\"]\n\
+        "extends = \"coding\"\n[fs]\ndeny = [\"${workspace}/.env\"]\nprotect = [\"${workspace}/.env.d/\"]\n\
          [net]\nask = [\"db.example:5432\"]\n[tools]\ndeny = [\"Bash(git push*)\"]\n",
     )
     .expect("loads");
@@ -194,13 +194,18 @@ fn questions_are_answered_with_the_line_that_decides() {
             "Deny example.toml:3: fs.deny hides it",
         ),
         (
-            "write ${workspace}/.vscode/tasks.json",
+            "write ${workspace}/.env.d/tasks.json",
             "Deny example.toml:4: fs.protect",
         ),
-        ("read ${workspace}/.vscode/tasks.json", "Allow"),
+        ("read ${workspace}/.env.d/tasks.json", "Allow"),
         (
             "write ${workspace}/.git/hooks/pre-commit",
-            "Deny coding (built in):",
+            "Deny base (built in):",
+        ),
+        ("write ${workspace}/.git/index", "Allow coding (built in):"),
+        (
+            "write ${workspace}/.git/modules/x/config",
+            "Allow coding (built in):",
         ),
         (
             "read ~/.ssh/id_ed25519",

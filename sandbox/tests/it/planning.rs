@@ -530,7 +530,7 @@ fn protected_and_denied_names_inside_what_may_be_written_are_kept_before_they_ex
 #[test]
 fn a_scratch_workspace_is_an_overlay_and_what_is_read_or_protected_in_it_stays_so() {
     let policy = load(
-        "extends = \"base\"\n[fs]\nscratch = [\"${workspace}\"]\nread = [\"${workspace}/.git\"]\nprotect = [\"${workspace}/.envrc\"]\n\
+        "extends = \"base\"\n[fs]\nscratch = [\"${workspace}\"]\nread = [\"${workspace}/.git\"]\nprotect = { replace = [\"${workspace}/.envrc\"] }\n\
          [limits]\ntmp = \"64MiB\"\ntmp_inodes = 500\n",
     )
     .expect("loads");

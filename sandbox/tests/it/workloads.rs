@@ -263,8 +263,8 @@ fn git_works_in_the_callers_repository_too() {
         assert!(git.is_ok_and(|s| s.success()));
         launch.own_all();
         let ended = launch.shell(
-            "set -e; git config user.email a@b.c; git config user.name n; echo x > f; git add .; git commit -qm one; git checkout -qb side; \
-             echo y > f; git stash -q; git stash pop -q; git commit -qam two; git rebase -q main; git log --oneline | wc -l",
+            "set -e; export GIT_AUTHOR_NAME=n GIT_AUTHOR_EMAIL=a@b.c GIT_COMMITTER_NAME=n GIT_COMMITTER_EMAIL=a@b.c; \
+             echo x > f; git add .; git commit -qm one; test \"$(git ls-files)\" = f; git checkout -qb side; echo y > f; git stash -q; git stash pop -q; git commit -qam two; git rebase -q main; git log --oneline | wc -l",
         );
         assert_eq!(
             (ended.code(), ended.stdout.trim()),

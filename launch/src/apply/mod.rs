@@ -16,6 +16,7 @@ use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, Plan, Record};
 use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step};
 
 mod agent;
+mod calls;
 mod confine;
 mod cover;
 mod device;
@@ -23,6 +24,8 @@ mod overlay;
 mod stdio;
 mod supervise;
 mod view;
+
+pub use calls::SYSTEM_CALLS;
 
 /// A step's outcome.
 type Outcome<T> = Result<T, Failure>;

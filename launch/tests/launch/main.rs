@@ -2,6 +2,7 @@
 //! the errno that the promise names. In both modes, running real programs.
 
 mod attack;
+mod calls;
 mod cover;
 mod harness;
 mod life;

@@ -1,0 +1,74 @@
+//! The system calls that the launcher makes, from its first instruction to the last of the sandbox's init: all of them, and
+//! why. `launch/tests/launch/calls.rs` runs it under a filter made of this list.
+
+use agentd_kernel::sys::nr;
+
+/// Sorted by number.
+#[rustfmt::skip]
+pub const SYSTEM_CALLS: &[(u32, &str)] = &[
+    (nr::READ, "the id of a mount's namespace, signals that arrived, the init's switches"),
+    (nr::WRITE, "files of the plan"),
+    (nr::CLOSE, "what is no longer needed"),
+    (nr::FSTAT, "what was opened is what was meant"),
+    (nr::MMAP, "the plan"),
+    (nr::RT_SIGACTION, "the program starts with default actions"),
+    (nr::RT_SIGPROCMASK, "the init handles no signal, the program all"),
+    (nr::IOCTL, "the loopback interface, the terminal"),
+    (nr::PWRITE64, "the last report, on file"),
+    (nr::DUP2, "the program's streams"),
+    (nr::GETPID, "the foreground process group"),
+    (nr::SOCKET, "listeners"),
+    (nr::SENDMSG, "reports, with descriptors"),
+    (nr::RECVMSG, "what agentd and the broker say"),
+    (nr::BIND, "listeners"),
+    (nr::LISTEN, "listeners"),
+    (nr::CLONE, "the program's process"),
+    (nr::EXECVE, "the program"),
+    (nr::WAIT4, "children that have ended"),
+    (nr::KILL, "signals for the program"),
+    (nr::FCNTL, "the plan's seals, the note's lock"),
+    (nr::FCHDIR, "sockets and the new root are made where they are"),
+    (nr::UMASK, "modes of what is made"),
+    (nr::GETRUSAGE, "what the program used"),
+    (nr::GETUID, "are the ids those of the plan"),
+    (nr::GETGID, "are the ids those of the plan"),
+    (nr::SETPGID, "the program is a job of its own"),
+    (nr::SETSID, "the terminal is the sandbox's"),
+    (nr::CAPGET, "are the capabilities gone"),
+    (nr::CAPSET, "drop the capabilities"),
+    (nr::PIVOT_ROOT, "the new root"),
+    (nr::PRCTL, "not dumpable, no_new_privs, bounding set, securebits, MDWE, a name"),
+    (nr::UMOUNT2, "the old root"),
+    (nr::SETHOSTNAME, "the sandbox's name"),
+    (nr::CLOCK_GETTIME, "the grace of a lifeline"),
+    (nr::EXIT_GROUP, "the end"),
+    (nr::KEYCTL, "a session keyring of its own"),
+    (nr::MKDIRAT, "folders of the view"),
+    (nr::UNLINKAT, "the empty file behind a mask; placeholders"),
+    (nr::SYMLINKAT, "links of the view"),
+    (nr::READLINKAT, "links of the host that are kept; where a grant lies"),
+    (nr::PPOLL, "wait for anything"),
+    (nr::SIGNALFD4, "children that end, as a descriptor"),
+    (nr::PIPE2, "the program's streams"),
+    (nr::PRLIMIT64, "resource limits"),
+    (nr::SECCOMP, "both filters"),
+    (nr::OPEN_TREE, "mounts by descriptor"),
+    (nr::MOVE_MOUNT, "mounts by descriptor"),
+    (nr::FSOPEN, "tmpfs, procfs, devpts, overlays"),
+    (nr::FSCONFIG, "their options"),
+    (nr::FSMOUNT, "their mounts"),
+    (nr::CLOSE_RANGE, "the program inherits three descriptors"),
+    (nr::OPENAT2, "every path, once"),
+    (nr::MOUNT_SETATTR, "read-only, noexec, nosuid, nodev"),
+    (nr::LANDLOCK_CREATE_RULESET, "the ruleset, and which ABI there is"),
+    (nr::LANDLOCK_ADD_RULE, "its rules"),
+    (nr::LANDLOCK_RESTRICT_SELF, "enforcing it"),
+];
+
+const _: () = {
+    let mut at = 1;
+    while at < SYSTEM_CALLS.len() {
+        assert!(SYSTEM_CALLS[at - 1].0 < SYSTEM_CALLS[at].0, "not sorted");
+        at += 1;
+    }
+};

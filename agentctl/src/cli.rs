@@ -1,6 +1,7 @@
 //! What can be typed. Plain data: nothing here looks at the host.
 
 pub mod approvals;
+pub mod audit;
 pub mod bench;
 pub mod bus;
 pub mod policy;
@@ -93,6 +94,8 @@ pub enum LowVerb {
     Prune(upkeep::PruneArgs),
     /// Check, copy or repair the record
     Db(upkeep::DbArgs),
+    /// Verify that nothing on record was changed
+    Audit(audit::AuditArgs),
     /// Answer what agents ask a person
     Approvals(approvals::ApprovalsArgs),
     /// Hand in work for driven agents, and follow what becomes of it

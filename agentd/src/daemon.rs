@@ -115,6 +115,12 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let store = Store::open(prepared.state_dir.join(RECORD))
         .await
         .context("cannot open the record")?;
+    for incident in store.incidents() {
+        tracing::error!(
+            "the record is not as it was left: {}; `agentctl audit verify` says more",
+            incident.detail
+        );
+    }
     let record = Arc::new(BusRecord::new(store.clone()));
     let agents = Arc::new(Registry::new(prepared.config.daemon.max_agents));
     let fleet_changed = FleetChanged::default();

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use agentd_api::dirs::{DirEnv, DirError};
 
+use crate::audit::Verifying;
+
 /// The text of `agentd --help`.
 pub const HELP: &str = "\
 agentd: launches AI agents as confined processes, wires them together and records what they do
@@ -31,6 +33,12 @@ usage: agentd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--keep-agen
   --check-record      say whether the record in the state directory is damaged, and end (`agentctl db check`)
   --backup-record F   copy it to F, and end (`agentctl db backup`)
   --recover-record    make a new one of what can be read of it, and end (`agentctl db recover`)
+  --verify-record     verify the record's audit chain, print the verdict as JSON, and end (`agentctl audit verify`)
+    --record F          a copy, instead of the record in the state directory
+    --public-key K      the key, 64 hex digits or a path with a `/` in it [audit.pub beside the record]
+    --noted-head H      a head that was noted: NUMBER:HASH
+    --known-note N      an incident that was looked into; may be repeated
+  --record-head       print the record's signed head and public key as JSON, and end (`agentctl audit head`)
   --version, --help
 
 Also read: LISTEN_FDS and WATCHDOG_USEC of a service manager, DBUS_SYSTEM_BUS_ADDRESS, AGENTD_LOG (filter such as `info` or `agentd=debug`), AGENTD_BROKER and CREDENTIALS_DIRECTORY,
@@ -75,6 +83,8 @@ pub enum RecordTask {
     Check,
     Backup(PathBuf),
     Recover,
+    Verify(Verifying),
+    Head,
 }
 
 /// What the command line asks for.
@@ -98,6 +108,8 @@ pub enum OptionsError {
     Unknown(String),
     #[error("`{0}` needs a value; see `agentd --help`")]
     MissingValue(&'static str),
+    #[error("`--known-note` needs the number of a note, not `{0}`")]
+    NotANote(String),
     #[error("`{name}` must be an absolute path, not `{value}`")]
     Relative { name: &'static str, value: String },
     #[error(transparent)]
@@ -116,10 +128,12 @@ impl Command {
         let mut state_dir = path("AGENTD_STATE_DIR");
         let mut record_task = None;
         let mut backup = None;
+        let mut verifying = Verifying::default();
         let mut keep_agents = false;
         let (mut host_caps, mut probe_host) = (None, None);
         let mut standing = Standing::Own;
         let mut check = false;
+        let (mut key, mut noted, mut known) = (None, None, None);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let text = arg.to_string_lossy().into_owned();
@@ -154,6 +168,18 @@ impl Command {
                     record_task = Some(RecordTask::Recover);
                     continue;
                 }
+                "--verify-record" if inline.is_none() => {
+                    record_task = Some(RecordTask::Verify(Verifying::default()));
+                    continue;
+                }
+                "--record-head" if inline.is_none() => {
+                    record_task = Some(RecordTask::Head);
+                    continue;
+                }
+                "--record" => ("--record", &mut verifying.record),
+                "--public-key" => ("--public-key", &mut key),
+                "--noted-head" => ("--noted-head", &mut noted),
+                "--known-note" => ("--known-note", &mut known),
                 "--backup-record" => ("--backup-record", &mut backup),
                 "--help" | "-h" => return Ok(Self::Help),
                 "--version" | "-V" => return Ok(Self::Version),
@@ -161,6 +187,15 @@ impl Command {
             };
             let value = inline.or_else(|| args.next().map(PathBuf::from));
             *slot.1 = Some(value.ok_or(OptionsError::MissingValue(slot.0))?);
+            if let Some(note) = known.take() {
+                let note = text_of(note);
+                let number = note.parse().map_err(|_nan| OptionsError::NotANote(note))?;
+                verifying.known.push(number);
+            }
+        }
+        (verifying.key, verifying.noted) = (key.map(text_of), noted.map(text_of));
+        if let Some(RecordTask::Verify(what)) = &mut record_task {
+            *what = verifying;
         }
         if let Some(path) = probe_host {
             return Ok(Self::ProbeHost(path));
@@ -202,6 +237,10 @@ impl Command {
             None => Self::Serve(options),
         })
     }
+}
+
+fn text_of(value: PathBuf) -> String {
+    value.to_string_lossy().into_owned()
 }
 
 /// `/etc/agentd/agentd.toml` for root, otherwise the user's own.

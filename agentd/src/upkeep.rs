@@ -18,6 +18,7 @@ use agentd_storage::{Expired, SalvagedTable, StoreError, Viewer};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::agents::Caller;
+use crate::audit;
 use crate::daemon::{Daemon, RECORD};
 use crate::options::RecordTask;
 
@@ -242,6 +243,8 @@ pub async fn offline(task: &RecordTask, state_dir: &Path) -> anyhow::Result<Stri
             agentd_storage::backup(&record, to).await?;
             Ok(to.display().to_string())
         }
+        RecordTask::Verify(what) => audit::verify(what, state_dir).await,
+        RecordTask::Head => audit::head(state_dir),
         RecordTask::Recover => {
             let salvage = agentd_storage::recover(&record).await?;
             let mut lines: Vec<String> = salvage

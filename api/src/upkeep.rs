@@ -43,6 +43,27 @@ impl Pruned {
     }
 }
 
+/// The signed head of the record, and what verifies it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct AuditHead {
+    /// The database file.
+    pub record: String,
+    /// The public key, 64 hex digits.
+    pub key: String,
+    /// `NUMBER:HASH`.
+    pub head: String,
+    /// When it was committed, ms since the epoch.
+    pub at_ms: i64,
+}
+
+impl AuditHead {
+    /// The form that `--json` prints.
+    pub fn to_json(&self) -> Value {
+        json!({ "record": self.record, "key": self.key, "head": self.head, "at_ms": self.at_ms })
+    }
+}
+
 /// `org.agentd1.Upkeep` at `/org/agentd1`.
 #[zbus::proxy(
     interface = "org.agentd1.Upkeep",
@@ -58,6 +79,9 @@ pub trait Upkeep {
 
     /// A copy of the record as of now, open for reading. For the administrator.
     fn backup_record(&self) -> Result<OwnedFd, Error>;
+
+    /// The head that the record ends with now, to be noted somewhere else.
+    fn audit_head(&self) -> Result<AuditHead, Error>;
 
     /// The output of a launch of the caller that the record knows, also of an earlier daemon: a pipe that ends with it.
     fn read_log(&self, name_or_id: &str, options: &LogOptions) -> Result<OwnedFd, Error>;

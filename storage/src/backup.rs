@@ -13,6 +13,7 @@ use sqlx::{
 };
 
 use crate::{
+    audit::{Head, chain::Chain},
     error::{StoreError, classify},
     event::unix_ms,
     open,
@@ -121,7 +122,9 @@ pub async fn recover(path: &Path) -> Result<Salvage, StoreError> {
     let salvaged = async {
         let fresh = Store::open(&work).await?;
         fresh.close().await?;
-        salvage(path, &work).await
+        let (tables, orphans) = salvage(path, &work).await?;
+        take_in(path, &work, &tables).await?;
+        Ok::<_, StoreError>((tables, orphans))
     }
     .await;
     let (tables, orphans) = match salvaged {
@@ -134,15 +137,24 @@ pub async fn recover(path: &Path) -> Result<Salvage, StoreError> {
     // The new record belongs to whom the old one belonged, also when root recovers a daemon's.
     let owner = std::os::unix::fs::MetadataExt::uid(&metadata);
     let group = std::os::unix::fs::MetadataExt::gid(&metadata);
-    std::os::unix::fs::chown(&work, Some(owner), Some(group)).map_err(io)?;
+    for made in [
+        work.clone(),
+        with_suffix(&work, ".head"),
+        path.with_file_name("audit.key"),
+        path.with_file_name("audit.pub"),
+    ] {
+        std::os::unix::fs::chown(&made, Some(owner), Some(group)).map_err(io)?;
+    }
     let damaged = beside(path, &format!("damaged-{}", unix_ms()));
-    for suffix in ["-wal", "-shm", ""] {
+    for suffix in ["-wal", "-shm", ".head", ""] {
         let from = with_suffix(path, suffix);
         if from.exists() {
             std::fs::rename(&from, with_suffix(&damaged, suffix)).map_err(io)?;
         }
     }
-    std::fs::rename(&work, path).map_err(io)?;
+    for suffix in [".head", ""] {
+        std::fs::rename(with_suffix(&work, suffix), with_suffix(path, suffix)).map_err(io)?;
+    }
     remove_database(&work).map_err(io)?;
     Ok(Salvage {
         tables,
@@ -162,13 +174,23 @@ fn beside(path: &Path, word: &str) -> PathBuf {
 }
 
 fn remove_database(path: &Path) -> std::io::Result<()> {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
+    for suffix in ["", "-wal", "-shm", ".lock", ".head"] {
         match std::fs::remove_file(with_suffix(path, suffix)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Begins the chain of a recovered record where that of the damaged one ended, as far as its head on file says.
+async fn take_in(damaged: &Path, fresh: &Path, tables: &[SalvagedTable]) -> Result<(), StoreError> {
+    let before = Head::beside(damaged).map_err(|error| open::io_error(damaged, &error))?;
+    let lost = tables.iter().map(|table| table.unreadable).sum();
+    let mut db = existing(fresh).await?;
+    let taken = Chain::recover(fresh, &mut db, before, lost).await;
+    drop(db.close().await);
+    taken
 }
 
 async fn salvage(damaged: &Path, fresh: &Path) -> Result<(Vec<SalvagedTable>, u64), StoreError> {
@@ -187,11 +209,17 @@ async fn salvage(damaged: &Path, fresh: &Path) -> Result<(Vec<SalvagedTable>, u6
         .map_err(fault)?;
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM main.sqlite_schema WHERE type = 'table'
-         AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '_sqlx_%' ORDER BY rowid",
+         AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '_sqlx_%' AND name NOT IN ('chain', 'checkpoints')
+         ORDER BY rowid",
     )
     .fetch_all(&mut db)
     .await
     .map_err(fault)?;
+    // What the fresh one says of its own beginning.
+    sqlx::query("DELETE FROM main.chain_notes")
+        .execute(&mut db)
+        .await
+        .map_err(fault)?;
     let mut edges = Vec::new();
     for name in &names {
         edges.push((

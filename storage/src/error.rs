@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::audit::KeyError;
+
 /// Failures of the store. Every message names the database file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -72,6 +74,14 @@ pub enum StoreError {
         launch: String,
         /// The broken rule.
         why: String,
+    },
+    /// The key that signs the record is not there or can't be used.
+    #[error("the record {} can't be signed", path.display())]
+    Key {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong with the key.
+        source: KeyError,
     },
     /// The store has been closed.
     #[error("the record is closed")]

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod approval;
+mod audit;
 mod backup;
 mod error;
 mod event;
@@ -31,6 +32,10 @@ mod unit;
 mod writer;
 
 pub use approval::{Asked, Question, Settlement, StandingRule};
+pub use audit::{
+    Finding, FindingKind, Folded, Head, KeyError, Note, NoteKind, NotedHead, NotedHeadError,
+    PublicKey, Verification, Verify, verify,
+};
 pub use backup::{Salvage, SalvagedTable, backup, check, recover};
 pub use error::StoreError;
 pub use event::{

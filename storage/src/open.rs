@@ -55,6 +55,11 @@ fn migrations() -> Vec<Migration> {
             "revocations",
             include_str!("../../migrations/sqlite/0007_revocations.sql"),
         ),
+        (
+            8,
+            "audit chain",
+            include_str!("../../migrations/sqlite/0008_audit_chain.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

@@ -5,15 +5,22 @@
 //! (`auto_vacuum = INCREMENTAL`); a file from before that setting is rebuilt once, when a quarter of it is free.
 //! A launch that has not ended is never chosen.
 
+use std::collections::BTreeSet;
+
 use sqlx::SqliteConnection;
 use tokio::sync::oneshot;
 
 use crate::{
+    audit::{
+        NoteKind,
+        chain::{self, Chain},
+        content::Written,
+        forget,
+    },
     error::{StoreError, classify},
     event::LaunchId,
     record::Viewer,
     store::Store,
-    transaction,
     writer::Command,
 };
 
@@ -113,45 +120,51 @@ pub(crate) enum Upkeep {
     GiveBack,
 }
 
-pub(crate) async fn upkeep(
-    connection: &mut SqliteConnection,
-    what: &Upkeep,
-) -> Result<u64, sqlx::Error> {
-    match what {
-        Upkeep::Forget(launches) => forget(connection, launches).await,
-        Upkeep::GiveBack => give_back(connection).await,
-    }
-}
-
-async fn forget(
-    connection: &mut SqliteConnection,
-    launches: &[LaunchId],
-) -> Result<u64, sqlx::Error> {
-    transaction::begin(connection).await?;
-    let gone = delete(connection, launches).await;
-    transaction::settle(connection, gone).await
-}
-
-async fn delete(
-    connection: &mut SqliteConnection,
+/// Removes every row of those of these launches that have ended, with the chain left whole, and notes that under `seq`.
+/// The caller holds the transaction; how many there were.
+pub(crate) async fn forget(
+    db: &mut SqliteConnection,
+    chain: &Chain,
+    written: &mut Written,
+    seq: i64,
     launches: &[LaunchId],
 ) -> Result<u64, sqlx::Error> {
     let mut gone = 0;
+    let (mut folding, mut told) = (Vec::new(), BTreeSet::new());
     for launch in launches {
+        let launch = launch.as_str();
+        if !has_ended(db, launch).await? {
+            continue;
+        }
+        folding.extend(forget::take_out(db, launch).await?);
+        told.extend(forget::messages_to(db, launch).await?);
         // What belongs to a launch goes with it: ON DELETE CASCADE.
-        let deleted = sqlx::query(
-            "DELETE FROM launches WHERE id = ?1
-             AND (state = 'failed' OR EXISTS (SELECT 1 FROM exits WHERE launch = ?1))",
-        )
-        .bind(launch.as_str())
-        .execute(&mut *connection)
-        .await?;
-        gone += deleted.rows_affected();
+        sqlx::query("DELETE FROM launches WHERE id = ?1")
+            .bind(launch)
+            .execute(&mut *db)
+            .await?;
+        gone += 1;
+    }
+    if gone > 0 {
+        forget::messages_changed(db, written, &told).await?;
+        chain.fold(db, folding).await?;
+        let text = format!("{gone} launches that had ended");
+        chain::note(db, written, seq, NoteKind::Forgot, &text).await?;
     }
     Ok(gone)
 }
 
-async fn give_back(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+async fn has_ended(db: &mut SqliteConnection, launch: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM launches WHERE id = ?1
+             AND (state = 'failed' OR EXISTS (SELECT 1 FROM exits WHERE launch = ?1)))",
+    )
+    .bind(launch)
+    .fetch_one(db)
+    .await
+}
+
+pub(crate) async fn give_back(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
     const INCREMENTAL: i64 = 2;
     let mode: i64 = sqlx::query_scalar("PRAGMA auto_vacuum")
         .fetch_one(&mut *connection)

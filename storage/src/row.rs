@@ -1,8 +1,15 @@
-//! How facts become rows: one INSERT per fact, plus an UPDATE of the launch where its state moves.
+//! How facts become rows: one INSERT per fact, plus an UPDATE of the launch where its state moves. What is written is
+//! noted for the audit chain as it goes.
 
-use sqlx::{Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
+use sqlx::SqliteConnection;
 
-use crate::event::{Event, Fact};
+use crate::{
+    audit::content::{
+        APPROVALS, DENIALS, DRIVER_LINES, EVENTS, EXITS, LAUNCHES, MESSAGES, QUESTIONS,
+        REVOCATIONS, Row, STANDING_RULES, USAGE, Written, update,
+    },
+    event::{Event, Fact, LaunchId},
+};
 
 /// Integers in SQLite are signed; no count here comes near the limit.
 fn int(value: u64) -> i64 {
@@ -51,7 +58,8 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
              UNION ALL SELECT max(seq) FROM usage UNION ALL SELECT max(seq) FROM denials
              UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines
              UNION ALL SELECT max(seq) FROM standing_rules UNION ALL SELECT max(seq) FROM revocations
-             UNION ALL SELECT max(seq) FROM tasks UNION ALL SELECT max(seq) FROM task_transitions)",
+             UNION ALL SELECT max(seq) FROM tasks UNION ALL SELECT max(seq) FROM task_transitions
+             UNION ALL SELECT max(seq) FROM chain_notes)",
     )
     .fetch_one(connection)
     .await
@@ -59,7 +67,8 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
 
 /// Writes one fact. The caller holds the transaction.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    db: &mut SqliteConnection,
+    written: &mut Written,
     seq: i64,
     event: &Event,
 ) -> Result<(), sqlx::Error> {
@@ -67,270 +76,192 @@ pub(crate) async fn insert(
     let at_ms = event.at_ms;
     match &event.fact {
         Fact::Launch(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO launches (id, seq, at_ms, name, uid, policy, policy_hash, argv, workspace, driver,
-                         mode, kernel, details)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-                )
-                .bind(launch)
-                .bind(seq)
-                .bind(at_ms)
-                .bind(&it.name)
-                .bind(i64::from(it.uid))
-                .bind(&it.policy)
-                .bind(&it.policy_hash)
-                .bind(json(&it.argv))
-                .bind(&it.workspace)
-                .bind(&it.driver)
-                .bind(&it.mode)
-                .bind(&it.kernel)
-                .bind(json(&it.details)),
-            )
-            .await
+            let row = Row::of(LAUNCHES, seq)
+                .set("id", launch)
+                .set("seq", seq)
+                .set("at_ms", at_ms)
+                .set("name", &it.name)
+                .set("uid", it.uid)
+                .set("policy", &it.policy)
+                .set("policy_hash", &it.policy_hash)
+                .set("argv", json(&it.argv))
+                .set("workspace", &it.workspace)
+                .set("driver", &it.driver)
+                .set("mode", &it.mode)
+                .set("kernel", &it.kernel)
+                .set("details", json(&it.details))
+                .set("state", "starting")
+                .set("layers", "[]")
+                .set("degradations", "[]");
+            row.insert(db, written).await
         }
         Fact::Ready(it) => {
-            timeline(connection, seq, event, json(it)).await?;
-            run(
-                connection,
-                sqlx::query(
-                    "UPDATE launches SET state = 'running', ready_at_ms = ?2, pid = ?3, host_uid = ?4, layers = ?5,
-                         landlock_abi = ?6, degradations = ?7
-                     WHERE id = ?1",
-                )
-                .bind(launch)
-                .bind(at_ms)
-                .bind(i64::from(it.pid))
-                .bind(i64::from(it.host_uid))
-                .bind(json(&it.layers))
-                .bind(i64::from(it.landlock_abi))
-                .bind(json(&it.degradations)),
-            )
+            timeline(db, written, seq, event, json(it)).await?;
+            let set = "state = 'running', ready_at_ms = ?2, pid = ?3, host_uid = ?4, layers = ?5, landlock_abi = ?6,
+                       degradations = ?7 WHERE id = ?1";
+            update(db, written, LAUNCHES, set, |query| {
+                query
+                    .bind(launch)
+                    .bind(at_ms)
+                    .bind(i64::from(it.pid))
+                    .bind(i64::from(it.host_uid))
+                    .bind(json(&it.layers))
+                    .bind(i64::from(it.landlock_abi))
+                    .bind(json(&it.degradations))
+            })
             .await
         }
         Fact::LaunchFailed(it) => {
-            timeline(connection, seq, event, json(it)).await?;
-            set_state(connection, launch, "failed").await
+            timeline(db, written, seq, event, json(it)).await?;
+            set_state(db, written, launch, "failed").await
         }
         Fact::State { state, cause } => {
-            timeline(
-                connection,
-                seq,
-                event,
-                json(&serde_json::json!({ "state": state, "cause": cause })),
-            )
-            .await?;
-            set_state(connection, launch, state).await
+            let detail = json(&serde_json::json!({ "state": state, "cause": cause }));
+            timeline(db, written, seq, event, detail).await?;
+            set_state(db, written, launch, state).await
         }
-        Fact::Note { text } => timeline(connection, seq, event, json(text)).await,
+        Fact::Note { text } => timeline(db, written, seq, event, json(text)).await,
         Fact::Exit(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO exits (launch, seq, at_ms, kind, code, signal, cause, resources)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                )
-                .bind(launch)
-                .bind(seq)
-                .bind(at_ms)
-                .bind(tag(&it.kind))
-                .bind(it.code)
-                .bind(it.signal)
-                .bind(&it.cause)
-                .bind(json(&it.resources)),
-            )
-            .await?;
-            set_state(connection, launch, "exited").await
+            let row = Row::of(EXITS, seq)
+                .set("launch", launch)
+                .set("seq", seq)
+                .set("at_ms", at_ms)
+                .set("kind", tag(&it.kind))
+                .set("code", it.code)
+                .set("signal", it.signal)
+                .set("cause", &it.cause)
+                .set("resources", json(&it.resources));
+            row.insert(db, written).await?;
+            set_state(db, written, launch, "exited").await
         }
         Fact::Message(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO messages (seq, launch, to_launch, at_ms, id, sender, receiver, kind, subject,
-                         correlation, bytes, outcome)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(it.to_launch.as_ref().map(|to| to.as_str()))
-                .bind(at_ms)
-                .bind(&it.id)
-                .bind(&it.from)
-                .bind(&it.to)
-                .bind(tag(&it.kind))
-                .bind(&it.subject)
-                .bind(&it.correlation)
-                .bind(int(it.bytes))
-                .bind(&it.outcome),
-            )
-            .await
+            let row = Row::of(MESSAGES, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("to_launch", it.to_launch.as_ref().map(LaunchId::as_str))
+                .set("at_ms", at_ms)
+                .set("id", &it.id)
+                .set("sender", &it.from)
+                .set("receiver", &it.to)
+                .set("kind", tag(&it.kind))
+                .set("subject", &it.subject)
+                .set("correlation", &it.correlation)
+                .set("bytes", int(it.bytes))
+                .set("outcome", &it.outcome);
+            row.insert(db, written).await
         }
         Fact::Usage(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO usage (seq, launch, at_ms, source, provider, model, request_id, input, output,
-                         cache_read, cache_write, aborted, estimated)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(at_ms)
-                .bind(tag(&it.source))
-                .bind(&it.provider)
-                .bind(&it.model)
-                .bind(&it.request_id)
-                .bind(int(it.input))
-                .bind(int(it.output))
-                .bind(int(it.cache_read))
-                .bind(int(it.cache_write))
-                .bind(it.aborted)
-                .bind(it.estimated),
-            )
-            .await
+            let row = Row::of(USAGE, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("at_ms", at_ms)
+                .set("source", tag(&it.source))
+                .set("provider", &it.provider)
+                .set("model", &it.model)
+                .set("request_id", &it.request_id)
+                .set("input", int(it.input))
+                .set("output", int(it.output))
+                .set("cache_read", int(it.cache_read))
+                .set("cache_write", int(it.cache_write))
+                .set("aborted", it.aborted)
+                .set("estimated", it.estimated);
+            row.insert(db, written).await
         }
         Fact::Denial(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO denials (seq, launch, at_ms, layer, what, target, rule, origin)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(at_ms)
-                .bind(&it.layer)
-                .bind(&it.what)
-                .bind(&it.target)
-                .bind(&it.rule)
-                .bind(&it.origin),
-            )
-            .await
+            let row = Row::of(DENIALS, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("at_ms", at_ms)
+                .set("layer", &it.layer)
+                .set("what", &it.what)
+                .set("target", &it.target)
+                .set("rule", &it.rule)
+                .set("origin", &it.origin);
+            row.insert(db, written).await
         }
         Fact::Approval(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO approvals (seq, launch, at_ms, request_id, tool, decision, decided_by, reason)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(at_ms)
-                .bind(&it.request_id)
-                .bind(&it.tool)
-                .bind(&it.decision)
-                .bind(&it.by)
-                .bind(&it.reason),
-            )
-            .await
+            let row = Row::of(APPROVALS, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("at_ms", at_ms)
+                .set("request_id", &it.request_id)
+                .set("tool", &it.tool)
+                .set("decision", &it.decision)
+                .set("decided_by", &it.by)
+                .set("reason", &it.reason);
+            row.insert(db, written).await
         }
         Fact::Asked(it) => {
             let until = it.expires_at_ms.saturating_sub(it.asked_at_ms) / 1000;
             let text = format!("asked about {} {}, for {until} s", it.kind, it.tool);
-            timeline(connection, seq, event, json(&text)).await?;
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO questions (id, seq, launch, uid, request_id, kind, tool, input, rule, asked_at_ms,
-                         expires_at_ms)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                )
-                .bind(&it.id)
-                .bind(seq)
-                .bind(launch)
-                .bind(it.uid)
-                .bind(&it.request_id)
-                .bind(&it.kind)
-                .bind(&it.tool)
-                .bind(json(&it.input))
-                .bind(&it.rule)
-                .bind(it.asked_at_ms)
-                .bind(it.expires_at_ms),
-            )
-            .await
+            timeline(db, written, seq, event, json(&text)).await?;
+            let row = Row::of(QUESTIONS, seq)
+                .set("id", &it.id)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("uid", it.uid)
+                .set("request_id", &it.request_id)
+                .set("kind", &it.kind)
+                .set("tool", &it.tool)
+                .set("input", json(&it.input))
+                .set("rule", &it.rule)
+                .set("asked_at_ms", it.asked_at_ms)
+                .set("expires_at_ms", it.expires_at_ms);
+            row.insert(db, written).await
         }
         Fact::Settled(it) => {
             let text = format!("{} by {}: {}", it.decision, it.by, it.reason);
-            timeline(connection, seq, event, json(&text)).await?;
-            run(
-                connection,
-                sqlx::query(
-                    "UPDATE questions SET decided_at_ms = ?2, decision = ?3, decided_by = ?4, scope = ?5, reason = ?6
-                     WHERE id = ?1 AND decided_at_ms IS NULL",
-                )
-                .bind(&it.id)
-                .bind(at_ms)
-                .bind(&it.decision)
-                .bind(&it.by)
-                .bind(&it.scope)
-                .bind(&it.reason),
-            )
+            timeline(db, written, seq, event, json(&text)).await?;
+            let set = "decided_at_ms = ?2, decision = ?3, decided_by = ?4, scope = ?5, reason = ?6
+                       WHERE id = ?1 AND decided_at_ms IS NULL";
+            update(db, written, QUESTIONS, set, |query| {
+                query
+                    .bind(&it.id)
+                    .bind(at_ms)
+                    .bind(&it.decision)
+                    .bind(&it.by)
+                    .bind(&it.scope)
+                    .bind(&it.reason)
+            })
             .await
         }
         Fact::RuleMade(it) => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO standing_rules (id, seq, uid, scope, subject, kind, decision, covers, made_at_ms,
-                         made_by, question)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-                )
-                .bind(&it.id)
-                .bind(seq)
-                .bind(it.uid)
-                .bind(&it.scope)
-                .bind(&it.subject)
-                .bind(&it.kind)
-                .bind(&it.decision)
-                .bind(json(&it.covers))
-                .bind(it.made_at_ms)
-                .bind(&it.made_by)
-                .bind(&it.question),
-            )
-            .await
+            let row = Row::of(STANDING_RULES, seq)
+                .set("id", &it.id)
+                .set("seq", seq)
+                .set("uid", it.uid)
+                .set("scope", &it.scope)
+                .set("subject", &it.subject)
+                .set("kind", &it.kind)
+                .set("decision", &it.decision)
+                .set("covers", json(&it.covers))
+                .set("made_at_ms", it.made_at_ms)
+                .set("made_by", &it.made_by)
+                .set("question", &it.question);
+            row.insert(db, written).await
         }
         Fact::RuleRevoked { id, by } => {
-            run(
-                connection,
-                sqlx::query(
-                    "UPDATE standing_rules SET revoked_at_ms = ?2, revoked_by = ?3
-                     WHERE id = ?1 AND revoked_at_ms IS NULL",
-                )
-                .bind(id)
-                .bind(at_ms)
-                .bind(by),
-            )
+            let set = "revoked_at_ms = ?2, revoked_by = ?3 WHERE id = ?1 AND revoked_at_ms IS NULL";
+            update(db, written, STANDING_RULES, set, |query| {
+                query.bind(id).bind(at_ms).bind(by)
+            })
             .await
         }
         Fact::RightRevoked { right, pattern, by } => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO revocations (seq, launch, at_ms, kind, pattern, taken_by)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(at_ms)
-                .bind(right)
-                .bind(pattern)
-                .bind(by),
-            )
-            .await
+            let row = Row::of(REVOCATIONS, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("at_ms", at_ms)
+                .set("kind", right)
+                .set("pattern", pattern)
+                .set("taken_by", by);
+            row.insert(db, written).await
         }
         Fact::RightsRestored { by } => {
-            run(
-                connection,
-                sqlx::query(
-                    "UPDATE revocations SET restored_at_ms = ?2, restored_by = ?3
-                     WHERE launch = ?1 AND restored_at_ms IS NULL",
-                )
-                .bind(launch)
-                .bind(at_ms)
-                .bind(by),
-            )
+            let set = "restored_at_ms = ?2, restored_by = ?3 WHERE launch = ?1 AND restored_at_ms IS NULL";
+            update(db, written, REVOCATIONS, set, |query| {
+                query.bind(launch).bind(at_ms).bind(by)
+            })
             .await
         }
         Fact::DriverLine {
@@ -338,61 +269,43 @@ pub(crate) async fn insert(
             line,
             end,
         } => {
-            run(
-                connection,
-                sqlx::query(
-                    "INSERT INTO driver_lines (seq, launch, at_ms, direction, line, end_offset)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )
-                .bind(seq)
-                .bind(launch)
-                .bind(at_ms)
-                .bind(tag(direction))
-                .bind(line)
-                .bind(end.map(int)),
-            )
-            .await
+            let row = Row::of(DRIVER_LINES, seq)
+                .set("seq", seq)
+                .set("launch", launch)
+                .set("at_ms", at_ms)
+                .set("direction", tag(direction))
+                .set("line", line)
+                .set("end_offset", end.map(int));
+            row.insert(db, written).await
         }
     }
 }
 
-async fn run(
-    connection: &mut SqliteConnection,
-    query: Query<'_, Sqlite, SqliteArguments>,
-) -> Result<(), sqlx::Error> {
-    query.execute(connection).await.map(|_done| ())
-}
-
 async fn timeline(
-    connection: &mut SqliteConnection,
+    db: &mut SqliteConnection,
+    written: &mut Written,
     seq: i64,
     event: &Event,
     detail: String,
 ) -> Result<(), sqlx::Error> {
-    run(
-        connection,
-        sqlx::query(
-            "INSERT INTO events (seq, launch, at_ms, kind, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
-        )
-        .bind(seq)
-        .bind(event.launch.as_str())
-        .bind(event.at_ms)
-        .bind(kind_of(&event.fact))
-        .bind(detail),
-    )
-    .await
+    let row = Row::of(EVENTS, seq)
+        .set("seq", seq)
+        .set("launch", event.launch.as_str())
+        .set("at_ms", event.at_ms)
+        .set("kind", kind_of(&event.fact))
+        .set("detail", detail);
+    row.insert(db, written).await
 }
 
 async fn set_state(
-    connection: &mut SqliteConnection,
+    db: &mut SqliteConnection,
+    written: &mut Written,
     launch: &str,
     state: &str,
 ) -> Result<(), sqlx::Error> {
-    run(
-        connection,
-        sqlx::query("UPDATE launches SET state = ?2 WHERE id = ?1")
-            .bind(launch)
-            .bind(state),
-    )
+    let set = "state = ?2 WHERE id = ?1";
+    update(db, written, LAUNCHES, set, |query| {
+        query.bind(launch).bind(state)
+    })
     .await
 }

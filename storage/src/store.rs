@@ -12,6 +12,7 @@ use sqlx::SqlitePool;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
+    audit::{self, Head, Note, PublicKey},
     error::StoreError,
     event::Event,
     open,
@@ -47,6 +48,8 @@ struct Shared {
     bytes: Arc<Semaphore>,
     readers: SqlitePool,
     health: watch::Receiver<Health>,
+    key: PublicKey,
+    incidents: Vec<Note>,
 }
 
 impl Store {
@@ -60,8 +63,9 @@ impl Store {
         let opened = open::open(&path).await?;
         let (queue, commands) = mpsc::channel(QUEUE_EVENTS);
         let (health_sender, health) = watch::channel(Health::default());
-        let writer =
+        let mut writer =
             writer::Writer::new(path.clone(), opened.writer, opened.lock, health_sender).await?;
+        let (key, incidents) = (writer.public_key(), writer.incidents());
         tokio::spawn(writer.run(commands));
         Ok(Self {
             shared: Arc::new(Shared {
@@ -70,8 +74,31 @@ impl Store {
                 bytes: Arc::new(Semaphore::new(QUEUE_BYTES as usize)),
                 readers: opened.readers,
                 health,
+                key,
+                incidents,
             }),
         })
+    }
+
+    /// The key with which the record's heads are verified.
+    pub fn public_key(&self) -> PublicKey {
+        self.shared.key
+    }
+
+    /// What opening found that should not have happened: the record shorter or other than it was left, another key. It
+    /// is on record.
+    pub fn incidents(&self) -> &[Note] {
+        &self.shared.incidents
+    }
+
+    /// The signed head that the record ends with now.
+    ///
+    /// # Errors
+    /// The trouble of the database.
+    pub async fn head(&self) -> Result<Option<Head>, StoreError> {
+        let db = &mut self.snapshot().await?;
+        let head = audit::chain::last_head(db).await;
+        head.map_err(|error| self.public(error))
     }
 
     /// The database file.

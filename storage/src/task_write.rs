@@ -4,21 +4,20 @@
 //! row, and a busy queue is mostly INSERTs. A request id is looked up in the same transaction, and there is one
 //! writer, so two equal submissions are one task however they race.
 
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use sqlx::{Row as _, SqliteConnection};
 
 use crate::{
+    audit::content::{Row, TASK_DEPENDENCIES, TASK_TRANSITIONS, TASKS, Written, update},
     row,
     task::{NewTask, TaskBatch, TaskChange, TaskTaken},
 };
 
-/// Rows of one INSERT. Few different numbers, so that each statement is prepared once.
-const ROWS: [usize; 3] = [64, 8, 1];
-
 /// Writes `batch`, with sequence numbers from `seq` on. Gives what became of the new tasks, and the next number.
 pub(crate) async fn write(
     db: &mut SqliteConnection,
+    written: &mut Written,
     mut seq: i64,
     batch: &TaskBatch,
 ) -> Result<(Vec<TaskTaken>, i64), sqlx::Error> {
@@ -51,24 +50,16 @@ pub(crate) async fn write(
         }
         taken.push(outcome);
     }
-    insert_tasks(db, &fresh).await?;
-    insert_transitions(db, &fresh).await?;
-    for (_, task) in &fresh {
-        for needs in &task.after {
-            sqlx::query("INSERT OR IGNORE INTO task_dependencies (task, needs) VALUES (?1, ?2)")
-                .bind(&task.id)
-                .bind(needs)
-                .execute(&mut *db)
-                .await?;
-        }
-    }
+    insert_tasks(db, written, &fresh).await?;
+    insert_transitions(db, written, &fresh).await?;
+    insert_dependencies(db, written, &fresh).await?;
     for change in &batch.changes {
-        apply(db, seq, change).await?;
+        apply(db, written, seq, change).await?;
         seq += 1;
     }
     for event in &batch.events {
         if is_launch(db, event.launch.as_str()).await? {
-            row::insert(db, seq, event).await?;
+            row::insert(db, written, seq, event).await?;
             seq += 1;
         }
     }
@@ -120,145 +111,122 @@ async fn is_launch(db: &mut SqliteConnection, id: &str) -> Result<bool, sqlx::Er
 
 async fn insert_tasks(
     db: &mut SqliteConnection,
+    written: &mut Written,
     tasks: &[(i64, &NewTask)],
 ) -> Result<(), sqlx::Error> {
-    const COLUMNS: &str = "seq, id, at_ms, uid, submitted_by, request_id, text, terms, parent, retry_of, depth, boot_id, \
-                           queued_boot_ms, deadline_boot_ms, deadline_ms, state, cause, changed_at_ms";
-    for rows in in_rows(tasks) {
-        let sql = insert("tasks", COLUMNS, rows.len());
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for (seq, task) in rows {
-            let deadline = task.deadline.as_ref();
-            query = query
-                .bind(*seq)
-                .bind(&task.id)
-                .bind(task.submitted.wall_ms)
-                .bind(i64::from(task.uid))
-                .bind(&task.submitted_by)
-                .bind(&task.request_id)
-                .bind(&task.text)
-                .bind(&task.terms)
-                .bind(&task.parent)
-                .bind(&task.retry_of)
-                .bind(i64::from(task.depth))
-                .bind(&task.submitted.boot_id)
-                .bind(task.submitted.boot_ms.cast_signed())
-                .bind(deadline.map(|at| at.boot_ms.cast_signed()))
-                .bind(deadline.map(|at| at.wall_ms))
-                .bind(&task.state)
-                .bind(&task.cause)
-                .bind(task.submitted.wall_ms);
-        }
-        query.execute(&mut *db).await?;
-    }
-    Ok(())
+    let rows = tasks.iter().map(|(seq, task)| {
+        let deadline = task.deadline.as_ref();
+        Row::of(TASKS, *seq)
+            .set("seq", *seq)
+            .set("id", &task.id)
+            .set("at_ms", task.submitted.wall_ms)
+            .set("uid", task.uid)
+            .set("submitted_by", &task.submitted_by)
+            .set("request_id", &task.request_id)
+            .set("text", &task.text)
+            .set("terms", &task.terms)
+            .set("parent", &task.parent)
+            .set("retry_of", &task.retry_of)
+            .set("depth", task.depth)
+            .set("boot_id", &task.submitted.boot_id)
+            .set("queued_boot_ms", task.submitted.boot_ms.cast_signed())
+            .set(
+                "deadline_boot_ms",
+                deadline.map(|at| at.boot_ms.cast_signed()),
+            )
+            .set("deadline_ms", deadline.map(|at| at.wall_ms))
+            .set("state", &task.state)
+            .set("cause", &task.cause)
+            .set("changed_at_ms", task.submitted.wall_ms)
+            .set("attempt", 0_i64)
+    });
+    Row::insert_all(db, written, rows.collect()).await
 }
 
 /// The first transition of each new task.
 async fn insert_transitions(
     db: &mut SqliteConnection,
+    written: &mut Written,
     tasks: &[(i64, &NewTask)],
 ) -> Result<(), sqlx::Error> {
-    for rows in in_rows(tasks) {
-        let columns = "seq, task, at_ms, from_state, to_state, attempt, cause";
-        let sql = insert("task_transitions", columns, rows.len());
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for (seq, task) in rows {
-            query = query
-                .bind(seq + 1)
-                .bind(&task.id)
-                .bind(task.submitted.wall_ms)
-                .bind("submitted")
-                .bind(&task.state)
-                .bind(0_i64)
-                .bind(&task.cause);
-        }
-        query.execute(&mut *db).await?;
+    let rows = tasks.iter().map(|(seq, task)| {
+        Row::of(TASK_TRANSITIONS, seq + 1)
+            .set("seq", seq + 1)
+            .set("task", &task.id)
+            .set("at_ms", task.submitted.wall_ms)
+            .set("from_state", "submitted")
+            .set("to_state", &task.state)
+            .set("attempt", 0_i64)
+            .set("cause", &task.cause)
+    });
+    Row::insert_all(db, written, rows.collect()).await
+}
+
+/// What each new task needs: sorted and without repetition, as it is read back.
+async fn insert_dependencies(
+    db: &mut SqliteConnection,
+    written: &mut Written,
+    tasks: &[(i64, &NewTask)],
+) -> Result<(), sqlx::Error> {
+    for (seq, task) in tasks.iter().filter(|(_, task)| !task.after.is_empty()) {
+        let needs: BTreeSet<&String> = task.after.iter().collect();
+        let rows = needs.into_iter().map(|needs| {
+            Row::of(TASK_DEPENDENCIES, *seq)
+                .set("task", &task.id)
+                .set("needs", needs)
+        });
+        let rows: Vec<_> = rows.collect();
+        let content = Row::group_content(TASK_DEPENDENCIES, *seq, &rows);
+        written.0.push(content);
+        Row::store(db, rows).await?;
     }
     Ok(())
 }
 
 async fn apply(
     db: &mut SqliteConnection,
+    written: &mut Written,
     seq: i64,
     change: &TaskChange,
 ) -> Result<(), sqlx::Error> {
     let not_before = change.not_before.as_ref();
     // `not_before` and `turn` say something about the present state only; who had it, and what it said, stays.
-    sqlx::query(
-        "UPDATE tasks SET state = ?2, cause = ?3, changed_at_ms = ?4, attempt = ?5, launch = coalesce(?6, launch),
-             agent = coalesce(?7, agent), turn = ?8, not_before_boot_id = ?9, not_before_boot_ms = ?10,
-             not_before_ms = ?11, result = coalesce(?12, result), error = coalesce(?13, error)
-         WHERE id = ?1",
-    )
-    .bind(&change.task)
-    .bind(&change.to)
-    .bind(&change.cause)
-    .bind(change.at_ms)
-    .bind(i64::from(change.attempt))
-    .bind(&change.launch)
-    .bind(&change.agent)
-    .bind(change.turn.map(u64::cast_signed))
-    .bind(not_before.map(|at| &at.boot_id))
-    .bind(not_before.map(|at| at.boot_ms.cast_signed()))
-    .bind(not_before.map(|at| at.wall_ms))
-    .bind(&change.result)
-    .bind(&change.error)
-    .execute(&mut *db)
-    .await?;
-    sqlx::query(
-        "INSERT INTO task_transitions (seq, task, at_ms, from_state, to_state, attempt, launch, agent, cause)
-         SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM tasks WHERE id = ?2",
-    )
-    .bind(seq)
-    .bind(&change.task)
-    .bind(change.at_ms)
-    .bind(&change.from)
-    .bind(&change.to)
-    .bind(i64::from(change.attempt))
-    .bind(&change.launch)
-    .bind(&change.agent)
-    .bind(&change.cause)
-    .execute(&mut *db)
-    .await
-    .map(|_done| ())
-}
-
-/// Cuts a list into pieces of [`ROWS`].
-fn in_rows<T>(mut list: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = ROWS.into_iter().find(|size| *size <= list.len())?;
-        let (piece, rest) = list.split_at(size);
-        list = rest;
-        Some(piece)
+    let set = "state = ?2, cause = ?3, changed_at_ms = ?4, attempt = ?5, launch = coalesce(?6, launch),
+               agent = coalesce(?7, agent), turn = ?8, not_before_boot_id = ?9, not_before_boot_ms = ?10,
+               not_before_ms = ?11, result = coalesce(?12, result), error = coalesce(?13, error)
+               WHERE id = ?1";
+    let before = written.0.len();
+    update(db, written, TASKS, set, |query| {
+        query
+            .bind(&change.task)
+            .bind(&change.to)
+            .bind(&change.cause)
+            .bind(change.at_ms)
+            .bind(i64::from(change.attempt))
+            .bind(&change.launch)
+            .bind(&change.agent)
+            .bind(change.turn.map(u64::cast_signed))
+            .bind(not_before.map(|at| &at.boot_id))
+            .bind(not_before.map(|at| at.boot_ms.cast_signed()))
+            .bind(not_before.map(|at| at.wall_ms))
+            .bind(&change.result)
+            .bind(&change.error)
     })
-}
-
-/// `INSERT INTO table (columns) VALUES (?, …), …`.
-fn insert(table: &str, columns: &str, rows: usize) -> String {
-    let row = vec!["?"; columns.split(',').count()].join(",");
-    let mut sql = format!("INSERT INTO {table} ({columns}) VALUES ({row})");
-    for _ in 1..rows {
-        // Writing to a string can't fail.
-        write!(sql, ",({row})").unwrap_or_default();
+    .await?;
+    if written.0.len() == before {
+        // No such task: then nothing happened to it.
+        return Ok(());
     }
-    sql
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_are_cut_into_few_sizes_and_nothing_is_lost() {
-        let list: Vec<u32> = (0..139).collect();
-        let sizes: Vec<usize> = in_rows(&list).map(<[u32]>::len).collect();
-        assert_eq!(sizes, [64, 64, 8, 1, 1, 1]);
-        assert_eq!(in_rows(&list).flatten().count(), 139);
-        assert_eq!(in_rows::<u32>(&[]).count(), 0);
-        assert_eq!(
-            insert("t", "a, b", 2),
-            "INSERT INTO t (a, b) VALUES (?,?),(?,?)"
-        );
-    }
+    Row::of(TASK_TRANSITIONS, seq)
+        .set("seq", seq)
+        .set("task", &change.task)
+        .set("at_ms", change.at_ms)
+        .set("from_state", &change.from)
+        .set("to_state", &change.to)
+        .set("attempt", change.attempt)
+        .set("launch", &change.launch)
+        .set("agent", &change.agent)
+        .set("cause", &change.cause)
+        .insert(db, written)
+        .await
 }

@@ -5,7 +5,11 @@
 
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::{Store, error::StoreError, transaction};
+use crate::{
+    Store,
+    audit::content::{Row, UNIT_FILES, UNITS, Written},
+    error::StoreError,
+};
 
 /// One unit of one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,17 +110,23 @@ impl Store {
     }
 }
 
-/// Carries out one write.
-pub(crate) async fn write(
-    connection: &mut SqliteConnection,
-    write: &UnitWrite,
-) -> Result<(), sqlx::Error> {
-    transaction::begin(connection).await?;
-    let written = apply(connection, write).await;
-    transaction::settle(connection, written).await
+/// What the chain calls an owner; [`UNITS`] says the same in SQL.
+fn key_of(owner: &str) -> i64 {
+    const SYSTEM: i64 = -1;
+    const NOBODY: i64 = -2;
+    match owner.strip_prefix("uid:") {
+        Some(uid) => uid.parse().unwrap_or(NOBODY),
+        None if owner == "system" => SYSTEM,
+        None => NOBODY,
+    }
 }
 
-async fn apply(connection: &mut SqliteConnection, write: &UnitWrite) -> Result<(), sqlx::Error> {
+/// Carries out one write. The caller holds the transaction.
+pub(crate) async fn write(
+    db: &mut SqliteConnection,
+    written: &mut Written,
+    write: &UnitWrite,
+) -> Result<(), sqlx::Error> {
     match write {
         UnitWrite::Keep(row) => {
             sqlx::query(
@@ -128,26 +138,40 @@ async fn apply(connection: &mut SqliteConnection, write: &UnitWrite) -> Result<(
             .bind(&row.uuid)
             .bind(row.enabled)
             .bind(row.changed_at_ms)
-            .execute(&mut *connection)
+            .execute(&mut *db)
             .await?;
+            let key = key_of(&row.owner);
+            written.0.extend(UNITS.read_one(db, key).await?);
         }
         UnitWrite::Texts { owner, texts } => {
             sqlx::query("DELETE FROM unit_files WHERE owner = ?1")
                 .bind(owner)
-                .execute(&mut *connection)
+                .execute(&mut *db)
                 .await?;
-            for text in texts {
-                sqlx::query(
-                    "INSERT INTO unit_files (owner, place, origin, text) VALUES (?1, ?2, ?3, ?4)",
-                )
-                .bind(owner)
-                .bind(&text.place)
-                .bind(&text.origin)
-                .bind(&text.text)
-                .execute(&mut *connection)
-                .await?;
-            }
+            let key = key_of(owner);
+            let rows = texts.iter().map(|text| {
+                Row::of(UNIT_FILES, key)
+                    .set("owner", owner)
+                    .set("place", &text.place)
+                    .set("origin", &text.origin)
+                    .set("text", &text.text)
+            });
+            Row::store(db, rows.collect()).await?;
+            let now = UNIT_FILES.read_one(db, key).await?;
+            written.0.push(now.unwrap_or(UNIT_FILES.nothing(key)));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_have_keys_of_their_own() {
+        assert_eq!(key_of("system"), -1);
+        assert_eq!(key_of("uid:1000"), 1000);
+        assert_eq!(key_of("somebody"), -2);
+    }
 }

@@ -11,6 +11,11 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::{
+    audit::{
+        Note, PublicKey,
+        chain::{Chain, Sealed},
+        content::Written,
+    },
     error::{StoreError, classify, is_constraint},
     event::Event,
     prune::{self, Upkeep},
@@ -79,6 +84,7 @@ pub(crate) struct Writer {
     _lock: File,
     health: watch::Sender<Health>,
     next_seq: i64,
+    chain: Chain,
 }
 
 impl Writer {
@@ -91,13 +97,24 @@ impl Writer {
         let last = row::last_seq(&mut connection)
             .await
             .map_err(|error| classify(&path, &error))?;
+        let (chain, next_seq) = Chain::open(&path, &mut connection, last + 1).await?;
         Ok(Self {
             path,
             connection,
             _lock: lock,
             health,
-            next_seq: last + 1,
+            next_seq,
+            chain,
         })
+    }
+
+    /// What opening found that should not have happened.
+    pub(crate) fn incidents(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.chain.incidents)
+    }
+
+    pub(crate) fn public_key(&self) -> PublicKey {
+        self.chain.public_key()
     }
 
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
@@ -117,12 +134,12 @@ impl Writer {
             }
             self.write(jobs).await;
             for (write, done) in units {
-                let written = unit::write(&mut self.connection, &write).await;
+                let kept = self.unit(&write).await;
                 // A waiter that has gone away needs no answer.
-                drop(done.send(written.map_err(|error| classify(&self.path, &error))));
+                drop(done.send(kept.map_err(|error| classify(&self.path, &error))));
             }
             for (what, done) in upkeep {
-                let kept_up = prune::upkeep(&mut self.connection, &what).await;
+                let kept_up = self.upkeep(&what).await;
                 drop(done.send(kept_up.map_err(|error| classify(&self.path, &error))));
             }
         }
@@ -144,8 +161,9 @@ impl Writer {
             return;
         }
         match self.transaction(&mut jobs).await {
-            Ok(()) => {
+            Ok(sealed) => {
                 self.clear_trouble();
+                self.committed(sealed);
                 for job in jobs {
                     job.answer(Ok(()), &self.health);
                 }
@@ -171,30 +189,80 @@ impl Writer {
         }
     }
 
-    async fn transaction(&mut self, jobs: &mut [Job]) -> Result<(), Failure> {
+    async fn transaction(&mut self, jobs: &mut [Job]) -> Result<Sealed, Failure> {
         transaction::begin(&mut self.connection).await?;
         let filled = self.fill(jobs).await;
-        self.next_seq = transaction::settle(&mut self.connection, filled).await?;
-        Ok(())
+        let (next_seq, sealed) = transaction::settle(&mut self.connection, filled).await?;
+        self.next_seq = next_seq;
+        Ok(sealed)
     }
 
-    /// Writes the jobs into the open transaction; the next number after them.
-    async fn fill(&mut self, jobs: &mut [Job]) -> Result<i64, Failure> {
+    /// Writes the jobs and their part of the chain into the open transaction; the next number after them.
+    async fn fill(&mut self, jobs: &mut [Job]) -> Result<(i64, Sealed), Failure> {
         let mut seq = self.next_seq;
+        let mut written = Written::default();
         let db = &mut self.connection;
         for job in jobs {
             for event in &job.events {
-                if let Err(error) = row::insert(db, seq, event).await {
+                if let Err(error) = row::insert(db, &mut written, seq, event).await {
                     let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
                     return Err(Failure { error, culprit });
                 }
                 seq += 1;
             }
             if let Some(tasks) = &mut job.tasks {
-                (tasks.taken, seq) = task_write::write(db, seq, &tasks.batch).await?;
+                (tasks.taken, seq) = task_write::write(db, &mut written, seq, &tasks.batch).await?;
             }
         }
-        Ok(seq)
+        let sealed = self.chain.seal(db, written).await?;
+        Ok((seq, sealed))
+    }
+
+    async fn unit(&mut self, write: &UnitWrite) -> Result<(), sqlx::Error> {
+        let db = &mut self.connection;
+        transaction::begin(db).await?;
+        let filled = async {
+            let mut written = Written::default();
+            unit::write(db, &mut written, write).await?;
+            self.chain.seal(db, written).await
+        };
+        let filled = filled.await;
+        let sealed = transaction::settle(db, filled).await?;
+        self.committed(sealed);
+        Ok(())
+    }
+
+    async fn upkeep(&mut self, what: &Upkeep) -> Result<u64, sqlx::Error> {
+        let db = &mut self.connection;
+        let launches = match what {
+            Upkeep::GiveBack => return prune::give_back(db).await,
+            Upkeep::Forget(launches) => launches,
+        };
+        transaction::begin(db).await?;
+        let filled = async {
+            let mut written = Written::default();
+            let gone =
+                prune::forget(db, &self.chain, &mut written, self.next_seq, launches).await?;
+            Ok((gone, self.chain.seal(db, written).await?))
+        };
+        let filled: Result<_, sqlx::Error> = filled.await;
+        let (gone, sealed) = transaction::settle(db, filled).await?;
+        // The note's number.
+        self.next_seq += 1;
+        self.committed(sealed);
+        Ok(gone)
+    }
+
+    /// Moves the chain on behind a COMMIT.
+    fn committed(&mut self, sealed: Sealed) {
+        if let Err(error) = self.chain.committed(sealed) {
+            let path = self.path.display();
+            self.health.send_modify(|health| {
+                health.trouble = Some(format!(
+                    "can't write {path}.head, which says how far the record goes: {error}"
+                ));
+            });
+        }
     }
 
     fn clear_trouble(&self) {

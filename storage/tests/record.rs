@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use agentd_storage::{
-    Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
-    LaunchId, Message, MessageKind, Ready, Store, StoreError, Unended, Usage, UsageSource, Viewer,
+    Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Head, Launch,
+    LaunchFailure, LaunchId, Message, MessageKind, Ready, Store, StoreError, Unended, Usage,
+    UsageSource, Verify, Viewer, verify,
 };
 use agentd_testkit::skip;
 
@@ -680,6 +681,17 @@ async fn kill_9_loses_nothing_that_was_acknowledged() {
         lost.len(),
         acknowledged.len()
     );
+    // Deaths are no edits.
+    let whole = Verify {
+        record: path.clone(),
+        key: store.public_key(),
+        noted: None,
+        on_file: Head::beside(&path).unwrap(),
+        wants_file: true,
+        known: Vec::new(),
+    };
+    let verification = verify(&whole).await.unwrap();
+    assert!(verification.ok, "{:?}", verification.findings);
 }
 
 /// Records until there is no room, and a while longer.
@@ -750,7 +762,7 @@ fn a_full_disk_is_named_and_what_is_there_stays_readable() {
     run_on_mount(
         "fill the disk",
         folder.path(),
-        "mount -t tmpfs -o size=600k none \"$FOLDER\"",
+        "mount -t tmpfs -o size=900k none \"$FOLDER\"",
     );
 }
 

@@ -2,6 +2,7 @@
 
 mod agents;
 pub mod approvals;
+pub mod audit;
 pub mod bench;
 pub mod bus;
 mod completions;
@@ -58,6 +59,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Tasks(task) => tasks::perform(context, task).await,
         Task::Bus(task) => bus::perform(context, task).await,
         Task::Bench(task) => bench::perform(context, task).await,
+        Task::Audit(task) => audit::run(context, task).await,
         Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,

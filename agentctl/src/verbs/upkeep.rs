@@ -85,7 +85,7 @@ pub async fn run(context: &Context, task: Task) -> Result<u8, Failure> {
     }
 }
 
-async fn upkeep(daemon: &Daemon) -> Result<UpkeepProxy<'_>, Failure> {
+pub(super) async fn upkeep(daemon: &Daemon) -> Result<UpkeepProxy<'_>, Failure> {
     UpkeepProxy::new(&daemon.connection)
         .await
         .map_err(|e| Failure::api("can't talk with agentd", &e.into()))
@@ -156,7 +156,7 @@ fn report(
 }
 
 /// Whether a daemon is there to ask; with a state directory of somebody's own, that is what is meant.
-fn daemon_runs(context: &Context, state_dir: Option<&Path>) -> bool {
+pub(super) fn daemon_runs(context: &Context, state_dir: Option<&Path>) -> bool {
     state_dir.is_none() && find_socket(context).is_ok()
 }
 
@@ -243,7 +243,7 @@ fn recover(context: &Context, state_dir: Option<&Path>) -> Result<u8, Failure> {
 }
 
 /// Has `agentd` do one task on a record that no daemon has open; what it printed.
-fn offline(
+pub(super) fn offline(
     context: &Context,
     state_dir: Option<&Path>,
     args: &[&std::ffi::OsStr],

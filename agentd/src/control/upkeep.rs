@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use agentd_api::upkeep::{PruneOptions, Pruned};
+use agentd_api::upkeep::{AuditHead, PruneOptions, Pruned};
 use agentd_api::{AgentId, Error, LogOptions};
 use agentd_storage::Viewer;
 
@@ -63,6 +63,20 @@ impl UpkeepObject {
         let copy =
             copy.map_err(|error| Error::Internal(format!("cannot open the copy: {error}")))?;
         Ok(OwnedFd::from(copy).into())
+    }
+
+    /// For everybody: a hash and a number tell nothing of what is on record.
+    async fn audit_head(&self) -> Result<AuditHead, Error> {
+        let store = &self.daemon.store;
+        let head = store.head().await;
+        let head = head.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let head = head.ok_or_else(|| Error::Internal("the record has no head".into()))?;
+        Ok(AuditHead {
+            record: store.path().display().to_string(),
+            key: store.public_key().to_string(),
+            head: head.noted().to_string(),
+            at_ms: head.at_ms(),
+        })
     }
 
     async fn read_log(

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod approvals;
+mod audit;
 mod bus_channels;
 mod bus_verbs;
 mod credentials;

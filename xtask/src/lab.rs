@@ -84,6 +84,8 @@ pub struct Setup<'a> {
     pub lifeline_grace_ms: Option<u32>,
     /// More lines of the configuration's `[daemon]`.
     pub daemon: &'a str,
+    /// Whom the daemon runs as, where root starts it: user mode.
+    pub user: Option<u32>,
 }
 
 /// A running agentd on temporary directories.
@@ -96,6 +98,7 @@ pub struct Lab {
     // Held for its life only.
     _model: Option<Child>,
     programs: Programs,
+    user: Option<u32>,
     key: String,
     directory: TempDir,
 }
@@ -134,12 +137,17 @@ impl Lab {
         };
         std::fs::write(at.join("agentd.toml"), config)
             .context("write the daemon's configuration")?;
-        let agentd = start_agentd(&programs, at)?;
+        if let Some(user) = setup.user {
+            std::os::unix::fs::chown(at, Some(user), Some(user))
+                .with_context(|| format!("give away {}", at.display()))?;
+        }
+        let agentd = start_agentd(&programs, at, setup.user)?;
         Ok(Self {
             agentd,
             supervisor: None,
             _model: model,
             programs,
+            user: setup.user,
             key,
             directory,
         })
@@ -212,7 +220,7 @@ impl Lab {
         if self.agentd.wait(START_LIMIT)?.is_none() {
             bail!("agentd is to be started again, and still runs");
         }
-        self.agentd = start_agentd(&self.programs, self.directory.path())?;
+        self.agentd = start_agentd(&self.programs, self.directory.path(), self.user)?;
         // Nobody was left to take over from: there is a new broker.
         if let Ok(supervisor) = broker_below(self.agentd.id()) {
             self.supervisor = Some(supervisor);
@@ -288,10 +296,14 @@ fn start_model(
     Ok((model, url))
 }
 
-fn start_agentd(programs: &Programs, at: &Path) -> Result<Child> {
+fn start_agentd(programs: &Programs, at: &Path, user: Option<u32>) -> Result<Child> {
+    let mut command = match user {
+        None => Command::new(programs.path("agentd")),
+        Some(user) => as_user(user, &programs.path("agentd"), at),
+    };
     let mut agentd = Child::start(
         "agentd",
-        Command::new(programs.path("agentd"))
+        command
             .arg("--config")
             .arg(at.join("agentd.toml"))
             .arg("--runtime-dir")
@@ -320,6 +332,20 @@ fn start_agentd(programs: &Programs, at: &Path) -> Result<Child> {
     // The rest of the log is only kept, so nobody waits for it: the thread ends with the daemon.
     std::thread::spawn(move || std::io::copy(&mut stderr, &mut log));
     Ok(agentd)
+}
+
+/// A program as an ordinary user would start it, at home in `home`.
+fn as_user(user: u32, program: &Path, home: &Path) -> Command {
+    let user = user.to_string();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", &user, "--regid", &user])
+        .args(["--clear-groups", "--inh-caps=-all", "--"])
+        .arg(program)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", home);
+    command
 }
 
 /// One line from a pipe, waited for with a limit; a closed pipe is an error.

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod bench;
 mod checks;
 mod child;
@@ -43,6 +44,8 @@ enum Verb {
     Bench(bench::Args),
     /// Run real programs in real sandboxes: what must work under `coding`, and what the other policies are for
     Workloads(workloads::Args),
+    /// Try to break out of the sandbox, in every way that the escape suite knows, and out of other people's
+    Attack(attack::Args),
     /// Boot systemd in namespaces over this machine's root, install agentd there, and test it as a service
     Systemd(systemd::Args),
     /// Install the built programs, units, D-Bus and polkit files below a root directory
@@ -95,6 +98,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(args) => demo::demo(&args),
         Verb::Test(args) => test::test(&args, test::Expect::FromEnvironment),
         Verb::Bench(args) => bench::bench(&args),
+        Verb::Attack(args) => attack::attack(&args),
         Verb::Workloads(args) => workloads::workloads(&args),
         Verb::Systemd(args) => systemd::systemd(&args),
         Verb::Install(args) => systemd::install::install(&args).map(|()| ExitCode::SUCCESS),

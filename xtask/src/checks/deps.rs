@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use crate::workspace::Metadata;
 
 /// Crate → the workspace's crates that it may use. A crate that is not here is an error too.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     (
         "agentd",
         &[
@@ -41,6 +41,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("agentd-api", &[]),
     ("agentd-broker", &["agentd-kernel", "agentd-launch"]),
     ("agentd-bus", &["agentd-kernel"]),
+    // Knows no other crate: it also judges other people's sandboxes.
+    ("agentd-escape", &[]),
     ("agentd-kernel", &[]),
     ("agentd-launch", &["agentd-kernel"]),
     ("agentd-orchestrator", &[]),

@@ -82,6 +82,7 @@ fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Crash => crate::bench::crash::tier(),
+        Tier::Attack => crate::attack::tier(),
         Tier::Workloads => crate::workloads::tier(),
         Tier::Systemd => crate::systemd::tier(),
         Tier::Vm => crate::vm::tier(),

@@ -19,6 +19,8 @@ pub enum Tier {
     E2e,
     /// A few runs of `cargo xtask bench crash`: seeded kill -9 while tasks are worked off.
     Crash,
+    /// `cargo xtask attack`: the escape suite under `strict` and `coding`, as root and as an ordinary user.
+    Attack,
     /// `cargo xtask workloads`: real programs in real sandboxes, as root and as an ordinary user.
     Workloads,
     /// `cargo xtask systemd`: agentd as a service of a real systemd, in namespaces.
@@ -36,7 +38,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
@@ -44,6 +46,7 @@ impl Tier {
         Self::Integration,
         Self::E2e,
         Self::Crash,
+        Self::Attack,
         Self::Workloads,
         Self::Systemd,
         Self::Vm,
@@ -62,6 +65,7 @@ impl Tier {
             Self::Integration => "integration",
             Self::E2e => "e2e",
             Self::Crash => "crash",
+            Self::Attack => "attack",
             Self::Workloads => "workloads",
             Self::Systemd => "systemd",
             Self::Vm => "vm",

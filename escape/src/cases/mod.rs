@@ -1,0 +1,114 @@
+//! The cases, one file per family. Each is a few lines of what an attacker would write, and says nothing of who must stop it.
+//!
+//! Everything here runs inside, in a process of its own ([`crate::inside`]), and may leave that process in any state. What
+//! it leaves elsewhere is in places of its own: each case has its names, its signal, its server log.
+
+pub mod config;
+pub mod covert;
+pub mod dev;
+pub mod exec;
+pub mod fds;
+pub mod files;
+pub mod ipc;
+pub mod life;
+pub mod mounts;
+pub mod namespaces;
+pub mod net;
+pub mod privileges;
+pub mod proc;
+pub mod processes;
+pub mod ptrace;
+pub mod readonly;
+pub mod resources;
+pub mod signals;
+pub mod syscalls;
+pub mod time;
+pub mod tty;
+pub mod writes;
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use crate::case::{Attempt, Case, Try};
+use crate::raw::Refused;
+
+/// Families in the order in which they are tried.
+pub const FAMILIES: &[(&str, &[Case])] = &[
+    ("fs", files::CASES),
+    ("write", writes::CASES),
+    ("readonly", readonly::CASES),
+    ("covert", covert::CASES),
+    ("dev", dev::CASES),
+    ("proc", proc::CASES),
+    ("ipc", ipc::CASES),
+    ("signal", signals::CASES),
+    ("process", processes::CASES),
+    ("ptrace", ptrace::CASES),
+    ("fd", fds::CASES),
+    ("priv", privileges::CASES),
+    ("exec", exec::CASES),
+    ("ns", namespaces::CASES),
+    ("mount", mounts::CASES),
+    ("syscall", syscalls::CASES),
+    ("tty", tty::CASES),
+    ("time", time::CASES),
+    ("net", net::CASES),
+    ("config", config::CASES),
+    ("resource", resources::CASES),
+    ("life", life::CASES),
+];
+
+pub(crate) fn done(what: impl Into<String>) -> Try {
+    Ok(Attempt::Done(what.into()))
+}
+
+pub(crate) fn unavailable(why: impl Into<String>) -> Try {
+    Ok(Attempt::Unavailable(why.into()))
+}
+
+/// The whole file.
+pub(crate) fn loot(path: impl AsRef<Path>) -> Try {
+    Ok(Attempt::Loot(fs::read(path)?))
+}
+
+/// What can be read from an open descriptor.
+pub(crate) fn loot_fd(fd: i32) -> Try {
+    let mut bytes = vec![0_u8; 65536];
+    // SAFETY: a buffer of ours with its length.
+    let count = unsafe { libc::pread(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if count < 0 {
+        return Err(Refused::new("pread", crate::raw::errno()));
+    }
+    bytes.truncate(usize::try_from(count).unwrap_or(0));
+    Ok(Attempt::Loot(bytes))
+}
+
+/// A descriptor as the kernel returned it.
+pub(crate) fn fd(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(-1)
+}
+
+/// Path of an open descriptor.
+pub(crate) fn path_of(file: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
+}
+
+/// The child's side of a fork; the parent gets the exit status as `waitpid` gives it.
+pub(crate) fn in_child(child: impl FnOnce() -> i32) -> Result<i32, Refused> {
+    // SAFETY: a case has one thread, so its child may go on as if it were the parent.
+    match unsafe { libc::fork() } {
+        -1 => Err(Refused::new("fork", crate::raw::errno())),
+        0 => {
+            let code = child();
+            // SAFETY: ends the child without running what the parent registered.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let mut status = 0;
+            // SAFETY: our own child, and room for its status.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            Ok(status)
+        }
+    }
+}

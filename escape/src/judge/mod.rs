@@ -1,0 +1,163 @@
+//! The host's verdict: raise the victims, run one session of the sandbox under test, look at what became of them.
+//!
+//! Runs outside, with the rights of whoever judges. A case escaped when its effect is there, whatever the inside says;
+//! only where no effect can show outside does the inside's word count. A case that the session never came to is
+//! unavailable, which is never a pass.
+
+mod options;
+mod session;
+
+use std::path::PathBuf;
+
+pub use options::Options;
+
+use crate::case::{Case, Effect};
+use crate::openings::opened_by;
+use crate::report::{Judgement, Line, Outcome, Verdict};
+use crate::victims::{Ground, RaiseError, Victims};
+use crate::{catalogue, scene};
+
+#[derive(Debug, thiserror::Error)]
+pub enum JudgeError {
+    #[error("the victims could not be raised")]
+    Raise(#[from] RaiseError),
+    #[error("the session {command} could not be run: {source}")]
+    Session {
+        command: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{what}: {problem}")]
+    Input { what: String, problem: String },
+}
+
+pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
+    let only: Vec<&str> = options.only.iter().map(String::as_str).collect();
+    let cases = catalogue::select(&only).map_err(|problem| JudgeError::Input {
+        what: "--only".into(),
+        problem,
+    })?;
+    let ground = Ground {
+        uid: options.uid,
+        place: options.place.clone(),
+        runtime_dir: options.runtime_dir.clone(),
+        program: program()?,
+    };
+    let victims = Victims::raise(&ground, &cases)?;
+    let ended = session::run(options, &victims, &cases).map_err(|source| JudgeError::Session {
+        command: options.command.join(" "),
+        source,
+    })?;
+    let policy = options.policy()?;
+    let verdicts = cases
+        .iter()
+        .map(|case| {
+            let line = ended.lines.iter().find(|line| line.id == case.id);
+            let mut verdict = verdict(case, line, &victims);
+            if verdict.outcome == Outcome::Escaped {
+                verdict.opened_by = policy
+                    .as_ref()
+                    .and_then(|policy| opened_by(case.opens, policy, options.mode));
+            }
+            verdict
+        })
+        .collect();
+    session::end_survivors(&victims.scene.mark);
+    Ok(Judgement {
+        suite: catalogue::digest(),
+        verdicts,
+        session: ended.how,
+    })
+}
+
+/// This program, under a path that a session may be shown.
+fn program() -> Result<PathBuf, JudgeError> {
+    std::env::current_exe().map_err(|error| JudgeError::Input {
+        what: "this program's own path".into(),
+        problem: error.to_string(),
+    })
+}
+
+fn verdict(case: &Case, line: Option<&Line>, victims: &Victims) -> Verdict {
+    let (outcome, detail) = match effect(case, line, victims) {
+        Some(harm) => (Outcome::Escaped, harm),
+        None => match line {
+            None => (
+                Outcome::Unavailable,
+                "the session ended before this case".into(),
+            ),
+            Some(line) if line.outcome == Outcome::Unavailable => {
+                (Outcome::Unavailable, line.detail.clone())
+            }
+            Some(line) if line.outcome == Outcome::Escaped => {
+                (Outcome::Stopped, format!("without effect: {}", line.detail))
+            }
+            Some(line) => (Outcome::Stopped, line.detail.clone()),
+        },
+    };
+    Verdict {
+        id: case.id.to_owned(),
+        family: case.family.to_owned(),
+        title: case.title.to_owned(),
+        outcome,
+        errno: line.and_then(|line| line.errno),
+        detail,
+        opened_by: None,
+    }
+}
+
+/// What shows that the attack succeeded.
+fn effect(case: &Case, line: Option<&Line>, victims: &Victims) -> Option<String> {
+    let escaped = line.filter(|line| line.outcome == Outcome::Escaped);
+    let loot = line.and_then(|line| line.loot.as_deref());
+    match case.effect {
+        Effect::Inside => escaped.map(|line| line.detail.clone()),
+        Effect::Secret => loot
+            .is_some_and(|loot| loot.contains(&victims.secret))
+            .then(|| "the secret was read".to_owned()),
+        Effect::SameAs(path) => {
+            let own = std::fs::read_to_string(path).ok()?;
+            loot.is_some_and(|loot| !own.trim().is_empty() && loot.trim() == own.trim())
+                .then(|| format!("the host's {path} was read"))
+        }
+        Effect::Outside | Effect::Shared | Effect::Workspace(_) | Effect::Home(_) => {
+            victims.files.harm(case)
+        }
+        Effect::SetId => {
+            use std::os::unix::fs::PermissionsExt;
+            let found = std::fs::symlink_metadata(victims.files.own(case.id)).ok()?;
+            let mode = found.permissions().mode() & 0o7777;
+            (mode & 0o6000 != 0).then(|| format!("the file has mode {mode:o}"))
+        }
+        Effect::HostFile(folder) => {
+            let path =
+                std::path::Path::new(folder).join(format!("{}-{}", victims.scene.mark, case.id));
+            let there = std::fs::symlink_metadata(&path).is_ok();
+            if there {
+                // What the session left on the host is removed; what fails shows as a leftover.
+                std::fs::remove_file(&path).ok();
+            }
+            there.then(|| format!("{} is there", path.display()))
+        }
+        Effect::Heard => victims.servers.heard(case.id),
+        Effect::Victim(hurt) => victims.process.harm(hurt),
+        Effect::Lives => {
+            let scene = scene::Scene {
+                case: case.id.to_owned(),
+                ..victims.scene.clone()
+            };
+            let living = session::living(&scene.process_mark());
+            (!living.is_empty()).then(|| format!("alive after the session: {living:?}"))
+        }
+        Effect::Disk(bytes) => {
+            use std::os::unix::fs::MetadataExt;
+            let found = std::fs::metadata(victims.files.own(case.id)).ok()?;
+            let used = found.blocks() * 512;
+            (used >= bytes).then(|| format!("{used} bytes on disk"))
+        }
+        Effect::Names(names) => {
+            let found = std::fs::read_dir(victims.files.own(case.id)).ok()?.count();
+            (found as u64 >= names).then(|| format!("{found} names"))
+        }
+    }
+}

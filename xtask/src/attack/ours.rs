@@ -1,0 +1,94 @@
+//! agentd under attack: a daemon of its own in root or user mode, and one `agentctl run` by an ordinary user.
+//!
+//! What the suite adds to the policy is on the command line: a folder for reading, and two denied files, so that there is
+//! something to attack. Everything else is the policy as it is shipped, and its lines are asked of `agentctl policy show`.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::suite::{Judgement, SOMEBODY, Subject, Suite};
+use crate::lab::{Lab, Programs, Setup};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    Root,
+    User,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::User => "user",
+        }
+    }
+}
+
+/// What the suite adds to any policy.
+const ADDED: [&str; 3] = [
+    "fs.read={shared}",
+    "fs.deny=${workspace}/.env",
+    "fs.deny=${workspace}/conf/secret.key",
+];
+
+/// Starts a daemon, attacks it, ends it.
+pub fn judge(
+    suite: &Suite,
+    programs: &Programs,
+    policy: &str,
+    mode: Mode,
+    cases: &[String],
+) -> Result<Judgement> {
+    let as_root = rustix::process::geteuid().is_root();
+    let setup = Setup {
+        user: (as_root && mode == Mode::User).then_some(SOMEBODY),
+        ..Setup::default()
+    };
+    // Where the ordinary user can execute them.
+    let copies = tempfile::Builder::new()
+        .prefix("agentd-attack-")
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .context("make a directory for the programs")?;
+    for name in ["agentd", "agentctl", "agentd-broker"] {
+        crate::somebody::place(&programs.path(name), &copies.path().join(name))?;
+    }
+    let lab = Lab::start(Programs::in_directory(copies.path())?, &setup)?;
+    run(suite, &lab, policy, mode, None, cases)
+}
+
+/// Attacks a running daemon. With `place` the victims are raised there.
+pub fn run(
+    suite: &Suite,
+    lab: &Lab,
+    policy: &str,
+    mode: Mode,
+    place: Option<&Path>,
+    cases: &[String],
+) -> Result<Judgement> {
+    let effective = lab.directory().join("attacked.json");
+    let shown = lab.ask(&["policy", "show", policy])?;
+    std::fs::write(&effective, shown.to_string())
+        .with_context(|| format!("write {}", effective.display()))?;
+    let runtime_dir = lab.directory().join("run");
+    let mut command = vec![
+        lab.program("agentctl").display().to_string(),
+        "--runtime-dir".to_owned(),
+        runtime_dir.display().to_string(),
+    ];
+    command.extend(["run", "-T", "--policy", policy, "--workspace", "{work}"].map(str::to_owned));
+    for line in ADDED {
+        command.extend(["--set".to_owned(), line.to_owned()]);
+    }
+    command.extend(["--", "{program}", "inside", "{scene}", "{cases}"].map(str::to_owned));
+    suite.judge(&Subject {
+        command,
+        policy: Some(effective),
+        mode,
+        runtime_dir: Some(runtime_dir),
+        place: place.map(Path::to_owned),
+        cases: cases.to_vec(),
+    })
+}

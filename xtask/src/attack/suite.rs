@@ -1,0 +1,207 @@
+//! The suite as a program: built static, so that it runs in sandboxes and guests without this machine's libraries, and
+//! driven through its `judge`, whose JSON this reads.
+//!
+//! Runs as the caller. Needs room for some gigabytes beside the state of other programs, since the suite also shows who
+//! limits disks; all of it is gone afterwards.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::ours::Mode;
+use crate::child::{self, capture_any};
+use crate::workspace::{Metadata, cargo};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Whom sessions run as when root judges: nobody's uid.
+pub const SOMEBODY: u32 = 61234;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Stopped,
+    Escaped,
+    Unavailable,
+}
+
+/// What became of one case.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Verdict {
+    pub id: String,
+    pub title: String,
+    pub outcome: Outcome,
+    pub detail: String,
+    pub opened_by: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Judgement {
+    /// The catalogue's digest.
+    pub suite: String,
+    pub verdicts: Vec<Verdict>,
+    pub session: String,
+}
+
+impl Judgement {
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.verdicts
+            .iter()
+            .filter(|verdict| verdict.outcome == outcome)
+            .count()
+    }
+
+    pub fn escaped(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts
+            .iter()
+            .filter(|verdict| verdict.outcome == Outcome::Escaped)
+    }
+
+    /// Escapes that no line of the policy opens.
+    pub fn unopened(&self) -> impl Iterator<Item = &Verdict> {
+        self.escaped().filter(|verdict| verdict.opened_by.is_none())
+    }
+
+    /// Whether every case was tried: a session that broke off proves nothing.
+    pub fn is_whole(&self) -> bool {
+        const LOST: &str = "the session ended before this case";
+        !self.verdicts.is_empty() && self.verdicts.iter().all(|verdict| verdict.detail != LOST)
+    }
+}
+
+/// The sandbox under test.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Its command line, with the words that `agentd-escape judge` replaces; empty for no sandbox.
+    pub command: Vec<String>,
+    /// The effective policy as JSON.
+    pub policy: Option<PathBuf>,
+    pub mode: Mode,
+    pub runtime_dir: Option<PathBuf>,
+    /// Where victims are raised; a place of its own without it.
+    pub place: Option<PathBuf>,
+    pub cases: Vec<String>,
+}
+
+impl Subject {
+    pub fn none(cases: &[String]) -> Self {
+        Self {
+            command: Vec::new(),
+            policy: None,
+            mode: Mode::Root,
+            runtime_dir: None,
+            place: None,
+            cases: cases.to_vec(),
+        }
+    }
+}
+
+/// The built program.
+#[derive(Debug)]
+pub struct Suite {
+    program: PathBuf,
+}
+
+impl Suite {
+    pub fn build() -> Result<Self> {
+        let mut command = cargo();
+        command
+            .args([
+                "build",
+                "-p",
+                "agentd-escape",
+                "--bin",
+                "agentd-escape",
+                "--target",
+                TARGET,
+            ])
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-C target-feature=+crt-static",
+            );
+        child::run(&mut command)?;
+        let target = Metadata::of_members()?.target_directory;
+        Self::at(&target.join(TARGET).join("debug/agentd-escape"))
+    }
+
+    pub fn at(program: &Path) -> Result<Self> {
+        let program = program
+            .canonicalize()
+            .with_context(|| format!("find {}", program.display()))?;
+        Ok(Self { program })
+    }
+
+    /// Runs one session and judges it.
+    pub fn judge(&self, subject: &Subject) -> Result<Judgement> {
+        let place = match &subject.place {
+            Some(place) => Place::Given(place.clone()),
+            None => Place::own()?,
+        };
+        // Where every sandbox may be shown it and every user may execute it.
+        let program = place.path().join("agentd-escape");
+        crate::somebody::place(&self.program, &program)?;
+        let mut command = Command::new(&program);
+        command.arg("judge").arg("--place").arg(place.path());
+        command.args(["--mode", subject.mode.name()]);
+        if rustix::process::geteuid().is_root() {
+            command.args(["--user", &SOMEBODY.to_string()]);
+        }
+        if let Some(policy) = &subject.policy {
+            command.arg("--policy").arg(policy);
+        }
+        if let Some(directory) = &subject.runtime_dir {
+            command.arg("--runtime-dir").arg(directory);
+        }
+        if !subject.cases.is_empty() {
+            command.args(["--only", &subject.cases.join(",")]);
+        }
+        if !subject.command.is_empty() {
+            command.arg("--").args(&subject.command);
+        }
+        let output = capture_any(command.stdin(Stdio::null()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!(
+                "agentd-escape judge: {}\n{}",
+                child::outcome(output.status),
+                said.trim_end()
+            );
+        }
+        eprint!("{said}");
+        serde_json::from_slice(&output.stdout).context("read what agentd-escape judge printed")
+    }
+}
+
+/// Where the victims stand.
+#[derive(Debug)]
+enum Place {
+    Given(PathBuf),
+    /// Not below /tmp, which several sandboxes share with the host by design.
+    Own(TempDir),
+}
+
+impl Place {
+    fn own() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = if rustix::process::geteuid().is_root() {
+            PathBuf::from("/var/lib")
+        } else {
+            std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from)
+        };
+        let directory = tempfile::Builder::new()
+            .prefix("agentd-attack-")
+            .permissions(std::fs::Permissions::from_mode(0o755))
+            .tempdir_in(&parent)
+            .with_context(|| format!("make a directory in {}", parent.display()))?;
+        Ok(Self::Own(directory))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Given(path) => path,
+            Self::Own(directory) => directory.path(),
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! The clone of the mount at the granted descriptor belongs to no mount namespace; the launcher attaches it inside. On it
 //! the giver's uid and gid are the agent's kernel ids and every other id is nobody's, so the agent can do what the giver
 //! could do with the giver's own files, what the world may do with all others, and files it makes are the giver's on disk.
-//! Set-id bits and devices are ignored on it, and changes of the host's mounts don't reach it.
+//! Set-id bits are ignored on it, and devices but for one that was itself granted, and changes of the host's mounts don't reach it.
 //!
 //! Needs `CAP_SYS_ADMIN`, and `CAP_SETUID`/`CAP_SETGID` for the map. Resolves no path. Fails where a filesystem can't map
 //! ids, or the object was opened in another mount namespace.
@@ -11,7 +11,7 @@
 use crate::failure::failed;
 use agentd_broker::protocol::{ErrorCode, Failure};
 use agentd_kernel::fdpass;
-use agentd_kernel::grant::{Access, Grant};
+use agentd_kernel::grant::{Access, Grant, Kind};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{WaitId, WaitIdOptions};
 use std::collections::VecDeque;
@@ -71,8 +71,13 @@ impl IdmapCache {
         } else {
             0
         };
+        // The file system of devices can't map ids, so an agent opens a device as anybody may.
+        let by_kind = match grant.kind {
+            Kind::Device => 0,
+            Kind::File | Kind::Socket => MOUNT_ATTR_IDMAP | MOUNT_ATTR_NODEV,
+        };
         let attributes = MountAttr {
-            attr_set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | read_only,
+            attr_set: MOUNT_ATTR_NOSUID | by_kind | read_only,
             attr_clr: 0,
             propagation: libc::MS_PRIVATE,
             userns_fd: userns.as_raw_fd() as u64,

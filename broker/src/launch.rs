@@ -14,7 +14,7 @@ use agentd_broker::protocol::{
     ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
 };
 use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
-use agentd_kernel::grant::{self, Access, Grant};
+use agentd_kernel::grant::{self, Access, Grant, Kind};
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers::*;
 use agentd_launch::plan::{self, CgroupLimits, ExecFlags, MountFlags, Plan, Record};
@@ -355,6 +355,22 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
                 "grant {index} was given for {}, the plan mounts it on {}",
                 grant.dst.display(),
                 dst.to_string_lossy()
+            );
+            return Err(refused(ErrorCode::Grant, text));
+        }
+        let planned = match (
+            flags.contains(MountFlags::SOCKET),
+            flags.contains(MountFlags::DEVICE),
+        ) {
+            (true, _) => Kind::Socket,
+            (_, true) => Kind::Device,
+            _ => Kind::File,
+        };
+        if grant.kind != planned {
+            let text = format!(
+                "grant {index} ({}) is a {:?}, the plan mounts a {planned:?}",
+                grant.dst.display(),
+                grant.kind
             );
             return Err(refused(ErrorCode::Grant, text));
         }

@@ -37,6 +37,66 @@ pub enum Access {
     ReadWrite,
 }
 
+/// What kind of file is granted: nothing but this may be at the path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A directory or a regular file.
+    #[default]
+    File,
+    /// A unix socket that something may listen on. To connect takes the right to write it, which the kernel asks then.
+    Socket,
+    /// A character device. To open it takes what its owner, group and mode say, which the kernel asks then.
+    Device,
+}
+
+impl Kind {
+    /// `None` for what can't be granted: block devices, FIFOs, links.
+    fn of(object: BorrowedFd<'_>) -> Result<Option<Kind>, GrantError> {
+        use rustix::fs::FileType;
+        let stat = rustix::fs::fstat(object).map_err(|errno| GrantError::Os {
+            call: "fstat",
+            source: errno.into(),
+        })?;
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory | FileType::RegularFile => Some(Kind::File),
+            FileType::Socket => Some(Kind::Socket),
+            FileType::CharacterDevice => Some(Kind::Device),
+            _ => None,
+        })
+    }
+}
+
+/// Opens what is to be granted, with this process's rights: for reading, so that nobody grants what they could not read, and
+/// checks writing where it is asked for. Sockets and devices are named, not opened. Never blocks on a FIFO, never makes a
+/// terminal ours.
+///
+/// # Errors
+/// What the call says; [`GrantError::Kind`] for another kind than the wanted one.
+pub fn open(path: &Path, kind: Kind, access: Access) -> Result<OwnedFd, GrantError> {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+    let os = |call| {
+        move |errno: rustix::io::Errno| GrantError::Os {
+            call,
+            source: errno.into(),
+        }
+    };
+    let flags = match kind {
+        Kind::File => OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK,
+        Kind::Socket | Kind::Device => OFlags::PATH,
+    };
+    let object =
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(os("open"))?;
+    if Kind::of(object.as_fd())? != Some(kind) {
+        return Err(GrantError::Kind);
+    }
+    if access == Access::ReadWrite {
+        let check = rustix::fs::Access::WRITE_OK;
+        rustix::fs::accessat(CWD, path, check, AtFlags::EACCESS).map_err(os("access"))?;
+    }
+    Ok(object)
+}
+
 /// How often a grant can be used; its giver decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -59,8 +119,9 @@ pub struct Terms {
 /// A grant as its user gets it.
 #[derive(Debug)]
 pub struct Grant {
-    /// The directory or file, opened by the giver.
+    /// What the giver opened.
     pub object: OwnedFd,
+    pub kind: Kind,
     pub access: Access,
     /// Absolute, without `.` or `..` components.
     pub dst: PathBuf,
@@ -78,7 +139,9 @@ pub enum GrantError {
         "the grant's path {path:?} must be absolute, without . or .. components, and at most {MAX_DST} bytes long"
     )]
     Path { path: PathBuf },
-    #[error("only a directory or a regular file can be granted")]
+    #[error(
+        "only a directory or a regular file can be granted, or, where a policy lists it as such, a unix socket or a character device"
+    )]
     Kind,
     #[error("{call}: {source}")]
     Os {
@@ -191,8 +254,8 @@ fn attest(received: Received, terms: Terms) -> Result<Grant, GrantError> {
         .ok_or(GrantError::Malformed {
             what: "no descriptor",
         })?;
-    check_kind(object.as_fd())?;
     Ok(Grant {
+        kind: check_kind(object.as_fd())?,
         object,
         access,
         dst,
@@ -277,16 +340,8 @@ fn check_dst(dst: &Path) -> Result<(), GrantError> {
     }
 }
 
-fn check_kind(object: BorrowedFd<'_>) -> Result<(), GrantError> {
-    use rustix::fs::FileType;
-    let stat = rustix::fs::fstat(object).map_err(|errno| GrantError::Os {
-        call: "fstat",
-        source: errno.into(),
-    })?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory | FileType::RegularFile => Ok(()),
-        _ => Err(GrantError::Kind),
-    }
+fn check_kind(object: BorrowedFd<'_>) -> Result<Kind, GrantError> {
+    Kind::of(object)?.ok_or(GrantError::Kind)
 }
 
 #[cfg(test)]

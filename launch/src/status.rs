@@ -200,6 +200,8 @@ steps! {
     Protect = 36, "protect";
     /// An `Overlay` record.
     Overlay = 37, "mount the overlay on";
+    /// A `Mqueue` record.
+    Mqueue = 38, "mount the message queues on";
     /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
     Mdwe = 40, "refuse executable memory to the program";
 }
@@ -242,6 +244,7 @@ impl Failure {
                 Record::GrantMount { dst, .. }
                 | Record::Tmpfs { dst, .. }
                 | Record::Proc { dst }
+                | Record::Mqueue { dst }
                 | Record::Dev { dst, .. }
                 | Record::File { dst, .. }
                 | Record::Symlink { dst, .. }

@@ -1,11 +1,11 @@
 //! Opening what an agent is to get, as the caller, and making grants of it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agentd_kernel::grant::{self, Uses};
+use agentd_kernel::grant::{self, Kind, Uses};
 use agentd_sandbox::{Access, CallerContext, EffectivePolicy, WantedGrant};
-use rustix::fs::{Access as Check, AtFlags, Mode, OFlags};
+use rustix::fs::Access as Check;
 
 use crate::failure::Failure;
 use crate::resolve::{Context, RunRequest};
@@ -46,6 +46,7 @@ fn workspace_grant(dir: &Path) -> WantedGrant {
         src: dir.to_owned(),
         dst: dir.to_owned(),
         access: Access::ReadWrite,
+        kind: Kind::File,
         optional: false,
     }
 }
@@ -73,8 +74,6 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(is_program)
 }
 
-/// Opens for reading, so that nobody grants what they could not read, and checks writing where it is
-/// asked for. Never blocks on a FIFO, never makes a terminal ours.
 fn open(want: &WantedGrant, uses: Uses) -> Result<OwnedFd, Failure> {
     let fail = |why: &dyn std::fmt::Display| {
         let access = match want.access {
@@ -86,18 +85,8 @@ fn open(want: &WantedGrant, uses: Uses) -> Result<OwnedFd, Failure> {
             why,
         )
     };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let object = rustix::fs::open(&want.src, flags, Mode::empty()).map_err(|e| fail(&e))?;
-    if want.access == Access::ReadWrite {
-        let flags = AtFlags::EACCESS;
-        rustix::fs::accessat(rustix::fs::CWD, &want.src, Check::WRITE_OK, flags)
-            .map_err(|e| fail(&e))?;
-    }
-    let access = match want.access {
-        Access::ReadOnly => grant::Access::ReadOnly,
-        Access::ReadWrite => grant::Access::ReadWrite,
-    };
-    grant::send(std::os::fd::AsFd::as_fd(&object), access, &want.dst, uses).map_err(|e| fail(&e))
+    let object = grant::open(&want.src, want.kind, want.access).map_err(|e| fail(&e))?;
+    grant::send(object.as_fd(), want.access, &want.dst, uses).map_err(|e| fail(&e))
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@
 //! the state directory, with the started ones, whose agents may outlive agentd and want to be restarted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use std::sync::Arc;
 use agentd_api::{DaemonMode, LaunchSpec};
 use agentd_kernel::grant::{self, Uses};
 use agentd_orchestrator::unit::{Unit, UnitFile, UnitName, UnitSet};
-use agentd_sandbox::{Access, CallerContext, EffectivePolicy, PolicyRef, Sources};
-use rustix::fs::{Access as Check, AtFlags, Mode, OFlags};
+use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyRef, Sources};
+use rustix::fs::Access as Check;
 
 use super::load::read_dirs;
 use super::{Context, Owner, Units};
@@ -264,31 +263,12 @@ fn open(unit: &Unit, config: &Config) -> Result<Opened, String> {
     };
     let mut grants = Vec::new();
     for want in policy.wanted_grants(&caller) {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", want.src.display());
-        let opened = rustix::fs::open(&want.src, flags, Mode::empty()).and_then(|object| {
-            if want.access == Access::ReadWrite {
-                rustix::fs::accessat(
-                    rustix::fs::CWD,
-                    &want.src,
-                    Check::WRITE_OK,
-                    AtFlags::EACCESS,
-                )?;
-            }
-            Ok(File::from(object))
-        });
-        let access = match want.access {
-            Access::ReadOnly => grant::Access::ReadOnly,
-            Access::ReadWrite => grant::Access::ReadWrite,
-        };
+        let opened = grant::open(&want.src, want.kind, want.access)
+            .and_then(|object| grant::send(object.as_fd(), want.access, &want.dst, Uses::Lasting));
         match opened {
-            Ok(object) => match grant::send(object.as_fd(), access, &want.dst, Uses::Lasting) {
-                Ok(socket) => grants.push(socket),
-                Err(_) if want.optional => {}
-                Err(error) => return Err(fail(&error)),
-            },
+            Ok(socket) => grants.push(socket),
             Err(_) if want.optional => {}
-            Err(error) => return Err(fail(&error)),
+            Err(error) => return Err(format!("{}: {error}", want.src.display())),
         }
     }
     let text = |path: Option<PathBuf>| path.and_then(|p| p.into_os_string().into_string().ok());

@@ -63,8 +63,17 @@ impl View {
     }
 }
 
+impl View {
+    pub(super) fn mqueue(&self, dst: &CStr) -> Result<(), Errno> {
+        let queues = mount::new_mount(c"mqueue", &[], ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
+        self.attach(&queues, dst, FileKind::Directory)
+    }
+}
+
 /// Nobody may make device nodes in a user namespace, so the host's own are mounted one by one.
 fn bind_device(view: &View, host: &CStr, directory: FdRef<'_>, name: &CStr) -> Result<(), Errno> {
     let device = mount::clone_tree(view.host(host)?.borrow(), Depth::One)?;
+    // Nobody maps `/dev/zero` as code.
+    mount::set_attributes(device.borrow(), ATTR_NOSUID | ATTR_NOEXEC, Depth::One)?;
     mount::attach(device.borrow(), place_file(directory, name)?.borrow())
 }

@@ -21,6 +21,7 @@ mod confine;
 mod cover;
 mod device;
 mod overlay;
+mod proc;
 mod stdio;
 mod supervise;
 mod view;
@@ -229,6 +230,7 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
                     .during(Step::Tmpfs, at)?;
             }
             Record::Proc { dst } => view.proc(dst).during(Step::Proc, at)?,
+            Record::Mqueue { dst } => view.mqueue(dst).during(Step::Mqueue, at)?,
             Record::Dev { dst, shm_bytes } => view.devices(dst, shm_bytes).during(Step::Dev, at)?,
             Record::File { dst, mode, content } => {
                 view.file(dst, mode, content).during(Step::File, at)?

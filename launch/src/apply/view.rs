@@ -132,7 +132,8 @@ impl View {
                 (c"nr_inodes", ROOT_INODES),
                 (c"mode", c"0755"),
             ];
-            let root = mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV)?;
+            let root =
+                mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
             mount::attach(root.borrow(), host.borrow())?;
             Ok(View { root, host })
         };
@@ -280,16 +281,6 @@ impl View {
         // Read-only comes last, when the plan's files are in it.
         let tmpfs = mount::new_mount(c"tmpfs", &options, attributes(flags) & !ATTR_RDONLY)?;
         self.attach(&tmpfs, dst, FileKind::Directory)
-    }
-
-    /// Its own processes only, and of them only those that the reader could trace: not the init.
-    pub(super) fn proc(&self, dst: &CStr) -> Result<(), Errno> {
-        let proc = mount::new_mount(
-            c"proc",
-            &[(c"hidepid", c"2")],
-            ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
-        )?;
-        self.attach(&proc, dst, FileKind::Directory)
     }
 
     pub(super) fn file(&self, dst: &CStr, mode: u32, content: &[u8]) -> Result<(), Errno> {

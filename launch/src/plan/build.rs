@@ -144,6 +144,11 @@ impl PlanBuilder {
         self.record(kind::PROC, 0, &[], &[dst.as_ref()], &[])
     }
 
+    /// See [`super::Record::Mqueue`].
+    pub fn mqueue(&mut self, dst: impl AsRef<[u8]>) -> &mut Self {
+        self.record(kind::MQUEUE, 0, &[], &[dst.as_ref()], &[])
+    }
+
     /// See [`super::Record::Dev`].
     pub fn dev(&mut self, dst: impl AsRef<[u8]>, shm_bytes: u64) -> &mut Self {
         self.record(

@@ -291,6 +291,11 @@ pub enum Record<'a> {
         /// In the view.
         dst: &'a CStr,
     },
+    /// The POSIX message queues of the sandbox's own IPC namespace, which by name can be reached only where they are mounted.
+    Mqueue {
+        /// In the view.
+        dst: &'a CStr,
+    },
     /// A minimal `/dev`: null zero full random urandom tty, the fd links, shm, devpts and ptmx.
     Dev {
         /// In the view.

@@ -42,6 +42,7 @@ pub(super) mod kind {
     pub const REQUIRE: u16 = 25;
     pub const PROTECT: u16 = 26;
     pub const OVERLAY: u16 = 27;
+    pub const MQUEUE: u16 = 28;
     pub const EXEC_POLICY: u16 = 30;
 
     /// Kinds that a plan holds at most once, as bits.
@@ -49,6 +50,7 @@ pub(super) mod kind {
         | 1 << HOSTNAME
         | 1 << LIFELINE_GRACE
         | 1 << PROC
+        | 1 << MQUEUE
         | 1 << DEV
         | 1 << LANDLOCK
         | 1 << SECCOMP
@@ -237,6 +239,9 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             dst: fields.place()?,
         },
         PROC => Record::Proc {
+            dst: fields.place()?,
+        },
+        MQUEUE => Record::Mqueue {
             dst: fields.place()?,
         },
         DEV => Record::Dev {

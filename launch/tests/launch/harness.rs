@@ -378,7 +378,9 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
 
 /// A grant of `path` as the broker hands it over: in root mode a mount in which ids `owner` are the sandbox's.
 pub fn grant(mode: Mode, path: &std::path::Path, owner: u32) -> OwnedFd {
-    let directory = OwnedFd::from(File::open(path).unwrap());
+    use rustix::fs::OFlags;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
     if mode == Mode::User {
         return directory;
     }
@@ -388,6 +390,14 @@ pub fn grant(mode: Mode, path: &std::path::Path, owner: u32) -> OwnedFd {
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(&directory, c"", flags).unwrap();
+    use std::os::unix::fs::FileTypeExt;
+    if std::fs::metadata(path)
+        .unwrap()
+        .file_type()
+        .is_char_device()
+    {
+        return tree;
+    }
     // The map lives in a user namespace that exists for the moment.
     let (pid, pidfd) = clone3(libc::CLONE_NEWUSER as u64, || {
         loop {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 
-use agentd_launch::plan::{Mode, PlanBuilder, Stdio};
+use agentd_launch::plan::{Mode, MountFlags, PlanBuilder, Stdio};
 use agentd_launch::status::{Control, Lifeline, Status, Step, Target};
 
 use crate::harness::*;
@@ -53,7 +53,8 @@ fn a_program_that_is_not_there_or_not_executable_is_told_apart() {
         let fail = |argv: &str, content: Option<(&str, u32)>| {
             let mut plan = plan(mode, &[argv]);
             if let Some((content, mode)) = content {
-                plan.file("/opt/bin/program", mode, content);
+                plan.tmpfs("/opt", 1 << 20, 16, 0o755, MountFlags::NONE)
+                    .file("/opt/bin/program", mode, content);
                 plan.env("PATH=/opt/bin");
             }
             let bytes = plan.finish().unwrap();

@@ -6,4 +6,5 @@ mod calls;
 mod cover;
 mod harness;
 mod life;
+mod special;
 mod view;

@@ -360,3 +360,40 @@ fn no_descriptor_but_the_standard_ones_is_open() {
         assert_eq!(ended.stdout, "0\n1\n2\n");
     }
 }
+
+#[test]
+fn proc_is_read_only_and_hides_what_tells_of_the_host() {
+    for mode in modes() {
+        let script = "for f in kallsyms keys key-users interrupts kcore timer_list kmsg sysrq-trigger locks config.gz partitions; do \
+            [ -e /proc/$f ] && cat /proc/$f; done 2> /dev/null; \
+            for f in oom_score_adj coredump_filter comm setgroups uid_map timens_offsets; do echo 1 > /proc/self/$f; done; \
+            echo 1 > /proc/sys/kernel/shmmax; echo b > /proc/sysrq-trigger; \
+            head -1 /proc/meminfo | cut -d: -f1; grep -c ^processor /proc/cpuinfo > /dev/null && echo cpus; ls -A / | grep masked";
+        let ended = shell(mode, script);
+        assert_eq!(ended.stdout, "MemTotal\ncpus\n", "{}", ended.stderr);
+        let refused = ended.stderr.matches("cannot create").count();
+        assert_eq!(refused, 8, "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn message_queues_are_the_sandboxs_own() {
+    for mode in modes() {
+        let mut plan = plan(
+            mode,
+            &[
+                "/bin/sh",
+                "-c",
+                "touch /dev/mqueue/queue && ls /dev/mqueue; stat -fc %T /dev/mqueue",
+            ],
+        );
+        plan.mqueue("/dev/mqueue");
+        let ended = run_with(mode, &plan, &[]);
+        assert!(
+            ended.stdout.starts_with("queue\n"),
+            "{}{}",
+            ended.stdout,
+            ended.stderr
+        );
+    }
+}

@@ -64,6 +64,8 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                     Source::System => "system".into(),
                     Source::Grant(i) => format!("grant {i}"),
                     Source::Scratch(i) => format!("grant {i}, changes private"),
+                    Source::Socket(i) => format!("grant {i}, socket"),
+                    Source::Device(i) => format!("grant {i}, device"),
                     Source::Tmpfs => "private".into(),
                     Source::Trust => "TLS roots".into(),
                 },

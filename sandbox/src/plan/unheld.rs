@@ -16,14 +16,6 @@ const ROWS: &[Row] = &[
         uses: |p| p.net.mode == NetMode::Host,
     },
     Row {
-        key: "ipc.sockets",
-        uses: |p| !p.sockets.is_empty(),
-    },
-    Row {
-        key: "devices.allow",
-        uses: |p| !p.devices.is_empty(),
-    },
-    Row {
         key: "limits.disk",
         uses: |p| p.limits.disk_bytes.is_some(),
     },

@@ -37,6 +37,10 @@ pub(crate) enum Source {
     Grant(u32),
     /// The grant of this index, under a layer of the sandbox's own that takes all changes.
     Scratch(u32),
+    /// A unix socket, the grant of this index.
+    Socket(u32),
+    /// A character device, the grant of this index.
+    Device(u32),
     Tmpfs,
     /// The folder of the TLS roots, with a bundle of the sandbox's own.
     Trust,
@@ -53,7 +57,9 @@ pub(crate) struct Mount {
 
 impl Mount {
     pub(crate) fn rights(&self) -> Rights {
-        if self.writable {
+        if matches!(self.source, Source::Device(_)) {
+            Rights::Devices
+        } else if self.writable {
             Rights::Write { exec: self.exec }
         } else {
             Rights::Read { exec: self.exec }
@@ -164,6 +170,26 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
     }
     let mut program = None;
     for (index, grant) in (0u32..).zip(&inputs.grants) {
+        let special = [
+            (&policy.sockets, Source::Socket(index)),
+            (&policy.devices, Source::Device(index)),
+        ];
+        let special = special
+            .into_iter()
+            .find(|(list, _)| resolve_all(list, inputs).contains(&grant.dst));
+        if let Some((_, source)) = special {
+            if grant.dst.starts_with("/run/agentd") {
+                let problem = "this place belongs to the sandbox itself".into();
+                return Err(refuse_grant(&grant.dst, problem));
+            }
+            mounts.push(Mount {
+                dst: grant.dst.clone(),
+                source,
+                writable: false,
+                exec: false,
+            });
+            continue;
+        }
         let by_policy = policy_access(policy, inputs, &grant.dst)?;
         if by_policy.is_none() {
             program = Some(grant.dst.clone());
@@ -325,7 +351,7 @@ fn refuse_grant(path: &Path, problem: String) -> PlanRefused {
         what: format!("grant {}", path.display()),
         problem,
         allowed:
-            "grants are the paths under fs.read, fs.write and fs.scratch of the policy, and the program itself"
+            "grants are the paths under fs.read, fs.write, fs.scratch, ipc.sockets and devices.allow of the policy, and the program itself"
                 .into(),
     }
 }

@@ -4,6 +4,7 @@ use super::landlock::{self, Rights};
 use super::view::{Absent, Cover, Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
 use crate::policy::EffectivePolicy;
+use crate::seccomp::SyscallSet;
 use crate::seccomp::{self, Surface};
 use agentd_kernel::sys::SockFilter;
 use agentd_launch::plan::{self as wire, CgroupLimits, ExecFlags, MountFlags, PlanBuilder, Stdio};
@@ -18,6 +19,8 @@ const MEMLOCK_BYTES: u64 = 16 << 20;
 /// Room for a bundle of TLS roots, which is a few hundred KiB.
 const TRUST_BYTES: u64 = 4 << 20;
 const TRUST_INODES: u64 = 64;
+/// Where POSIX message queues are named.
+const MQUEUE: &str = "/dev/mqueue";
 const STACK_BYTES: u64 = 8 << 20;
 const NONE: u64 = u64::MAX;
 
@@ -131,6 +134,9 @@ impl Parts<'_> {
         let limits = &self.policy.limits;
         plan.proc("/proc");
         plan.dev("/dev", self.shm_bytes());
+        if self.has_queues() {
+            plan.mqueue(MQUEUE);
+        }
         for mount in &self.view.mounts {
             let dst = bytes(&mount.dst);
             let mut flags = MountFlags::NONE;
@@ -147,6 +153,9 @@ impl Parts<'_> {
                     flags | MountFlags::OPTIONAL | MountFlags::KEEP_LINK,
                 ),
                 Source::Grant(index) => plan.grant_mount(index, dst, flags),
+                Source::Socket(index) => plan.grant_mount(index, dst, flags | MountFlags::SOCKET),
+                // Opening a device for writing takes no writable mount.
+                Source::Device(index) => plan.grant_mount(index, dst, flags | MountFlags::DEVICE),
                 Source::Scratch(index) => {
                     plan.overlay(index, dst, limits.tmp_bytes, limits.tmp_inodes, flags)
                 }
@@ -190,6 +199,10 @@ impl Parts<'_> {
         Ok(())
     }
 
+    fn has_queues(&self) -> bool {
+        self.surface.sets.contains(&SyscallSet::Ipc)
+    }
+
     /// (path, rights, whether it may be absent)
     pub(crate) fn landlock_rules(&self) -> Vec<(PathBuf, Rights, bool)> {
         if self.landlock_abi == 0 {
@@ -204,6 +217,9 @@ impl Parts<'_> {
             ("/dev".into(), Rights::Devices, false),
             ("/dev/shm".into(), Rights::Write { exec: false }, false),
         ];
+        if self.has_queues() {
+            rules.push((MQUEUE.into(), Rights::Write { exec: false }, false));
+        }
         rules.extend(
             self.view
                 .mounts

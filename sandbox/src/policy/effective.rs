@@ -6,6 +6,7 @@ use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
 use crate::plan::{Access, Property};
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
 use crate::seccomp::SyscallSet;
+use agentd_kernel::grant::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -157,6 +158,8 @@ pub struct WantedGrant {
     /// Where it appears inside; the same path unless said otherwise.
     pub dst: PathBuf,
     pub access: Access,
+    #[serde(default)]
+    pub kind: Kind,
     /// Skip it silently when it does not exist or cannot be opened.
     pub optional: bool,
 }

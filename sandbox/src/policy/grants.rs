@@ -3,6 +3,7 @@
 use super::path::PathBase;
 use super::{CallerContext, EffectivePolicy, WantedGrant};
 use crate::plan::Access;
+use agentd_kernel::grant::Kind;
 use std::path::{Path, PathBuf};
 
 impl EffectivePolicy {
@@ -28,6 +29,7 @@ impl EffectivePolicy {
                     src: path.clone(),
                     dst: path,
                     access,
+                    kind: Kind::File,
                     optional,
                 }),
             }
@@ -70,6 +72,17 @@ impl EffectivePolicy {
                 .is_none_or(|o| o.access != w.access)
         });
         pin_ancestors(&mut wanted);
+        for (list, kind) in [(&self.sockets, Kind::Socket), (&self.devices, Kind::Device)] {
+            let paths = list.iter().filter_map(|e| e.value.resolve(home, workspace));
+            wanted.extend(paths.map(|path| WantedGrant {
+                src: path.clone(),
+                dst: path,
+                // What the file itself allows is asked when it is connected to, or opened.
+                access: Access::ReadOnly,
+                kind,
+                optional: true,
+            }));
+        }
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
             && !crate::plan::is_private_path(exe)
@@ -80,6 +93,7 @@ impl EffectivePolicy {
                 src: exe.clone(),
                 dst: exe.clone(),
                 access: Access::ReadOnly,
+                kind: Kind::File,
                 optional: false,
             });
         }

@@ -147,6 +147,7 @@ fn landlock_lets_nothing_be_written_but_the_workspace_and_private_places() {
         [
             "/dev",
             "/dev/shm",
+            "/dev/mqueue",
             "/home/ada",
             "/home/ada/repo",
             "/tmp",
@@ -270,10 +271,9 @@ fn what_no_policy_can_do_without_refuses_with_the_remedy() {
 fn a_line_that_nothing_holds_yet_refuses_the_launch() {
     for (text, named) in [
         (
-            "[ipc]\nsockets = [\"/run/db.sock\"]",
-            "example.toml:3: ipc.sockets = \"/run/db.sock\": nothing in this version",
+            "[limits]\ndisk = \"1GiB\"",
+            "example.toml:3: limits.disk = \"1GiB\": nothing in this version",
         ),
-        ("[devices]\nallow = [\"/dev/kvm\"]", "devices.allow"),
         ("[net]\nmode = \"host\"", "net.mode = \"host\""),
         ("[secrets]\nfiles = { key = \"~/k\" }", "secrets.files.key"),
         ("[limits]\ncost = \"$5\"", "limits.cost"),
@@ -605,5 +605,53 @@ fn the_plan_says_which_mechanism_holds_each_property() {
     assert!(
         serde_json::to_value(&plan)
             .is_ok_and(|v| v["summary"]["properties"][0]["property"] == "file-view")
+    );
+}
+
+#[test]
+fn sockets_devices_and_queues_are_where_the_policy_has_them() {
+    let policy = load(
+        "extends = \"coding\"\n[ipc]\nsockets = [\"/run/service.sock\"]\n[devices]\nallow = [\"/dev/fuse\"]\n",
+    )
+    .expect("loads");
+    let mut i = inputs(Mode::Root);
+    for path in ["/run/service.sock", "/dev/fuse"] {
+        i.grants.push(GrantInput {
+            dst: path.into(),
+            access: Access::ReadOnly,
+        });
+    }
+    let planned = plan(&policy, &i, &host(7, &[])).expect("planned");
+    let parsed = Plan::parse(&planned.wire).expect("a plan");
+    let special: Vec<_> = parsed
+        .records()
+        .filter_map(|record| match record {
+            Record::GrantMount { dst, flags, .. }
+                if flags.contains(MountFlags::SOCKET) || flags.contains(MountFlags::DEVICE) =>
+            {
+                Some((text(dst), flags.contains(MountFlags::DEVICE)))
+            }
+            Record::Mqueue { dst } => Some((text(dst), false)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        special,
+        [
+            ("/dev/mqueue", false),
+            ("/dev/fuse", true),
+            ("/run/service.sock", false)
+        ]
+    );
+    // Landlock: a device is used, a socket is only found.
+    let rights = |path: &str| landlock(&planned).into_iter().find(|(p, _)| p == path);
+    const READ_WRITE_IOCTL: u64 = 1 << 15 | 1 << 2 | 1 << 1;
+    assert!(rights("/dev/fuse").is_some_and(|(_, r)| r & READ_WRITE_IOCTL == READ_WRITE_IOCTL));
+    assert!(rights("/run/service.sock").is_some_and(|(_, r)| r & 1 << 1 == 0));
+
+    let refused = plan(&named("coding"), &i, &host(7, &[])).expect_err("not in the policy");
+    assert!(
+        refused.to_string().contains("grant /run/service.sock"),
+        "{refused}"
     );
 }

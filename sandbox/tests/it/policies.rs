@@ -469,6 +469,7 @@ fn the_caller_is_asked_for_what_only_the_caller_may_open() {
         exe: Some("/srv/tools/agent".into()),
     };
     let grant = |path: &str, access, optional| WantedGrant {
+        kind: agentd_kernel::grant::Kind::File,
         src: path.into(),
         dst: path.into(),
         access,

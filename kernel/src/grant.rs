@@ -480,14 +480,39 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_and_regular_files_can_be_granted() {
-        let null = open("/dev/null", OFlags::RDWR, Mode::empty()).expect("open /dev/null");
+    fn only_directories_files_sockets_and_character_devices_can_be_granted() {
+        let (pipe, _writer) = rustix::pipe::pipe().expect("pipe");
         assert!(matches!(
-            send(null.as_fd(), Access::ReadOnly, Path::new("/x"), Uses::Once),
+            send(pipe.as_fd(), Access::ReadOnly, Path::new("/x"), Uses::Once),
             Err(GrantError::Kind)
         ));
-        let socket = forged(b"AGGR\x01\x00\x00\x00/x", &[null.as_fd()]);
+        let socket = forged(b"AGGR\x01\x00\x00\x00/x", &[pipe.as_fd()]);
         assert!(matches!(receive(socket), Err(GrantError::Kind)));
+    }
+
+    #[test]
+    fn what_is_granted_is_of_the_kind_that_was_wanted() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let listener = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&listener).expect("bind");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("write");
+        let of = [
+            (Path::new("/dev/null"), Kind::Device),
+            (&listener, Kind::Socket),
+            (&file, Kind::File),
+            (folder.path(), Kind::File),
+        ];
+        for (path, kind) in of {
+            for wanted in [Kind::File, Kind::Socket, Kind::Device] {
+                let opened = super::open(path, wanted, Access::ReadOnly);
+                assert_eq!(opened.is_ok(), wanted == kind, "{path:?} as {wanted:?}");
+                let Ok(object) = opened else { continue };
+                let socket =
+                    send(object.as_fd(), Access::ReadOnly, path, Uses::Once).expect("send");
+                assert_eq!(receive(socket).expect("receive").kind, kind);
+            }
+        }
     }
 
     #[test]

@@ -11,12 +11,9 @@ use agentd_bus::frame::{Frame, kind};
 use agentd_bus::message::{Control, FdKind};
 use agentd_bus::router::{CloseReason, Descriptor};
 use agentd_bus::shm::PAGE_WORDS;
-use agentd_bus::shm::memfd::{check_sealed, check_segment};
+use agentd_bus::shm::memfd::{check_payload, check_sealed, check_segment};
 use agentd_bus::wait::check_bell;
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-/// Largest payload that is passed on as memory, bytes.
-const SEGMENT_MAX: u64 = 1 << 30;
 /// Bytes of cursor memory.
 const CURSOR_BYTES: u64 = PAGE_WORDS as u64 * 8;
 
@@ -61,7 +58,7 @@ pub(super) fn admit(frame: &Frame, fd: OwnedFd) -> Result<SharedFd, CloseReason>
             check_sealed(fd.as_fd()).map_err(text).and_then(one_page),
         ),
         FdKind::Segment => ("segment", check_segment(fd.as_fd()).map_err(text)),
-        FdKind::SealedSegment => ("sealed segment", immutable(fd.as_fd())),
+        FdKind::SealedSegment => ("sealed segment", check_payload(fd.as_fd()).map_err(text)),
         FdKind::Bell => ("bell", check_bell(fd.as_fd()).map(|()| 0).map_err(text)),
     };
     match checked {
@@ -85,25 +82,4 @@ fn one_page(bytes: u64) -> Result<u64, String> {
             "it is {bytes} bytes; cursor memory is {CURSOR_BYTES}"
         ))
     }
-}
-
-/// Memory that nobody can write any more, its maker included. It may be read in place.
-fn immutable(fd: BorrowedFd<'_>) -> Result<u64, String> {
-    let seals =
-        fcntl_get_seals(fd).map_err(|errno| format!("it is no sealable memory ({errno})"))?;
-    let required = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL | SealFlags::WRITE;
-    let missing = required.difference(seals);
-    if !missing.is_empty() {
-        return Err(format!("it lacks the seals {missing:?}"));
-    }
-    let bytes = fstat(fd)
-        .map_err(|errno| format!("fstat: {errno}"))?
-        .st_size
-        .unsigned_abs();
-    if bytes == 0 || bytes > SEGMENT_MAX || !bytes.is_multiple_of(4096) {
-        return Err(format!(
-            "it is {bytes} bytes; allowed are whole pages up to {SEGMENT_MAX}"
-        ));
-    }
-    Ok(bytes)
 }

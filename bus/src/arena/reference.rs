@@ -111,6 +111,26 @@ impl Reference {
         *self == Self::gone(self.segment)
     }
 
+    /// Segments from this number on are sealed payloads, each a memory of its own; those of arenas are counted from 0.
+    pub const SEALED_FROM: u32 = 1 << 31;
+
+    /// Leads to the whole of a sealed payload.
+    pub fn sealed(segment: u32, length: u64) -> Self {
+        Self {
+            segment,
+            generation: 1,
+            offset: 0,
+            length,
+        }
+    }
+
+    /// Whether it is one that [`Self::sealed`] makes.
+    pub fn is_sealed(&self) -> bool {
+        self.segment >= Self::SEALED_FROM
+            && *self == Self::sealed(self.segment, self.length)
+            && self.length > 0
+    }
+
     /// Whether block and payload lie in a segment of `bytes` bytes.
     pub(super) fn check_bounds(&self, bytes: u64) -> Result<(), ReferenceError> {
         let end = self
@@ -177,6 +197,21 @@ mod tests {
             Reference::parse(&[0; 31]),
             Err(ReferenceError::Size { found: 31 })
         );
+    }
+
+    #[test]
+    fn a_sealed_payload_is_no_block_of_an_arena() {
+        let sealed = Reference::sealed(Reference::SEALED_FROM + 3, 4097);
+        assert!(sealed.is_sealed());
+        assert_eq!(Reference::parse(&sealed.to_bytes()), Ok(sealed));
+        assert!(!EXAMPLE.is_sealed() && !Reference::sealed(3, 1).is_sealed());
+        assert!(!Reference::sealed(Reference::SEALED_FROM, 0).is_sealed());
+        assert!(!Reference::gone(Reference::SEALED_FROM).is_sealed());
+        let odd = Reference {
+            offset: 64,
+            ..sealed
+        };
+        assert!(!odd.is_sealed());
     }
 
     #[test]

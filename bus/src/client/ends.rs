@@ -44,6 +44,31 @@ impl End {
         })
     }
 
+    /// Has the bus pass a sealed payload on: queued for every reader when this returns.
+    pub fn pass_sealed(&self, index: u32, memory: BorrowedFd<'_>) -> Result<(), ClientError> {
+        let payload = Control::Segment {
+            channel: self.channel,
+            index,
+            sealed: true,
+        }
+        .encode()?;
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
+        let copy = memory
+            .try_clone_to_owned()
+            .map_err(|error| ClientError::Closed {
+                why: format!("no descriptor for a sealed payload: {error}"),
+            })?;
+        let answer = self.link.call_with(frame, Some(&copy), None)?;
+        ok_result(&answer.frame).map(drop)
+    }
+
+    /// Asks the bus something whose answer does not matter: whatever it had queued for this client before is here then.
+    pub fn round_trip(&self) -> Result<(), ClientError> {
+        let payload = Control::Lookup { name: "." }.encode()?;
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
+        self.link.call(frame, None).map(drop)
+    }
+
     /// A bell for this reader; the producer gets a copy.
     pub fn make_bell(&self) -> Result<Bell, BellRefused> {
         let bell = Bell::new()?;

@@ -14,7 +14,9 @@ use super::inbox::News;
 use super::lanes::{SLOTS_MIN, refuse};
 use super::link::{Expected, Link, OfferedLog, Registered};
 use super::mailbox::{Mailbox, Received};
+use super::sealed::{Body, InPlaceError, Incoming, Outgoing, SealedSendError, recv_over_log};
 use super::{Client, ClientError, ok_result};
+use crate::arena::SealedPayload;
 use crate::channel::{Class, Overflow, Tag, Waiting};
 use crate::frame::{Frame, PeerId, kind};
 use crate::log::{
@@ -101,6 +103,7 @@ pub struct FollowOptions {
 #[derive(Debug)]
 pub struct LogWriter {
     writer: Writer<Mapping, Mapping>,
+    sealed: Outgoing,
     end: End,
     topic: String,
 }
@@ -118,6 +121,23 @@ impl LogWriter {
     pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
         self.look();
         let sent = self.writer.send(tag, payload, timeout);
+        self.cut_off();
+        sent
+    }
+
+    /// Writes a payload that readers use in place ([`LogReader::recv_in_place`]), in order with all other messages. Waits up
+    /// to `timeout` for reliable readers, and then for the bus to pass it on. Of more than
+    /// [`super::SEALED_HELD_MAX`] the oldest is gone for lossy readers that have not read it.
+    pub fn send_sealed(
+        &mut self,
+        tag: Tag,
+        payload: &SealedPayload,
+        timeout: Duration,
+    ) -> Result<(), SealedSendError<SendError>> {
+        self.look();
+        let sent = self
+            .sealed
+            .send_over_log(&mut self.writer, &self.end, tag, payload, timeout);
         self.cut_off();
         sent
     }
@@ -233,6 +253,8 @@ impl LogWriter {
 #[derive(Debug)]
 pub struct LogReader {
     reader: log::Reader<Mapping, Mapping>,
+    /// Made when the first message is taken in place.
+    sealed: Option<Box<Incoming<Message>>>,
     /// Who writes.
     pub from: PeerId,
     pub topic: String,
@@ -248,6 +270,19 @@ impl LogReader {
     /// As [`Self::try_recv`], waiting up to `timeout`.
     pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Message, RecvError> {
         self.reader.recv(buffer, timeout)
+    }
+
+    /// As [`Self::recv`]; what was sent sealed ([`LogWriter::send_sealed`]) is not copied but lent, for as long as the
+    /// reader likes. Whoever may get sealed payloads takes every message in this way.
+    pub fn recv_in_place(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(Message, Body), InPlaceError<RecvError>> {
+        let incoming = self
+            .sealed
+            .get_or_insert_with(|| Incoming::boxed(&self.end));
+        recv_over_log(&mut self.reader, incoming, &self.end, buffer, timeout)
     }
 
     /// The bus's number for this reader.
@@ -414,6 +449,7 @@ impl LogReaders {
         )?;
         Ok(LogReader {
             reader,
+            sealed: None,
             from: offer.from,
             topic: offer.topic.clone(),
             end,
@@ -451,6 +487,7 @@ impl Client {
         let end = End::numbered(link, &answer.frame, registered)?;
         Ok(LogWriter {
             writer,
+            sealed: Outgoing::default(),
             end,
             topic: topic.to_owned(),
         })

@@ -28,6 +28,7 @@ mod lanes;
 mod link;
 mod logs;
 mod mailbox;
+mod sealed;
 mod serve;
 
 use std::collections::HashMap;
@@ -55,6 +56,7 @@ pub use lanes::{
 };
 pub use logs::{FollowOptions, LogError, LogOptions, LogReader, LogReaders, LogWriter};
 pub use mailbox::Received;
+pub use sealed::{Body, HELD_MAX as SEALED_HELD_MAX, InPlaceError, SealedSendError};
 pub use serve::{Incoming, Requests, Subscription};
 
 use guard::Guard;

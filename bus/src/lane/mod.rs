@@ -47,6 +47,7 @@ mod tests;
 pub use options::{Credit, Extension, ReceiverOptions, SenderOptions};
 
 use crate::shm::PAGE_WORDS;
+pub use crate::shm::layout::LayoutError;
 
 /// Bytes of a slot: one cache line.
 pub const SLOT_BYTES: usize = 64;
@@ -78,33 +79,4 @@ pub const fn data_words(capacity: usize) -> usize {
 /// Words of the cursor memory of any lane.
 pub const fn cursor_words() -> usize {
     PAGE_WORDS
-}
-
-/// Why a memory is not the one of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
-    #[error("a lane has {CAPACITY_MIN} to {CAPACITY_MAX} slots, a power of two; not {found}")]
-    Capacity { found: u64 },
-    #[error("the memory is {found} bytes, not {expected}")]
-    Size { found: u64, expected: u64 },
-    #[error("the memory does not begin as a lane's: {found:#018x}, expected {expected:#018x}")]
-    Magic { found: u64, expected: u64 },
-    #[error(
-        "the memory was formatted for other options (set-up flags {found:#x}, these make {expected:#x}); format and use it with the same"
-    )]
-    SetUp { found: u64, expected: u64 },
-    #[error(
-        "a lane can't drop its oldest messages: open a log, or choose block, drop-newest or disconnect"
-    )]
-    DropOldest,
-}
-
-fn check_capacity(capacity: u64) -> Result<usize, LayoutError> {
-    let wrong = LayoutError::Capacity { found: capacity };
-    let slots = usize::try_from(capacity).map_err(|_| wrong)?;
-    if slots.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&slots) {
-        Ok(slots)
-    } else {
-        Err(wrong)
-    }
 }

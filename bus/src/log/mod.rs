@@ -54,15 +54,17 @@ pub use reader::{Message, Reader, ReaderOptions, RecvError, Start};
 
 use std::time::Duration;
 
-pub use crate::lane::{CAPACITY_MAX, INLINE_BYTES, MESSAGE_MAX, SLOT_BYTES, SPILL_BYTES};
+pub use crate::lane::{
+    CAPACITY_MAX, CAPACITY_MIN, INLINE_BYTES, MESSAGE_MAX, SLOT_BYTES, SPILL_BYTES,
+};
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
 use crate::shm::counters::{CAPACITY_WORD, MAGIC_WORD, Received};
 use crate::shm::histogram::Latency;
+pub use crate::shm::layout::LayoutError;
+use crate::shm::layout::{check_capacity, check_magic, check_size};
 use crate::shm::region::{LINE_WORDS, Words};
 
-/// Fewest slots of a log; always a power of two.
-pub const CAPACITY_MIN: usize = 2;
 /// Most readers of one log.
 #[cfg(not(loom))]
 pub const READERS_MAX: usize = 128;
@@ -176,52 +178,6 @@ pub struct ReaderSnapshot {
     pub behind: u64,
     pub counters: Received,
     pub latency: Latency,
-}
-
-/// Why a memory is not the one of a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
-    #[error("a log has {CAPACITY_MIN} to {CAPACITY_MAX} slots, a power of two; not {found}")]
-    Capacity { found: u64 },
-    #[error("the memory is {found} bytes, not {expected}")]
-    Size { found: u64, expected: u64 },
-    #[error("the memory does not begin as a log's: {found:#018x}, expected {expected:#018x}")]
-    Magic { found: u64, expected: u64 },
-    #[error("a reliable reader may be {low} to {high} slots behind in this log, not {found}")]
-    Lag { found: u64, low: u64, high: u64 },
-    #[error("the producer says that it wrote {messages} messages in {slots} slots, which can't be")]
-    Position { messages: u64, slots: u64 },
-    #[error("the cursor page has its parked flag at word {found}, which is another's place")]
-    Flag { found: u64 },
-}
-
-fn check_capacity(capacity: u64) -> Result<usize, LayoutError> {
-    let wrong = LayoutError::Capacity { found: capacity };
-    let slots = usize::try_from(capacity).map_err(|_| wrong)?;
-    if slots.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&slots) {
-        Ok(slots)
-    } else {
-        Err(wrong)
-    }
-}
-
-fn check_size(found: usize, expected: usize) -> Result<(), LayoutError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LayoutError::Size {
-            found: found as u64 * 8,
-            expected: expected as u64 * 8,
-        })
-    }
-}
-
-fn check_magic(found: u64, expected: u64) -> Result<(), LayoutError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LayoutError::Magic { found, expected })
-    }
 }
 
 /// Writes the header of fresh (zeroed) data memory.

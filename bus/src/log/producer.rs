@@ -18,23 +18,17 @@ use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
 use crate::lane::ring::Head;
 use crate::message::Status;
-use crate::shm::atomics::{Ordering, fence};
-use crate::shm::barrier;
+use crate::shm::atomics::{Ordering, fence, spin_loop};
 use crate::shm::bell::Ringer;
+use crate::shm::clock::Deadline;
 use crate::shm::counters::{
-    CAPACITY_WORD, COUNTERS_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked, setup,
+    CAPACITY_WORD, COUNTERS_WORD, HEAD_WORD, PARKED_WORD, SETUP_WORD, Sent, parked,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
+use crate::shm::patience::{Patience, Slept, Step, setup_flags};
 use crate::shm::region::{LINE_WORDS, Own, Words};
 use crate::shm::stamp;
 use crate::wait::Parking;
-
-/// Looks for room before sleeping: about one wake-up's cost.
-#[cfg(not(loom))]
-const SPINS: u32 = 200;
-/// The checker tries every schedule; looking twice only makes more of them.
-#[cfg(loom)]
-const SPINS: u32 = 0;
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +95,7 @@ pub struct Writer<D: Words, C: Words> {
     /// How many slots a reliable reader may be behind.
     lag: u64,
     hold: Duration,
-    waiting: Waiting,
+    patience: Patience,
     stall: Stall,
     readers: Vec<Attached<C>>,
     doorbell: Doorbell<D, C>,
@@ -128,12 +122,8 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
                 high,
             });
         }
-        let may = match options.waiting {
-            Waiting::Busy => setup::NEVER_PARKS,
-            Waiting::Adaptive | Waiting::Blocking if barrier::register() => setup::MEMBARRIER,
-            Waiting::Adaptive | Waiting::Blocking => 0,
-        };
-        data.store(SETUP_WORD, may, Ordering::Relaxed);
+        let own_setup = setup_flags(options.waiting);
+        data.store(SETUP_WORD, own_setup, Ordering::Relaxed);
         Ok(Self {
             doorbell: Doorbell::new(Arc::clone(&data.0), options.attendant),
             data,
@@ -143,7 +133,7 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
             room: u64::MAX,
             lag,
             hold: options.hold.time,
-            waiting: options.waiting,
+            patience: Patience::new(options.waiting, own_setup),
             stall: Stall::default(),
             readers: Vec::with_capacity(READERS_MAX),
             wake_anyway: false,
@@ -303,30 +293,109 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
     /// [`Hold::time`] is cut off instead, so with a `timeout` above that this fails by closing only.
     pub fn send(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
         match self.try_send(tag, payload) {
-            Err(SendError::Full { .. }) => self.send_later(tag, payload, timeout),
+            Err(SendError::Full { .. }) => {
+                let slots = slots_for(payload.len()) as u64;
+                self.send_later(slots, timeout, |this| this.try_send(tag, payload))
+            }
             other => other,
         }
     }
 
+    /// As [`Self::try_send_reference`], waiting as [`Self::send`].
+    pub fn send_reference(
+        &mut self,
+        tag: Tag,
+        reference: &[u8; 32],
+        bytes: u64,
+        timeout: Duration,
+    ) -> Result<(), SendError> {
+        self.send_later(1, timeout, |this| {
+            this.try_send_reference(tag, reference, bytes)
+        })
+    }
+
     #[cold]
-    fn send_later(&mut self, tag: Tag, payload: &[u8], timeout: Duration) -> Result<(), SendError> {
-        let deadline = Instant::now().checked_add(timeout);
-        let mut spins = 0;
+    fn send_later(
+        &mut self,
+        slots: u64,
+        timeout: Duration,
+        mut send: impl FnMut(&mut Self) -> Result<(), SendError>,
+    ) -> Result<(), SendError> {
+        let mut deadline = Deadline::after(timeout);
+        let mut spin = self.patience.begin();
+        let mut slept = Slept::No;
         loop {
-            let full = match self.try_send(tag, payload) {
+            let full = match send(self) {
                 Err(full @ SendError::Full { .. }) => full,
-                other => return other,
+                other => {
+                    self.patience.learn(slept);
+                    return other;
+                }
             };
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let step = spin.step();
+            if step != Step::Look && deadline.passed() {
                 return Err(full);
             }
-            if self.waiting == Waiting::Busy || self.waiting == Waiting::Adaptive && spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
+            if step != Step::Sleep {
+                spin_loop();
                 continue;
             }
-            self.sleep_for_room(slots_for(payload.len()) as u64, deadline);
+            slept = Slept::Yes;
+            self.sleep_for_room(slots, deadline.instant());
         }
+    }
+
+    /// Slots below this number have been read by every reliable reader; with none, that is all there are.
+    pub fn read_by_reliable(&mut self) -> u64 {
+        let next = self.next;
+        let reliable = self
+            .readers
+            .iter_mut()
+            .filter(|reader| reader.delivery == Delivery::Reliable);
+        reliable
+            .map(|reader| reader.look(next).unwrap_or(reader.consumed()))
+            .min()
+            .unwrap_or(next)
+    }
+
+    /// Waits up to `timeout` until [`Self::read_by_reliable`] is another than `seen`.
+    pub fn await_reliable(&mut self, seen: u64, timeout: Duration) -> Result<u64, SendError> {
+        let mut deadline = Deadline::after(timeout);
+        loop {
+            if let Some(status) = self.closer.status() {
+                return Err(SendError::Closed(status));
+            }
+            let read = self.read_by_reliable();
+            if read != seen {
+                return Ok(read);
+            }
+            if deadline.passed() {
+                return Err(SendError::Full {
+                    behind: self.next - read,
+                });
+            }
+            self.data
+                .store(PARKED_WORD, parked::FUTEX, Ordering::Relaxed);
+            // SYNC: producer-parks. As in `sleep_for_room`.
+            self.patience.barrier();
+            if self.read_by_reliable() == seen
+                && let Some(slowest) = self.slowest_reliable()
+            {
+                let (word, said) = slowest.position();
+                sleep(word, said, &self.closer, deadline.instant());
+                self.sent.sleeps += 1;
+            }
+            self.data
+                .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
+        }
+    }
+
+    fn slowest_reliable(&self) -> Option<&Attached<C>> {
+        let reliable = self
+            .readers
+            .iter()
+            .filter(|reader| reader.delivery == Delivery::Reliable);
+        reliable.min_by_key(|reader| reader.consumed())
     }
 
     /// The doorbell's thread, for the checker to run.
@@ -542,7 +611,7 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         self.data
             .store(PARKED_WORD, parked::FUTEX, Ordering::Relaxed);
         // SYNC: producer-parks. Flag, fence, look; a reader stores its position, fences, and looks at the flag.
-        barrier::heavy();
+        self.patience.barrier();
         if self.make_room(slots).is_err() {
             let reliable = self
                 .readers
@@ -552,16 +621,15 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
             // All that are too far behind must move, so the slowest is as good as any to sleep on; the first to have
             // used up its time ends the sleep.
             let patience = reliable
-                .clone()
                 .filter(behind)
                 .map(|reader| self.hold - reader.held())
                 .min();
-            if let Some(slowest) = reliable.min_by_key(|reader| reader.consumed()) {
+            if let Some(slowest) = self.slowest_reliable() {
                 let patience = patience.and_then(|left| Instant::now().checked_add(left));
                 let until = [deadline, patience].into_iter().flatten().min();
-                self.sent.sleeps += 1;
                 let (word, said) = slowest.position();
                 sleep(word, said, &self.closer, until);
+                self.sent.sleeps += 1;
             }
         }
         self.data

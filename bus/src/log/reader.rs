@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::attached::place;
 use super::doorbell::{flag, mode};
@@ -18,25 +18,19 @@ use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
 use crate::lane::ring::Head;
 use crate::message::Status;
-use crate::shm::atomics::{Ordering, fence};
+use crate::shm::atomics::{Ordering, fence, spin_loop};
 use crate::shm::barrier;
 use crate::shm::bell::Bell;
+use crate::shm::clock::Deadline;
 use crate::shm::counters::{
     CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, SETUP_WORD, parked,
     setup,
 };
 use crate::shm::park::{Closer, sleep, wake_word};
-use crate::shm::patience::Look;
+use crate::shm::patience::{Look, Patience, Slept, Step};
 use crate::shm::region::{Line, Own, Peers, Words};
 use crate::shm::{histogram, stamp};
 use crate::wait::{Park, Parking, Source, Watch};
-
-/// Looks before sleeping: about one wake-up's cost.
-#[cfg(not(loom))]
-const SPINS: u32 = 200;
-/// The checker tries every schedule; looking twice only makes more of them.
-#[cfg(loom)]
-const SPINS: u32 = 0;
 
 /// How often a reader looks for a position that belongs together, before it waits for one.
 const GLANCES: u32 = if cfg!(loom) { 1 } else { 8 };
@@ -136,6 +130,7 @@ pub struct Reader<D, C> {
     seen: u64,
     bell: Option<Bell>,
     parking: Parking,
+    patience: Patience,
     received: Received,
     closer: Closer,
 }
@@ -201,7 +196,7 @@ impl<D: Words, C: Words> Reader<D, C> {
         check_size(data.len(), data_words(capacity))?;
         check_size(cursor.len(), cursor_words())?;
         check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
-        let parking = Parking::from_setup(cursor.load(SETUP_WORD, Ordering::Relaxed));
+        let own_setup = cursor.load(SETUP_WORD, Ordering::Relaxed);
         let (key, parked_at) = (
             cursor.load(KEY_WORD, Ordering::Relaxed),
             cursor.load(PARKED_AT_WORD, Ordering::Relaxed) as usize,
@@ -227,7 +222,8 @@ impl<D: Words, C: Words> Reader<D, C> {
             armed: false,
             seen: 0,
             bell: None,
-            parking,
+            parking: Parking::from_setup(own_setup),
+            patience: Patience::new(options.waiting, own_setup),
             received: Received::default(),
             closer,
         };
@@ -333,31 +329,42 @@ impl<D: Words, C: Words> Reader<D, C> {
 
     /// As [`Self::try_recv`], waiting up to `timeout`.
     pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Message, RecvError> {
-        if let Some(message) = self.try_recv(buffer)? {
-            return Ok(message);
+        match self.try_recv(buffer)? {
+            Some(message) => Ok(message),
+            None => self.recv_later(buffer, timeout),
         }
-        let deadline = Instant::now().checked_add(timeout);
-        let mut spins = 0;
+    }
+
+    #[cold]
+    fn recv_later(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Message, RecvError> {
+        let mut deadline = Deadline::after(timeout);
+        let mut spin = self.patience.begin();
+        let mut slept = Slept::No;
         loop {
             if let Some(message) = self.try_recv(buffer)? {
+                self.patience.learn(slept);
                 return Ok(message);
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let step = spin.step();
+            if step != Step::Look && deadline.passed() {
                 return Err(RecvError::TimedOut);
             }
-            let waiting = self.options.waiting;
-            if waiting == Waiting::Busy || waiting == Waiting::Adaptive && spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
+            if step != Step::Sleep {
+                spin_loop();
                 continue;
             }
+            slept = Slept::Yes;
             self.arm(Park::Futex);
             // SYNC: reader-parks. See `Writer::wake_readers`.
-            barrier::heavy();
+            self.patience.barrier();
             if !self.is_ready() {
                 self.received.sleeps += 1;
                 let Watch { word, seen } = self.watch();
-                sleep(word, seen, &self.closer, deadline);
+                sleep(word, seen, &self.closer, deadline.instant());
             }
             self.disarm();
         }

@@ -21,10 +21,13 @@ mod conn;
 mod control;
 mod dispatch;
 mod effects;
+mod events;
+mod inboxes;
 mod judge;
 mod lanes;
 mod logs;
 mod peer;
+mod requests;
 mod segments;
 mod status;
 #[cfg(test)]

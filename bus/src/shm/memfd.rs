@@ -116,7 +116,7 @@ pub fn check_segment(fd: BorrowedFd<'_>) -> Result<u64, MemfdError> {
 }
 
 /// As [`check_segment`], for a payload that is read in place: nobody can write it any more.
-pub(crate) fn check_payload(fd: BorrowedFd<'_>) -> Result<u64, MemfdError> {
+pub fn check_payload(fd: BorrowedFd<'_>) -> Result<u64, MemfdError> {
     check_seals(fd, PAYLOAD_SEALS)?;
     let stat = fstat(fd).map_err(failed("fstat"))?;
     let bytes = stat.st_size as u64;

@@ -20,6 +20,7 @@ pub(crate) mod futex;
 #[path = "futex_model.rs"]
 pub(crate) mod futex;
 pub mod histogram;
+pub mod layout;
 #[cfg(not(loom))]
 pub mod memfd;
 #[cfg(not(loom))]

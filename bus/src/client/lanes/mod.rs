@@ -58,9 +58,6 @@ pub enum LaneError {
     NoMemory,
     #[error("a shared lane has {SLOTS_MIN} slots or more, not {0}")]
     TooFewSlots(usize),
-    /// Of the log that is below a lane which drops its oldest messages.
-    #[error(transparent)]
-    Log(log::LayoutError),
     #[error(transparent)]
     Attach(AttachError),
     #[error(
@@ -146,7 +143,7 @@ impl Client {
         }
         let (data, data_fd) = if drops_oldest {
             let (data, fd) = memfd::create("agentd-lane-data", log::data_words(slots))?;
-            log::format_data(&data, slots).map_err(LaneError::Log)?;
+            log::format_data(&data, slots)?;
             (data, fd)
         } else {
             let (data, fd) = memfd::create("agentd-lane-data", data_words(slots))?;

@@ -136,8 +136,8 @@ impl LaneOffer {
         }
         let options = log::ReaderOptions::drop_oldest(options.waiting);
         let (cursor, fd) = memfd::create("agentd-lane-cursor", log::cursor_words())?;
-        log::format_cursor(&cursor, &options).map_err(LaneError::Log)?;
-        let reader = log::Reader::new(data, cursor, closer, options).map_err(LaneError::Log)?;
+        log::format_cursor(&cursor, &options)?;
+        let reader = log::Reader::new(data, cursor, closer, options)?;
         Ok((ReceivingRing::DropOldest(Box::new(reader)), fd))
     }
 

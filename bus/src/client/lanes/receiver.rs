@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::super::ends::{BellRefused, End, SegmentArrivals};
+use super::super::sealed::{Body, InPlaceError, Incoming, recv_over_lane, recv_over_log};
 use crate::channel::{Class, Tag};
 use crate::frame::PeerId;
 use crate::lane::ring::{Consumer, RecvError};
@@ -30,6 +31,9 @@ pub(in crate::client) enum ReceivingRing {
 #[derive(Debug)]
 pub struct LaneReceiver {
     ring: ReceivingRing,
+    /// Made when the first message is taken in place.
+    sealed: Option<Box<Incoming<Tag>>>,
+    sealed_lossy: Option<Box<Incoming<log::Message>>>,
     /// Lost in front of the message that was taken last.
     lost_before: u64,
     /// Who sends.
@@ -43,6 +47,8 @@ impl LaneReceiver {
     pub(super) fn new(ring: ReceivingRing, from: PeerId, class: Class, end: End) -> Self {
         Self {
             ring,
+            sealed: None,
+            sealed_lossy: None,
             lost_before: 0,
             from,
             class,
@@ -70,6 +76,32 @@ impl LaneReceiver {
             ReceivingRing::DropOldest(reader) => {
                 let message = reader.recv(buffer, timeout).map_err(of_a_lane)?;
                 self.took(&message)
+            }
+        }
+    }
+
+    /// As [`Self::recv`]; what was sent sealed ([`super::LaneSender::send_sealed`]) is not copied but lent, for as long as the
+    /// receiver likes. Whoever may get sealed payloads takes every message in this way.
+    pub fn recv_in_place(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(Tag, Body), InPlaceError<RecvError>> {
+        match &mut self.ring {
+            ReceivingRing::Lane(consumer) => {
+                let incoming = self
+                    .sealed
+                    .get_or_insert_with(|| Incoming::boxed(&self.end));
+                recv_over_lane(consumer, incoming, &self.end, buffer, timeout)
+            }
+            ReceivingRing::DropOldest(reader) => {
+                let incoming = self
+                    .sealed_lossy
+                    .get_or_insert_with(|| Incoming::boxed(&self.end));
+                let taken = recv_over_log(reader, incoming, &self.end, buffer, timeout);
+                let (message, body) = taken.map_err(|error| error.map_ring(of_a_lane))?;
+                self.lost_before = message.lost;
+                Ok((message.tag, body))
             }
         }
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::super::ends::{End, SegmentAnnouncer};
 use super::super::inbox::News;
+use super::super::sealed::{Outgoing, SealedSendError};
+use crate::arena::SealedPayload;
 use crate::channel::Tag;
 use crate::lane::ring::{Message, Producer, SendError, SettleError};
 use crate::log::{self, ReaderId, Writer};
@@ -31,12 +33,17 @@ const ONLY_READER: ReaderId = ReaderId(0);
 #[derive(Debug)]
 pub struct LaneSender {
     ring: SendingRing,
+    sealed: Outgoing,
     end: End,
 }
 
 impl LaneSender {
     pub(super) fn new(ring: SendingRing, end: End) -> Self {
-        Self { ring, end }
+        Self {
+            ring,
+            sealed: Outgoing::default(),
+            end,
+        }
     }
 
     /// Puts a message into the lane if there is room. Where the oldest message is dropped there always is.
@@ -72,6 +79,30 @@ impl LaneSender {
             SendingRing::DropOldest(writer) => writer
                 .try_send_batch(messages.iter().copied())
                 .map_err(of_a_lane),
+        }
+    }
+
+    /// Sends a payload that the receiver reads in place ([`super::LaneReceiver::recv_in_place`]), in order with all other
+    /// messages. Waits up to `timeout` for room, or for the receiver to have read one of
+    /// [`crate::client::SEALED_HELD_MAX`], and then for the bus to pass it on.
+    pub fn send_sealed(
+        &mut self,
+        tag: Tag,
+        payload: &SealedPayload,
+        timeout: Duration,
+    ) -> Result<(), SealedSendError<SendError>> {
+        self.attend();
+        match &mut self.ring {
+            SendingRing::Lane(producer) => self
+                .sealed
+                .send_over_lane(producer, &self.end, tag, payload, timeout),
+            SendingRing::DropOldest(writer) => self
+                .sealed
+                .send_over_log(writer, &self.end, tag, payload, timeout)
+                .map_err(|error| match error {
+                    SealedSendError::Ring(error) => SealedSendError::Ring(of_a_lane(error)),
+                    SealedSendError::Client(error) => SealedSendError::Client(error),
+                }),
         }
     }
 

@@ -18,7 +18,7 @@ pub use producer::{Producer, SettleError};
 
 use super::{
     CURSOR_MAGIC, DATA_MAGIC, EXT_BYTES, INLINE_BYTES, LayoutError, MESSAGE_MAX, ReceiverOptions,
-    SPILL_BYTES, SenderOptions, check_capacity, cursor_words, data_words,
+    SPILL_BYTES, SenderOptions, cursor_words, data_words,
 };
 pub use crate::channel::Tag;
 use crate::channel::slot_flags::{EXT, REFERENCE};
@@ -26,6 +26,7 @@ use crate::message::Status;
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
 use crate::shm::counters::{CAPACITY_WORD, MAGIC_WORD, SETUP_WORD};
+use crate::shm::layout::{check_capacity, check_magic, check_setup, check_size};
 use crate::shm::region::{LINE_WORDS, Words};
 
 /// Word of a slot that commits it.
@@ -242,32 +243,4 @@ pub fn format_cursor<C: Words>(cursor: &C, options: &ReceiverOptions) -> Result<
     words[SETUP_WORD].store(options.setup_flags(), Ordering::Relaxed);
     words[MAGIC_WORD].store(CURSOR_MAGIC, Ordering::Relaxed);
     Ok(())
-}
-
-fn check_size(found: usize, expected: usize) -> Result<(), LayoutError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LayoutError::Size {
-            found: found as u64 * 8,
-            expected: expected as u64 * 8,
-        })
-    }
-}
-
-fn check_magic(found: u64, expected: u64) -> Result<(), LayoutError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LayoutError::Magic { found, expected })
-    }
-}
-
-/// One's own page must say what one is about to do: the other side has settled by it who fences.
-fn check_setup(found: u64, expected: u64) -> Result<(), LayoutError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LayoutError::SetUp { found, expected })
-    }
 }

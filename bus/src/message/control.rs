@@ -1,0 +1,434 @@
+//! What a client and the bus say to each other: verbs, and the shapes of channels. Pure.
+
+#![forbid(unsafe_code)]
+
+use super::{MessageError, NAME_MAX, Status, TOPIC_MAX};
+use crate::channel::{Class, Overflow};
+use crate::frame::PeerId;
+use crate::wire::{Reader, check_len};
+
+/// Where a subscription's messages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// Pushed to the subscribing connection as they come; ends with it.
+    Push,
+    /// Into the agent's inbox, which any of its connections may read; lasts as long as the agent.
+    Inbox,
+}
+
+/// What a client and the bus say to each other about the connection itself (`verb u16 · 0 u16 · body`
+/// in a COMMAND frame). The answer is a RESPONSE with the same correlation id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control<'a> {
+    /// First frame of every connection: `version u16 · options u16`. Answered with [`Welcome`].
+    Hello { version: u16, options: u16 },
+    /// Who is there. Answered with a list of [`PeerEntry`].
+    Agents,
+    /// The id of the agent called `name`, as 16 bytes.
+    Lookup { name: &'a str },
+    /// This connection answers requests, at most `window` open ones at a time (`window u32`, 0 stops).
+    Serve { window: u32 },
+    /// `delivery u8 · 0 u8 · pattern`
+    Subscribe {
+        delivery: Delivery,
+        pattern: &'a str,
+    },
+    /// `delivery u8 · 0 u8 · pattern`
+    Unsubscribe {
+        delivery: Delivery,
+        pattern: &'a str,
+    },
+    /// Takes up to `max` messages, waits up to `wait_ms` for the first. Answered with [`InboxBatch`].
+    Inbox { max: u32, wait_ms: u32 },
+    /// Client to bus: withdraw my request `request`. Bus to server: that request is no longer wanted.
+    Cancel { request: u32 },
+    /// Bus to client: `count` topic messages were dropped because this connection reads too slowly.
+    Lost { count: u64 },
+    /// Client to bus, with the data memory attached: a lane to agent `to`. Answered with
+    /// `lane u32` and the receiver's cursor memory. `to 16 · class u8 · overflow u8 · 0 u16 · slots u32`
+    LaneOffer { to: PeerId, shape: Shape },
+    /// Bus to client, with the data memory attached: `from` offers a lane. Answer with a RESPONSE (its
+    /// correlation id is the lane's number) that carries the cursor memory, or with an error.
+    /// `from 16 · lane u32 · class u8 · overflow u8 · 0 u16 · slots u32`
+    LaneOffered {
+        from: PeerId,
+        lane: u32,
+        shape: Shape,
+    },
+    /// Either way: a lane, a log or one reader of a log is over; `status` says why. Whoever has let go of its
+    /// end says so too, even after it was told. `channel u32 · status u32`
+    ChannelClosed { channel: u32, status: Status },
+    /// This connection takes lane offers.
+    AcceptLanes,
+    /// Client to bus, with the data memory attached: a log under `topic`. Answered with `log u32`.
+    /// `class u8 · overflow u8 · 0 u16 · slots u32 · topic`
+    LogOffer { shape: Shape, topic: &'a str },
+    /// Client to bus: give me each log whose topic `pattern` covers, now and later. Answered with
+    /// `follow u32`. `reliable u8 (0 or 1) · 0 u8 · pattern`
+    LogFollow { reliable: bool, pattern: &'a str },
+    /// Client to bus: no further logs for that [`Control::LogFollow`]; those that are open stay. `follow u32`
+    LogUnfollow { follow: u32 },
+    /// Bus to client, with the data memory attached: a log for your follow number `follow`. Answer with a
+    /// RESPONSE (its correlation id is `channel`) that carries the cursor memory, or with an error.
+    /// `from 16 · follow u32 · channel u32 · topic`
+    LogOffered {
+        from: PeerId,
+        follow: u32,
+        channel: u32,
+        topic: &'a str,
+    },
+    /// Bus to the producer of `log`, with the cursor memory attached: another reader, called `channel` from now
+    /// on. `from 16 · log u32 · channel u32 · reliable u8 · 0 u8`
+    LogFollower {
+        from: PeerId,
+        log: u32,
+        channel: u32,
+        reliable: bool,
+    },
+    /// With the memory attached: segment `index` of the producer's arena. Client to bus: for the other side of
+    /// lane `channel`, or for all readers of log `channel`, later ones too. Bus to client: for your end
+    /// `channel`. `channel u32 · index u32 · sealed u8 (0 or 1) · 0 u8`
+    Segment {
+        channel: u32,
+        index: u32,
+        /// Nobody, its maker included, can write to it any more: it may be read in place.
+        sealed: bool,
+    },
+    /// The same way: the segment will not be referred to again. `channel u32 · index u32`
+    SegmentDropped { channel: u32, index: u32 },
+    /// With an eventfd attached. From the reader of `channel` to the bus, from the bus to its producer: ring it
+    /// when the parked word says so. `channel u32`
+    Bell { channel: u32 },
+}
+
+/// What a producer declares when it opens a lane or a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub class: Class,
+    pub overflow: Overflow,
+    /// As in the data memory, which alone counts.
+    pub slots: u32,
+}
+
+impl Shape {
+    fn parse(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
+        let (class, overflow) = (reader.u8("class")?, reader.u8("overflow")?);
+        reader.zero(2, "channel shape at 2")?;
+        Ok(Self {
+            class: Class::from_code(class).ok_or(MessageError::Unknown {
+                what: "class",
+                found: class.into(),
+                known: "0 bulk, 1 normal, 2 high, 3 control",
+            })?,
+            overflow: Overflow::from_code(overflow).ok_or(MessageError::Unknown {
+                what: "overflow",
+                found: overflow.into(),
+                known: "0 block, 1 drop-newest, 2 drop-oldest, 3 disconnect",
+            })?,
+            slots: reader.u32("slots")?,
+        })
+    }
+
+    fn encode_into(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.class as u8, self.overflow.code(), 0, 0]);
+        out.extend_from_slice(&self.slots.to_le_bytes());
+    }
+}
+
+/// A yes or no in a byte, followed by a reserved one.
+fn parse_yes(reader: &mut Reader<'_>, what: &'static str) -> Result<bool, MessageError> {
+    let byte = reader.u8(what)?;
+    reader.zero(1, "field after a yes or no")?;
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        found => Err(MessageError::Unknown {
+            what,
+            found: found.into(),
+            known: "0 no, 1 yes",
+        }),
+    }
+}
+
+/// The rest, as a topic or a pattern.
+fn parse_topic<'a>(reader: &mut Reader<'a>, what: &'static str) -> Result<&'a str, MessageError> {
+    let bytes = reader.rest();
+    Reader::new(bytes).text(bytes.len(), TOPIC_MAX, what)
+}
+
+/// What the descriptor of a frame has to be. The daemon asks the kernel before it passes one on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdKind {
+    /// The memory of a lane or log that its producer alone writes.
+    Data,
+    /// A page that one reader alone writes.
+    Cursor,
+    /// A segment of an arena.
+    Segment,
+    /// As a segment, and nobody can write to it.
+    SealedSegment,
+    /// An eventfd.
+    Bell,
+}
+
+/// Hello option: send CRCs on every frame to this client.
+pub const HELLO_WANT_CRC: u16 = 1;
+/// Hello option: this client can map and wait on shared memory.
+pub const HELLO_SHARED_MEMORY: u16 = 2;
+
+const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubscribe, 7 inbox, 8 cancel, \
+                     9 lost, 10 lane offer, 11 lane offered, 12 channel closed, 13 accept lanes, 14 log offer, \
+                     15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
+                     20 segment dropped, 21 bell";
+
+impl<'a> Control<'a> {
+    fn verb(&self) -> u16 {
+        match self {
+            Self::Hello { .. } => 1,
+            Self::Agents => 2,
+            Self::Lookup { .. } => 3,
+            Self::Serve { .. } => 4,
+            Self::Subscribe { .. } => 5,
+            Self::Unsubscribe { .. } => 6,
+            Self::Inbox { .. } => 7,
+            Self::Cancel { .. } => 8,
+            Self::Lost { .. } => 9,
+            Self::LaneOffer { .. } => 10,
+            Self::LaneOffered { .. } => 11,
+            Self::ChannelClosed { .. } => 12,
+            Self::AcceptLanes => 13,
+            Self::LogOffer { .. } => 14,
+            Self::LogFollow { .. } => 15,
+            Self::LogUnfollow { .. } => 16,
+            Self::LogOffered { .. } => 17,
+            Self::LogFollower { .. } => 18,
+            Self::Segment { .. } => 19,
+            Self::SegmentDropped { .. } => 20,
+            Self::Bell { .. } => 21,
+        }
+    }
+
+    /// What the one file descriptor is that the message carries; `None`: it carries none. The cursor memory
+    /// that answers an offer comes with a RESPONSE instead.
+    pub fn fd_kind(&self) -> Option<FdKind> {
+        match self {
+            Self::LaneOffer { .. }
+            | Self::LaneOffered { .. }
+            | Self::LogOffer { .. }
+            | Self::LogOffered { .. } => Some(FdKind::Data),
+            Self::LogFollower { .. } => Some(FdKind::Cursor),
+            Self::Segment { sealed: false, .. } => Some(FdKind::Segment),
+            Self::Segment { sealed: true, .. } => Some(FdKind::SealedSegment),
+            Self::Bell { .. } => Some(FdKind::Bell),
+            _ => None,
+        }
+    }
+
+    /// Reads untrusted bytes.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, MessageError> {
+        let mut reader = Reader::new(payload);
+        let verb = reader.u16("control verb")?;
+        reader.zero(2, "control field at 2")?;
+        let control = match verb {
+            1 => Self::Hello {
+                version: reader.u16("version")?,
+                options: reader.u16("options")?,
+            },
+            2 => Self::Agents,
+            3 => {
+                let name = reader.rest();
+                Self::Lookup {
+                    name: Reader::new(name).text(name.len(), NAME_MAX, "agent name")?,
+                }
+            }
+            4 => Self::Serve {
+                window: reader.u32("window")?,
+            },
+            5 | 6 => {
+                let delivery = match reader.u8("delivery")? {
+                    1 => Delivery::Push,
+                    2 => Delivery::Inbox,
+                    found => {
+                        return Err(MessageError::Unknown {
+                            what: "delivery",
+                            found: u32::from(found),
+                            known: "1 push, 2 inbox",
+                        });
+                    }
+                };
+                reader.zero(1, "subscribe field at 1")?;
+                let pattern = reader.rest();
+                let pattern =
+                    Reader::new(pattern).text(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                if verb == 5 {
+                    Self::Subscribe { delivery, pattern }
+                } else {
+                    Self::Unsubscribe { delivery, pattern }
+                }
+            }
+            7 => Self::Inbox {
+                max: reader.u32("max")?,
+                wait_ms: reader.u32("wait")?,
+            },
+            8 => Self::Cancel {
+                request: reader.u32("request")?,
+            },
+            9 => Self::Lost {
+                count: reader.u64("count")?,
+            },
+            10 => Self::LaneOffer {
+                to: PeerId(reader.id("receiver")?),
+                shape: Shape::parse(&mut reader)?,
+            },
+            11 => Self::LaneOffered {
+                from: PeerId(reader.id("sender")?),
+                lane: reader.u32("lane")?,
+                shape: Shape::parse(&mut reader)?,
+            },
+            12 => Self::ChannelClosed {
+                channel: reader.u32("channel")?,
+                status: Status(reader.u32("status")?),
+            },
+            13 => Self::AcceptLanes,
+            14 => Self::LogOffer {
+                shape: Shape::parse(&mut reader)?,
+                topic: parse_topic(&mut reader, "topic")?,
+            },
+            15 => Self::LogFollow {
+                reliable: parse_yes(&mut reader, "reliable")?,
+                pattern: parse_topic(&mut reader, "topic pattern")?,
+            },
+            16 => Self::LogUnfollow {
+                follow: reader.u32("follow")?,
+            },
+            17 => Self::LogOffered {
+                from: PeerId(reader.id("producer")?),
+                follow: reader.u32("follow")?,
+                channel: reader.u32("channel")?,
+                topic: parse_topic(&mut reader, "topic")?,
+            },
+            18 => Self::LogFollower {
+                from: PeerId(reader.id("reader")?),
+                log: reader.u32("log")?,
+                channel: reader.u32("channel")?,
+                reliable: parse_yes(&mut reader, "reliable")?,
+            },
+            19 => Self::Segment {
+                channel: reader.u32("channel")?,
+                index: reader.u32("index")?,
+                sealed: parse_yes(&mut reader, "sealed")?,
+            },
+            20 => Self::SegmentDropped {
+                channel: reader.u32("channel")?,
+                index: reader.u32("index")?,
+            },
+            21 => Self::Bell {
+                channel: reader.u32("channel")?,
+            },
+            found => {
+                return Err(MessageError::Unknown {
+                    what: "control verb",
+                    found: u32::from(found),
+                    known: VERBS,
+                });
+            }
+        };
+        reader.finish("control message")?;
+        Ok(control)
+    }
+
+    /// The payload's bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
+        let mut out = self.verb().to_le_bytes().to_vec();
+        out.extend_from_slice(&[0; 2]);
+        match *self {
+            Self::Hello { version, options } => {
+                out.extend_from_slice(&version.to_le_bytes());
+                out.extend_from_slice(&options.to_le_bytes());
+            }
+            Self::Agents | Self::AcceptLanes => {}
+            Self::Lookup { name } => {
+                check_len(name.len(), NAME_MAX, "agent name")?;
+                out.extend_from_slice(name.as_bytes());
+            }
+            Self::Serve { window } => out.extend_from_slice(&window.to_le_bytes()),
+            Self::Subscribe { delivery, pattern } | Self::Unsubscribe { delivery, pattern } => {
+                check_len(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                out.push(match delivery {
+                    Delivery::Push => 1,
+                    Delivery::Inbox => 2,
+                });
+                out.push(0);
+                out.extend_from_slice(pattern.as_bytes());
+            }
+            Self::Inbox { max, wait_ms } => {
+                out.extend_from_slice(&max.to_le_bytes());
+                out.extend_from_slice(&wait_ms.to_le_bytes());
+            }
+            Self::Cancel { request } => out.extend_from_slice(&request.to_le_bytes()),
+            Self::Lost { count } => out.extend_from_slice(&count.to_le_bytes()),
+            Self::LaneOffer { to, shape } => {
+                out.extend_from_slice(&to.0);
+                shape.encode_into(&mut out);
+            }
+            Self::LaneOffered { from, lane, shape } => {
+                out.extend_from_slice(&from.0);
+                out.extend_from_slice(&lane.to_le_bytes());
+                shape.encode_into(&mut out);
+            }
+            Self::ChannelClosed { channel, status } => {
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&status.0.to_le_bytes());
+            }
+            Self::LogOffer { shape, topic } => {
+                check_len(topic.len(), TOPIC_MAX, "topic")?;
+                shape.encode_into(&mut out);
+                out.extend_from_slice(topic.as_bytes());
+            }
+            Self::LogFollow { reliable, pattern } => {
+                check_len(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                out.extend_from_slice(&[u8::from(reliable), 0]);
+                out.extend_from_slice(pattern.as_bytes());
+            }
+            Self::LogUnfollow { follow } => out.extend_from_slice(&follow.to_le_bytes()),
+            Self::LogOffered {
+                from,
+                follow,
+                channel,
+                topic,
+            } => {
+                check_len(topic.len(), TOPIC_MAX, "topic")?;
+                out.extend_from_slice(&from.0);
+                out.extend_from_slice(&follow.to_le_bytes());
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(topic.as_bytes());
+            }
+            Self::LogFollower {
+                from,
+                log,
+                channel,
+                reliable,
+            } => {
+                out.extend_from_slice(&from.0);
+                out.extend_from_slice(&log.to_le_bytes());
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&[u8::from(reliable), 0]);
+            }
+            Self::Segment {
+                channel,
+                index,
+                sealed,
+            } => {
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&index.to_le_bytes());
+                out.extend_from_slice(&[u8::from(sealed), 0]);
+            }
+            Self::SegmentDropped { channel, index } => {
+                out.extend_from_slice(&channel.to_le_bytes());
+                out.extend_from_slice(&index.to_le_bytes());
+            }
+            Self::Bell { channel } => out.extend_from_slice(&channel.to_le_bytes()),
+        }
+        Ok(out)
+    }
+}

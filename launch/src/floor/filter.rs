@@ -2,8 +2,8 @@
 //! filter is the allow list; it refuses what would undo the sandbox, reach past it, or leave set-id files on the host.
 //!
 //! Wrong architecture first, the x32 ABI second, then a binary search over the system call number, built at compile time:
-//! the kernel runs every loaded filter once for each system call number when it is loaded, so a linear list of this
-//! length would cost a tenth of a launch. Arguments are compared on 32 bits where the kernel reads 32 bits of them.
+//! the kernel checks, translates and, for each system call number, runs every filter when it is loaded, so a linear list of
+//! this length would cost a tenth of a launch. Arguments are compared on 32 bits where the kernel reads 32 bits of them.
 
 use agentd_kernel::sys::{SockFilter, nr};
 
@@ -218,66 +218,102 @@ impl Program {
         self.push(RET, k, 0, 0)
     }
 
-    /// `EPERM`, then the way out for what is allowed.
-    const fn refuse_or_allow(self) -> Program {
-        self.ret(RET_ERRNO | EPERM as u32).ret(RET_ALLOW)
-    }
-
+    /// The arguments of a call that has been found.
     const fn rule(self, rule: Rule) -> Program {
         match rule {
             Rule::Errno(errno) => self.ret(RET_ERRNO | errno as u32),
             Rule::Bits { arg, bits } => self
                 .push(LD_ABS, data_arg(arg), 0, 0)
-                .push(JSET, bits, 0, 1)
-                .refuse_or_allow(),
+                .push(JSET, bits, TO_REFUSE, TO_ALLOW),
             Rule::OpenMode { flags, mode } => self
                 .push(LD_ABS, data_arg(flags), 0, 0)
-                .push(JSET, CREATES, 0, 3)
+                .push(JSET, CREATES, 0, TO_ALLOW)
                 .push(LD_ABS, data_arg(mode), 0, 0)
-                .push(JSET, SET_ID_BITS, 0, 1)
-                .refuse_or_allow(),
+                .push(JSET, SET_ID_BITS, TO_REFUSE, TO_ALLOW),
             Rule::Values { arg, values } => self
                 .push(LD_ABS, data_arg(arg), 0, 0)
-                .push(JEQ, values[0], 1, 0)
-                .push(JEQ, values[1], 0, 1)
-                .refuse_or_allow(),
+                .push(JEQ, values[0], TO_REFUSE, 0)
+                .push(JEQ, values[1], TO_REFUSE, TO_ALLOW),
             Rule::Only { arg, values } => self
                 .push(LD_ABS, data_arg(arg), 0, 0)
-                .push(JEQ, values[0], 4, 0)
-                .push(JEQ, values[1], 3, 0)
-                .push(JEQ, values[2], 2, 0)
-                .push(JEQ, values[3], 1, 0)
-                .ret(RET_ERRNO | EAFNOSUPPORT as u32)
-                .ret(RET_ALLOW),
+                .push(JEQ, values[0], TO_ALLOW, 0)
+                .push(JEQ, values[1], TO_ALLOW, 0)
+                .push(JEQ, values[2], TO_ALLOW, 0)
+                .push(JEQ, values[3], TO_ALLOW, 0)
+                .ret(RET_ERRNO | EAFNOSUPPORT as u32),
+        }
+    }
+
+    /// One entry, with the number in the accumulator.
+    const fn entry(self, entry: &Entry, debug: bool) -> Program {
+        let Entry { first, last, rule } = *entry;
+        if debug && is_debug_call(first) {
+            return self.push(JEQ, first, TO_ALLOW, TO_ALLOW);
+        }
+        match (rule, first == last) {
+            (Rule::Errno(EPERM), true) => self.push(JEQ, first, TO_REFUSE, TO_ALLOW),
+            (Rule::Errno(EPERM), false) => self
+                .push(JGE, first, 0, TO_ALLOW)
+                .push(JGT, last, TO_ALLOW, TO_REFUSE),
+            (rule, _) => {
+                assert!(first == last, "a range is refused as a whole");
+                self.push(JEQ, first, 0, TO_ALLOW).rule(rule)
+            }
         }
     }
 
     /// The search through `TABLE[from..to]`, with the number in the accumulator.
     const fn search(self, from: usize, to: usize, debug: bool) -> Program {
         if to - from == 1 {
-            let Entry { first, last, rule } = &TABLE[from];
-            if debug && is_debug_call(*first) {
-                return self.ret(RET_ALLOW);
-            }
-            let program = if *first == *last {
-                self.push(JEQ, *first, 1, 0)
-            } else {
-                self.push(JGE, *first, 0, 1).push(JGT, *last, 0, 1)
-            };
-            return program.ret(RET_ALLOW).rule(*rule);
+            return self.entry(&TABLE[from], debug);
         }
+        let start = self.len;
         let middle = usize::midpoint(from, to);
-        let branch = self.len;
         let mut program = self
             .push(JGE, TABLE[middle].first, 0, 0)
             .search(from, middle, debug);
-        let skipped = program.len - branch - 1;
-        assert!(
-            skipped <= u8::MAX as usize,
-            "the left half is longer than a jump"
-        );
-        program.code[branch].jt = skipped as u8;
-        program.search(middle, to, debug)
+        program.code[start].jt = distance(start, program.len);
+        let program = program.search(middle, to, debug);
+        if to - from <= SHARING && to - from > SHARING / 2 {
+            program.share(start)
+        } else {
+            program
+        }
+    }
+
+    /// The two answers that everything from `start` on leads to, once for all of it: the kernel checks and translates each
+    /// instruction at each launch.
+    const fn share(self, start: usize) -> Program {
+        let (allow, refuse) = (self.len, self.len + 1);
+        let mut program = self.ret(RET_ALLOW).ret(RET_ERRNO | EPERM as u32);
+        let mut at = start;
+        while at < allow {
+            let SockFilter { jt, jf, .. } = program.code[at];
+            program.code[at].jt = resolve(jt, at, allow, refuse);
+            program.code[at].jf = resolve(jf, at, allow, refuse);
+            at += 1;
+        }
+        program
+    }
+}
+
+/// Jumps that are not yet decided: to the answers that a part of the table shares.
+const TO_ALLOW: u8 = 254;
+const TO_REFUSE: u8 = 255;
+/// The most entries that share their answers.
+const SHARING: usize = 16;
+
+const fn distance(from: usize, to: usize) -> u8 {
+    let skipped = to - from - 1;
+    assert!(skipped < TO_ALLOW as usize, "longer than a jump");
+    skipped as u8
+}
+
+const fn resolve(jump: u8, at: usize, allow: usize, refuse: usize) -> u8 {
+    match jump {
+        TO_ALLOW => distance(at, allow),
+        TO_REFUSE => distance(at, refuse),
+        decided => decided,
     }
 }
 
@@ -325,6 +361,10 @@ const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
     let mut at = 0;
     while at < LEN {
         code[at] = program.code[at];
+        assert!(
+            code[at].jt < TO_ALLOW && code[at].jf < TO_ALLOW,
+            "a jump that nobody decided: the sizes of the table's parts and SHARING do not fit"
+        );
         at += 1;
     }
     code

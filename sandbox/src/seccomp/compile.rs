@@ -1,7 +1,7 @@
 //! From rules to a filter program: architecture, x32, then a binary search over the system call number.
 
 use super::refused;
-use super::rule::{Action, ENOSYS, Rule, Test};
+use super::rule::{Action, Case, ENOSYS, Rule, Test};
 use super::sets::Surface;
 use super::table::SYSCALLS;
 use agentd_kernel::sys::SockFilter;
@@ -18,6 +18,7 @@ const AND: u16 = 0x54;
 const JA: u16 = 0x05;
 const JEQ: u16 = 0x15;
 const JGE: u16 = 0x35;
+const JGT: u16 = 0x25;
 const RET: u16 = 0x06;
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -35,14 +36,18 @@ fn op(code: u16, k: u32, jt: u8, jf: u8) -> SockFilter {
     SockFilter { code, jt, jf, k }
 }
 
-fn ret(action: Action) -> SockFilter {
-    op(RET, action.code(), 0, 0)
-}
-
 /// What applies to the numbers from `first` up to the next leaf.
 struct Leaf {
     first: u32,
-    code: Vec<SockFilter>,
+    what: Answer,
+}
+
+/// What becomes of a number.
+#[derive(Clone, PartialEq)]
+enum Answer {
+    Action(Action),
+    /// By its arguments: these cases, then this.
+    Cases(&'static [Case], Action),
 }
 
 /// The filter program that allows this surface and nothing else.
@@ -52,16 +57,16 @@ struct Leaf {
 /// and the length.
 pub fn compile(surface: &Surface) -> Vec<SockFilter> {
     let leaves = leaves(&surface.rules());
-    let mut program = vec![
-        op(LD_ABS, DATA_ARCH, 0, 0),
-        op(JEQ, AUDIT_ARCH_X86_64, 1, 0),
-        ret(Action::Kill),
-        op(LD_ABS, DATA_NR, 0, 0),
-        op(JGE, X32_BIT, 0, 1),
-        ret(Action::Kill),
-    ];
-    program.extend(search(&leaves));
-    program
+    let mut assembler = Assembler::default();
+    let search = assembler.search(&leaves);
+    let kill = assembler.answer(Action::Kill);
+    assembler.branch(JGE, X32_BIT, kill, search);
+    assembler.push(LD_ABS, DATA_NR);
+    let by_number = assembler.here();
+    let kill = assembler.answer(Action::Kill);
+    assembler.branch(JEQ, AUDIT_ARCH_X86_64, by_number, kill);
+    assembler.push(LD_ABS, DATA_ARCH);
+    assembler.finish()
 }
 
 /// What a number that no rule names gets.
@@ -80,69 +85,149 @@ fn leaves(rules: &BTreeMap<&'static str, Rule>) -> Vec<Leaf> {
             .binary_search_by_key(&nr, |(n, _)| *n)
             .map(|at| SYSCALLS[at].1)
             .ok();
-        let code = match name.and_then(|n| rules.get(n)) {
-            Some(rule) => rule_code(rule),
-            None => vec![ret(default_action(nr))],
+        let what = match name.and_then(|n| rules.get(n)) {
+            Some(rule) if rule.cases.is_empty() => Answer::Action(rule.otherwise),
+            Some(rule) => Answer::Cases(rule.cases, rule.otherwise),
+            None => Answer::Action(default_action(nr)),
         };
-        if leaves.last().is_none_or(|l| l.code != code) {
-            leaves.push(Leaf { first: nr, code });
+        if leaves.last().is_none_or(|l| l.what != what) {
+            leaves.push(Leaf { first: nr, what });
         }
     }
     leaves
 }
 
-/// Finds the leaf of the number in the accumulator, and runs it.
-fn search(leaves: &[Leaf]) -> Vec<SockFilter> {
-    let [one] = leaves else {
-        let (left, right) = leaves.split_at(leaves.len() / 2);
-        let (first, left, right) = (right[0].first, search(left), search(right));
-        let mut code = match u8::try_from(left.len()) {
-            Ok(skip) => vec![op(JGE, first, skip, 0)],
-            // Conditional jumps reach 255 instructions, unconditional ones any distance.
-            Err(_) => {
-                let skip = u32::try_from(left.len()).expect("a program is shorter than 2^32");
-                vec![op(JGE, first, 0, 1), op(JA, skip, 0, 0)]
-            }
-        };
-        code.extend(left);
-        code.extend(right);
-        return code;
-    };
-    one.code.clone()
+/// A place in the program, counted from its end.
+type Label = usize;
+
+/// Writes a program from its end to its beginning. Jumps lead forwards only, so everything that one can lead to is there
+/// already, and what is there within reach is used again: the kernel checks and translates each instruction of each launch.
+#[derive(Default)]
+struct Assembler {
+    /// The last instruction first.
+    code: Vec<SockFilter>,
+    answers: Vec<(Answer, Label)>,
 }
 
-fn rule_code(rule: &Rule) -> Vec<SockFilter> {
-    let mut code = Vec::new();
-    for case in rule.cases {
-        let mut block = vec![ret(case.then)];
-        for test in case.tests.iter().rev() {
-            let mut next = test_code(test, block.len());
-            next.extend(block);
-            block = next;
+impl Assembler {
+    /// How far a conditional jump leads, with room for the instructions of one test in between.
+    const REACH: usize = 160;
+
+    fn here(&self) -> Label {
+        self.code.len()
+    }
+
+    fn push(&mut self, code: u16, k: u32) {
+        self.code.push(op(code, k, 0, 0));
+    }
+
+    /// A jump of any distance, where a conditional one would not lead to `label`.
+    fn near(&mut self, label: Label) -> Label {
+        if self.here() - label > Self::REACH {
+            let skip = u32::try_from(self.here() - label).expect("a program is shorter than 2^32");
+            self.push(JA, skip);
+            return self.here();
         }
-        code.extend(block);
+        label
     }
-    code.push(ret(rule.otherwise));
-    code
+
+    /// Goes to `then` if the comparison holds, else to `otherwise`; both are near.
+    fn branch(&mut self, code: u16, k: u32, then: Label, otherwise: Label) {
+        let skip = |label| u8::try_from(self.here() - label).expect("a near label");
+        let (then, otherwise) = (skip(then), skip(otherwise));
+        self.code.push(op(code, k, then, otherwise));
+    }
+
+    fn written(&self, answer: &Answer) -> Option<Label> {
+        let (_, label) = self.answers.iter().rfind(|(a, _)| a == answer)?;
+        (self.here() - label <= Self::REACH).then_some(*label)
+    }
+
+    fn answer(&mut self, action: Action) -> Label {
+        let answer = Answer::Action(action);
+        self.written(&answer).unwrap_or_else(|| {
+            self.push(RET, action.code());
+            self.answers.push((answer, self.here()));
+            self.here()
+        })
+    }
+
+    fn cases(&mut self, cases: &'static [Case], otherwise: Action) -> Label {
+        let answer = Answer::Cases(cases, otherwise);
+        if let Some(label) = self.written(&answer) {
+            return label;
+        }
+        let mut next = self.answer(otherwise);
+        for case in cases.iter().rev() {
+            let mut then = self.answer(case.then);
+            for test in case.tests.iter().rev() {
+                next = self.near(next);
+                then = self.test(test, then, next);
+            }
+            next = then;
+        }
+        self.answers.push((answer, next));
+        next
+    }
+
+    /// To `then` when the test holds, else to `otherwise`.
+    fn test(&mut self, test: &Test, then: Label, otherwise: Label) -> Label {
+        let mut next = otherwise;
+        for (first, last) in runs(test.values).into_iter().rev() {
+            if first == last {
+                self.branch(JEQ, first, then, next);
+            } else {
+                self.branch(JGT, last, next, then);
+                let inside = self.here();
+                // Below the first value of a run there is none of a later run either.
+                self.branch(JGE, first, inside, otherwise);
+            }
+            next = self.here();
+        }
+        if test.mask != u32::MAX {
+            self.push(AND, test.mask);
+        }
+        self.push(LD_ABS, data_arg(test.arg));
+        self.here()
+    }
+
+    /// Finds the leaf of the number in the accumulator, and does as it says.
+    fn search(&mut self, leaves: &[Leaf]) -> Label {
+        if let [Leaf { what, .. }] = leaves {
+            return match what {
+                Answer::Action(action) => self.answer(*action),
+                Answer::Cases(cases, otherwise) => self.cases(cases, *otherwise),
+            };
+        }
+        let (left, right) = leaves.split_at(leaves.len() / 2);
+        let above = self.search(right);
+        let below = self.search(left);
+        let above = self.near(above);
+        let below = self.near(below);
+        self.branch(JGE, right[0].first, above, below);
+        self.here()
+    }
+
+    fn finish(mut self) -> Vec<SockFilter> {
+        self.code.reverse();
+        self.code
+    }
 }
 
-/// Falls through when the test holds; skips `rest` instructions when it does not.
-fn test_code(test: &Test, rest: usize) -> Vec<SockFilter> {
-    let mut code = vec![op(LD_ABS, data_arg(test.arg), 0, 0)];
-    if test.mask != u32::MAX {
-        code.push(op(AND, test.mask, 0, 0));
+/// Runs of consecutive values: first and last.
+fn runs(values: &[u32]) -> Vec<(u32, u32)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for value in sorted {
+        match runs.last_mut() {
+            Some((_, last)) if *last == value || last.checked_add(1) == Some(value) => {
+                *last = value;
+            }
+            _ => runs.push((value, value)),
+        }
     }
-    let last = test.values.len() - 1;
-    for (i, value) in test.values.iter().enumerate() {
-        let matched = u8::try_from(last - i).expect("a test has at most 256 values");
-        let failed = if i == last {
-            u8::try_from(rest).expect("a case is shorter than a jump")
-        } else {
-            0
-        };
-        code.push(op(JEQ, *value, matched, failed));
-    }
-    code
+    runs
 }
 
 #[cfg(test)]
@@ -175,8 +260,7 @@ mod tests {
                 AND => acc &= i.k,
                 JA => pc += usize::try_from(i.k).ok()?,
                 JEQ => pc += usize::from(if acc == i.k { i.jt } else { i.jf }),
-                // Only seccompiler's programs compare so.
-                0x25 => pc += usize::from(if acc > i.k { i.jt } else { i.jf }),
+                JGT => pc += usize::from(if acc > i.k { i.jt } else { i.jf }),
                 JGE => pc += usize::from(if acc >= i.k { i.jt } else { i.jf }),
                 RET => return Some((i.k, steps)),
                 _ => return None,
@@ -415,6 +499,40 @@ mod tests {
         for nr in 0..1000 {
             let (code, _) = run(&program, AUDIT_ARCH_X86_64, nr, [0; 6]).unwrap();
             assert_eq!(code, default_action(nr).code(), "{nr}");
+        }
+    }
+
+    #[test]
+    fn every_answer_of_a_policy_compiles_with_and_without_each_set() {
+        let one_less = |without: usize| {
+            let sets = SyscallSet::ALL.iter().copied().enumerate();
+            sets.filter(move |(at, _)| *at != without)
+                .map(|(_, set)| set)
+                .collect::<Vec<_>>()
+        };
+        for without in 0..=SyscallSet::ALL.len() {
+            for memory_files in [
+                MemoryFiles::Refused,
+                MemoryFiles::Sealed,
+                MemoryFiles::Kernel,
+            ] {
+                for write_exec in [WriteExec::Refused, WriteExec::Allowed] {
+                    for (ioctls, listening) in [
+                        (Ioctls::Known, Listening::Refused),
+                        (Ioctls::Devices, Listening::Allowed),
+                    ] {
+                        let sets = one_less(without);
+                        let program = compile(&Surface {
+                            sets,
+                            memory_files,
+                            write_exec,
+                            ioctls,
+                            listening,
+                        });
+                        assert!(program.len() < 512, "{} instructions", program.len());
+                    }
+                }
+            }
         }
     }
 

@@ -38,9 +38,10 @@ pub(super) const REFUSED: &[(Action, &str, &[&str])] = &[
     (EPERM, "confining oneself further: the set `confinement`",
         &["seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"]),
     (ENOSYS, "shadow stacks are made by the kernel at exec and clone", &["map_shadow_stack"]),
-    (ENOSYS, "of 32-bit or vanished programs",
+    (EPERM, "of 32-bit or vanished programs",
         &["set_thread_area", "get_thread_area", "epoll_ctl_old", "epoll_wait_old", "getpmsg", "putpmsg", "afs_syscall",
-          "tuxcall", "security", "vserver", "uretprobe", "uprobe"]),
+          "tuxcall", "security", "vserver"]),
+    (ENOSYS, "the kernel's own, from its uprobes", &["uretprobe", "uprobe"]),
 ];
 
 /// What a call gets that no entry allows.

@@ -33,7 +33,7 @@ impl Action {
 }
 
 /// Whether the low 32 bits of an argument, masked, are one of some values.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Test {
     /// 0 to 5.
     pub arg: u8,
@@ -43,7 +43,7 @@ pub(crate) struct Test {
 }
 
 /// If every test holds, then this.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Case {
     pub tests: &'static [Test],
     pub then: Action,

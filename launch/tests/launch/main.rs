@@ -6,5 +6,6 @@ mod calls;
 mod cover;
 mod harness;
 mod life;
+mod limits;
 mod special;
 mod view;

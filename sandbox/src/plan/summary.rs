@@ -139,7 +139,7 @@ fn limits(parts: &Parts<'_>) -> Vec<String> {
     let limits = &parts.policy.limits;
     out.push(format!(
         "private folders {} and {} inodes each",
-        show_size(limits.tmp_bytes),
+        show_size(parts.tmp_bytes()),
         limits.tmp_inodes
     ));
     out

@@ -1,7 +1,7 @@
 //! The plan's parts as records of the launcher's format.
 
 use super::landlock::{self, Rights};
-use super::view::{Absent, Cover, Source, View};
+use super::view::{Absent, Cover, Mount, Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
 use crate::policy::EffectivePolicy;
 use crate::seccomp::SyscallSet;
@@ -21,6 +21,10 @@ const TRUST_BYTES: u64 = 4 << 20;
 const TRUST_INODES: u64 = 64;
 /// Where POSIX message queues are named.
 const MQUEUE: &str = "/dev/mqueue";
+const PAGE_BYTES: u64 = 4096;
+/// What a user namespace's signal queues and message queues may take of the kernel's memory; the usual defaults of a host.
+const SIGPENDING: u64 = 4096;
+const MSGQUEUE_BYTES: u64 = 819_200;
 const STACK_BYTES: u64 = 8 << 20;
 const NONE: u64 = u64::MAX;
 
@@ -106,8 +110,22 @@ impl Parts<'_> {
             .unwrap_or_else(|| self.view.home.clone())
     }
 
+    /// Size of each private folder: what the policy says, or as much that all of them together are no more than the memory
+    /// that they lie in, also where no cgroup counts it.
+    pub(crate) fn tmp_bytes(&self) -> u64 {
+        let limits = &self.policy.limits;
+        let private = |m: &&Mount| matches!(m.source, Source::Tmpfs | Source::Scratch(_));
+        let shm = 1;
+        let places = self.view.mounts.iter().filter(private).count() as u64 + shm;
+        // The kernel counts whole pages.
+        let share = |memory: u64| (memory / places) & !(PAGE_BYTES - 1);
+        limits.memory_bytes.map_or(limits.tmp_bytes, |memory| {
+            limits.tmp_bytes.min(share(memory).max(PAGE_BYTES))
+        })
+    }
+
     pub(crate) fn shm_bytes(&self) -> u64 {
-        self.policy.limits.tmp_bytes.min(MAX_SHM_BYTES)
+        self.tmp_bytes().min(MAX_SHM_BYTES)
     }
 
     pub(crate) fn rlimits(&self) -> Vec<Rlimit> {
@@ -119,6 +137,8 @@ impl Parts<'_> {
             both("memlock", 8, MEMLOCK_BYTES),
             both("rtprio", 14, 0),
             both("nice", 13, 0),
+            both("sigpending", 11, SIGPENDING),
+            both("msgqueue", 12, MSGQUEUE_BYTES),
             ("stack", 3, STACK_BYTES, NONE),
         ];
         if let Some(fsize) = limits.fsize_bytes {
@@ -131,7 +151,7 @@ impl Parts<'_> {
     }
 
     fn mounts(&self, plan: &mut PlanBuilder) -> Result<(), PlanRefused> {
-        let limits = &self.policy.limits;
+        let (limits, tmp_bytes) = (&self.policy.limits, self.tmp_bytes());
         plan.proc("/proc");
         plan.dev("/dev", self.shm_bytes());
         if self.has_queues() {
@@ -157,7 +177,7 @@ impl Parts<'_> {
                 // Opening a device for writing takes no writable mount.
                 Source::Device(index) => plan.grant_mount(index, dst, flags | MountFlags::DEVICE),
                 Source::Scratch(index) => {
-                    plan.overlay(index, dst, limits.tmp_bytes, limits.tmp_inodes, flags)
+                    plan.overlay(index, dst, tmp_bytes, limits.tmp_inodes, flags)
                 }
                 Source::Trust => plan.tmpfs(dst, TRUST_BYTES, TRUST_INODES, 0o755, flags),
                 Source::Tmpfs => {
@@ -166,7 +186,7 @@ impl Parts<'_> {
                     } else {
                         0o1777
                     };
-                    plan.tmpfs(dst, limits.tmp_bytes, limits.tmp_inodes, mode, flags)
+                    plan.tmpfs(dst, tmp_bytes, limits.tmp_inodes, mode, flags)
                 }
             };
         }

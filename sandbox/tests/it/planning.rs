@@ -655,3 +655,24 @@ fn sockets_devices_and_queues_are_where_the_policy_has_them() {
         "{refused}"
     );
 }
+
+#[test]
+fn private_folders_together_fit_into_the_memory_limit() {
+    for (memory, expected) in [("1GiB", 256 << 20), ("10GiB", 2 << 30), ("none", 2 << 30)] {
+        let policy = load(&format!(
+            "extends = \"coding\"\n[limits]\nmemory = \"{memory}\"\ntmp = \"2GiB\"\n"
+        ))
+        .expect("loads");
+        let planned = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect("planned");
+        let parsed = Plan::parse(&planned.wire).expect("a plan");
+        let sizes: Vec<u64> = parsed
+            .records()
+            .filter_map(|record| match record {
+                Record::Tmpfs { size_bytes, .. } => Some(size_bytes),
+                _ => None,
+            })
+            .collect();
+        // HOME, /tmp and /var/tmp; /dev/shm is the fourth.
+        assert_eq!(sizes, [expected; 3], "{memory}");
+    }
+}

@@ -3,7 +3,7 @@
 //! Both are mounts on what is there, so they hold for the file itself, however its name is spelt (case-folding directories
 //! included), and a mount point can be neither renamed, removed nor replaced. Each directory between a cover and the mount
 //! that it lies on becomes a mount of its own too, or it could be renamed away with the cover in it and made anew. A file with
-//! a second name (a hard link) can't be covered by name: that is refused. Runs in the launcher.
+//! a second name (a hard link) is refused, unless the plan says that it has seen to all of them. Runs in the launcher.
 
 use core::ffi::CStr;
 
@@ -82,7 +82,9 @@ impl View {
         let found = fs::fstat(target.borrow())?;
         match found.kind {
             FileKind::Symlink => Err(Errno::LOOP),
-            FileKind::File if found.links > 1 => Err(Errno::MLINK),
+            FileKind::File if found.links > 1 && !flags.contains(MountFlags::LINKED) => {
+                Err(Errno::MLINK)
+            }
             kind => Ok(Some((target, kind))),
         }
     }

@@ -92,7 +92,10 @@ impl MountFlags {
     /// `GrantMount`: what was granted is a character device, and nothing else; the only mounts without `nodev`.
     pub const DEVICE: MountFlags = MountFlags(128);
 
-    const ALL: u16 = 255;
+    /// `Mask`, `Protect`: the file may have other names; whoever made the plan has seen to those in the view.
+    pub const LINKED: MountFlags = MountFlags(256);
+
+    const ALL: u16 = 511;
 
     /// The bits.
     pub const fn bits(self) -> u16 {
@@ -127,6 +130,7 @@ impl fmt::Debug for MountFlags {
             (32, "FOLDER"),
             (64, "SOCKET"),
             (128, "DEVICE"),
+            (256, "LINKED"),
         ];
         let mut set = f.debug_set();
         for (bit, name) in names {
@@ -331,14 +335,14 @@ pub enum Record<'a> {
     Mask {
         /// In the view.
         dst: &'a CStr,
-        /// OPTIONAL, PLACEHOLDER, FOLDER.
+        /// OPTIONAL, PLACEHOLDER, FOLDER, LINKED.
         flags: MountFlags,
     },
     /// Make a file or directory of the view read-only, and pin it as `Mask` does.
     Protect {
         /// In the view.
         dst: &'a CStr,
-        /// OPTIONAL, PLACEHOLDER, FOLDER.
+        /// OPTIONAL, PLACEHOLDER, FOLDER, LINKED.
         flags: MountFlags,
     },
     /// The Landlock ruleset. Bits that the running kernel does not know are dropped, unless its ABI is below `min_abi`:

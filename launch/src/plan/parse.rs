@@ -182,7 +182,8 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
     }
     let fields = &mut Fields(payload);
     let mount = MountFlags::RDONLY | MountFlags::NOEXEC;
-    let cover = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER | MountFlags::FOLDER;
+    let placed = MountFlags::PLACEHOLDER | MountFlags::FOLDER;
+    let cover = MountFlags::OPTIONAL | placed | MountFlags::LINKED;
     let record = match kind {
         IDS => Record::Ids {
             uid: fields.u32()?,

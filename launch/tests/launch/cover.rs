@@ -1,6 +1,7 @@
 //! Masks, protections and scratch directories on a granted directory: what holds inside, and that the host's files stay.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -124,7 +125,37 @@ fn what_has_two_names_or_is_a_link_cant_be_covered() {
                 assert_eq!((failure.step, failure.errno), (step, errno));
             }
         }
+        let ended = run(mode, "cat /work/.env /work/other", folder.path(), |plan| {
+            plan.grant_mount(0, "/work", MountFlags::NONE)
+                .mask("/work/.env", MountFlags::LINKED)
+                .mask("/work/other", MountFlags::LINKED);
+        });
+        assert_eq!(ended.stdout, "");
+        assert_eq!(
+            ended.stderr.matches("denied").count(),
+            2,
+            "{}",
+            ended.stderr
+        );
     }
+}
+
+/// Whether an overlay can note on its upper layer that it hides a directory of the lower one; said as a skip where not.
+fn tmpfs_has_user_attributes() -> bool {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let value = [1u8];
+    // SAFETY: the name ends in NUL, and the value is one byte of live memory.
+    let set = unsafe {
+        let value = value.as_ptr().cast();
+        libc::fsetxattr(file.as_raw_fd(), c"user.agentd".as_ptr(), value, 1, 0)
+    };
+    if set != 0 {
+        skip(
+            "tmpfs-user-xattr",
+            "directories can't be removed from a scratch directory",
+        );
+    }
+    set == 0
 }
 
 #[test]
@@ -132,15 +163,28 @@ fn nothing_done_in_a_scratch_directory_reaches_the_host() {
     for mode in modes() {
         let folder = workspace();
         let before = tree(folder.path());
-        let script = "cd /work; cat src/main .env; ls -lR > /dev/null; echo changed > src/main; chmod 700 src; touch -d @0 .env; \
-            rm -r .git; mkdir .git; echo new > .git/config; ln src/main hard; mkfifo pipe; mv src/main src/moved; \
-            cat src/moved .git/config; ls -A . src .git; cp /bin/true true; ./true && echo ran; ls -A / | grep layers";
-        let ended = run(mode, script, folder.path(), |plan| {
+        // Linux before 6.6 can't remove a directory of the lower layer.
+        let removal = match tmpfs_has_user_attributes() {
+            true => "rm -r .git; mkdir .git",
+            false => "rm .git/config",
+        };
+        let script = format!(
+            "cd /work; cat src/main .env; ls -lR > /dev/null; echo changed > src/main; chmod 700 src; touch -d @0 .env; \
+            {removal}; echo new > .git/config; ln src/main hard; mkfifo pipe; mv src/main src/moved; \
+            cat src/moved .git/config; ls -A . src; ls .git/hooks; cp /bin/true true; ./true && echo ran; ls -A / | grep layers"
+        );
+        let ended = run(mode, &script, folder.path(), |plan| {
             plan.overlay(0, "/work", 1 << 20, 64, MountFlags::NOEXEC);
         });
+        let hooks = match tmpfs_has_user_attributes() {
+            true => "",
+            false => "pre-commit\n",
+        };
         assert_eq!(
             ended.stdout,
-            "src/main.envchanged\nnew\n.:\n.env\n.git\nhard\npipe\nsrc\n\n.git:\nconfig\n\nsrc:\nmoved\n",
+            format!(
+                "src/main.envchanged\nnew\n.:\n.env\n.git\nhard\npipe\nsrc\n\nsrc:\nmoved\n{hooks}"
+            ),
             "{}",
             ended.stderr
         );

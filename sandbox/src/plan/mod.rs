@@ -168,7 +168,7 @@ fn settle(
         let allowed_by = match policy.degrade.iter().find(|d| d.value == property) {
             Some(line) => line.origin.to_string(),
             // There is no other user mode: whoever starts agentd without root has chosen it.
-            None if property == Property::OwnUid && inputs.mode == Mode::User => "user mode".into(),
+            None if property.is_of_root_mode() && inputs.mode == Mode::User => "user mode".into(),
             None if property.is_degradable() => {
                 return Err(PlanRefused::Property {
                     property: property.name().into(),

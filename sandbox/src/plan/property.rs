@@ -33,6 +33,7 @@ pub enum Property {
     Locks,
     LoopbackPorts,
     OwnUid,
+    OwnGroups,
     MemoryLimit,
     CpuLimit,
     ProcessLimit,
@@ -312,6 +313,21 @@ const ROWS: &[Row] = &[
         degradable: true,
     },
     Row {
+        property: Property::OwnGroups,
+        name: "own-groups",
+        promise: "the agent is in none of your supplementary groups",
+        mechanisms: &[Chosen(
+            "supplementary groups dropped before the id map is written",
+            |on| {
+                chosen(
+                    on.inputs.mode == Mode::Root,
+                    "an ordinary user can't drop groups, so what is shown and open to one of yours only (a socket, a device) is open to the agent",
+                )
+            },
+        )],
+        degradable: true,
+    },
+    Row {
         property: Property::MemoryLimit,
         name: "memory-limit",
         promise: "limits.memory holds for the whole agent",
@@ -397,6 +413,11 @@ impl Property {
 
     pub(crate) fn is_degradable(self) -> bool {
         self.row().degradable
+    }
+
+    /// Whether only a broker that is root can give it.
+    pub(crate) fn is_of_root_mode(self) -> bool {
+        matches!(self, Self::OwnUid | Self::OwnGroups)
     }
 
     /// Whether this policy asks for it at all.

@@ -28,6 +28,7 @@ fn a_policy_that_demands_depth_gets_two_mechanisms_wherever_there_are_two() {
         "host-name",
         "cgroup-view",
         "own-uid",
+        "own-groups",
         "locks",
         "memory-limit",
         "cpu-limit",

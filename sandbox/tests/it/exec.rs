@@ -119,7 +119,7 @@ print("mem", attempt(lambda: os.open("/proc/self/mem", os.O_RDWR)), "remap", cal
             "code ok and writable EACCES shared code EACCES writable code EACCES",
             "then EACCES",
             "write ok back EACCES",
-            "mem EACCES remap EPERM personality EPERM shm EPERM EPERM",
+            "mem EROFS remap EPERM personality EPERM shm EPERM EPERM",
         ]
     });
 }

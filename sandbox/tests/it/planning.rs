@@ -203,7 +203,7 @@ fn limits_without_cgroups_are_recorded_in_coding_and_refused_in_base() {
         .iter()
         .map(|d| d.property.as_str())
         .collect();
-    assert_eq!(lost, ["own-uid", "memory-limit", "cpu-limit"]);
+    assert_eq!(lost, ["own-uid", "own-groups", "memory-limit", "cpu-limit"]);
     assert_eq!(plan_coding.required_layers & layers::LAYER_CGROUP_LIMITS, 0);
     assert!(
         Plan::parse(&plan_coding.wire)

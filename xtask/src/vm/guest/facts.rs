@@ -7,7 +7,7 @@ use super::{Bed, Teller};
 use crate::child::capture;
 
 /// What the oldest kernel can't hold, or a user without root.
-const MAY_BE_OPEN: [&str; 3] = ["own-uid", "memfd-exec", "disk-limit"];
+const MAY_BE_OPEN: [&str; 4] = ["own-uid", "own-groups", "memfd-exec", "disk-limit"];
 
 /// As `uname -r` says it.
 pub fn release() -> Result<String> {

@@ -143,6 +143,7 @@ impl Workshop {
             Mode::Root => (RESERVED_ID_BASE + slot.0, RESERVED_ID_BASE + slot.0),
             Mode::User => own,
         };
+        let devices = device_rules(&grants)?;
         let objects = self.objects(grants, owner, host_uid)?;
         let group = self.subtree.group(slot.0).map_err(|error| {
             failed(
@@ -151,7 +152,13 @@ impl Workshop {
                 &error.source,
             )
         })?;
-        let started = limit(&group, plan).and_then(|limited| {
+        let limited = limit(&group, plan).and_then(|limited| {
+            if self.mode == Mode::Root {
+                restrict(&group, &devices)?;
+            }
+            Ok(limited)
+        });
+        let started = limited.and_then(|limited| {
             let idmap = if self.mode == Mode::Root {
                 LAYER_IDMAP
             } else {
@@ -384,6 +391,46 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
         grants.push(grant);
     }
     Ok(grants)
+}
+
+/// What every sandbox has: null, zero, full, random, urandom, tty, and terminals of its own.
+const DEVICES: [&str; 8] = [
+    "c 1:3 rw",
+    "c 1:5 rw",
+    "c 1:7 rw",
+    "c 1:8 rw",
+    "c 1:9 rw",
+    "c 5:0 rw",
+    "c 5:2 rw",
+    "c 136:* rw",
+];
+
+/// The devices that the agent may open, for a devices controller.
+fn device_rules(grants: &[Grant]) -> Result<Vec<String>, Failure> {
+    let granted = grants.iter().filter(|grant| grant.kind == Kind::Device);
+    let rules = granted.map(|grant| {
+        let stat = rustix::fs::fstat(&grant.object)
+            .map_err(|errno| failed(ErrorCode::Grant, "fstat of a device", &errno.into()))?;
+        let (major, minor) = (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        );
+        Ok(format!("c {major}:{minor} rw"))
+    });
+    DEVICES
+        .map(|rule| Ok(rule.to_owned()))
+        .into_iter()
+        .chain(rules)
+        .collect()
+}
+
+/// Under the minimal `/dev` and `nodev`, where the host keeps a version 1 devices controller.
+fn restrict(group: &Group, devices: &[String]) -> Result<(), Failure> {
+    let restricted = group.allow_devices(devices).map(|_| ());
+    restricted.map_err(|error| {
+        let what = format!("{} {}", error.operation, error.path.display());
+        failed(ErrorCode::Cgroup, what, &error.source)
+    })
 }
 
 /// Sets the plan's cgroup limits; `LAYER_CGROUP_LIMITS` if there are any and all of them hold.

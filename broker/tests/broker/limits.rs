@@ -121,3 +121,52 @@ fn a_limit_that_the_kernel_refuses_refuses_the_launch() {
     assert!(text.contains("cpu"), "{text}");
     broker.finish();
 }
+
+#[test]
+fn a_devices_controller_lets_open_what_every_sandbox_has_and_what_was_granted() {
+    use agentd_kernel::grant::{self, Access, Kind, Uses};
+    use agentd_launch::plan::MountFlags;
+    use std::os::fd::AsFd;
+    if !root() {
+        return;
+    }
+    let layout = agentd_kernel::cgroup::Layout::detect(&agentd_kernel::probe::Roots::default());
+    let hierarchies = layout.expect("layout").v1;
+    let devices = hierarchies.iter().find(|hierarchy| {
+        hierarchy.own.ends_with("devices") || hierarchy.own.to_string_lossy().contains("/devices/")
+    });
+    let Some(devices) = devices else {
+        return skip("cgroup-devices", "no version 1 devices controller");
+    };
+    let node = std::path::Path::new("/dev/kmsg");
+    if !node.exists() {
+        return skip("dev-kmsg", "there is no /dev/kmsg to grant");
+    }
+    let mut broker = Broker::start();
+    let object = grant::open(node, Kind::Device, Access::ReadOnly).expect("open");
+    let granted = grant::send(object.as_fd(), Access::ReadOnly, node, Uses::Once).expect("grant");
+    let mut plan = shell("echo > /dev/null && head -c 1 /dev/urandom | wc -c; cat");
+    plan.grant_mount(0, "/dev/kmsg", MountFlags::RDONLY | MountFlags::DEVICE);
+    let agent = broker.launch_with(&plan, &[granted]);
+    let group = format!("agentd-{}/agent-{}/devices.list", broker.pid(), agent.slot);
+    let list = std::fs::read_to_string(devices.own.join(group)).expect("devices.list");
+    let mut rules: Vec<&str> = list.lines().collect();
+    rules.sort_unstable();
+    assert_eq!(
+        rules,
+        [
+            "c 136:* rw",
+            "c 1:11 rw",
+            "c 1:3 rw",
+            "c 1:5 rw",
+            "c 1:7 rw",
+            "c 1:8 rw",
+            "c 1:9 rw",
+            "c 5:0 rw",
+            "c 5:2 rw"
+        ]
+    );
+    assert_eq!(agent.output().1, "1\n");
+    broker.wait_gone(agent.slot);
+    broker.finish();
+}

@@ -211,3 +211,25 @@ fn an_ordinary_users_own_processes_are_no_agents() {
     }
     crate::succession::strangers_are_not_adopted();
 }
+
+#[test]
+fn an_ordinary_user_keeps_names_from_an_agent_and_has_them_back() {
+    if !as_ordinary_user("user::an_ordinary_user_keeps_names_from_an_agent_and_has_them_back") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(USER, USER);
+    let placed = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER;
+    let mut plan =
+        shell("cd /work; echo x > .envrc; rm -f .envrc; mkdir .vscode/x; echo x > .env; ls -A");
+    plan.grant_mount(0, "/work", MountFlags::NONE)
+        .protect("/work/.envrc", placed)
+        .protect("/work/.vscode", placed | MountFlags::FOLDER)
+        .mask("/work/.env", placed);
+    let agent = broker.launch_with(&plan, &[grant(folder.path(), Access::ReadWrite, "/work")]);
+    let (_, stdout, stderr) = agent.output();
+    assert_eq!(stdout, ".env\n.envrc\n.vscode\n", "{stderr}");
+    broker.wait_gone(agent.slot);
+    assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
+    broker.finish();
+}

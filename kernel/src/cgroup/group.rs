@@ -206,6 +206,23 @@ impl Group {
         Ok(missing)
     }
 
+    /// Lets the group open these devices and no other, in version 1 words such as `c 1:3 rw`; `false` where there is no
+    /// devices controller. Takes `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// The kernel refused a rule; those before it stay.
+    #[doc(alias = "devices.allow")]
+    pub fn allow_devices(&self, rules: &[String]) -> Result<bool, CgroupError> {
+        let Some(Home::V1(path)) = self.home(Controller::Devices) else {
+            return Ok(false);
+        };
+        write_file(&path.join("devices.deny"), "a")?;
+        for rule in rules {
+            write_file(&path.join("devices.allow"), rule)?;
+        }
+        Ok(true)
+    }
+
     /// The `tasks` files of the group's version 1 directories. A single-threaded process that writes `0` to each moves
     /// itself there; into the cgroup2 directory it comes by `CLONE_INTO_CGROUP`.
     ///

@@ -32,10 +32,18 @@ pub enum Controller {
     Cpu,
     /// Version 1 only: cgroup2 accounts for processor time without a controller.
     Cpuacct,
+    /// Version 1 only: on cgroup2 devices are a matter of BPF programs.
+    Devices,
 }
 
 impl Controller {
-    pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Pids, Self::Cpu, Self::Cpuacct];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Memory,
+        Self::Pids,
+        Self::Cpu,
+        Self::Cpuacct,
+        Self::Devices,
+    ];
 
     /// The kernel's name.
     pub fn name(self) -> &'static str {
@@ -44,6 +52,7 @@ impl Controller {
             Self::Pids => "pids",
             Self::Cpu => "cpu",
             Self::Cpuacct => "cpuacct",
+            Self::Devices => "devices",
         }
     }
 }

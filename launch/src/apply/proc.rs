@@ -14,10 +14,12 @@ use super::view::{RESOLVE, View};
 
 /// Hidden where they are there at all: what anybody may read of kernel addresses and configuration, keys of this uid, others'
 /// locks, disks, and timers and interrupts, of which keystrokes can be read.
-const MASKED: [&CStr; 13] = [
+const MASKED: [&CStr; 15] = [
     c"config.gz",
     c"diskstats",
     c"interrupts",
+    c"iomem",
+    c"ioports",
     c"kallsyms",
     c"key-users",
     c"keys",

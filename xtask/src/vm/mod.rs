@@ -35,7 +35,7 @@ pub struct Args {
     /// Take the programs from this directory instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<std::path::PathBuf>,
-    /// Keep the consoles and logs of the run, and say where
+    /// Keep the disks, consoles and logs of the run, and say where
     #[arg(long)]
     keep: bool,
     /// Print one JSON object on stdout: docs/vm.md has its shape
@@ -156,7 +156,11 @@ fn run(series: &[Series], programs: Option<&std::path::Path>, keep: Keep) -> Res
 fn boot_twice(qemu: &Qemu, boot: &Boot<'_>, series: Series, variant: Variant) -> Result<Boots> {
     let once = || -> Result<Ran> {
         eprintln!("vm: booting {} ({})", series.name, variant.name());
-        let ran = qemu.run(boot, |line| eprintln!("vm: {}: {line}", series.name))?;
+        let ran = qemu.run(boot, |line| {
+            if let Some(words) = report::progress(line) {
+                eprintln!("vm: {}: {words}", series.name);
+            }
+        })?;
         eprintln!("vm: {} took {:.1} s", series.name, ran.took.as_secs_f32());
         Ok(ran)
     };

@@ -180,6 +180,19 @@ impl Entry {
     }
 }
 
+/// A line of the guest's for people who wait; facts are for the report alone.
+pub fn progress(line: &str) -> Option<String> {
+    match serde_json::from_str(line) {
+        Ok(Line::Fact { .. }) => None,
+        Ok(Line::Case(case)) => Some(match case.outcome {
+            CaseOutcome::Passed => format!("passed {}", case.id),
+            CaseOutcome::Failed => format!("FAILED {}: {}", case.id, case.detail),
+            CaseOutcome::Skipped => format!("skipped {}: {}", case.id, case.detail),
+        }),
+        Err(_) => Some(line.to_owned()),
+    }
+}
+
 /// The end of a console.
 fn tail(ran: &Ran) -> String {
     let text = std::fs::read(&ran.console).unwrap_or_default();

@@ -121,9 +121,9 @@ fn fetch(at: &Path, series: Series) -> Result<()> {
             series.name
         );
     }
-    // Since 7.x the image and the modules are packages of their own.
+    // Since 7.x the image, the list of what is built in and the modules are packages of their own.
     let mut packages = Vec::new();
-    for part in ["image", "binary", "modules"] {
+    for part in ["image", "binary", "base", "modules"] {
         let name = format!("linux-{part}-{release}");
         if apt.depends(&name)?.is_some() {
             packages.push(name);

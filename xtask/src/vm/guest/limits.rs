@@ -17,14 +17,14 @@ use crate::lab::pid_of;
 /// Something that doesn't happen within this time counts as not happening: a watchdog, emulation is slow.
 const WATCHDOG: Duration = Duration::from_secs(120);
 
-/// Where the user's daemon runs.
-pub const DELEGATED: &str = "/sys/fs/cgroup/user/agentd";
+/// What the user was given.
+pub const DELEGATED: &str = "/sys/fs/cgroup/user";
 
-/// Makes a cgroup that belongs to the guest's user, as a service manager would delegate it, with a leaf for the daemon and
-/// one that this process moves into.
+/// Makes a cgroup that belongs to the guest's user, as a service manager would delegate it, with a leaf that this process
+/// moves into.
 pub fn delegate() -> Result<()> {
     let top = Path::new("/sys/fs/cgroup");
-    let own = top.join("user");
+    let own = Path::new(DELEGATED);
     let enable = |at: &Path| -> Result<()> {
         let offered = read(at, "cgroup.controllers")?;
         for name in ["cpu", "memory", "pids"] {
@@ -36,7 +36,7 @@ pub fn delegate() -> Result<()> {
         Ok(())
     };
     enable(top)?;
-    for part in [own.clone(), own.join("tests"), DELEGATED.into()] {
+    for part in [own.to_owned(), own.join("tests")] {
         std::fs::create_dir(&part).with_context(|| format!("make {}", part.display()))?;
         for file in [
             "",
@@ -49,7 +49,7 @@ pub fn delegate() -> Result<()> {
                 .with_context(|| format!("give {} to the user", path.display()))?;
         }
     }
-    enable(&own)?;
+    enable(own)?;
     std::fs::write(
         own.join("tests/cgroup.procs"),
         std::process::id().to_string(),

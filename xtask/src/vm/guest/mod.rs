@@ -208,8 +208,9 @@ fn programs(mode: Mode) -> Result<Programs> {
             .with_context(|| format!("link {name}"))?;
     }
     let at = directory.join("agentd");
+    // A cgroup for each start, as a service has it: one in which controllers are enabled takes no process again.
     let script = format!(
-        "#!/bin/sh\necho $$ > {}/cgroup.procs && exec {PROGRAMS}/agentd \"$@\"\n",
+        "#!/bin/sh\nat={}/daemon-$$\nmkdir $at && echo $$ > $at/cgroup.procs && exec {PROGRAMS}/agentd \"$@\"\n",
         limits::DELEGATED
     );
     std::fs::write(&at, script).context("write the daemon's script")?;

@@ -58,13 +58,15 @@ pub fn bare(teller: &Teller, bed: &Bed) -> Result<()> {
         runs(bed, &["--set", "degrade.allow=file-rules"])
     })?;
     teller.run("refusal.memory-limit", || {
-        let without = policy(bed, "[degrade]\nallow = { replace = [\"file-rules\"] }\n")?;
-        refused(bed, &["--policy", &without], "memory-limit")?;
-        let with = policy(
-            bed,
-            "[degrade]\nallow = { replace = [\"file-rules\", \"memory-limit\"] }\n",
-        )?;
-        runs(bed, &["--policy", &with])
+        let but = |more: &str| {
+            let others = "\"file-rules\", \"memfd-exec\"";
+            policy(
+                bed,
+                &format!("[degrade]\nallow = {{ replace = [{others}{more}] }}\n"),
+            )
+        };
+        refused(bed, &["--policy", &but("")?], "memory-limit")?;
+        runs(bed, &["--policy", &but(", \"memory-limit\"")?])
     })
 }
 

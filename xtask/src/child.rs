@@ -46,6 +46,16 @@ impl Child {
         })
     }
 
+    /// The same with a piped standard input, which is the caller's to write to and to close.
+    pub fn start_fed(
+        what: &str,
+        command: &mut Command,
+    ) -> Result<(Self, std::process::ChildStdin)> {
+        let mut child = Self::start(what, command.stdin(Stdio::piped()))?;
+        let stdin = child.inner.stdin.take();
+        Ok((child, stdin.context("its standard input is piped")?))
+    }
+
     pub fn id(&self) -> u32 {
         self.inner.id()
     }

@@ -198,6 +198,8 @@ fn settle(
 fn depth(policy: &EffectivePolicy, properties: &[PropertyStatus]) -> Result<(), PlanRefused> {
     let shallow = properties
         .iter()
+        // One with no mechanism at all was settled before: its line allows it to be missing.
+        .filter(|s| !s.by.is_empty())
         .find(|s| s.by.len() < usize::from(policy.mechanisms) && !s.denied.is_empty());
     let Some(status) = shallow else {
         return Ok(());

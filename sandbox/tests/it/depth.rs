@@ -91,6 +91,38 @@ fn depth_that_the_kernel_has_and_the_host_denies_refuses_the_launch() {
 }
 
 #[test]
+fn what_a_line_allows_to_be_missing_does_not_count_as_shallow() {
+    let mut caps = host(7, &[]);
+    for feature in [
+        Feature::CgroupMemory,
+        Feature::CgroupPids,
+        Feature::CgroupCpu,
+    ] {
+        let denied = ProbeState::Denied {
+            capability: "a delegated cgroup".into(),
+            why: "it is not writable".into(),
+        };
+        caps.observe(feature, denied);
+    }
+    let allowing = load("extends = \"base\"\n[degrade]\nallow = [\"cgroup-limits\"]").unwrap();
+    let planned = plan(&allowing, &without_grants(Mode::User), &caps).expect("planned");
+    let without: Vec<&str> = planned
+        .degradations
+        .iter()
+        .map(|d| d.property.as_str())
+        .collect();
+    assert!(without.contains(&"memory-limit"), "{without:?}");
+    assert!(
+        plan(
+            &load("extends = \"base\"").unwrap(),
+            &without_grants(Mode::User),
+            &caps
+        )
+        .is_err()
+    );
+}
+
+#[test]
 fn memory_files_without_a_seal_need_a_degradation_by_name() {
     let old = host(2, &[Feature::MemfdNoexec, Feature::Mdwe]);
     let data = "extends = \"base\"\n[exec]\nmemfd = \"data\"\n";

@@ -11,6 +11,7 @@ mod launch;
 mod peers;
 pub mod report;
 mod submit;
+mod syscall;
 mod tree;
 
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ enum Name {
     Crash,
     /// How long a process tree outlives its stop, its time-out, or the daemon
     Tree,
+    /// Processor time of git and cargo inside, beside outside
+    Syscall,
     /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
     Submit,
     /// Lanes, logs and arenas beside the machine's own limits and other people's ways between processes
@@ -100,6 +103,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Adopt => adopt::measure(&mut report, programs()?, effort)?,
         Name::Crash => crash::measure(&mut report, &programs()?, effort, args.seed)?,
         Name::Tree => tree::measure(&mut report, &programs()?, effort)?,
+        Name::Syscall => syscall::measure(&mut report, programs()?, effort)?,
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
         Name::Bus => bus::measure(&mut report, effort, &args.only)?,
     }

@@ -102,7 +102,8 @@ impl Stage {
         }
         if !rustix::process::geteuid().is_root() && workload.policy != MAIN_POLICY {
             // An ordinary user here may have no delegated cgroup, which not every policy puts up with.
-            command.args(["--set", "degrade.allow=cgroup-limits"]);
+            let concessions = ["degrade.allow=cgroup-limits", "degrade.mechanisms=1"];
+            command.args(concessions.iter().flat_map(|one| ["--set", one]));
         }
         if workload.streams == Streams::Terminal {
             command.arg("--tty");
@@ -163,14 +164,17 @@ fn tail(path: &Path) -> String {
 /// Whatever kernel uid an agent has, its files are the caller's.
 fn owned_by_the_caller(directory: &Path) -> Result<()> {
     let caller = rustix::process::geteuid().as_raw();
-    for entry in directory
-        .read_dir()
-        .with_context(|| format!("list {}", directory.display()))?
-    {
+    let entries = match directory.read_dir() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        found => found.with_context(|| format!("list {}", directory.display()))?,
+    };
+    for entry in entries {
         let path = entry?.path();
-        let metadata = path
-            .symlink_metadata()
-            .with_context(|| format!("look at {}", path.display()))?;
+        let metadata = match path.symlink_metadata() {
+            // The placeholder of a protected name goes when the broker has seen the sandbox end.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            found => found.with_context(|| format!("look at {}", path.display()))?,
+        };
         if metadata.uid() != caller {
             bail!(
                 "{} belongs to uid {}, not to the caller's {caller}",

@@ -100,7 +100,9 @@ int main(void) {
     eventfd_write(fds[0], 1); timerfd_settime(fds[1], 0, &soon, 0); kill(getpid(), SIGUSR2);
     for (int n = 0; n < 3; n++) { struct epoll_event e; if (epoll_wait(poll, &e, 1, 10000) != 1) return 2; seen |= 1 << e.data.u32; }
     printf("seen %d\n", seen);
-    int data = memfd_create("data", MFD_CLOEXEC | MFD_ALLOW_SEALING); if (data < 0 || write(data, "memory file\n", 12) != 12) return 3;
+    int data = memfd_create("data", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (data < 0) data = memfd_create("data", MFD_CLOEXEC | 8 /* MFD_NOEXEC_SEAL, all that there is in user mode */);
+    if (data < 0 || write(data, "memory file\n", 12) != 12) return 3;
     if (fcntl(data, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK)) return 4;
     int pipes[2]; if (pipe(pipes)) return 5; off_t at = 0; fflush(stdout);
     if (sendfile(pipes[1], data, &at, 12) != 12 || tee(pipes[0], pipes[1], 0, 0) < -1) return 6;
@@ -154,6 +156,38 @@ END
             ps -eo pid= | wc -l > visible
         "#,
         check: r#"[ "$(cat most comm files | tr '\n' ' ')" = '300 sleep 128 ' ]; [ "$(cat visible)" -lt 20 ]"#,
+        ..Workload::PLAIN
+    },
+    Workload {
+        name: "gdb",
+        needs: &["gdb", "cc"],
+        set: &["syscalls.allow=debug"],
+        run: r#"
+            echo 'int twice(int n) { return 2 * n; } int main(void) { return twice(21) != 42; }' > main.c; cc -g -O0 -o main main.c
+            gdb -q -nx -batch -ex 'break twice' -ex run -ex 'print n' -ex 'set var n = 4' -ex finish -ex continue ./main
+        "#,
+        check: r#"grep -q '^$1 = 21' "$OUT"; grep -q 'Value returned is $2 = 8' "$OUT"; grep -q 'exited with code 01' "$OUT""#,
+        ..Workload::PLAIN
+    },
+    Workload {
+        name: "strace",
+        needs: &["strace"],
+        set: &["syscalls.allow=debug"],
+        run: "strace -f -o trace -e trace=openat,execve sh -c 'cat /etc/hostname; true'",
+        check: r#"grep -q 'execve("/usr/bin/cat"' trace; grep -q '"/etc/hostname", O_RDONLY' trace"#,
+        ..Workload::PLAIN
+    },
+    Workload {
+        name: "sanitizers",
+        needs: &["gcc"],
+        // The leak check stops its own threads with ptrace.
+        set: &["syscalls.allow=debug"],
+        run: r#"
+            echo '#include <stdlib.h>
+                int main(int n, char **v) { char *p = malloc(9); if (n > 1) p[9] = 1; return n < 1 ? (int)(long)p : 0; }' > main.c
+            gcc -fsanitize=address -g -o main main.c; ./main || leaked=$?; ./main over || over=$?; echo "$leaked $over" > codes
+        "#,
+        check: r#"grep -q 'detected memory leaks' "${OUT%.out}.err"; grep -q heap-buffer-overflow "${OUT%.out}.err"; ! grep -q '\b0\b' codes"#,
         ..Workload::PLAIN
     },
 ];

@@ -93,4 +93,45 @@ END
         check: r#"[ "$(cat result.json)" = '{"mean": 500.5, "total": 500500}' ]; [ "$(grep -c refused "$OUT")" = 2 ]"#,
         ..Workload::PLAIN
     },
+    Workload {
+        name: "strict-bash",
+        policy: "strict",
+        prepare: REPOSITORY,
+        run: r#"
+            echo more >> file; tail -1 file; mkdir -p new/folder; seq 100 | sort -R | sort -n | tail -1 > new/folder/most
+            cat new/folder/most; rm tool; mv file moved; printf '#!/bin/sh\n' > dropped; chmod +x dropped; ! ./dropped
+        "#,
+        check: r#"find . | sort | cmp - ../before; [ "$(cat file)" = 'one line' ]; [ "$(tr '\n' ' ' < "$OUT")" = 'more 100 ' ]"#,
+        ..Workload::PLAIN
+    },
+    Workload {
+        name: "strict-python",
+        policy: "strict",
+        needs: &["python3"],
+        prepare: REPOSITORY,
+        run: r#"
+            /usr/bin/python3 -c '
+import json, os, sqlite3, subprocess, threading
+threads = [threading.Thread(target=print, args=("thread",)) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+db = sqlite3.connect(":memory:"); print(db.execute("select 40 + 2").fetchone()[0])
+print(subprocess.run(["cat", "file"], capture_output=True, text=True).stdout.strip())
+try: os.memfd_create("m")
+except OSError as error: print("no memory files", error.errno)'
+        "#,
+        check: r#"grep -q '^42$' "$OUT"; grep -q 'one line' "$OUT"; grep -q 'no memory files' "$OUT""#,
+        ..Workload::PLAIN
+    },
+    Workload {
+        name: "strict-git",
+        policy: "strict",
+        needs: &["git"],
+        prepare: REPOSITORY,
+        run: r#"
+            git log --format=%s; git status --short; git show HEAD:file; git grep -c line
+            git -c user.name=a -c user.email=a@localhost commit -q --allow-empty -m 'in the copy alone'; git log --oneline | wc -l
+        "#,
+        check: UNCHANGED,
+        ..Workload::PLAIN
+    },
 ];

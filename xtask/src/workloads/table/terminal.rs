@@ -28,7 +28,7 @@ END
             export TERM=xterm-256color; tmux -f /dev/null new-session -d -x 80 -y 24 -s work
             tmux send-keys -t work 'stty size > size; tmux wait-for -S done' Enter; tmux wait-for done
             tmux split-window -t work 'echo split > split; tmux wait-for -S split'; tmux wait-for split
-            tmux capture-pane -p -t work > screen; tmux kill-server
+            tmux capture-pane -p -t work.0 > screen; tmux kill-server
         "#,
         check: r#"grep -q ' 80$' size; [ "$(cat split)" = split ]; grep -q 'stty size' screen"#,
         ..Workload::PLAIN

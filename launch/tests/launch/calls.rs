@@ -158,11 +158,19 @@ fn everything(mode: Mode, stdio: Stdio) -> PlanBuilder {
         .tcp_listener(8765, MCP)
         .unix_listener("/etc/bus.sock", BUS, 0o600)
         .seccomp([6, 0, 0, 0, 0, 0, 0xff, 0x7f]);
-    if agentd_kernel::sys::security::landlock::abi() >= 4 {
-        const READ_AND_RUN: u64 = 1 | 1 << 2 | 1 << 3;
-        plan.landlock(READ_AND_RUN, 3, 0, 4)
-            .landlock_path("/", READ_AND_RUN, MountFlags::NONE)
-            .landlock_port(8765, 2);
+    const READ_AND_RUN: u64 = 1 | 1 << 2 | 1 << 3;
+    match agentd_kernel::sys::security::landlock::abi() {
+        4.. => {
+            plan.landlock(READ_AND_RUN, 3, 0, 4)
+                .landlock_path("/", READ_AND_RUN, MountFlags::NONE)
+                .landlock_port(8765, 2);
+        }
+        // Ports came later.
+        2..=3 => {
+            plan.landlock(READ_AND_RUN, 0, 0, 2)
+                .landlock_path("/", READ_AND_RUN, MountFlags::NONE);
+        }
+        _ => {}
     }
     plan
 }

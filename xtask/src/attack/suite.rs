@@ -133,6 +133,11 @@ impl Suite {
         Ok(Self { program })
     }
 
+    /// Where it is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Runs one session and judges it.
     pub fn judge(&self, subject: &Subject) -> Result<Judgement> {
         let place = match &subject.place {

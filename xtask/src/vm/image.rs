@@ -81,7 +81,7 @@ pub struct Guest {
 impl Guest {
     /// From the cache, else from packages.
     pub fn get(cache: &Cache) -> Result<Self> {
-        let recipe = (own_release()?, PACKAGES, DIRECTORIES, FILES, LINKS, 1);
+        let recipe = (own_release()?, PACKAGES, DIRECTORIES, FILES, LINKS, 2);
         let at = cache.once("guest", recipe, |at| {
             eprintln!(
                 "vm: building the guest's file system of {} packages and what they need",
@@ -94,7 +94,7 @@ impl Guest {
                 .or_else(|_| std::fs::copy(tree.join("bin/busybox"), at.join("busybox")))
                 .context("keep busybox")?;
             // Room for what the tests write: sparse, and thrown away after each boot.
-            ext4(&tree, &at.join("root.ext4"), 1 << 30)
+            ext4(&tree, &at.join("root.ext4"), 4 << 30)
         })?;
         Ok(Self {
             image: at.join("root.ext4"),

@@ -1,4 +1,4 @@
-//! What of the project runs in a guest: its programs, the launcher's tests, and this program itself.
+//! What of the project runs in a guest: its programs, the launcher's tests, the attack suite, and this program itself.
 //!
 //! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this machine's own C library.
 
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::attack::suite::Suite;
 use crate::child::capture;
 use crate::lab::{Profile, Programs};
 use crate::workspace::cargo;
@@ -21,16 +22,18 @@ pub fn build() -> Result<Vec<(String, PathBuf)>> {
         .map(|name| ((*name).to_owned(), programs.path(name)))
         .collect();
     files.push(("launch-tests".to_owned(), launch_tests()?));
+    let suite = Suite::build()?;
+    files.push(("agentd-escape".to_owned(), suite.program().to_owned()));
     files.push(own()?);
     Ok(files)
 }
 
-/// Programs, and the launcher's tests as `launch-tests`, that somebody put into a directory.
+/// Programs, and the launcher's tests as `launch-tests`, that somebody put into a directory with the attack suite.
 pub fn in_directory(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     let programs = Programs::in_directory(directory)?;
     let mut files: Vec<(String, PathBuf)> = NAMES
         .iter()
-        .chain(&["launch-tests"])
+        .chain(&["launch-tests", "agentd-escape"])
         .map(|name| ((*name).to_owned(), programs.path(name)))
         .collect();
     files.push(own()?);

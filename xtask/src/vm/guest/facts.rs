@@ -21,21 +21,7 @@ pub fn tell(teller: &Teller, bed: &Bed) -> Result<()> {
     let doctor = bed.lab.ask(&["doctor"])?;
     teller.fact("landlock_abi", doctor["landlock_abi"].clone())?;
     teller.fact("probes", probes(&doctor))?;
-    let workspace = bed.workspace()?;
-    let plan: Value = {
-        let mut command = bed.lab.agentctl();
-        command
-            .args([
-                "--json",
-                "policy",
-                "show",
-                "coding",
-                "--plan",
-                "--workspace",
-            ])
-            .arg(workspace.path());
-        serde_json::from_str(&capture(&mut command)?).context("read the plan")?
-    };
+    let plan = plan(bed, "coding")?;
     teller.fact("properties", properties(&plan))?;
     teller.run("plan.properties", || {
         let held = properties(&plan);
@@ -75,6 +61,27 @@ fn probes(doctor: &Value) -> Value {
             })
             .collect(),
     )
+}
+
+/// What becomes of a policy on this kernel.
+fn plan(bed: &Bed, policy: &str) -> Result<Value> {
+    let workspace = bed.workspace()?;
+    let mut command = bed.lab.agentctl();
+    command
+        .args(["--json", "policy", "show", policy, "--plan", "--workspace"])
+        .arg(workspace.path());
+    serde_json::from_str(&capture(&mut command)?).context("read the plan")
+}
+
+/// The properties that a policy lets go here.
+pub fn degradations(bed: &Bed, policy: &str) -> Result<Vec<String>> {
+    let plan = plan(bed, policy)?;
+    Ok(plan["degradations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|lost| Some(lost["property"].as_str()?.to_owned()))
+        .collect())
 }
 
 /// The mechanisms that hold each property.

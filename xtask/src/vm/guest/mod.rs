@@ -4,6 +4,7 @@
 //! and each case, in order, and nothing else on stdout: the serial port to the host. A case that fails is a line, not
 //! the end. Where to start reading: [`run`].
 
+mod attacks;
 mod facts;
 mod launcher;
 mod limits;
@@ -166,7 +167,12 @@ pub fn run(args: &Args) -> Result<()> {
         Variant::Whole => {
             facts::tell(&teller, &bed)?;
             limits::cases(&teller, &bed)?;
-            refusals::cases(&teller, &bed)
+            refusals::cases(&teller, &bed)?;
+            match args.mode {
+                Mode::Root => attacks::cases(&teller, &bed),
+                // By root, who raises the victims, in both modes.
+                Mode::User => Ok(()),
+            }
         }
         Variant::Bare => refusals::bare(&teller, &bed),
     })();

@@ -1,7 +1,7 @@
 //! What the program must not be able to do, tried from inside.
 
 use agentd_launch::layers::*;
-use agentd_launch::plan::MountFlags;
+use agentd_launch::plan::{ExecFlags, Mode, MountFlags};
 use agentd_launch::status::{Status, Step};
 
 use crate::harness::*;
@@ -264,4 +264,204 @@ fn a_plan_below_the_floor_is_refused_by_the_launcher_too() {
         };
         assert_eq!(failure.step, Step::ParsePlan);
     }
+}
+
+fn has_python() -> bool {
+    let there = std::path::Path::new("/usr/bin/python3").exists();
+    if !there {
+        skip("python3", "/usr/bin/python3 is not there");
+    }
+    there
+}
+
+/// Runs Python under a plan that `change` has had a hand in; its output and the layers.
+fn changed(
+    mode: Mode,
+    script: &str,
+    change: impl FnOnce(&mut agentd_launch::plan::PlanBuilder),
+) -> Ended {
+    let script = format!("{PRELUDE}{script}");
+    let mut plan = plan(mode, &["/usr/bin/python3", "-I", "-c", &script]);
+    change(&mut plan);
+    run_with(mode, &plan, &[])
+}
+
+#[test]
+fn memory_files_are_never_executed_where_root_can_say_so() {
+    if !has_python() {
+        return;
+    }
+    if !std::path::Path::new("/proc/sys/vm/memfd_noexec").exists() {
+        return skip("memfd-noexec", "this kernel has no vm.memfd_noexec");
+    }
+    let script = "
+f = call('create', 319, b'm', 0)
+print(oct(os.fstat(f).st_mode), open('/proc/sys/vm/memfd_noexec').read().strip())
+try: os.fchmod(f, 0o700); print('chmod ok')
+except OSError as e: print(errno.errorcode[e.errno])
+call('executable', 319, b'm', 0x10)";
+    for mode in modes() {
+        let with = changed(mode, script, |plan| {
+            plan.exec_policy(ExecFlags::MEMFD_NOEXEC);
+        });
+        let without = changed(mode, script, |_| {});
+        let never = "create ok\n0o100666 2\nEPERM\nexecutable EACCES\n";
+        // Whatever the host says for everybody, which the init reads in its namespace.
+        let host = std::fs::read_to_string("/proc/sys/vm/memfd_noexec").unwrap();
+        match mode {
+            Mode::Root => {
+                assert_eq!(with.stdout, never, "{}", with.stderr);
+                assert_ne!(with.layers & LAYER_MEMFD_NOEXEC, 0);
+            }
+            Mode::User => assert_eq!(with.stdout, without.stdout, "{}", with.stderr),
+        }
+        let everywhere = host.trim() == "2";
+        assert_eq!(without.layers & LAYER_MEMFD_NOEXEC != 0, everywhere);
+        if mode == Mode::User && !everywhere {
+            let mut plan = plan(mode, &["/bin/true"]);
+            plan.exec_policy(ExecFlags::MEMFD_NOEXEC)
+                .require(LAYER_MEMFD_NOEXEC);
+            let bytes = plan.finish().unwrap();
+            let sandbox = as_broker(mode, || spawn(mode, &bytes, &[]));
+            let Some((Status::Failed(failure), _)) = sandbox.receive() else {
+                panic!("the launch should fail")
+            };
+            assert_eq!(
+                (failure.step, failure.detail),
+                (Step::Require, LAYER_MEMFD_NOEXEC)
+            );
+        }
+    }
+}
+
+#[test]
+fn memory_never_becomes_executable_under_mdwe() {
+    if !has_python() {
+        return;
+    }
+    let script = "
+print(libc.prctl(66, 0, 0, 0, 0))
+call('anonymous', 9, 0, 4096, 7, 0x22, -1, 0)
+libc.mmap.restype = ctypes.c_void_p
+page = libc.mmap(None, ctypes.c_size_t(4096), 3, 0x22, -1, ctypes.c_long(0))
+call('protected', 10, page, 4096, 5)";
+    for mode in modes() {
+        let with = changed(mode, script, |plan| {
+            plan.exec_policy(ExecFlags::MDWE);
+        });
+        if with.layers & LAYER_MDWE == 0 {
+            return skip("mdwe", "this kernel has no PR_SET_MDWE");
+        }
+        assert_eq!(
+            with.stdout, "1\nanonymous EACCES\nprotected EACCES\n",
+            "{}",
+            with.stderr
+        );
+        let without = changed(mode, script, |_| {});
+        assert_eq!(without.layers & LAYER_MDWE, 0);
+        assert_eq!(
+            without.stdout, "0\nanonymous ok\nprotected ok\n",
+            "{}",
+            without.stderr
+        );
+    }
+}
+
+#[test]
+fn a_plan_may_open_tracing_and_it_stays_inside() {
+    if !has_python() {
+        return;
+    }
+    let script = "
+child = os.fork()
+if child == 0:
+    import signal
+    signal.pause()
+own = ctypes.create_string_buffer(8)
+vector = (ctypes.c_size_t * 2)(ctypes.addressof(own), 8)
+for name, pid in (('own', child), ('init', 1)):
+    call(name, 101, 0x4206, pid, 0, 0)
+call('read', 310, os.getpid(), vector, 1, vector, 1, 0)
+call('read init', 310, 1, vector, 1, vector, 1, 0)
+call('outside', 101, 0x4206, 4000000, 0, 0)
+call('descriptors', 438, os.pidfd_open(child), 0, 0)
+os.kill(child, 9)";
+    for mode in modes() {
+        let with = changed(mode, script, |plan| {
+            plan.exec_policy(ExecFlags::DEBUG);
+        });
+        assert_eq!(
+            with.stdout,
+            "own ok\ninit EPERM\nread ok\nread init EPERM\noutside ESRCH\ndescriptors EPERM\n",
+            "{mode:?}: {}",
+            with.stderr
+        );
+        let without = changed(mode, script, |_| {});
+        assert!(
+            without.stdout.lines().all(|line| line.ends_with("EPERM")),
+            "{}",
+            without.stdout
+        );
+    }
+}
+
+#[test]
+fn tcp_ports_and_signals_are_those_that_landlock_leaves() {
+    if !has_python() {
+        return;
+    }
+    if agentd_kernel::sys::security::landlock::abi() < 6 {
+        return skip("landlock-net", "this kernel's Landlock is older than ABI 6");
+    }
+    let script = "
+import socket
+def attempt(name, f):
+    try: f(); print(name, 'ok')
+    except OSError as e: print(name, errno.errorcode[e.errno])
+def bind(port):
+    s = socket.socket(); s.bind(('127.0.0.1', port)); s.listen(); return s
+attempt('listen', lambda: bind(3000))
+attempt('other', lambda: bind(3001))
+attempt('service', lambda: socket.create_connection(('127.0.0.1', 8765), 5))
+attempt('connect', lambda: socket.create_connection(('127.0.0.1', 3001), 5))
+attempt('signal', lambda: os.kill(1, 0))
+attempt('own', lambda: os.kill(os.getpid(), 0))";
+    for mode in modes() {
+        let ruled = changed(mode, script, |plan| {
+            plan.tcp_listener(8765, 3)
+                .landlock(0, 3, 3, 6)
+                .landlock_port(3000, 3)
+                .landlock_port(8765, 2);
+        });
+        assert_eq!(
+            ruled.stdout,
+            "listen ok\nother EACCES\nservice ok\nconnect EACCES\nsignal EPERM\nown ok\n",
+            "{mode:?}: {}",
+            ruled.stderr
+        );
+        assert_ne!(ruled.layers & LAYER_LANDLOCK_NET, 0);
+        let free = changed(mode, script, |plan| {
+            plan.tcp_listener(8765, 3);
+        });
+        assert_eq!(
+            free.stdout,
+            "listen ok\nother ok\nservice ok\nconnect ECONNREFUSED\nsignal ok\nown ok\n",
+            "{mode:?}: {}",
+            free.stderr
+        );
+        assert_eq!(free.layers & LAYER_LANDLOCK_NET, 0);
+    }
+}
+
+#[test]
+fn keys_of_the_caller_are_in_another_keyring() {
+    // The floor refuses every call about keys; that the session keyring is another one is the layer.
+    for mode in modes() {
+        let ended = shell(mode, "true");
+        assert_ne!(ended.layers & LAYER_KEYRING, 0);
+    }
+    attempt(
+        "call('session', 250, 0, -3, 0); call('link', 250, 8, -4, -3); call('add', 248, b'user', b'x', b'y', 1, -3)",
+        "session EPERM\nlink EPERM\nadd EPERM",
+    );
 }

@@ -481,6 +481,49 @@ mod tests {
     }
 
     #[test]
+    fn the_init_keeps_its_limits_and_its_time() {
+        for name in [
+            "prlimit64",
+            "sched_setaffinity",
+            "sched_setparam",
+            "sched_setscheduler",
+            "sched_setattr",
+        ] {
+            assert_eq!(decide(name, [1, 0, 0, 0, 0, 0]), EPERM, "{name}");
+            assert_eq!(
+                decide(name, [0x1_0000_0001, 0, 0, 0, 0, 0]),
+                EPERM,
+                "{name}"
+            );
+            for pid in [0, 2, 77] {
+                assert_eq!(
+                    decide(name, [pid, 0, 0, 0, 0, 0]),
+                    Action::Allow,
+                    "{name} {pid}"
+                );
+            }
+        }
+        for (name, process, everybody) in [("setpriority", 0, 2), ("ioprio_set", 1, 3)] {
+            let of = |which, who| decide(name, [which, who, 0, 0, 0, 0]);
+            assert_eq!(
+                (of(process, 1), of(process + 1, 1)),
+                (EPERM, EPERM),
+                "{name}"
+            );
+            assert_eq!(
+                (of(everybody, 0), of(everybody, 1000)),
+                (EPERM, EPERM),
+                "{name}"
+            );
+            assert_eq!(
+                (of(process, 0), of(process + 1, 0)),
+                (Action::Allow, Action::Allow),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn no_whiteouts_and_no_devices_are_made() {
         let mknod = |mode| decide("mknod", [0, mode, 0, 0, 0, 0]);
         for mode in [0o644, 0o100_644, 0o010_600, 0o140_600] {

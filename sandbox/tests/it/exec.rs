@@ -325,3 +325,26 @@ os.kill(pid, 9)
     });
     says(TIGHT, script, |_| vec!["EPERM EPERM EPERM EPERM EPERM"; 2]);
 }
+
+#[test]
+fn the_init_has_the_agents_uid_and_cannot_be_weakened() {
+    let script = r#"
+import resource
+limits = struct.pack("QQ", 0, 0)
+print(call(302, 1, 1, limits, 0), call(302, 1, 7, limits, 0), call(141, 0, 1, 19), call(141, 1, 1, 19), call(141, 2, 0, 19), call(251, 1, 1, 3 << 13),
+      call(251, 3, os.getuid(), 3 << 13), call(144, 1, 5, bytes(4)), call(203, 1, 8, bytes(8)), call(314, 1, bytes(48), 0))
+print(attempt(lambda: os.kill(1, 9)), attempt(lambda: os.kill(1, 19)), attempt(lambda: signal.pidfd_send_signal(os.pidfd_open(1), 9)))
+print(attempt(lambda: os.nice(5)), attempt(lambda: resource.setrlimit(7, (64, 64))), attempt(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))))
+"#;
+    let script = format!("import signal, struct\n{script}");
+    says(TIGHT, &script, |_| {
+        const REFUSED: &str = "EPERM EPERM EPERM EPERM EPERM EPERM EPERM EPERM EPERM EPERM";
+        // Before Landlock's signal scope the signal goes out, and the kernel drops it at the init of a namespace.
+        let signals = if agentd_kernel::sys::security::landlock::abi() < 6 {
+            "ok ok ok"
+        } else {
+            "EPERM EPERM EPERM"
+        };
+        vec![REFUSED, signals, "ok ok ok"]
+    });
+}

@@ -3,13 +3,26 @@
 //! Other processes are out of sight (pid namespace) and out of reach (Landlock's signal scope and ptrace domain); the
 //! argument checks here keep namespaces from being made and the kernel's rarely used corners shut.
 
-use super::super::rule::{EINVAL, EPERM, Rule, allow, allow_if, checked, clear, is};
+use super::super::rule::{
+    Action, EINVAL, EPERM, Rule, allow, allow_if, checked, clear, is, refuse_if,
+};
 
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: a user namespace brings back every capability
 /// and with it the kernel code that most exploits start from.
 const CLONE_NEW: u32 = 0x7e02_0000;
 /// Shares its bit with the exit signal in clone(), so only unshare() can ask for it.
 const CLONE_NEWTIME: u32 = 0x80;
+
+/// The sandbox's init, which has the agent's uid: it reports how the agent ended, and ends the sandbox when its lifelines
+/// are gone. Whoever could take its descriptors, its file size or its time would delay that.
+const INIT: &[u32] = &[1];
+const PRIO_PROCESS: u32 = 0;
+const PRIO_PGRP: u32 = 1;
+/// Every process of the uid: the init too.
+const PRIO_USER: u32 = 2;
+const IOPRIO_PROCESS: u32 = 1;
+const IOPRIO_PGRP: u32 = 2;
+const IOPRIO_USER: u32 = 3;
 
 /// What a process may ask of itself. None of it gives a right.
 #[rustfmt::skip]
@@ -100,7 +113,8 @@ pub(super) const PROCESS: &[Rule] = &[
     allow("pidfd_send_signal", "a signal by such a handle; its descriptors can't be taken (pidfd_getfd)"),
     allow("getrlimit", "limits of oneself"),
     allow("setrlimit", "limits of oneself, downwards"),
-    allow("prlimit64", "limits of one's own processes, downwards"),
+    checked("prlimit64", "limits of one's own processes, downwards; not of the init, which reports for them",
+        &[refuse_if(&[is(0, INIT)], EPERM)], Action::Allow),
     allow("getrusage", "what was used"),
     allow("times", "what was used"),
     allow("sysinfo", "memory and load, for sizing pools"),
@@ -157,20 +171,24 @@ pub(super) const TIME: &[Rule] = &[
 pub(super) const SCHEDULING: &[Rule] = &[
     allow("sched_yield", "let others run"),
     allow("sched_getaffinity", "how many CPUs are mine"),
-    allow("sched_setaffinity", "pin a thread, within the cpuset"),
+    checked("sched_setaffinity", "pin a thread, within the cpuset", &[refuse_if(&[is(0, INIT)], EPERM)], Action::Allow),
     allow("sched_getparam", "priority, read"),
-    allow("sched_setparam", "priority, downwards"),
+    checked("sched_setparam", "priority, downwards", &[refuse_if(&[is(0, INIT)], EPERM)], Action::Allow),
     allow("sched_getscheduler", "policy, read"),
-    allow("sched_setscheduler", "batch and idle; RLIMIT_RTPRIO is 0"),
+    checked("sched_setscheduler", "batch and idle; RLIMIT_RTPRIO is 0", &[refuse_if(&[is(0, INIT)], EPERM)], Action::Allow),
     allow("sched_get_priority_max", "a constant"),
     allow("sched_get_priority_min", "a constant"),
     allow("sched_rr_get_interval", "the time slice"),
     allow("sched_getattr", "policy and priority, read"),
-    allow("sched_setattr", "policy and priority, downwards"),
+    checked("sched_setattr", "policy and priority, downwards", &[refuse_if(&[is(0, INIT)], EPERM)], Action::Allow),
     allow("getpriority", "nice value, read"),
-    allow("setpriority", "nice value, of one's own processes, downwards"),
+    checked("setpriority", "nice value, of one's own processes, downwards",
+        &[refuse_if(&[is(0, &[PRIO_PROCESS, PRIO_PGRP]), is(1, INIT)], EPERM), refuse_if(&[is(0, &[PRIO_USER])], EPERM)],
+        Action::Allow),
     allow("ioprio_get", "priority of input and output, read"),
-    allow("ioprio_set", "the same, downwards"),
+    checked("ioprio_set", "the same, downwards",
+        &[refuse_if(&[is(0, &[IOPRIO_PROCESS, IOPRIO_PGRP]), is(1, INIT)], EPERM), refuse_if(&[is(0, &[IOPRIO_USER])], EPERM)],
+        Action::Allow),
 ];
 
 #[rustfmt::skip]

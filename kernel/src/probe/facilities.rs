@@ -50,18 +50,22 @@ fn with_capability(result: Result<(), Errno>, call: &str, capability: &str) -> P
 /// The sysctl is per pid namespace, so its being there means that root can set it for a sandbox, and that memory files can
 /// be sealed against execution.
 fn memfd_noexec(roots: &Roots) -> (ProbeState, Option<String>) {
-    match fs::read_to_string(roots.proc.join("sys/vm/memfd_noexec")) {
-        Ok(value) => (
-            ProbeState::Supported,
-            Some(format!("the host's is {}", value.trim())),
-        ),
-        Err(_) => (
-            ProbeState::Unsupported {
-                why: "there is no vm.memfd_noexec".into(),
-            },
-            None,
-        ),
+    let path = roots.proc.join("sys/vm/memfd_noexec");
+    let Ok(value) = fs::read_to_string(&path) else {
+        let why = "there is no vm.memfd_noexec".into();
+        return (ProbeState::Unsupported { why }, None);
+    };
+    let detail = Some(format!("the host's is {}", value.trim()));
+    let read_only = rustix::fs::statvfs(&path)
+        .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    if read_only {
+        let denied = ProbeState::Denied {
+            capability: "a writable /proc/sys".into(),
+            why: "vm.memfd_noexec can't be set: /proc/sys is read-only, as in a container".into(),
+        };
+        return (denied, detail);
     }
+    (ProbeState::Supported, detail)
 }
 
 /// Asks for the flags of this process; that there are any is the answer.

@@ -283,13 +283,8 @@ fn required_layers(circumstances: Circumstances<'_>) -> u64 {
         !policy.exec.write_exec && host.has(Feature::Mdwe),
         layers::LAYER_MDWE,
     );
-    // A host whose /proc/sys is read-only, as a container's, can't set it; then the policy has to say that it goes without.
-    let forgone = policy
-        .degrade
-        .iter()
-        .any(|d| d.value == Property::MemfdExec);
     add(
-        circumstances.sets_memfd_noexec() && !forgone,
+        circumstances.sets_memfd_noexec(),
         layers::LAYER_MEMFD_NOEXEC,
     );
     add(

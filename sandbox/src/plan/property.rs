@@ -255,8 +255,8 @@ const ROWS: &[Row] = &[
             Chosen("vm.memfd_noexec = 2 in its pid namespace", |c| {
                 if c.sets_memfd_noexec() {
                     Ok(())
-                } else if c.host.has(Feature::MemfdNoexec) {
-                    Err("only root can set it, and agentd runs as an ordinary user")
+                } else if c.seals_exist() {
+                    Err("only root can set it, where /proc/sys can be written")
                 } else {
                     Err("this kernel has none (Linux 6.3)")
                 }

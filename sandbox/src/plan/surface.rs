@@ -4,7 +4,7 @@
 use super::{LaunchInputs, Mode};
 use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd};
 use crate::seccomp::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};
-use agentd_kernel::probe::{Feature, HostCaps};
+use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use agentd_launch::plan::ExecFlags;
 
 /// Everything that decides.
@@ -60,12 +60,18 @@ impl Circumstances<'_> {
             && self.host.has(Feature::MemfdNoexec)
     }
 
+    /// Whether this kernel knows memory files that are sealed against execution, whoever may set the sysctl.
+    pub(crate) fn seals_exist(self) -> bool {
+        let probe = self.host.probe(Feature::MemfdNoexec);
+        probe.is_some_and(|p| !matches!(p.state, ProbeState::Unsupported { .. }))
+    }
+
     pub(crate) fn memory_files(self) -> MemoryFiles {
         match self.policy.exec.memfd {
             Memfd::Refused => MemoryFiles::Refused,
             Memfd::Any => MemoryFiles::Kernel,
             Memfd::Data if self.sets_memfd_noexec() => MemoryFiles::Kernel,
-            Memfd::Data if self.host.has(Feature::MemfdNoexec) => MemoryFiles::Sealed,
+            Memfd::Data if self.seals_exist() => MemoryFiles::Sealed,
             // Before Linux 6.3 nothing but having none would do; the policy has said by name that it goes without.
             Memfd::Data => MemoryFiles::Kernel,
         }

@@ -139,6 +139,26 @@ fn memory_files_without_a_seal_need_a_degradation_by_name() {
             .iter()
             .any(|d| d.property == "memfd-exec")
     );
+    // A container whose /proc/sys is read-only: the kernel knows the seal, and that is enough.
+    let mut container = host(7, &[]);
+    let denied = ProbeState::Denied {
+        capability: "a writable /proc/sys".into(),
+        why: "it is read-only".into(),
+    };
+    container.observe(Feature::MemfdNoexec, denied);
+    let planned = plan(
+        &load(data).unwrap(),
+        &without_grants(Mode::Root),
+        &container,
+    )
+    .unwrap();
+    assert_eq!(planned.required_layers & LAYER_MEMFD_NOEXEC, 0);
+    let held = |s: &&agentd_sandbox::PropertyStatus| s.property.name() == "memfd-exec";
+    let status = planned.summary.properties.iter().find(held).unwrap();
+    assert_eq!(
+        status.by,
+        ["seccomp: memory files only with MFD_NOEXEC_SEAL"]
+    );
     let none = "extends = \"base\"\n[exec]\nmemfd = \"none\"\n";
     assert!(plan(&load(none).unwrap(), &without_grants(Mode::User), &old).is_ok());
 }

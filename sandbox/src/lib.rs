@@ -19,7 +19,7 @@ pub mod seccomp;
 
 pub use plan::{
     Access, Degradation, GrantInput, HomeFile, LaunchInputs, ListenerPlan, Mode, PlanRefused,
-    PlanSummary, Property, PropertyStatus, SandboxPlan, StdioMode, TrustBundle, plan,
+    PlanSummary, Property, PropertyRow, PropertyStatus, SandboxPlan, StdioMode, TrustBundle, plan,
 };
 pub use policy::{
     CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, Limits, LoopbackPorts,

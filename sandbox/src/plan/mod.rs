@@ -17,7 +17,7 @@ mod view;
 mod wire;
 
 pub use inputs::{Access, GrantInput, HomeFile, LaunchInputs, Mode, StdioMode, TrustBundle};
-pub use property::{Property, PropertyStatus};
+pub use property::{Property, PropertyRow, PropertyStatus};
 pub use refused::PlanRefused;
 pub use summary::PlanSummary;
 use surface::Circumstances;

@@ -378,7 +378,34 @@ pub struct PropertyStatus {
     pub denied: Vec<String>,
 }
 
+/// One property as the documentation shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PropertyRow {
+    pub name: &'static str,
+    pub promise: &'static str,
+    /// Each with what it needs.
+    pub mechanisms: Vec<String>,
+    pub degradable: bool,
+}
+
 impl Property {
+    /// Every property, in the order of `policy show --plan`.
+    pub fn table() -> impl Iterator<Item = PropertyRow> {
+        let show = |mechanism: &Mechanism| match mechanism {
+            Always(name) => (*name).to_owned(),
+            Needs(name, feature) => format!("{name} (`{}`)", feature.name()),
+            Landlock(name, abi) => format!("{name} (ABI {abi})"),
+            SlotUid => "a reserved uid per agent and idmapped mounts (root)".to_owned(),
+            Chosen(name, _) => format!("{name} (by policy and mode)"),
+        };
+        ROWS.iter().map(move |row| PropertyRow {
+            name: row.name,
+            promise: row.promise,
+            mechanisms: row.mechanisms.iter().map(show).collect(),
+            degradable: row.degradable,
+        })
+    }
+
     pub fn name(self) -> &'static str {
         self.row().name
     }

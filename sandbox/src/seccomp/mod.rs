@@ -17,4 +17,5 @@ mod sets;
 mod table;
 
 pub use compile::{compile, to_bytes};
+pub use refused::refused_calls;
 pub use sets::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};

@@ -44,6 +44,19 @@ pub(super) const REFUSED: &[(Action, &str, &[&str])] = &[
     (ENOSYS, "the kernel's own, from its uprobes", &["uretprobe", "uprobe"]),
 ];
 
+/// The calls that no set allows: the error they get, why, and their names.
+pub fn refused_calls() -> impl Iterator<Item = (&'static str, &'static str, &'static [&'static str])>
+{
+    REFUSED.iter().map(|(action, why, names)| {
+        let error = match *action {
+            ENOSYS => "ENOSYS",
+            ENOLCK => "ENOLCK",
+            _ => "EPERM",
+        };
+        (error, *why, *names)
+    })
+}
+
 /// What a call gets that no entry allows.
 pub(super) fn answer(name: &str) -> Action {
     REFUSED

@@ -1,10 +1,14 @@
-//! `docs/policy.md` is true: its examples load, its mistakes give the errors it shows, its tables are complete.
+//! The documentation is true: the examples of `docs/policy.md` load, its mistakes give the errors it shows, its tables are
+//! complete; `docs/properties.md` and `docs/syscalls.md` are what the tables of the source say.
 
 use super::load;
 use agentd_sandbox::Property;
-use agentd_sandbox::seccomp::SyscallSet;
+use agentd_sandbox::seccomp::{SyscallSet, refused_calls};
+use std::fmt::Write;
 
 const POLICY_MD: &str = include_str!("../../../docs/policy.md");
+const PROPERTIES_MD: &str = include_str!("../../../docs/properties.md");
+const SYSCALLS_MD: &str = include_str!("../../../docs/syscalls.md");
 const HOST_MD: &str = include_str!("../../../docs/host-requirements.md");
 
 /// The fenced blocks with this info string, each with what follows it.
@@ -82,4 +86,53 @@ fn every_feature_is_in_the_host_requirements() {
             feature.name()
         );
     }
+}
+
+/// Compares a page with the part of it that the source says; the panic shows what belongs there.
+fn ends_with(page: &str, path: &str, expected: &str) {
+    assert!(
+        page.ends_with(expected),
+        "{path} does not end with what the source says, which is:\n{expected}"
+    );
+}
+
+#[test]
+fn the_properties_page_is_the_table_of_properties() {
+    let mut table = String::from(
+        "| property | promise | held by | may be given up |\n| --- | --- | --- | --- |\n",
+    );
+    for row in Property::table() {
+        let may = if row.degradable { "yes" } else { "" };
+        writeln!(
+            table,
+            "| `{}` | {} | {} | {may} |",
+            row.name,
+            row.promise,
+            row.mechanisms.join("; ")
+        )
+        .expect("a string");
+    }
+    ends_with(PROPERTIES_MD, "docs/properties.md", &table);
+}
+
+#[test]
+fn the_system_calls_page_is_the_sets_and_the_refusals() {
+    let mut table = String::new();
+    for set in SyscallSet::ALL {
+        writeln!(
+            table,
+            "## `{}`\n\n| call | why |\n| --- | --- |",
+            set.name()
+        )
+        .expect("a string");
+        for (name, why) in set.calls() {
+            writeln!(table, "| `{name}` | {why} |").expect("a string");
+        }
+        table.push('\n');
+    }
+    table.push_str("## In no set\n\n| calls | answer | why |\n| --- | --- | --- |\n");
+    for (error, why, names) in refused_calls() {
+        writeln!(table, "| `{}` | {error} | {why} |", names.join("` `")).expect("a string");
+    }
+    ends_with(SYSCALLS_MD, "docs/syscalls.md", &table);
 }

@@ -141,6 +141,12 @@ impl Surface {
                 }
             }
         };
+        if [SyscallSet::Debug, SyscallSet::Confinement]
+            .iter()
+            .all(|s| self.sets.contains(s))
+        {
+            restrict(inward::DEBUG_AND_CONFINEMENT);
+        }
         match self.memory_files {
             MemoryFiles::Refused => restrict(memory::NO_MEMFD),
             MemoryFiles::Sealed => restrict(memory::SEALED_MEMFD),
@@ -534,6 +540,28 @@ mod tests {
         }
         assert_eq!(decide("renameat2", [0, 0, 0, 0, 4, 0]), EINVAL);
         assert_eq!(decide("renameat2", [0, 0, 0, 0, 2, 0]), Action::Allow);
+    }
+
+    #[test]
+    fn what_debug_and_confinement_add_to_prctl_does_not_exclude_each_other() {
+        const PTRACER: u64 = 0x5961_6d61;
+        const SECCOMP: u64 = 22;
+        let with = |extra: &[SyscallSet], option| {
+            let mut surface = tight();
+            surface.sets.extend(extra);
+            decide_under(&surface, "prctl", [option, 0, 0, 0, 0, 0])
+        };
+        use SyscallSet::{Confinement, Debug};
+        for (extra, expected) in [
+            (&[][..], [EPERM, EPERM]),
+            (&[Debug], [Action::Allow, EPERM]),
+            (&[Confinement], [EPERM, Action::Allow]),
+            (&[Debug, Confinement], [Action::Allow, Action::Allow]),
+        ] {
+            let said = [with(extra, PTRACER), with(extra, SECCOMP)];
+            assert_eq!(said, expected.map(Some), "{extra:?}");
+            assert_eq!(with(extra, 15), Some(Action::Allow), "{extra:?}");
+        }
     }
 
     #[test]

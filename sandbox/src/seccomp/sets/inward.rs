@@ -3,6 +3,8 @@
 use super::super::rule::{EINVAL, EPERM, Rule, allow, allow_if, checked, clear, is};
 use super::process::{PERSONALITIES, PRCTL_OPTIONS};
 
+/// PR_SET_PTRACER: who may trace me, where Yama lets only parents; sanitizers name their own tracer.
+const PR_SET_PTRACER: &[u32] = &[0x5961_6d61];
 /// PR_SET_SECCOMP
 const PR_SET_SECCOMP: &[u32] = &[22];
 /// SECCOMP_FILTER_FLAG_NEW_LISTENER
@@ -18,6 +20,8 @@ pub(super) const DEBUG: &[Rule] = &[
     allow("process_vm_readv", "read the memory of a process that may be traced"),
     allow("process_vm_writev", "write it"),
     allow("kcmp", "whether two processes share a descriptor"),
+    checked("prctl", "as in process, and who may trace me",
+        &[allow_if(&[is(0, PRCTL_OPTIONS)]), allow_if(&[is(0, PR_SET_PTRACER)])], EPERM),
     checked("personality", "as in process, and the same addresses each time",
         &[allow_if(&[is(0, PERSONALITIES)]), allow_if(&[is(0, ADDR_NO_RANDOMIZE)])], EPERM),
 ];
@@ -32,3 +36,15 @@ pub(super) const CONFINEMENT: &[Rule] = &[
     allow("landlock_add_rule", "further rules for files and ports"),
     allow("landlock_restrict_self", "further rules for files and ports"),
 ];
+
+/// Both.
+pub(super) const DEBUG_AND_CONFINEMENT: &[Rule] = &[checked(
+    "prctl",
+    "as in process, further filters, and who may trace me",
+    &[
+        allow_if(&[is(0, PRCTL_OPTIONS)]),
+        allow_if(&[is(0, PR_SET_SECCOMP)]),
+        allow_if(&[is(0, PR_SET_PTRACER)]),
+    ],
+    EPERM,
+)];

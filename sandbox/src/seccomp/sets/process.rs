@@ -53,7 +53,6 @@ pub(super) const PRCTL_OPTIONS: &[u32] = &[
     65,          // PR_SET_MDWE: no memory that is written and executed
     66,          // PR_GET_MDWE
     0x5356_4d41, // PR_SET_VMA: names of mappings
-    0x5961_6d61, // PR_SET_PTRACER: who may trace me, under Yama
     0x4155_5856, // PR_GET_AUXV
 ];
 

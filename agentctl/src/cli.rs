@@ -5,6 +5,7 @@ pub mod audit;
 pub mod bench;
 pub mod bus;
 pub mod policy;
+pub mod selftest;
 pub mod tasks;
 pub mod units;
 pub mod upkeep;
@@ -112,6 +113,8 @@ pub enum LowVerb {
     Policy(policy::PolicyArgs),
     /// Say what this host can do, what is lost without the rest, and how to get it; needs no daemon
     Doctor,
+    /// Attack the sandbox on this host with the shipped escape suite, and say what a policy stops
+    Selftest(selftest::SelftestArgs),
     /// Print the versions of agentctl and of the daemon
     Version,
     /// End the daemon and its agents
@@ -187,6 +190,10 @@ pub struct RunArgs {
     /// Leave the agent in the background and print its id
     #[arg(short, long)]
     pub detach: bool,
+
+    /// Digest of the escape suite that is being run, for the record
+    #[arg(long, value_name = "SHA256", hide = true)]
+    pub suite: Option<String>,
 
     /// Keys that leave the agent running, or `none`
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]

@@ -120,6 +120,7 @@ pub enum Task {
     Upkeep(crate::verbs::upkeep::Task),
     Policy(crate::verbs::policy::Task),
     Audit(crate::verbs::audit::Task),
+    Selftest(crate::verbs::selftest::Task),
     Doctor,
     Version,
     Shutdown,
@@ -186,6 +187,8 @@ pub struct RunRequest {
     pub stdio: StdioMode,
     pub stay: Stay,
     pub detach_keys: DetachKeys,
+    /// Digest of the escape suite, for the record.
+    pub suite: Option<String>,
 }
 
 impl Invocation {
@@ -262,6 +265,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         LowVerb::Tasks(a) => Task::Tasks(crate::verbs::tasks::resolve(a.verb)?),
         LowVerb::Bus(a) => Task::Bus(crate::verbs::bus::resolve(a.verb)?),
         LowVerb::Bench(a) => Task::Bench(crate::verbs::bench::resolve(a.verb)?),
+        LowVerb::Selftest(a) => Task::Selftest(crate::verbs::selftest::resolve(a)?),
         LowVerb::Audit(a) => Task::Audit(crate::verbs::audit::resolve(a)?),
         LowVerb::Prune(a) => Task::Upkeep(crate::verbs::upkeep::resolve_prune(a)?),
         LowVerb::Db(a) => Task::Upkeep(crate::verbs::upkeep::resolve_db(a)?),
@@ -410,6 +414,7 @@ fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> 
             Stay::Attached
         },
         detach_keys: detach_keys(&args.detach_keys)?,
+        suite: args.suite,
     })
 }
 

@@ -81,6 +81,8 @@ pub struct LaunchSpec {
     pub unit: Option<String>,
     /// Topics whose messages go to the agent's inbox from its start, as far as the policy lets it follow them.
     pub subscriptions: Option<Vec<String>>,
+    /// SHA-256 of the escape suite that this launch runs (`agentctl selftest`), for the record: the caller's word.
+    pub suite: Option<String>,
     /// Put the attach socket into the reply, so that no output is lost and no round trip spent.
     pub attach: Option<bool>,
 }
@@ -110,6 +112,7 @@ impl LaunchSpec {
             detach: None,
             unit: None,
             subscriptions: None,
+            suite: None,
             attach: None,
         }
     }

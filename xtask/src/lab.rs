@@ -49,6 +49,8 @@ impl Programs {
             "-p",
             "agentd-broker",
             "-p",
+            "agentd-escape",
+            "-p",
             "agentd-testkit",
         ]);
         if profile == Profile::Release {

@@ -171,6 +171,7 @@ fn spec(
         .map(|p| text("HOME", p))
         .transpose()?;
     spec.user = std::env::var("USER").ok().filter(|u| !u.is_empty());
+    spec.suite = request.suite.clone();
     spec.detach = Some(request.stay == Stay::Detached);
     spec.attach = Some(request.stay == Stay::Attached);
     Ok(spec)

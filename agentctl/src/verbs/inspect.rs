@@ -106,6 +106,13 @@ struct Moment {
     text: String,
 }
 
+/// What else explains the launch.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    suite: Option<String>,
+}
+
 #[derive(Debug, Deserialize)]
 struct Record {
     id: agentd_api::AgentId,
@@ -118,6 +125,8 @@ struct Record {
     driver: String,
     mode: String,
     kernel: String,
+    #[serde(default)]
+    details: Details,
     state: String,
     started_at_ms: i64,
     ready_at_ms: Option<i64>,
@@ -252,6 +261,9 @@ fn show_launch(record: &Record, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn show_sandbox(record: &Record, out: &mut Out) -> Result<(), Failure> {
+    if let Some(suite) = &record.details.suite {
+        field(out, "escape suite", suite)?;
+    }
     section(out, "Layers really active")?;
     if record.layers.is_empty() {
         return out.line("  none: the sandbox never stood");

@@ -13,6 +13,7 @@ mod inspect;
 mod logs;
 pub mod policy;
 mod records;
+pub mod selftest;
 pub mod tasks;
 pub mod units;
 pub mod upkeep;
@@ -59,6 +60,7 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Tasks(task) => tasks::perform(context, task).await,
         Task::Bus(task) => bus::perform(context, task).await,
         Task::Bench(task) => bench::perform(context, task).await,
+        Task::Selftest(task) => selftest::run(context, &task).await,
         Task::Audit(task) => audit::run(context, task).await,
         Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,

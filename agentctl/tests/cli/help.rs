@@ -98,6 +98,7 @@ fn help_texts() {
         "policy test",
         "policy schema",
         "doctor",
+        "selftest",
         "version",
         "shutdown",
         "completions",

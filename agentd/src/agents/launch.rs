@@ -248,6 +248,7 @@ impl Daemon {
                 "settings": spec.settings.clone().unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>(),
                 "timeout_ms": spec.timeout_ms,
                 "unit": spec.unit,
+                "suite": spec.suite,
             }),
         }
     }

@@ -61,11 +61,21 @@ pub fn program(name: &str) -> PathBuf {
             );
             std::fs::copy(&from, dir.join(name)).expect("copy a program");
         }
+        // Not needed by any other test, so not demanded of whoever builds by hand.
+        let suite = built.join("agentd-escape");
+        if suite.exists() {
+            std::fs::copy(&suite, dir.join("agentd-escape")).expect("copy a program");
+        }
         // libtest has no exit hook.
         CleanUp::at_exit(&dir);
         dir
     });
     copies.join(name)
+}
+
+/// A program that may not have been built.
+pub fn optional_program(name: &str) -> Option<PathBuf> {
+    Some(program(name)).filter(|program| program.exists())
 }
 
 /// Removes a directory when this process has ended, however it ends.

@@ -13,6 +13,7 @@ mod isolation;
 mod malformed;
 mod run;
 mod secrets;
+mod selftest;
 mod ssh;
 mod standin;
 mod tasks;

@@ -28,8 +28,14 @@ const FILES: [(&str, &str, &str); 8] = [
     ("units", "usr/share/doc/agentd/units", ".toml"),
 ];
 
-/// The programs, all in `usr/bin`: agentd looks for its broker beside itself, agentctl for agentd.
-const PROGRAMS: [&str; 3] = ["agentd", "agentd-broker", "agentctl"];
+/// The programs and their directories: agentd looks for its broker beside itself, agentctl for agentd, and for the escape
+/// suite of `agentctl selftest` where programs are that nobody types.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("agentd", "usr/bin"),
+    ("agentd-broker", "usr/bin"),
+    ("agentctl", "usr/bin"),
+    ("agentd-escape", "usr/libexec/agentd"),
+];
 
 /// What the services make, removed only by `--purge`.
 const STATE: [&str; 4] = [
@@ -40,7 +46,11 @@ const STATE: [&str; 4] = [
 ];
 
 /// Directories of our own below the root; all others belong to the distribution.
-const OWN_DIRECTORIES: [&str; 2] = ["usr/share/doc/agentd/units", "usr/share/doc/agentd"];
+const OWN_DIRECTORIES: [&str; 3] = [
+    "usr/share/doc/agentd/units",
+    "usr/share/doc/agentd",
+    "usr/libexec/agentd",
+];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -98,9 +108,9 @@ pub fn uninstall(args: &UninstallArgs) -> Result<()> {
 pub fn items(programs: &Programs) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = PROGRAMS
         .iter()
-        .map(|name| Item {
+        .map(|(name, directory)| Item {
             source: programs.path(name),
-            target: Path::new("usr/bin").join(name),
+            target: Path::new(directory).join(name),
             mode: 0o755,
         })
         .collect();
@@ -224,7 +234,7 @@ mod tests {
         let (programs, to) = (scratch.path().join("bin"), scratch.path().join("root"));
         std::fs::create_dir_all(&programs).expect("made");
         std::fs::create_dir_all(&to).expect("made");
-        for name in PROGRAMS {
+        for (name, _) in PROGRAMS {
             std::fs::write(programs.join(name), name).expect("written");
         }
         let items = items(&Programs::in_directory(&programs).expect("there")).expect("listed");

@@ -3,8 +3,10 @@
 //!
 //! Runs as root, which also raises the victims; agents run as an ordinary user. User mode gets a daemon of its own.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -12,14 +14,19 @@ use serde_json::{Value, json};
 use super::{Bed, PROGRAMS, Teller, facts};
 use crate::attack::ours::{self, Mode};
 use crate::attack::suite::{Judgement, Outcome, Suite};
+use crate::child::capture;
 use crate::lab::Programs;
 
-/// Cases that stay open where nothing holds a property that the policy lets go.
-const DEGRADED: [(&str, &[&str]); 1] = [("memfd-exec", &["memfd"])];
+/// Cases, by how their ids begin, that stay open where nothing holds a property that the policy lets go.
+const DEGRADED: [(&str, &str); 1] = [("memfd-exec", "ex_memfd")];
+
+/// Gigabytes and thousands of processes: minutes here, no matter of the kernel's version, and `limits.*` show the limits.
+const LEFT_OUT: &str = "resource";
 
 pub fn cases(teller: &Teller, bed: &Bed) -> Result<()> {
     let suite = Suite::at(&Path::new(PROGRAMS).join("agentd-escape"))?;
     let programs = Programs::in_directory(PROGRAMS.as_ref())?;
+    let families = families(&suite)?;
     for policy in ["strict", "coding"] {
         teller.run(&format!("attack.{policy}"), || {
             let place = tempfile::Builder::new()
@@ -39,9 +46,23 @@ pub fn cases(teller: &Teller, bed: &Bed) -> Result<()> {
         })?;
     }
     teller.run("attack.coding.user", || {
-        let judged = ours::judge(&suite, &programs, "coding", Mode::User, &[])?;
+        let judged = ours::judge(&suite, &programs, "coding", Mode::User, &families)?;
         judge(teller, bed, "coding", Mode::User, &judged)
     })
+}
+
+/// The suite's families but the one that is left out.
+fn families(suite: &Suite) -> Result<Vec<String>> {
+    let said = capture(Command::new(suite.program()).arg("list"))?;
+    let list: Vec<Value> = serde_json::from_str(&said).context("read the list of cases")?;
+    let families: BTreeSet<String> = list
+        .iter()
+        .filter_map(|case| case["family"].as_str())
+        .filter(|family| *family != LEFT_OUT)
+        .map(str::to_owned)
+        .collect();
+    ensure!(!families.is_empty(), "the suite lists no cases");
+    Ok(families.into_iter().collect())
 }
 
 /// Reports a session, and fails for what is open and should not be.
@@ -74,8 +95,8 @@ fn judge(teller: &Teller, bed: &Bed, policy: &str, mode: Mode, judged: &Judgemen
     );
     let degraded = facts::degradations(bed, policy)?;
     let excused = |id: &str| {
-        DEGRADED.iter().any(|(property, cases)| {
-            degraded.iter().any(|name| name == property) && cases.contains(&id)
+        DEGRADED.iter().any(|(property, begin)| {
+            degraded.iter().any(|name| name == property) && id.starts_with(begin)
         })
     };
     let open: Vec<String> = judged

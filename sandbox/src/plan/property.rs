@@ -74,6 +74,13 @@ struct Row {
 
 use Mechanism::{Always, Chosen, Landlock, Needs, SlotUid};
 
+/// Another mechanism does better; there is nothing to say.
+const NOT_NEEDED: &str = "";
+
+/// A breakpoint is written into a mapping that nobody may write.
+const TRACERS_WRITE_CODE: &str =
+    "the set debug lets a tracer write into code; a policy with it says exec.write_exec = true";
+
 fn chosen(condition: bool, otherwise: &'static str) -> Result<(), &'static str> {
     if condition { Ok(()) } else { Err(otherwise) }
 }
@@ -262,10 +269,12 @@ const ROWS: &[Row] = &[
                 }
             }),
             Chosen("seccomp: memory files only with MFD_NOEXEC_SEAL", |c| {
-                chosen(
-                    c.memory_files() == MemoryFiles::Sealed,
-                    "another mechanism holds it, or this kernel does not know the seal (Linux 6.3)",
-                )
+                let why = if c.seals_exist() {
+                    NOT_NEEDED
+                } else {
+                    "this kernel does not know the seal (Linux 6.3)"
+                };
+                chosen(c.memory_files() == MemoryFiles::Sealed, why)
             }),
         ],
         degradable: true,
@@ -275,11 +284,16 @@ const ROWS: &[Row] = &[
         name: "w-xor-x",
         promise: "no memory is written and then executed",
         mechanisms: &[
-            Needs(
-                "seccomp: mmap, mprotect, pkey_mprotect, shmat",
-                Feature::Seccomp,
-            ),
-            Needs("PR_SET_MDWE", Feature::Mdwe),
+            Chosen("seccomp: mmap, mprotect, pkey_mprotect, shmat", |c| {
+                chosen(!c.allows(SyscallSet::Debug), TRACERS_WRITE_CODE)
+            }),
+            Chosen("PR_SET_MDWE", |c| {
+                chosen(!c.allows(SyscallSet::Debug), TRACERS_WRITE_CODE)?;
+                chosen(
+                    c.host.has(Feature::Mdwe),
+                    "this kernel has none (Linux 6.3)",
+                )
+            }),
         ],
         degradable: false,
     },
@@ -478,6 +492,7 @@ pub(crate) fn statuses(circumstances: Circumstances<'_>) -> Vec<PropertyStatus> 
             for mechanism in row.mechanisms {
                 match available(*mechanism, circumstances) {
                     Ok(name) => status.by.push(name),
+                    Err(Absent { why, .. }) if why == NOT_NEEDED => {}
                     Err(Absent { why, denied }) => {
                         if denied {
                             status.denied.push(why.clone());
@@ -532,6 +547,7 @@ fn available(
         ),
         Chosen(name, held) => match held(circumstances) {
             Ok(()) => Ok(name),
+            Err(NOT_NEEDED) => absent(NOT_NEEDED.into()),
             Err(why) => absent(format!("{name}: {why}")),
         },
     }

@@ -197,3 +197,29 @@ fn exec_and_ports_become_flags_layers_and_rules() {
         0
     );
 }
+
+#[test]
+fn a_tracer_writes_code_so_debug_needs_leave_for_that() {
+    let policy = "extends = \"base\"\n[syscalls]\nallow = [\"debug\"]\n";
+    let refused = plan(
+        &load(policy).unwrap(),
+        &without_grants(Mode::Root),
+        &host(7, &[]),
+    )
+    .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("a policy with it says exec.write_exec = true"),
+        "{refused}"
+    );
+    let allowed = format!("{policy}[exec]\nwrite_exec = true\n");
+    assert!(
+        plan(
+            &load(&allowed).unwrap(),
+            &without_grants(Mode::Root),
+            &host(7, &[])
+        )
+        .is_ok()
+    );
+}

@@ -323,7 +323,10 @@ for p in (pid, 1):
     print(call(101, 0x4206, p, 0, 0), words(os.getpid() if p == pid else 1, 310), words(os.getpid() if p == pid else 1, 311), call(312, os.getpid(), p, 0, 1, 1), call(438, raw(434, p, 0), 0, 0))
 os.kill(pid, 9)
 "#;
-    let with = TIGHT.replace("[degrade]", "[syscalls]\nallow = [\"debug\"]\n[degrade]");
+    let with = TIGHT.replace(
+        "[degrade]",
+        "[exec]\nwrite_exec = true\n[syscalls]\nallow = [\"debug\"]\n[degrade]",
+    );
     says(&with, script, |_| {
         vec!["ok ok ok ok EPERM", "EPERM EPERM EPERM EPERM EPERM"]
     });

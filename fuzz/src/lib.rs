@@ -1,4 +1,4 @@
-//! What is fuzzed: every reader of bytes and of shared memory that others write.
+//! What is fuzzed: every reader of bytes and of shared memory that others write, the policy language, and what is made of it.
 //!
 //! Each target is a function of bytes that panics when a promise is broken; `fuzz_targets/` puts libFuzzer in front of it. The
 //! corpus in `corpus/TARGET` and every crash that was ever found in `crashes/TARGET` are replayed by this crate's tests, which
@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod broker;
 pub mod bytes;
 pub mod hostile;
 pub mod input;
 pub mod lane;
 pub mod log;
+pub mod plan;
+pub mod policy;
 pub mod protect;
 pub mod router;
 
@@ -22,6 +25,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("arena_reader", arena::reader),
     ("arena_references", arena::references),
+    ("broker_protocol", broker::protocol),
     ("frames", bytes::frames),
     ("lane_consumer", lane::consumer),
     ("lane_open", lane::open),
@@ -31,11 +35,14 @@ pub const TARGETS: &[Target] = &[
     ("log_reader", log::reader),
     ("log_writer", log::writer),
     ("messages", bytes::messages),
+    ("plan", plan::planned),
+    ("policy", policy::parser),
     ("protect_altered", protect::altered),
     ("protect_forged", protect::forged),
     ("router", router::router),
     ("topics", bytes::topics),
     ("view", lane::view),
+    ("wire_plan", plan::wire),
 ];
 
 #[cfg(test)]

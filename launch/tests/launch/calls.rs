@@ -120,6 +120,7 @@ fn listen(listener: OwnedFd) -> BTreeSet<u32> {
 fn calls(
     mode: Mode,
     plan: &PlanBuilder,
+    grants: &[OwnedFd],
     declared: &[u32],
     meanwhile: impl FnOnce(&mut Sandbox),
 ) -> BTreeSet<u32> {
@@ -130,7 +131,7 @@ fn calls(
         let supervisor = scope.spawn(move || listen(receive.recv().expect("a listener")));
         let mut sandbox = as_broker(mode, || {
             send.send(load(&program)).expect("somebody listens");
-            spawn(mode, &bytes, &[])
+            spawn(mode, &bytes, grants)
         });
         meanwhile(&mut sandbox);
         (sandbox, supervisor.join().expect("the supervisor"))
@@ -211,7 +212,7 @@ fn declared() -> Vec<u32> {
 fn the_launcher_makes_no_call_that_it_does_not_declare() {
     for mode in modes() {
         for stdio in [Stdio::Pipes, Stdio::Pty { rows: 24, cols: 80 }] {
-            let unexpected = calls(mode, &everything(mode, stdio), &declared(), drive);
+            let unexpected = calls(mode, &everything(mode, stdio), &[], &declared(), drive);
             assert!(
                 unexpected.is_empty(),
                 "{mode:?} {stdio:?}: system calls {unexpected:?} are not in SYSTEM_CALLS"
@@ -221,11 +222,45 @@ fn the_launcher_makes_no_call_that_it_does_not_declare() {
 }
 
 #[test]
+fn grants_scratch_folders_and_protections_take_no_other_call() {
+    let placed = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER;
+    for mode in modes() {
+        let folder = crate::cover::workspace();
+        let grants =
+            [(); 2].map(|()| as_broker(Mode::Root, || grant(mode, folder.path(), inside_id())));
+        let mut plan = plan(
+            mode,
+            &["/bin/sh", "-c", "echo x > /scratch/new; rm /scratch/.env"],
+        );
+        plan.grant_mount(0, "/work", MountFlags::NONE)
+            .overlay(1, "/scratch", 1 << 20, 64, MountFlags::NOEXEC)
+            .protect("/scratch/.git/config", placed)
+            .protect("/scratch/.envrc", placed)
+            .protect("/work/.git/hooks", MountFlags::OPTIONAL)
+            .mask("/work/.env", MountFlags::NONE)
+            .mqueue("/dev/mqueue");
+        let unexpected = calls(mode, &plan, &grants, &declared(), |sandbox| {
+            let (fds, _) = sandbox.ready();
+            assert!(matches!(
+                sandbox.receive(),
+                Some((Status::Exited { .. }, _))
+            ));
+            drop(fds);
+            sandbox.wait();
+        });
+        assert!(
+            unexpected.is_empty(),
+            "{mode:?}: system calls {unexpected:?} are not in SYSTEM_CALLS"
+        );
+    }
+}
+
+#[test]
 fn a_launch_that_fails_makes_no_other_call_either() {
     for mode in modes() {
         let mut plan = plan(mode, &["/nowhere/program"]);
         plan.tmpfs("/run", 1 << 20, 64, 0o755, MountFlags::NONE);
-        let unexpected = calls(mode, &plan, &declared(), |sandbox| {
+        let unexpected = calls(mode, &plan, &[], &declared(), |sandbox| {
             assert!(matches!(sandbox.receive(), Some((Status::Failed(_), _))));
             sandbox.wait();
         });
@@ -243,7 +278,7 @@ fn a_call_that_is_not_declared_is_found() {
         .filter(|number| i64::from(*number) != libc::SYS_keyctl)
         .collect();
     for mode in modes() {
-        let unexpected = calls(mode, &everything(mode, Stdio::Pipes), &but_one, drive);
+        let unexpected = calls(mode, &everything(mode, Stdio::Pipes), &[], &but_one, drive);
         assert_eq!(
             unexpected.into_iter().map(i64::from).collect::<Vec<_>>(),
             [libc::SYS_keyctl]
@@ -256,7 +291,7 @@ fn every_call_that_is_declared_is_made() {
     let mut made = BTreeSet::new();
     for mode in modes() {
         for stdio in [Stdio::Pipes, Stdio::Pty { rows: 24, cols: 80 }] {
-            made.extend(calls(mode, &everything(mode, stdio), &[], drive));
+            made.extend(calls(mode, &everything(mode, stdio), &[], &[], drive));
         }
     }
     let idle: Vec<_> = SYSTEM_CALLS

@@ -11,7 +11,7 @@ use agentd_launch::status::{Status, Step};
 use crate::harness::*;
 
 /// A workspace of the user's: `.git/hooks/pre-commit`, `.git/config`, `.env`, `src/main`, all with their path as content.
-fn workspace() -> tempfile::TempDir {
+pub fn workspace() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
     for path in [".git/hooks/pre-commit", ".git/config", ".env", "src/main"] {

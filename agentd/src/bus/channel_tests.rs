@@ -9,10 +9,11 @@ use agentd_api::AgentId;
 use agentd_bus::access::Right;
 use agentd_bus::arena::segment::{Announce as _, SegmentOptions};
 use agentd_bus::arena::{BulkOptions, SealedPayload};
-use agentd_bus::channel::{Overflow, SocketOnly, Tag, Tier};
+use agentd_bus::channel::{Class, Overflow, SocketOnly, Tag, Tier, Waiting};
 use agentd_bus::client::{
-    Body, Client, FollowOptions, InPlaceError, IntoBulkError, LaneError, LaneOptions, LaneReceiver,
-    LaneSender, LastingError, LogOptions, SEALED_HELD_MAX, SealedSendError, SegmentArrival,
+    BellRefused, Body, Client, FollowOptions, InPlaceError, IntoBulkError, LaneError, LaneOptions,
+    LaneReceiver, LaneSender, LastingError, LogOptions, SEALED_HELD_MAX, SealedSendError,
+    SegmentArrival,
 };
 use agentd_bus::frame::{Frame, PeerId, WithFd, kind};
 use agentd_bus::lane::ring::{RecvError, SendError, SettleError};
@@ -21,7 +22,7 @@ use agentd_bus::log::{Delivery, RecvError as LogRecvError, Start};
 use agentd_bus::message::{Control, Status};
 use agentd_bus::router::ChannelKind;
 use agentd_bus::shm::memfd::{self, PageKind};
-use agentd_bus::wait::Source as _;
+use agentd_bus::wait::{Event, Park, Source as _, Waiter};
 use agentd_sandbox::IpcRules;
 
 use super::tests::{Fixture, Raw, WATCHDOG, a_bus_of_its_own, blocking, open_rules};
@@ -849,6 +850,47 @@ async fn sealed_payloads_reach_every_reader_of_a_log_and_lossy_ones_are_told_wha
         assert_eq!(there + gone, MANY, "each is there or told");
         // One more than are held: what was let go of while its reader asked for it had been passed on before.
         assert!((1..=SEALED_HELD_MAX as u32 + 1).contains(&there), "{there}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_waits_for_room_in_an_event_loop_by_its_own_bell() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    blocking(move || {
+        let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
+        let mut sent = 0;
+        while sender.try_send(tag(sent), b"x").is_ok() {
+            sent += 1;
+        }
+        sender.make_bell().unwrap();
+        let mut waiter = Waiter::new(Waiting::Blocking);
+        waiter.prefer(Some(Park::Bell));
+        let token = waiter
+            .add(sender, Class::Normal)
+            .map_err(|(why, _)| why)
+            .unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut buffer = Vec::new();
+            for number in 0..=sent {
+                assert_eq!(receiver.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
+            }
+        });
+        assert_eq!(
+            waiter.next(Some(WATCHDOG)).unwrap(),
+            Some(Event::Ready(token))
+        );
+        let sender = waiter.get_mut(token).unwrap();
+        sender.try_send(tag(sent), b"there is room").unwrap();
+        reading.join().unwrap();
+        let options = LaneOptions {
+            overflow: Overflow::DropOldest,
+            ..LaneOptions::with_slots(64)
+        };
+        let (mut never, _receiver) = lane_with(&a, &b, "b", options);
+        assert!(matches!(never.make_bell(), Err(BellRefused::NeverWaits)));
     })
     .await;
 }

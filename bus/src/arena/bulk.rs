@@ -28,10 +28,12 @@ use crate::shm::region::Words;
 /// `threshold_*`, compares both ways around it.
 pub const THRESHOLD_DEFAULT: usize = 512;
 
-/// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much: seldom, and so
-/// that it goes round in more memory than the caches next to the cores hold. A block that the receiver has just read is
-/// the slowest to write.
-const LOOK_BYTES: u64 = 4 << 20;
+/// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much, and so much memory it
+/// goes round in: what the caches next to two cores hold. More was never quicker (docs/journal, "What a bulk copy goes
+/// round in").
+const LOOK_BYTES: u64 = 1 << 20;
+/// Large payloads: so many of them, lest one side waits for the other at every one.
+const LOOK_PAYLOADS: u64 = 8;
 
 /// The receiver says how far it is when it has copied this much, whatever the lane's step: the sender's arena
 /// is smaller than its ring is long.
@@ -114,7 +116,7 @@ pub struct BulkSender<D: Words, C: Words, S: Supply> {
     arena: Arena<S::Memory>,
     supply: S,
     options: BulkOptions,
-    /// Bytes stored since the cursor was looked at last: the next look is after [`LOOK_BYTES`].
+    /// Bytes stored since the cursor was looked at last: the next look is after [`LOOK_BYTES`] or [`LOOK_PAYLOADS`].
     stored: u64,
     began: Instant,
     pace: Pace,
@@ -166,7 +168,7 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         }
         // Before the copy, which may be long.
         self.producer.room(REFERENCE_BYTES)?;
-        if self.stored >= LOOK_BYTES {
+        if self.stored >= LOOK_BYTES.max(LOOK_PAYLOADS * payload.len() as u64) {
             self.reclaim()?;
         }
         let stored = match self.arena.store(payload) {

@@ -69,7 +69,7 @@ impl End {
         self.link.call(frame, None).map(drop)
     }
 
-    /// A bell for this reader; the producer gets a copy.
+    /// A bell for this end; the other side gets a copy.
     pub fn make_bell(&self) -> Result<Bell, BellRefused> {
         let bell = Bell::new()?;
         let copy = bell.share()?;
@@ -95,9 +95,13 @@ impl Drop for End {
     }
 }
 
-/// Why a reader has no bell.
+/// Why an end has no bell.
 #[derive(Debug, thiserror::Error)]
 pub enum BellRefused {
+    #[error(
+        "a sender that never waits for room needs no bell: this lane drops its oldest messages"
+    )]
+    NeverWaits,
     #[error(transparent)]
     Bell(#[from] BellError),
     #[error(transparent)]
@@ -201,7 +205,7 @@ impl SegmentArrivals {
                     return Some(SegmentArrival::Dropped { index });
                 }
                 // A reader hears of nothing else.
-                Some(News::Reader { .. } | News::ReaderGone { .. } | News::Bell { .. }) => {}
+                Some(News::Reader { .. } | News::ReaderGone { .. }) => {}
                 None if self.inbox.has_news()
                     || (deadline.is_some() && self.inbox.wait(deadline)) =>
                 {

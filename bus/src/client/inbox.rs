@@ -38,16 +38,20 @@ pub(super) enum News {
     SegmentDropped {
         index: u32,
     },
-    /// The other side's bell.
-    Bell {
-        channel: u32,
-        bell: OwnedFd,
-    },
+}
+
+/// The other side's bell, and whose it is.
+#[derive(Debug)]
+pub(super) struct TheirBell {
+    pub channel: u32,
+    pub bell: OwnedFd,
 }
 
 #[derive(Debug, Default)]
 struct State {
     news: VecDeque<News>,
+    /// Apart from the news, because another part of an end takes them.
+    bells: VecDeque<TheirBell>,
     closed: bool,
 }
 
@@ -56,8 +60,10 @@ struct State {
 pub(super) struct Inbox {
     state: Mutex<State>,
     changed: Condvar,
-    /// There is something.
+    /// There is news.
     waiting: AtomicBool,
+    /// There is a bell.
+    rings: AtomicBool,
 }
 
 impl Inbox {
@@ -74,6 +80,29 @@ impl Inbox {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    pub fn push_bell(&self, bell: TheirBell) {
+        let mut state = self.lock();
+        if state.bells.len() < HELD && !state.closed {
+            state.bells.push_back(bell);
+            self.rings.store(true, Ordering::Release);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A look for the price of a load.
+    #[inline]
+    pub fn has_bells(&self) -> bool {
+        self.rings.load(Ordering::Acquire)
+    }
+
+    /// All bells that have come.
+    pub fn take_bells(&self) -> VecDeque<TheirBell> {
+        let mut state = self.lock();
+        self.rings.store(false, Ordering::Release);
+        std::mem::take(&mut state.bells)
     }
 
     /// Nothing more will come: the channel is over.
@@ -98,7 +127,7 @@ impl Inbox {
     pub fn wait(&self, deadline: Option<Instant>) -> bool {
         let mut state = self.lock();
         loop {
-            if !state.news.is_empty() {
+            if !state.news.is_empty() || !state.bells.is_empty() {
                 return true;
             }
             if state.closed {

@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 
 use super::ClientError;
-use super::inbox::{Inbox, News};
+use super::inbox::{Inbox, News, TheirBell};
 use super::mailbox::Mailbox;
 use super::serve::Subscriber;
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
@@ -455,21 +455,23 @@ impl Link {
             }
             Control::Bell { channel } => {
                 let log = self.lock().readers.get(&channel).copied();
-                self.news(log.unwrap_or(channel), News::Bell { channel, bell: fd });
+                if let Some(inbox) = self.inbox_of(log.unwrap_or(channel)) {
+                    inbox.push_bell(TheirBell { channel, bell: fd });
+                }
             }
             _ => {}
         }
     }
 
     fn news(&self, channel: u32, news: News) {
-        let inbox = self
-            .lock()
-            .channels
-            .get(&channel)
-            .map(|end| end.inbox.clone());
-        if let Some(inbox) = inbox {
+        if let Some(inbox) = self.inbox_of(channel) {
             inbox.push(news);
         }
+    }
+
+    fn inbox_of(&self, channel: u32) -> Option<Arc<Inbox>> {
+        let state = self.lock();
+        state.channels.get(&channel).map(|end| end.inbox.clone())
     }
 
     fn channel_closed(&self, channel: u32, status: Status) {

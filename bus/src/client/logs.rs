@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ends::{BellRefused, End, SegmentAnnouncer, SegmentArrivals};
-use super::inbox::News;
+use super::inbox::{News, TheirBell};
 use super::lanes::{SLOTS_MIN, refuse};
 use super::link::{Expected, Link, OfferedLog, Registered};
 use super::mailbox::{Mailbox, Received};
@@ -186,13 +186,15 @@ impl LogWriter {
 
     #[inline]
     fn look(&mut self) {
-        if self.end.inbox.has_news() {
+        if self.end.inbox.has_news() || self.end.inbox.has_bells() {
             self.take_news();
         }
     }
 
     #[cold]
     fn take_news(&mut self) {
+        // Before the news: a bell comes after its reader, so the reader of each of these is known or among them.
+        let bells = self.end.inbox.take_bells();
         for news in self.end.inbox.take() {
             match news {
                 News::Reader {
@@ -220,15 +222,14 @@ impl LogWriter {
                     // It may have been cut off in the meantime.
                     if self.writer.detach_reader(ReaderId(channel)).is_err() {}
                 }
-                News::Bell { channel, bell } => {
-                    // The bus has made sure that it is a bell, and it comes after its reader; one that has been cut
-                    // off meanwhile needs none.
-                    if let Ok(ringer) = Ringer::from_fd(bell) {
-                        self.writer.set_ringer(ReaderId(channel), ringer).ok();
-                    }
-                }
                 // Only readers are told of segments.
                 News::Segment { .. } | News::SegmentDropped { .. } => {}
+            }
+        }
+        for TheirBell { channel, bell } in bells {
+            // The bus has made sure that it is a bell; a reader that has been cut off meanwhile needs none.
+            if let Ok(ringer) = Ringer::from_fd(bell) {
+                self.writer.set_ringer(ReaderId(channel), ringer).ok();
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::patience::{Patience, Slept, Step, setup_flags};
 use crate::shm::region::{LINE_WORDS, Own, Words};
 use crate::shm::stamp;
-use crate::wait::Parking;
+use crate::wait::{Parking, Watch};
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -396,6 +396,14 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
             .iter()
             .filter(|reader| reader.delivery == Delivery::Reliable);
         reliable.min_by_key(|reader| reader.consumed())
+    }
+
+    /// For who waits for room where there always is some: a word that never is what was seen.
+    pub(crate) fn always(&self) -> Watch<'_> {
+        Watch {
+            word: self.data.word(HEAD_WORD),
+            seen: !self.next,
+        }
     }
 
     /// The doorbell's thread, for the checker to run.

@@ -287,12 +287,22 @@ fn segments_go_to_every_reader_late_ones_too_within_limits() {
 }
 
 #[test]
-fn a_bell_goes_from_the_reader_to_the_producer_once() {
+fn a_bell_goes_from_either_side_of_a_lane_to_the_other_once() {
     let mut bus = Bus::new(Limits::default());
     let (a, b) = (bus.join(1, "a"), bus.join(2, "b"));
+    let c = bus.join(3, "c");
     let lane = bus.lane(a, 2, b);
-    bus.say_with(a, 3, Control::Bell { channel: lane }, 7);
-    assert_eq!(status(&bus.take(a)), Status::MALFORMED);
+    bus.say_with(c, 3, Control::Bell { channel: lane }, 7);
+    assert_eq!(status(&bus.take(c)), Status::MALFORMED);
+    bus.say_with(a, 3, Control::Bell { channel: lane }, 6);
+    ok_result(&bus.take(a));
+    let (frame, fd) = bus.command(b);
+    assert_eq!(
+        (Control::parse(&frame.payload), fd),
+        (Ok(Control::Bell { channel: lane }), Some(6))
+    );
+    bus.say_with(a, 4, Control::Bell { channel: lane }, 6);
+    assert!(text(&bus.take(a)).contains("has its bell already"));
     bus.say_with(b, 3, Control::Bell { channel: lane }, 7);
     ok_result(&bus.take(b));
     let (frame, fd) = bus.command(a);

@@ -111,10 +111,16 @@ pub(super) struct Channel<F> {
     pub consumer: End,
     /// Why it is over; `None` while it is not.
     pub over: Option<Status>,
-    /// The consumer's eventfd has gone to the producer.
-    pub has_bell: bool,
+    pub bells: Bells,
     /// A lane's own; a log keeps those of all its readers.
     pub segments: Segments<F>,
+}
+
+/// Whose eventfd has gone to the other side.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bells {
+    pub reader: bool,
+    pub producer: bool,
 }
 
 /// The segments of one arena.

@@ -10,7 +10,7 @@ use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Response, Shape, Status};
 
 use super::channels::{
-    Channel, ChannelEvent, ChannelKind, ChannelOpened, Descriptor, End, Segments,
+    Bells, Channel, ChannelEvent, ChannelKind, ChannelOpened, Descriptor, End, Segments,
 };
 use super::dispatch::Refusal;
 use super::{ConnId, Effects, Now, Outgoing, Pending, PendingKind, PendingState, Router};
@@ -165,7 +165,7 @@ impl<F: Descriptor> Router<F> {
                     producer: end(open.asker, conn),
                     consumer: end(open.server, consumer),
                     over: None,
-                    has_bell: false,
+                    bells: Bells::default(),
                     segments: Segments::default(),
                 };
                 self.channels.insert(wire, channel);

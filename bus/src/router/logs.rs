@@ -16,7 +16,7 @@ use crate::message::{Control, Shape, Status};
 use crate::topic::{check_pattern, check_topic, matches};
 
 use super::channels::{
-    Channel, ChannelEvent, ChannelKind, ChannelOpened, Descriptor, End, Segments,
+    Bells, Channel, ChannelEvent, ChannelKind, ChannelOpened, Descriptor, End, Segments,
 };
 use super::dispatch::Refusal;
 use super::lanes::OFFER_TIMEOUT_MS;
@@ -298,7 +298,7 @@ impl<F: Descriptor> Router<F> {
             producer: end(peer, from_conn),
             consumer: end(open.server, conn),
             over: None,
-            has_bell: false,
+            bells: Bells::default(),
             segments: Segments::default(),
         };
         self.channels.insert(wire, channel);

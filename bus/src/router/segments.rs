@@ -88,7 +88,8 @@ impl<F: Descriptor> Router<F> {
         Ok(())
     }
 
-    /// A reader's eventfd, on its way to the producer. Once per channel.
+    /// The eventfd of one side, on its way to the other: a reader's, or that of a lane's producer, which waits for room.
+    /// Once per side.
     pub(super) fn pass_bell(
         &mut self,
         id: ConnId,
@@ -97,21 +98,34 @@ impl<F: Descriptor> Router<F> {
         fx: &mut Effects<F>,
     ) -> Result<(), Refusal> {
         let bell = fd.ok_or_else(|| malformed("a bell comes with its eventfd"))?;
-        let channel = self
-            .channels
-            .get_mut(&number)
-            .filter(|channel| channel.consumer.conn == Some(id))
-            .ok_or_else(|| malformed(format!("this connection reads no channel {number}")))?;
-        if std::mem::replace(&mut channel.has_bell, true) {
+        let no_side = || {
+            malformed(format!(
+                "this connection has no side of channel {number} that waits"
+            ))
+        };
+        let channel = self.channels.get_mut(&number).ok_or_else(no_side)?;
+        // One connection may be both sides; then the reader's comes first.
+        let of_reader = channel.consumer.conn == Some(id) && !channel.bells.reader;
+        let is_lane = channel.kind == ChannelKind::Lane;
+        let (has, other) = if of_reader {
+            (&mut channel.bells.reader, channel.producer.conn)
+        } else if is_lane && channel.producer.conn == Some(id) {
+            (&mut channel.bells.producer, channel.consumer.conn)
+        } else if channel.consumer.conn == Some(id) {
+            (&mut channel.bells.reader, None)
+        } else {
+            return Err(no_side());
+        };
+        if std::mem::replace(has, true) {
             return Err(malformed(format!("channel {number} has its bell already")));
         }
-        if let Some(producer) = channel.producer.conn {
+        if let Some(other) = other {
             let payload = Control::Bell { channel: number }
                 .encode()
                 .expect("fixed size");
             let frame = Frame::new(kind::COMMAND, PeerId::BUS, number, payload);
             let fd = Some(bell);
-            self.push_out(producer, Outgoing { frame, fd }, fx);
+            self.push_out(other, Outgoing { frame, fd }, fx);
         }
         Ok(())
     }

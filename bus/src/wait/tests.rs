@@ -684,3 +684,32 @@ fn sources_that_come_and_go_leave_nothing_behind() {
     closer.close(Status::PEER_GONE);
     assert_eq!(waiter.next(Some(Duration::ZERO)).unwrap(), None);
 }
+
+#[test]
+fn senders_without_room_are_rung_as_soon_as_there_is_some() {
+    let mut waiter = Waiter::new(Waiting::Blocking);
+    waiter.prefer(Some(Park::Bell));
+    let mut receivers = Vec::new();
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        let (mut producer, mut consumer) = lane();
+        while producer.try_send(tag(0), b"full").is_ok() {}
+        let bell = Bell::new().unwrap();
+        consumer.set_ringer(Ringer::from_fd(bell.share().unwrap()).unwrap());
+        producer.set_bell(bell);
+        receivers.push(consumer);
+        tokens.push(add(&mut waiter, producer, Class::Normal));
+    }
+    let asleep = waiter.next(Some(Duration::from_millis(20))).unwrap();
+    assert_eq!(asleep, None, "no room anywhere");
+    let mut last = receivers.remove(2);
+    let reading = std::thread::spawn(move || {
+        let mut buffer = Vec::new();
+        while last.try_recv(&mut buffer).unwrap().is_some() {}
+        last
+    });
+    assert_eq!(ready(&mut waiter), tokens[2]);
+    let producer = waiter.get_mut(tokens[2]).unwrap();
+    assert_eq!(producer.try_send(tag(1), b"there is"), Ok(()));
+    drop(reading.join().unwrap());
+}

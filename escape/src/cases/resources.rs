@@ -166,32 +166,20 @@ pub const CASES: &[Case] = &[
     .effect(Effect::Disk(3 * GIB / 2))
     .opens(DISK)
     .limit(60),
-    Case::new("rs_disk_write", "1.5 GiB in the workspace, written", |s| {
-        use std::io::Write;
-        let mut file = File::create(s.own())?;
-        let block = vec![b'x'; 4 << 20];
-        for _ in 0..384 {
-            file.write_all(&block)?;
-        }
-        done("1.5 GiB")
-    })
-    .effect(Effect::Disk(3 * GIB / 2))
-    .opens(DISK)
-    .limit(120),
     Case::new("rs_inode", "30,000 files in the workspace", |s| {
-        files(s, 30_000, 0)
+        files(s, 30_000)
     })
     .effect(Effect::Names(30_000))
     .opens(INODES)
     .limit(60),
     Case::new(
         "X28",
-        "an archive that unpacks to 30,000 files of 4 KiB",
-        |s| files(s, 30_000, 4096),
+        "an archive that unpacks to 2,048 files of 1 MiB",
+        |s| unpacked(s, 2048),
     )
-    .effect(Effect::Names(30_000))
-    .opens(INODES)
-    .limit(120),
+    .effect(Effect::Names(2048))
+    .opens(DISK)
+    .limit(60),
     Case::new("rs_tmp", "3 GiB in /tmp", |_| fill("/tmp/escape-fill"))
         .opens(Opening::Any(&[TMP]))
         .limit(60),
@@ -320,19 +308,28 @@ fn cpu(_: &Scene) -> Try {
     }
 }
 
-fn files(s: &Scene, count: u32, size: usize) -> Try {
+fn files(s: &Scene, count: u32) -> Try {
     let base = s.own();
     fs::create_dir_all(&base)?;
-    let content = vec![b'x'; size];
     for number in 0..count {
-        let path = base.join(number.to_string());
-        if size == 0 {
-            File::create(path)?;
-        } else {
-            fs::write(path, &content)?;
-        }
+        File::create(base.join(number.to_string()))?;
     }
     done(format!("{count} files"))
+}
+
+fn unpacked(s: &Scene, count: u32) -> Try {
+    let base = s.own();
+    fs::create_dir_all(&base)?;
+    for number in 0..count {
+        let path = base.join(number.to_string());
+        let file = File::create(&path)?;
+        if let Err(refused) = call!(libc::SYS_fallocate, file.as_raw_fd(), 0, 0, 1 << 20) {
+            // A name without content is no unpacked file.
+            fs::remove_file(&path)?;
+            return Err(refused);
+        }
+    }
+    done(format!("{count} files of 1 MiB"))
 }
 
 fn fill(path: &str) -> Try {

@@ -8,6 +8,7 @@ mod options;
 mod session;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 pub use options::Options;
 
@@ -16,6 +17,9 @@ use crate::openings::opened_by;
 use crate::report::{Judgement, Line, Outcome, Verdict};
 use crate::victims::{Ground, RaiseError, Victims};
 use crate::{catalogue, scene};
+
+/// How long after the session's end a sandbox may take to clean up after itself.
+const SETTLING: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum JudgeError {
@@ -79,8 +83,8 @@ fn program() -> Result<PathBuf, JudgeError> {
 }
 
 fn verdict(case: &Case, line: Option<&Line>, victims: &Victims) -> Verdict {
-    let (outcome, detail) = match effect(case, line, victims) {
-        Some(harm) => (Outcome::Escaped, harm),
+    let (outcome, detail) = match lasting_effect(case, line, victims) {
+        Some(harm) => (Outcome::Escaped, told(case, harm, line)),
         None => match line {
             None => (
                 Outcome::Unavailable,
@@ -103,6 +107,31 @@ fn verdict(case: &Case, line: Option<&Line>, victims: &Victims) -> Verdict {
         errno: line.and_then(|line| line.errno),
         detail,
         opened_by: None,
+    }
+}
+
+/// An effect that stays. Where the inside says that it was refused, what is there may be the sandbox's own place for the
+/// name, which goes away with it: that may take a moment after the session's end.
+fn lasting_effect(case: &Case, line: Option<&Line>, victims: &Victims) -> Option<String> {
+    let refused = line.is_some_and(|line| line.outcome == Outcome::Stopped);
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        let harm = effect(case, line, victims)?;
+        let settled = !refused || !matches!(case.effect, Effect::Workspace(_) | Effect::Home(_));
+        if settled || Instant::now() > deadline {
+            return Some(harm);
+        }
+        std::thread::sleep(SETTLING / 100);
+    }
+}
+
+/// The harm, and what the inside said when it did not mean to do any.
+fn told(case: &Case, harm: String, line: Option<&Line>) -> String {
+    match line {
+        Some(line) if line.outcome != Outcome::Escaped && case.effect != Effect::Inside => {
+            format!("{harm}, though inside: {}", line.detail)
+        }
+        _ => harm,
     }
 }
 

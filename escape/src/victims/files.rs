@@ -49,7 +49,7 @@ const CONFIGURED: [(&str, &str); 12] = [
     (".vscode/tasks.json", "{}\n"),
     (".vscode/settings.json", "{}\n"),
     ("src/main.c", "int main(void) { return 0; }\n"),
-    ("policy/agent.toml", "extends = \"coding\"\n"),
+    (".agentd/agent.toml", "extends = \"coding\"\n"),
 ];
 
 /// What a file is, as far as a session could change it.

@@ -159,15 +159,18 @@ fn sessions(args: &Args) -> Vec<(String, String, Mode)> {
 }
 
 fn peers(suite: &Suite, args: &Args, attacked: &mut Attacked) -> Result<()> {
-    for peer in peers::all() {
+    for peer in &peers::ALL {
         crate::stop::check()?;
         let row = format!("peer.{}", peer.name);
         eprintln!("== {}", peer.name);
-        match peer.command() {
-            Err(why) => attacked.report.skip(&row, format!("{why:#}")),
-            Ok(command) => {
+        match peer.prepare() {
+            Err(why) => {
+                crate::stop::check()?;
+                attacked.report.skip(&row, format!("{why:#}"));
+            }
+            Ok(prepared) => {
                 let judgement = suite.judge(&suite::Subject {
-                    command,
+                    command: prepared.command.clone(),
                     ..suite::Subject::none(&args.cases)
                 })?;
                 attacked.add(&row, &judgement, Promise::None);

@@ -33,6 +33,11 @@ const ADDED: [&str; 3] = [
     "fs.deny=${workspace}/conf/secret.key",
 ];
 
+/// The family that is also tried in a session that its time-out ends.
+const LIFE: &str = "life";
+/// That session's time-out: long enough for its few cases on a busy machine.
+const TIME_OUT: &str = "20s";
+
 /// Starts a daemon, attacks it, ends it.
 pub fn judge(
     suite: &Suite,
@@ -72,6 +77,40 @@ pub fn run(
     let shown = lab.ask(&["policy", "show", policy])?;
     std::fs::write(&effective, shown.to_string())
         .with_context(|| format!("write {}", effective.display()))?;
+    let mut judgement = session(suite, lab, (policy, &effective), mode, place, &[], cases)?;
+    if cases.is_empty() {
+        // Once more with an end from outside: a program that stays, and a time-out.
+        let life = [LIFE.to_owned()];
+        let time_out = ["--timeout", TIME_OUT];
+        let ended = session(
+            suite,
+            lab,
+            (policy, &effective),
+            mode,
+            place,
+            &time_out,
+            &life,
+        )?;
+        judgement
+            .verdicts
+            .extend(ended.verdicts.into_iter().map(|mut verdict| {
+                verdict.id += "@time-out";
+                verdict
+            }));
+    }
+    Ok(judgement)
+}
+
+/// One `agentctl run`. With a time-out the program inside does not end by itself.
+fn session(
+    suite: &Suite,
+    lab: &Lab,
+    (policy, effective): (&str, &Path),
+    mode: Mode,
+    place: Option<&Path>,
+    time_out: &[&str],
+    cases: &[String],
+) -> Result<Judgement> {
     let runtime_dir = lab.directory().join("run");
     let mut command = vec![
         lab.program("agentctl").display().to_string(),
@@ -82,10 +121,16 @@ pub fn run(
     for line in ADDED {
         command.extend(["--set".to_owned(), line.to_owned()]);
     }
-    command.extend(["--", "{program}", "inside", "{scene}", "{cases}"].map(str::to_owned));
+    command.extend(time_out.iter().map(|word| (*word).to_owned()));
+    let inside = if time_out.is_empty() {
+        "inside"
+    } else {
+        "hold"
+    };
+    command.extend(["--", "{program}", inside, "{scene}", "{cases}"].map(str::to_owned));
     suite.judge(&Subject {
         command,
-        policy: Some(effective),
+        policy: Some(effective.to_owned()),
         mode,
         runtime_dir: Some(runtime_dir),
         place: place.map(Path::to_owned),

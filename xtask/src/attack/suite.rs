@@ -179,16 +179,16 @@ impl Suite {
     }
 }
 
-/// Where the victims stand.
+/// Where victims stand, and peers that an ordinary user must reach.
 #[derive(Debug)]
-enum Place {
+pub enum Place {
     Given(PathBuf),
     /// Not below /tmp, which several sandboxes share with the host by design.
     Own(TempDir),
 }
 
 impl Place {
-    fn own() -> Result<Self> {
+    pub fn own() -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let parent = if rustix::process::geteuid().is_root() {
             PathBuf::from("/var/lib")
@@ -203,7 +203,7 @@ impl Place {
         Ok(Self::Own(directory))
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         match self {
             Self::Given(path) => path,
             Self::Own(directory) => directory.path(),

@@ -19,6 +19,8 @@ pub struct Case {
     pub opens: Opening,
     /// Why it can't succeed for an ordinary user without any sandbox; nothing where it does.
     pub cannot: Option<&'static str>,
+    /// It wants a session of its own: what is raised for it may be reason enough to refuse the launch.
+    pub alone: bool,
     /// When it has not answered by then, it is ended, in seconds.
     pub limit: u32,
     #[serde(skip)]
@@ -118,6 +120,7 @@ impl Case {
             effect: Effect::Inside,
             opens: Opening::Never,
             cannot: None,
+            alone: false,
             limit: 10,
             run,
         }
@@ -141,6 +144,11 @@ impl Case {
     /// It can't succeed even without a sandbox, for this reason.
     pub const fn cannot(mut self, why: &'static str) -> Self {
         self.cannot = Some(why);
+        self
+    }
+
+    pub const fn alone(mut self) -> Self {
+        self.alone = true;
         self
     }
 

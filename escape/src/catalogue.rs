@@ -14,7 +14,7 @@ pub fn all() -> Vec<Case> {
         .collect()
 }
 
-/// The cases with these ids or of these families; all for none.
+/// The cases with these ids or of these families; all for none. Those that want a session of their own only by their id.
 pub fn select(only: &[&str]) -> Result<Vec<Case>, String> {
     let all = all();
     for word in only {
@@ -26,7 +26,10 @@ pub fn select(only: &[&str]) -> Result<Vec<Case>, String> {
     }
     Ok(all
         .into_iter()
-        .filter(|case| only.is_empty() || only.iter().any(|word| matches(case, word)))
+        .filter(|case| match case.alone {
+            true => only.contains(&case.id),
+            false => only.is_empty() || only.iter().any(|word| matches(case, word)),
+        })
         .collect())
 }
 

@@ -404,10 +404,11 @@ pub const CASES: &[Case] = &[
     .cannot("the file system of the workspace minds case"),
     Case::new(
         "X11",
-        "a hard link in the workspace to a secret outside, made before the session",
+        "a hard link in the workspace to a secret that is denied, made before the session",
         |s| loot(s.planted()),
     )
-    .secret(),
+    .secret()
+    .alone(),
 ];
 
 fn below(root: &str, s: &Scene) -> String {

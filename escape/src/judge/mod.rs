@@ -57,7 +57,7 @@ pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
         .iter()
         .map(|case| {
             let line = ended.lines.iter().find(|line| line.id == case.id);
-            let mut verdict = verdict(case, line, &victims);
+            let mut verdict = verdict(case, line, &victims, &ended.how);
             if verdict.outcome == Outcome::Escaped {
                 verdict.opened_by = policy
                     .as_ref()
@@ -82,10 +82,11 @@ fn program() -> Result<PathBuf, JudgeError> {
     })
 }
 
-fn verdict(case: &Case, line: Option<&Line>, victims: &Victims) -> Verdict {
+fn verdict(case: &Case, line: Option<&Line>, victims: &Victims, session: &str) -> Verdict {
     let (outcome, detail) = match lasting_effect(case, line, victims) {
         Some(harm) => (Outcome::Escaped, told(case, harm, line)),
         None => match line {
+            None if case.alone => (Outcome::Stopped, format!("no session: {session}")),
             None => (
                 Outcome::Unavailable,
                 "the session ended before this case".into(),

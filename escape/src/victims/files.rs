@@ -15,7 +15,7 @@ use crate::case::{Case, Effect};
 use crate::scene::Scene;
 
 /// Cases for which the host plants something in the workspace before the session: a symbolic link to the case's file
-/// outside, a dangling one to the new name beside it, or a hard link.
+/// outside, a dangling one to the new name beside it, or a hard link to a denied file.
 const LINKS: [&str; 3] = ["fs_read_symlink", "ipc_path_symlink", "fs_chmod_symlink"];
 const DANGLING: [&str; 1] = ["fs_write_symlink"];
 const HARD_LINKS: [&str; 1] = ["X11"];
@@ -228,8 +228,8 @@ impl Files {
             symlink(outside.join(format!("{id}.new")), planted.join(id))?;
         }
         for id in HARD_LINKS {
-            if outside.join(id).exists() {
-                fs::hard_link(outside.join(id), planted.join(id))?;
+            if cases.iter().any(|case| case.id == id) {
+                fs::hard_link(self.root.join("home/work/.env"), planted.join(id))?;
             }
         }
         self.set_id_programs()

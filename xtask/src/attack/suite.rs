@@ -138,8 +138,43 @@ impl Suite {
         &self.program
     }
 
-    /// Runs one session and judges it.
+    /// Cases that want a session of their own, by id.
+    fn alone(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Case {
+            id: String,
+            alone: bool,
+        }
+        let list = child::capture(Command::new(&self.program).arg("list"))?;
+        let cases: Vec<Case> =
+            serde_json::from_str(&list).context("read what agentd-escape list printed")?;
+        Ok(cases
+            .into_iter()
+            .filter(|case| case.alone)
+            .map(|case| case.id)
+            .collect())
+    }
+
+    /// Judges every case: one session for most, and one each for those that want one of their own. Or only the cases that
+    /// the subject names, in one session.
     pub fn judge(&self, subject: &Subject) -> Result<Judgement> {
+        let mut judgement = self.judge_session(subject)?;
+        if subject.cases.is_empty() {
+            for id in self.alone()? {
+                let alone = Subject {
+                    cases: vec![id],
+                    ..subject.clone()
+                };
+                judgement
+                    .verdicts
+                    .extend(self.judge_session(&alone)?.verdicts);
+            }
+        }
+        Ok(judgement)
+    }
+
+    /// Runs one session and judges it.
+    fn judge_session(&self, subject: &Subject) -> Result<Judgement> {
         let place = match &subject.place {
             Some(place) => Place::Given(place.clone()),
             None => Place::own()?,

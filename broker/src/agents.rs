@@ -172,6 +172,10 @@ impl Agent {
             next_try: now,
             give_up: now + REMOVAL_PATIENCE,
         });
+        // Everything in the pid namespace is dead, so nobody is left whom the names have to be kept from.
+        if let Some(placeholders) = self.placeholders.take() {
+            placeholders.remove();
+        }
     }
 
     /// Removes the cgroup of a dying agent and learns how its init ended; the event to send once that is done.
@@ -213,9 +217,6 @@ impl Agent {
                 return None;
             }
         };
-        if let Some(placeholders) = self.placeholders.take() {
-            placeholders.remove();
-        }
         let stats = stats(dying.usage);
         self.state = State::Gone { wait_status, stats };
         self.group = None;

@@ -60,6 +60,9 @@ pub struct Kept {
     /// Kept output in bytes.
     pub output_bytes: u64,
     pub deadline: Option<Deadline>,
+    /// The broker has placeholders to remove when it has ended.
+    #[serde(default)]
+    pub keeps_names: bool,
     /// Somebody has asked for its end.
     #[serde(default)]
     pub ending: Option<Ending>,
@@ -262,6 +265,7 @@ pub(super) mod tests {
             stdio: StdioMode::Pty { rows: 24, cols: 80 },
             output_bytes: 1 << 20,
             deadline: Some(Deadline::after(Duration::from_secs(60))),
+            keeps_names: true,
             ending: None,
             descriptors: vec!["stdin".into(), listener_name(3)],
             links: serde_json::Map::new(),

@@ -539,6 +539,7 @@ fn kept_of(
         stdio: stdio_mode(driver, spec),
         output_bytes: plan.limits.output_bytes.unwrap_or(log_limit_bytes),
         deadline: limit.into_iter().flatten().min().map(Deadline::after),
+        keeps_names: plan.keeps_names,
         ending: None,
         // Filled in when the broker gets them.
         descriptors: Vec::new(),

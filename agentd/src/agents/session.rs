@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, Command};
-use super::broker::BrokerLink;
+use super::broker::{BrokerError, BrokerLink};
 use super::hold::Hold;
 use super::kept;
 use super::status::{self, StatusError, StatusLink};
@@ -37,6 +37,8 @@ pub struct Session {
     pub commands: mpsc::Receiver<Command>,
     /// Absolute end by `--timeout` or the policy's wall clock.
     pub deadline: Option<(Instant, Duration)>,
+    /// The broker has files to remove when it has ended.
+    pub keeps_names: bool,
     /// Why its end was begun, if an earlier agentd began it.
     pub reason: Option<ExitCause>,
     /// What the reports so far amount to; it says which may follow.
@@ -54,6 +56,12 @@ pub struct Ending {
     pub exit: ExitInfo,
     /// The broker's last figures; `None` when the broker itself has gone.
     pub gone: Option<Gone>,
+}
+
+/// The broker's last word, if there is a broker to say it.
+fn word_of_end(agent: &Agent, end: Result<Gone, BrokerError>) -> Option<Gone> {
+    end.inspect_err(|error| tracing::warn!(agent = %agent.identity, "{error}"))
+        .ok()
 }
 
 impl Session {
@@ -163,15 +171,14 @@ impl Session {
             _ => Happening::Vanished,
         });
         let exit = explain(reported, reason, self.life.end_cause());
+        // Whoever ran the program finds the workspace as it is afterwards.
+        let clean_first = self.keeps_names && gone.is_none();
+        if clean_first {
+            gone = word_of_end(&self.agent, end.as_mut().await);
+        }
         self.agent.farewell(&exit, self.output);
-        if gone.is_none() {
-            gone = match end.await {
-                Ok(end) => Some(end),
-                Err(error) => {
-                    tracing::warn!(agent = %self.agent.identity, "{error}");
-                    None
-                }
-            };
+        if gone.is_none() && !clean_first {
+            gone = word_of_end(&self.agent, end.await);
         }
         Ending { exit, gone }
     }

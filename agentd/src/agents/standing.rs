@@ -292,6 +292,7 @@ impl Daemon {
             deadline: kept
                 .deadline
                 .map(|deadline| (Instant::now() + deadline.left(), deadline.limit())),
+            keeps_names: kept.keeps_names,
             reason: kept.ending.map(|ending| ending.cause),
             life,
             output,

@@ -180,3 +180,50 @@ fn a_detached_agent_is_listed_stopped_and_waited_for() {
         assert!(out.contains("stopped"), "{out}");
     }
 }
+
+#[test]
+fn names_that_were_kept_are_gone_when_the_program_has_ended() {
+    const POLICY: [&str; 6] = [
+        "--set",
+        "fs.protect=${workspace}/.envrc",
+        "--set",
+        "fs.protect=${workspace}/.editor/",
+        "--set",
+        "fs.deny=${workspace}/.secret",
+    ];
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let script =
+            "for f in .envrc .editor/x .secret; do echo x > $f && echo $f; done; ls -d .editor";
+        let (code, out, err) = text(&daemon.run_with(work.path(), &POLICY, &["sh", "-c", script]));
+        assert_eq!((code, out.as_str()), (0, ".editor\n"), "{mode:?}: {err}");
+        let left = std::fs::read_dir(work.path()).expect("list").count();
+        assert_eq!(left, 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn under_strict_the_workspace_is_changed_for_the_program_alone() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let file = work.path().join("file");
+        std::fs::write(&file, "as it was").expect("write");
+        let before = std::fs::metadata(&file).expect("metadata");
+        let script = "echo changed > file; mkdir new; cat file; ls";
+        let options = ["--policy", "strict"];
+        let (code, out, err) = text(&daemon.run_with(work.path(), &options, &["sh", "-c", script]));
+        assert_eq!(
+            (code, out.as_str()),
+            (0, "changed\nfile\nnew\n"),
+            "{mode:?}: {err}"
+        );
+        let after = std::fs::metadata(&file).expect("metadata");
+        assert_eq!(
+            (before.ino(), before.ctime_nsec()),
+            (after.ino(), after.ctime_nsec())
+        );
+        assert_eq!(std::fs::read_dir(work.path()).expect("list").count(), 1);
+    }
+}

@@ -64,6 +64,8 @@ pub struct SandboxPlan {
     /// `LAYER_*` bits that must be active or the launcher fails.
     pub required_layers: u64,
     pub listeners: Vec<ListenerPlan>,
+    /// Placeholders may have to be made on the host, and removed when the sandbox has ended.
+    pub keeps_names: bool,
     pub egress: EgressRules,
     pub model: ModelRules,
     pub ipc: IpcRules,
@@ -120,6 +122,7 @@ pub fn plan(
     let wire = parts.encode()?;
     let summary = summary::summary(&parts, properties);
     Ok(SandboxPlan {
+        keeps_names: parts.view.keeps_names(),
         wire,
         summary,
         degradations,

@@ -101,6 +101,16 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Whether a name on a grant is to be kept that nothing may have yet.
+    pub(crate) fn keeps_names(&self) -> bool {
+        let on_grant = |path: &Path| {
+            let mount = self.mounts.iter().rfind(|m| path.starts_with(&m.dst));
+            mount.is_some_and(|m| matches!(m.source, Source::Grant(_)))
+        };
+        let mut covers = self.masks.iter().chain(&self.protected);
+        covers.any(|c| c.absent != Absent::Free && on_grant(&c.path))
+    }
+
     /// Whether something of the host or the sandbox is mounted at or above this path.
     pub(crate) fn shows(&self, path: &Path) -> bool {
         self.mounts

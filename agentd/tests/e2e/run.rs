@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 
-use crate::harness::{Daemon, modes, output, text, wait_until};
+use crate::harness::{Daemon, Mode, modes, output, text, wait_until};
 
 #[test]
 fn exit_codes_are_the_programs_own_or_dockers() {
@@ -204,15 +204,21 @@ fn names_that_were_kept_are_gone_when_the_program_has_ended() {
 }
 
 #[test]
-fn under_strict_the_workspace_is_changed_for_the_program_alone() {
+fn a_scratch_workspace_is_changed_for_the_program_alone() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
         let work = daemon.workspace();
         let file = work.path().join("file");
         std::fs::write(&file, "as it was").expect("write");
+        let owner = Some(daemon.owner());
+        std::os::unix::fs::chown(&file, owner, owner).expect("chown");
         let before = std::fs::metadata(&file).expect("metadata");
         let script = "echo changed > file; mkdir new; cat file; ls";
-        let options = ["--policy", "strict"];
+        // strict goes without nothing, so it needs what an ordinary user hasn't got: cgroups.
+        let options = match mode {
+            Mode::Root => ["--policy", "strict"],
+            Mode::User => ["--set", "fs.scratch=${workspace}"],
+        };
         let (code, out, err) = text(&daemon.run_with(work.path(), &options, &["sh", "-c", script]));
         assert_eq!(
             (code, out.as_str()),

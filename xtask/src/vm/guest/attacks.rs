@@ -40,7 +40,7 @@ pub fn cases(teller: &Teller, bed: &Bed) -> Result<()> {
                 policy,
                 Mode::Root,
                 Some(place.path()),
-                &[],
+                &families,
             )?;
             judge(teller, bed, policy, Mode::Root, &judged)
         })?;

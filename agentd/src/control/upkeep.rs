@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentd_api::upkeep::{AuditHead, PruneOptions, Pruned};
 use agentd_api::{AgentId, Error, LogOptions};
@@ -12,6 +13,9 @@ use agentd_storage::Viewer;
 use crate::agents::Caller;
 use crate::agents::log::{self, Extent, Follow, OutputLog};
 use crate::daemon::Daemon;
+
+/// How long pruning waits for ends to be on record.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The object at `/org/agentd1` of one caller's connection.
 #[derive(Debug)]
@@ -40,6 +44,16 @@ impl UpkeepObject {
 #[zbus::interface(name = "org.agentd1.Upkeep")]
 impl UpkeepObject {
     async fn prune(&self, options: PruneOptions) -> Result<Pruned, Error> {
+        // Whoever has just seen an agent end means that one too, and hears of ends a moment before they are on record.
+        // On a full disk they never are until something is pruned: then it goes on without them.
+        let settled = async {
+            for agent in self.daemon.agents.visible(self.caller) {
+                agent.settled().await;
+            }
+        };
+        if tokio::time::timeout(SETTLE_LIMIT, settled).await.is_err() {
+            tracing::warn!("pruning without agents whose end is not on record yet");
+        }
         let viewer = Viewer::from_uid(self.caller.uid);
         let pruned = self.daemon.prune(viewer, &options).await;
         pruned.map_err(|error| Error::Unavailable(error.to_string()))

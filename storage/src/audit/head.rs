@@ -166,22 +166,33 @@ pub(crate) fn path_of(record: &Path) -> PathBuf {
 }
 
 /// The open file. Each head is one write over the one before; a power cut may leave an older head, never a newer one
-/// than the database holds, because it is written after the COMMIT.
-pub(crate) struct HeadFile(File);
+/// than the database holds, because it is written after the COMMIT. The first one is synced, so that there is one for ever.
+pub(crate) struct HeadFile {
+    file: File,
+    synced: bool,
+}
 
 impl HeadFile {
     pub(crate) fn open(record: &Path) -> io::Result<Self> {
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path_of(record))
-            .map(Self)
+            .open(path_of(record))?;
+        Ok(Self {
+            file,
+            synced: false,
+        })
     }
 
-    pub(crate) fn write(&self, head: &Head) -> io::Result<()> {
-        self.0.write_all_at(head.line().as_bytes(), 0)
+    pub(crate) fn write(&mut self, head: &Head) -> io::Result<()> {
+        self.file.write_all_at(head.line().as_bytes(), 0)?;
+        if !self.synced {
+            self.file.sync_all()?;
+            self.synced = true;
+        }
+        Ok(())
     }
 }
 

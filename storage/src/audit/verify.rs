@@ -343,9 +343,16 @@ impl<'a> Verifier<'a> {
     fn entry(&mut self, row: &SqliteRow) -> Option<Link> {
         let read = || {
             let entry = entry_of(row)?;
-            let head = match entry.ends {
-                true => Some((row.try_get("at_ms")?, bytes(row, "signature")?)),
-                false => None,
+            // Only a head has a time, and it is signed with it.
+            let at_ms: Option<i64> = row.try_get("at_ms")?;
+            let head = match (entry.ends, at_ms) {
+                (true, Some(at_ms)) => Some((at_ms, bytes(row, "signature")?)),
+                (false, None) => None,
+                _ => {
+                    return Err(sqlx::Error::Decode(
+                        "a time and no signature, or the other way".into(),
+                    ));
+                }
             };
             Ok((entry, head))
         };

@@ -1,6 +1,6 @@
 //! The messages' bytes: one fixed layout for each kind, checked whole.
 //!
-//! Pure. Untrusted input is refused with a [`DecodeError`] unless it is exactly what encoding would have made of it.
+//! Pure. Untrusted input is refused with a [`DecodeError`]: a request, unless it is exactly what encoding would have made of it.
 
 use super::{
     CgroupFeatures, DecodeError, ErrorCode, Failure, Gone, Held, HeldState, Launch, Launched,

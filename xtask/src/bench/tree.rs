@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::Effort;
-use super::report::Report;
+use super::report::{Report, median};
 use crate::child::{Child, run};
 use crate::lab::{Lab, Programs, Setup, pid_of, tree_of};
 use crate::stop::{Woken, wait_readable};
@@ -33,8 +33,6 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Resu
     let stopped = repeat(rounds, || stop(&lab))?;
     let timed_out = repeat(rounds, || time_out(&lab))?;
     drop(lab);
-    report.row("tree.stop", "ms", &stopped, Some(LIMIT_MS));
-    report.row("tree.timeout", "ms", &timed_out, Some(LIMIT_MS));
 
     let crash = |setup: Setup<'_>, which: Which| {
         repeat(rounds, || {
@@ -42,12 +40,25 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Resu
             crash(&mut lab, which)
         })
     };
+    let crashed = crash(Setup::default(), Which::Both)?;
+    // The promise is about each of them, so the slowest is its figure.
+    let middle = |samples: &[f64]| median(samples).map_or(f64::INFINITY, |(value, _)| value);
+    let slowest = [&stopped, &timed_out, &crashed]
+        .into_iter()
+        .max_by(|a, b| f64::total_cmp(&middle(a), &middle(b)));
     report.row(
-        "tree.crash",
+        "kill",
         "ms",
-        &crash(Setup::default(), Which::Both)?,
+        slowest.map_or(&[], Vec::as_slice),
         Some(LIMIT_MS),
     );
+    for (id, samples) in [
+        ("tree.stop", &stopped),
+        ("tree.timeout", &timed_out),
+        ("tree.crash", &crashed),
+    ] {
+        report.row(id, "ms", samples, Some(LIMIT_MS));
+    }
     let no_grace = Setup {
         lifeline_grace_ms: Some(0),
         ..Setup::default()

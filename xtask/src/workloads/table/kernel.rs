@@ -52,6 +52,30 @@ END
         ..Workload::PLAIN
     },
     Workload {
+        name: "posix-mqueue",
+        needs: &["cc"],
+        run: r#"
+            cat > main.c <<'END'
+#include <fcntl.h>
+#include <mqueue.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    struct mq_attr attr = { .mq_maxmsg = 4, .mq_msgsize = 16 }; char text[16];
+    mqd_t queue = mq_open("/workload", O_CREAT | O_EXCL | O_RDWR, 0600, &attr);
+    if (queue == (mqd_t)-1) { perror("mq_open"); return 1; }
+    if (fork() == 0) _exit(mq_send(queue, "queued", 7, 1) != 0);
+    if (mq_receive(queue, text, 16, 0) != 7) return 2;
+    wait(0); puts(text); return mq_unlink("/workload");
+}
+END
+            cc -o main main.c -lrt; ./main
+        "#,
+        check: r#"[ "$(cat "$OUT")" = queued ]"#,
+        ..Workload::PLAIN
+    },
+    Workload {
         name: "sysv-ipc",
         needs: &["ipcmk", "ipcs", "ipcrm"],
         run: r#"

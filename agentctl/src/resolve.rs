@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use agentd_api::dirs::DirEnv;
 use agentd_api::{Driver, StdioMode};
-use agentd_sandbox::PolicyRef;
+use agentd_sandbox::policy::read_policy_file;
+use agentd_sandbox::{PolicyError, PolicyRef};
 
 use crate::cli::units::{ConfigFileArgs, FromArg, LowConfigVerb, LowUnitsVerb};
 use crate::cli::{LowArgs, LowVerb, RunArgs};
@@ -398,6 +399,7 @@ fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> 
     };
     let mut settings = settings(&args.settings)?;
     settings.extend(env(&args.env)?);
+    settings.extend(hidden(context, &workspace));
     Ok(RunRequest {
         argv,
         policy: policy_ref(&args.policy)?,
@@ -464,13 +466,23 @@ pub(crate) fn policy_ref(typed: &str) -> Result<PolicyRef, Failure> {
     if !is_file {
         return Ok(PolicyRef::Name(typed.to_owned()));
     }
-    match std::fs::read_to_string(typed) {
+    match read_policy_file(Path::new(typed)) {
         Ok(text) => Ok(PolicyRef::Text {
             origin: typed.to_owned(),
             text,
         }),
-        Err(e) => Err(Failure::usage(format!("can't read policy file {typed}"), e)
-            .try_next("agentctl policy list")),
+        Err(PolicyError::Read { source, .. }) => Err(Failure::usage(
+            format!("can't read policy file {typed}"),
+            source,
+        )
+        .try_next("agentctl policy list")),
+        Err(PolicyError::Untrusted {
+            problem, remedy, ..
+        }) => {
+            let what = format!("can't use policy file {typed}");
+            Err(Failure::usage(what, problem).try_next(remedy))
+        }
+        Err(e) => Err(Failure::usage(format!("can't use policy file {typed}"), e)),
     }
 }
 
@@ -483,6 +495,17 @@ pub(crate) fn settings(typed: &[String]) -> Result<Vec<(String, String)>, Failur
         )),
     };
     typed.iter().map(split).collect()
+}
+
+/// The daemon's own folders are no part of a workspace, even of one that holds them: through its socket an agent could
+/// ask for anything.
+fn hidden(context: &Context, workspace: &Workspace) -> Vec<(String, String)> {
+    let mut dirs = vec![context.dirs.runtime_dir(context.runtime_dir.as_deref())];
+    dirs.extend(context.dirs.state_dir(None));
+    let dirs = dirs.into_iter().filter_map(|d| d.canonicalize().ok());
+    dirs.filter(|d| workspace.path().is_some_and(|w| d != w && d.starts_with(w)))
+        .filter_map(|d| Some(("fs.deny".to_owned(), d.to_str()?.to_owned())))
+        .collect()
 }
 
 /// `--env` is a setting of the policy: what is named by hand gets in, whatever else is passed on.

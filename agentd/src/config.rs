@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::agents::log::MIN_LIMIT_BYTES;
+use crate::ceilings::Ceiling;
 use crate::egress::NetConfig;
 use crate::gateway::ModelConfig;
 
@@ -23,6 +24,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub model: ModelConfig,
     pub net: NetConfig,
+    /// What launches of each user may be at most.
+    pub ceilings: Vec<Ceiling>,
     /// The same for people and programs: `file`, `present`, `values` (key, value, file, line), `unit_dirs`,
     /// `pool_ceiling`.
     pub document: serde_json::Value,
@@ -127,6 +130,7 @@ struct RawConfig {
     retention: RawRetention,
     model: ModelConfig,
     net: NetConfig,
+    ceiling: Vec<Ceiling>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -366,6 +370,7 @@ impl Config {
             },
             model: raw.model,
             net: raw.net,
+            ceilings: raw.ceiling,
         })
     }
 }
@@ -444,6 +449,22 @@ mod tests {
         );
         assert_eq!(of("daemon.user")["file"], "default");
         assert_eq!(of("units.pool_ceiling")["value"], "10");
+    }
+
+    #[test]
+    fn ceilings_are_for_users_groups_or_everyone() {
+        let text = "[[ceiling]]\npolicy = \"review\"\n[[ceiling]]\nusers = [\"ada\", 1001]\ngroups = [\"staff\"]\npolicy = \"coding\"\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.ceilings.len(), 2);
+        assert!(config.ceilings[0].users.is_empty() && config.ceilings[1].users.len() == 2);
+        assert!(
+            parse("[[ceiling]]\nusers = [\"ada\"]\n").is_err(),
+            "no policy"
+        );
+        assert!(
+            parse("[[ceiling]]\nuser = \"ada\"\npolicy = \"x\"\n").is_err(),
+            "no such key"
+        );
     }
 
     #[test]

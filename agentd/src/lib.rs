@@ -20,6 +20,7 @@ pub mod agents;
 pub mod approvals;
 pub mod audit;
 pub mod bus;
+pub mod ceilings;
 pub mod config;
 pub mod control;
 pub mod daemon;

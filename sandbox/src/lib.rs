@@ -27,6 +27,6 @@ pub use policy::{
     PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
 };
 pub use rules::{
-    Decision, EgressRules, IpcRules, ModelRules, Remembered, SshRules, ToolDecision, ToolRule,
-    ToolRules, egress::is_forbidden_addr,
+    Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,
+    ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr,
 };

@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agentd_kernel::grant::{self, Kind, Uses};
-use agentd_sandbox::{Access, CallerContext, EffectivePolicy, WantedGrant};
+use agentd_sandbox::{Access, CallerContext, EffectivePolicy, PolicyRef, WantedGrant};
 use rustix::fs::Access as Check;
 
 use crate::failure::Failure;
 use crate::resolve::{Context, RunRequest};
+use crate::verbs::units::files::config_dir;
 
 /// Opens everything that the policy wants from the caller, and makes a grant of each.
 pub fn open_all(
@@ -57,7 +58,19 @@ pub fn caller(context: &Context, request: &RunRequest) -> CallerContext {
         home: context.dirs.home.clone(),
         workspace: request.workspace.path().map(Path::to_owned),
         exe: find_program(&request.argv[0]),
+        keep: keep(context, &request.policy),
     }
+}
+
+/// The policy of this launch, and our own policies, units and settings: an agent whose workspace holds them must not write
+/// the rules of the next launch.
+fn keep(context: &Context, policy: &PolicyRef) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = config_dir(context).into_iter().collect();
+    if let PolicyRef::Text { origin, .. } = policy {
+        // Where it really is: the workspace is resolved, too.
+        paths.extend(Path::new(origin).canonicalize());
+    }
+    paths
 }
 
 /// The program as our own shell would find it; `None` if there is none that we could execute.

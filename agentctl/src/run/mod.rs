@@ -3,6 +3,7 @@
 //! What the agent may touch of the caller's is opened here, as the caller, and handed over as grants;
 //! the daemon never opens a path that somebody typed. One round trip launches and attaches.
 
+pub mod files;
 pub mod grants;
 
 use std::collections::HashMap;
@@ -33,10 +34,21 @@ pub async fn run(context: &Context, request: &RunRequest) -> Result<u8, Failure>
 }
 
 async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
-    let policy = load_policy(context, request)?;
+    let mut settings = request.settings.clone();
+    let mut policy = load_policy(context, request, &settings)?;
+    if let (Some(loaded), Some(workspace)) = (&policy, request.workspace.path()) {
+        let more = files::settings(loaded, workspace)?;
+        if !more.is_empty() {
+            settings.extend(more);
+            policy = load_policy(context, request, &settings)?;
+        }
+    }
     let caller = grants::caller(context, request);
     let grants = grants::open_all(context, &caller, policy.as_ref(), Uses::Once)?;
-    let spec = spec(context, request, &caller, policy.as_ref())?;
+    let mut spec = spec(context, request, &caller, policy.as_ref())?;
+    if !settings.is_empty() {
+        spec.settings = Some(settings);
+    }
     let daemon = reach(context).await?;
     let manager = daemon.manager().await?;
     // From here on signals are for the program, even while it is being launched.
@@ -107,8 +119,9 @@ pub async fn reach(context: &Context) -> Result<Daemon, Failure> {
 fn load_policy(
     context: &Context,
     request: &RunRequest,
+    settings: &[(String, String)],
 ) -> Result<Option<EffectivePolicy>, Failure> {
-    let sources = sources(context, &request.settings);
+    let sources = sources(context, settings);
     match EffectivePolicy::load(&request.policy, &sources) {
         Ok(policy) => Ok(Some(policy)),
         Err(PolicyError::NotFound { .. }) if matches!(request.policy, PolicyRef::Name(_)) => {
@@ -161,9 +174,6 @@ fn spec(
     }
     spec.timeout_ms = request.timeout.map(|t| t.as_millis() as u64);
     spec.env = Some(env(policy));
-    if !request.settings.is_empty() {
-        spec.settings = Some(request.settings.clone());
-    }
     spec.home = context
         .dirs
         .home

@@ -378,6 +378,7 @@ mod tests {
                 home: None,
                 workspace: Some("/work".into()),
                 exe: None,
+                keep: Vec::new(),
             });
             let workspace = writes.iter().find(|grant| grant.dst == Path::new("/work"));
             let workspace = workspace.expect("every one of them sees the workspace");

@@ -17,7 +17,9 @@ use agentd_broker::client::ClientError;
 use agentd_broker::protocol::{ErrorCode, Gone};
 use agentd_launch::plan::Plan;
 use agentd_launch::status::{Failure, Status, Step};
-use agentd_sandbox::{EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources};
+use agentd_sandbox::{
+    CallerContext, EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources,
+};
 use agentd_storage::{Event, Fact, StoreError};
 
 use super::Caller;
@@ -171,6 +173,14 @@ impl Daemon {
         };
         let policy = EffectivePolicy::load(&policy, &sources)
             .map_err(|e| Error::InvalidPolicy(e.to_string()))?;
+        let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
+        let at = CallerContext {
+            home: path(&spec.home),
+            workspace: path(&spec.workspace),
+            ..CallerContext::default()
+        };
+        let ceilings = &self.config.ceilings;
+        crate::ceilings::check(ceilings, &sources.folders, caller, &policy, &at)?;
         let grants = grants
             .iter()
             .map(|socket| {
@@ -197,7 +207,6 @@ impl Daemon {
                 pem: credentials.bundle().to_owned(),
             });
         let driven = crate::driver::prepare(driver, spec)?;
-        let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
         let inputs = LaunchInputs {
             argv: driven.argv,
             exe_hint: path(&spec.exe),

@@ -260,6 +260,7 @@ fn open(unit: &Unit, config: &Config) -> Result<Opened, String> {
         home: home.clone(),
         workspace: workspace.clone(),
         exe: exe.clone(),
+        keep: Vec::new(),
     };
     let mut grants = Vec::new();
     for want in policy.wanted_grants(&caller) {

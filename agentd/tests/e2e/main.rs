@@ -6,6 +6,7 @@ mod approvals;
 mod audit;
 mod bus_channels;
 mod bus_verbs;
+mod ceilings;
 mod credentials;
 mod death;
 mod harness;

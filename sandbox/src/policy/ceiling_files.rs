@@ -99,8 +99,11 @@ impl<'a> Files<'a> {
     /// The line that lets this path be changed on the host: `Err` is the line that does not, if one does.
     fn changed(&self, path: &Path) -> Result<&Place<'a>, Option<&Place<'a>>> {
         self.shown(path)?;
-        // The deeper line decides. Of equally deep ones write wins over read and scratch, and protect over write.
-        let lists = [&self.read, &self.scratch, &self.write, &self.protect];
+        if let Some(line) = deepest(&self.protect, path) {
+            return Err(Some(line));
+        }
+        // The deeper line decides; of equally deep ones write wins over read and scratch.
+        let lists = [&self.read, &self.scratch, &self.write];
         let lines = lists.into_iter().filter_map(|list| deepest(list, path));
         match lines.max_by_key(|p| p.depth()) {
             Some(line) if line.key == "fs.write" => Ok(line),

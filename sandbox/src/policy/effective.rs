@@ -4,7 +4,7 @@ use super::merge::Merged;
 use super::path::PathTemplate;
 use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
 use crate::plan::{Access, Property};
-use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
+use crate::rules::{EgressRules, HeldBy, IpcRules, ModelRules, SshRules, ToolRules};
 use crate::seccomp::SyscallSet;
 use agentd_kernel::grant::Kind;
 use serde::{Deserialize, Serialize};
@@ -149,6 +149,9 @@ pub struct CallerContext {
     pub workspace: Option<PathBuf>,
     /// The program as resolved on the caller's side: it is granted read-only if the policy's view would hide it.
     pub exe: Option<PathBuf>,
+    /// Files of agentd's own that an agent must not change even where its workspace holds them: the policy that it runs
+    /// under, for one.
+    pub keep: Vec<PathBuf>,
 }
 
 /// A path the caller is asked to open and hand over, because only the caller has the right to.
@@ -172,6 +175,9 @@ pub struct ShownValue {
     /// As it would be written in TOML.
     pub value: String,
     pub origin: Origin,
+    /// Of a rule of `[tools]`: who holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
 }
 
 /// A policy that holds: every value is checked.
@@ -268,7 +274,8 @@ impl EffectivePolicy {
             .unwrap_or(0);
         let mut out = format!("# policy {}, hash {}\n", self.name, self.hash());
         for (l, s) in left.iter().zip(&self.shown) {
-            out.push_str(&format!("{l:width$}  # {}\n", s.origin));
+            let held = s.held_by.map_or(String::new(), |by| format!(" ({by})"));
+            out.push_str(&format!("{l:width$}  # {}{held}\n", s.origin));
         }
         out
     }

@@ -63,6 +63,13 @@ pub enum PolicyError {
         path: PathBuf,
         source: std::io::Error,
     },
+    /// Somebody else can have written it.
+    #[error("policy file {}: {problem}; mend it with: {remedy}", path.display())]
+    Untrusted {
+        path: PathBuf,
+        problem: String,
+        remedy: String,
+    },
     #[error("policy {name} extends itself: {}", chain.join(" extends "))]
     ExtendsCycle { name: String, chain: Vec<String> },
     /// Every finding, one per line, in file order.

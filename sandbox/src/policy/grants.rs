@@ -58,6 +58,15 @@ impl EffectivePolicy {
                 }
             }
         }
+        let write = self.fs.write.iter();
+        let writable: Vec<PathBuf> = write
+            .filter_map(|e| e.value.resolve(home, workspace))
+            .collect();
+        for path in &caller.keep {
+            if writable.iter().any(|w| path != w && path.starts_with(w)) {
+                want(path.clone(), Access::ReadOnly, true);
+            }
+        }
         if let Some(at) = workspace.and_then(|w| wanted.iter().position(|g| g.src == w)) {
             wanted[..=at].rotate_right(1);
         }

@@ -1,7 +1,7 @@
 //! Lines that load but may not do what they seem to, each with the reason.
 
 use super::path::{PathBase, PathTemplate};
-use super::{EffectivePolicy, NetMode, Origin, PolicyDiagnostic, Severity, Valued};
+use super::{EffectivePolicy, NetMode, Origin, PolicyDiagnostic, Severity, ShownValue, Valued};
 use crate::rules::egress::{EgressRule, HostPattern};
 use crate::rules::tools::ToolRule;
 use std::path::Path;
@@ -73,7 +73,12 @@ impl EffectivePolicy {
                 ));
             }
         }
-        for entry in &fs.deny {
+        // Not those that came from [tools]: there they are no news to the driver.
+        let written = |key: &str, line: &Valued<PathTemplate>| {
+            let same = |s: &ShownValue| s.key == key && s.origin == line.origin;
+            self.shown.iter().any(same)
+        };
+        for entry in fs.deny.iter().filter(|e| written("fs.deny", e)) {
             if !self.is_shown(&entry.value) {
                 out.push(warn(
                     &entry.origin,
@@ -96,7 +101,11 @@ impl EffectivePolicy {
     /// What is handed over of the host beside files, and what is taken away again inside files.
     fn lint_host_objects(&self, out: &mut Vec<PolicyDiagnostic>) {
         let fs = &self.fs;
-        for entry in &fs.protect {
+        let written = |line: &Valued<PathTemplate>| {
+            let same = |s: &ShownValue| s.key == "fs.protect" && s.origin == line.origin;
+            self.shown.iter().any(same)
+        };
+        for entry in fs.protect.iter().filter(|e| written(e)) {
             // A workspace that nobody may write yet is protected for the policies that extend this one.
             let for_later = entry.value.base == PathBase::Workspace
                 && !fs.write.iter().any(|w| w.value.base == PathBase::Workspace);

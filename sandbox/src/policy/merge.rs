@@ -12,6 +12,7 @@ use super::schema::{self, KEYS};
 use super::value::{self, Problem, Scalar};
 use super::{Origin, Valued};
 use crate::plan::Property;
+use crate::rules::held;
 use crate::rules::ipc::NamePattern;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRule, ToolRules};
 use crate::seccomp::SyscallSet;
@@ -118,7 +119,7 @@ impl Merged {
             () => NetMode::None,
         };
         let tokens = self.single("limits", "tokens", schema::Key::count);
-        EffectivePolicy {
+        let mut policy = EffectivePolicy {
             description: self.single("", "description", |_, v| value::text(v).map(str::to_owned)),
             fs: FsRules {
                 read: paths("read"),
@@ -229,7 +230,20 @@ impl Merged {
             shown: self.shown(),
             name,
             files,
+        };
+        held::apply(policy.tools.file_rules(), &mut policy.fs);
+        for (key, list) in [
+            ("tools.allow", &policy.tools.allow),
+            ("tools.ask", &policy.tools.ask),
+            ("tools.deny", &policy.tools.deny),
+        ] {
+            // The same items in the same order: both come from the merged list.
+            let lines = policy.shown.iter_mut().filter(|l| l.key == key);
+            for (line, rule) in lines.zip(list) {
+                line.held_by = Some(policy.tools.held_by(key, &rule.text));
+            }
         }
+        policy
     }
 
     fn shown(&self) -> Vec<ShownValue> {
@@ -240,6 +254,7 @@ impl Merged {
                 key,
                 value: v.value.show(),
                 origin: v.origin.clone(),
+                held_by: None,
             };
             if key.kind.is_table() {
                 let table = self.tables.get(&id).into_iter().flatten();

@@ -24,6 +24,7 @@ mod schema;
 mod settings;
 mod sources;
 mod suggest;
+mod trust;
 pub(crate) mod units;
 mod value;
 
@@ -40,3 +41,4 @@ pub use origin::{Origin, Valued};
 pub use path::{PathBase, PathTemplate};
 pub use question::{Answer, QUESTIONS, Question, Verdict};
 pub use sources::{PolicyRef, Sources};
+pub use trust::read_policy_file;

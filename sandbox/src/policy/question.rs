@@ -259,7 +259,11 @@ impl EffectivePolicy {
             };
         }
         let fs = &self.fs;
-        // As in the view: the deeper line wins, and of equally deep ones the one that gives more, but for protect.
+        if let Some(line) = deepest(&fs.protect, &at, caller) {
+            let by = Some(line.origin.clone());
+            return (Verdict::Deny, by, "fs.protect keeps it as it is".into());
+        }
+        // As in the view: the deeper line decides, and of equally deep ones the one that gives more.
         let lists = [
             (&fs.read, "fs.read shows it read-only", Verdict::Deny),
             (
@@ -268,7 +272,6 @@ impl EffectivePolicy {
                 Verdict::Allow,
             ),
             (&fs.write, "fs.write", Verdict::Allow),
-            (&fs.protect, "fs.protect keeps it as it is", Verdict::Deny),
         ];
         let decides = lists
             .into_iter()

@@ -1,10 +1,10 @@
 //! Where policies come from: the ones built in, folders of the operator, and text handed over by a caller.
 //!
 //! The only part of the crate that reads files. A name never leads outside the folders: it is one component of
-//! letters, digits, `-` and `_`.
+//! letters, digits, `-` and `_`. A file that others than root and ourselves could have written is refused (`trust.rs`).
 
 use super::layer::{self, Layer};
-use super::{PolicyDiagnostic, PolicyError, Severity, settings, suggest};
+use super::{PolicyDiagnostic, PolicyError, Severity, settings, suggest, trust};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -145,10 +145,11 @@ impl Sources {
         if is_name(name) {
             for folder in &self.folders {
                 let path = folder.join(format!("{name}.toml"));
-                match std::fs::read_to_string(&path) {
+                match trust::read_in_folder(folder, &path) {
                     Ok(text) => return Ok((path.display().to_string(), text)),
-                    Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(source) => return Err(PolicyError::Read { path, source }),
+                    Err(PolicyError::Read { source, .. })
+                        if source.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
                 }
             }
             if let Some((_, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) {

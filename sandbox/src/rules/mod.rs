@@ -4,12 +4,14 @@
 //! with no privilege; they never resolve names, connect or keep state. One file per kind of rule.
 
 pub mod egress;
+pub mod held;
 pub mod ipc;
 pub mod model;
 pub mod ssh;
 pub mod tools;
 
 pub use egress::{Decision, EgressRule, EgressRules};
+pub use held::{FileGlob, HeldBy};
 pub use ipc::IpcRules;
 pub use model::ModelRules;
 pub use ssh::SshRules;

@@ -2,8 +2,9 @@
 //!
 //! A rule is `Tool` or `Tool(pattern)`, as in `Bash(git *)`, `Read(.env*)`, `Write(src/**)`. A deny rule wins over
 //! an ask rule, which wins over an allow rule; with no allow rule at all every tool that is neither denied nor asked
-//! for is allowed, for the kernel holds the boundary and these rules only make an agent's manners explicit. They are
-//! not a security boundary: a shell can do what a tool is denied, within the sandbox.
+//! for is allowed, for the kernel holds the boundary and these rules only make an agent's manners explicit. By themselves they
+//! are not a security boundary: a shell can do what a tool is denied, within the sandbox. Those that the kernel can hold
+//! become rules about files as well ([`super::held`]).
 //!
 //! What a person decided once and for all is a [`Remembered`] rule: either this very use again, or a pattern.
 
@@ -93,7 +94,7 @@ impl ToolRule {
 }
 
 /// A pattern that names no folder (`.env*`) matches the last component of a path as well.
-fn subject_matches(pattern: &str, subject: &str) -> bool {
+pub(super) fn subject_matches(pattern: &str, subject: &str) -> bool {
     glob(pattern, subject)
         || (!pattern.contains('/')
             && subject

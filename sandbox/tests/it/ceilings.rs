@@ -10,6 +10,7 @@ fn ada() -> CallerContext {
         home: Some("/home/ada".into()),
         workspace: Some("/home/ada/repo".into()),
         exe: None,
+        keep: Vec::new(),
     }
 }
 
@@ -60,8 +61,8 @@ fn each_kind_of_excess_names_key_value_line_and_ceiling() {
             "fs.write: ~/.cargo/bin (example.toml:3)",
         ),
         (
-            "[fs]\nwrite = [\"${workspace}/.git/hooks/x\"]",
-            "fs.write: ${workspace}/.git/hooks/x (example.toml:3)",
+            "[fs]\nprotect = { remove = [\"${workspace}/.envrc/\"] }",
+            "no ${workspace}/.envrc/ to be changed (fs.protect)",
         ),
         (
             "[fs]\nprotect = { remove = [\"${workspace}/.git/hooks/\"] }",

@@ -467,6 +467,7 @@ fn the_caller_is_asked_for_what_only_the_caller_may_open() {
         home: Some("/home/ada".into()),
         workspace: Some("/home/ada/repo".into()),
         exe: Some("/srv/tools/agent".into()),
+        keep: Vec::new(),
     };
     let grant = |path: &str, access, optional| WantedGrant {
         kind: agentd_kernel::grant::Kind::File,

@@ -77,6 +77,7 @@ impl Launch {
             home: home.clone(),
             workspace: Some(self.workspace.path().into()),
             exe: exe.is_absolute().then(|| exe.into()),
+            keep: Vec::new(),
         };
         // In user mode a root caller plays an ordinary one, who could not open root's files.
         let openable = |path: &Path| {

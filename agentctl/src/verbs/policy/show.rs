@@ -54,6 +54,7 @@ fn plan_here(
         home: context.dirs.home.clone(),
         workspace: workspace.path().map(Into::into),
         exe: None,
+        keep: Vec::new(),
     };
     let grants = policy.wanted_grants(&caller).into_iter();
     let grants = grants

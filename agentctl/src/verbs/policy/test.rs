@@ -79,6 +79,7 @@ pub fn test(
         home: context.dirs.home.clone(),
         workspace: workspace.path().map(Into::into),
         exe: None,
+        keep: Vec::new(),
     };
     let mut out = Out::stdout();
     let answers: Vec<Answer> = questions

@@ -398,6 +398,7 @@ impl Client<'_> {
             home: self.context.dirs.home.clone(),
             workspace: dir,
             exe: launch["program"].as_str().and_then(grants::find_program),
+            keep: Vec::new(),
         };
         let grants = grants::open_all(self.context, &caller, policy.as_ref(), Uses::Lasting)?;
         let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());

@@ -22,9 +22,9 @@ pub use plan::{
     PlanSummary, Property, PropertyRow, PropertyStatus, SandboxPlan, StdioMode, TrustBundle, plan,
 };
 pub use policy::{
-    CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, Limits, LoopbackPorts,
-    Memfd, NetMode, NetRules, Origin, PathBase, PathTemplate, PolicyDiagnostic, PolicyError,
-    PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
+    CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, HardLinks, Limits,
+    LoopbackPorts, Memfd, NetMode, NetRules, Origin, PathBase, PathTemplate, PolicyDiagnostic,
+    PolicyError, PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
 };
 pub use rules::{
     Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,

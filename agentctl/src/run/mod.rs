@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod grants;
+pub mod links;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,14 +37,17 @@ pub async fn run(context: &Context, request: &RunRequest) -> Result<u8, Failure>
 async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
     let mut settings = request.settings.clone();
     let mut policy = load_policy(context, request, &settings)?;
-    if let (Some(loaded), Some(workspace)) = (&policy, request.workspace.path()) {
-        let more = files::settings(loaded, workspace)?;
+    let caller = grants::caller(context, request);
+    if let Some(loaded) = &policy {
+        let mut more = links::settings(loaded, &caller)?;
+        if let Some(workspace) = request.workspace.path() {
+            more.extend(files::settings(loaded, workspace)?);
+        }
         if !more.is_empty() {
             settings.extend(more);
             policy = load_policy(context, request, &settings)?;
         }
     }
-    let caller = grants::caller(context, request);
     let grants = grants::open_all(context, &caller, policy.as_ref(), Uses::Once)?;
     let mut spec = spec(context, request, &caller, policy.as_ref())?;
     if !settings.is_empty() {

@@ -18,7 +18,8 @@ use agentd_broker::protocol::{ErrorCode, Gone};
 use agentd_launch::plan::Plan;
 use agentd_launch::status::{Failure, Status, Step};
 use agentd_sandbox::{
-    CallerContext, EffectivePolicy, GrantInput, LaunchInputs, PolicyRef, SandboxPlan, Sources,
+    CallerContext, EffectivePolicy, GrantInput, HardLinks, LaunchInputs, PolicyRef, SandboxPlan,
+    Sources,
 };
 use agentd_storage::{Event, Fact, StoreError};
 
@@ -173,6 +174,13 @@ impl Daemon {
         };
         let policy = EffectivePolicy::load(&policy, &sources)
             .map_err(|e| Error::InvalidPolicy(e.to_string()))?;
+        if spec.unit.is_some() && policy.fs.hard_links == HardLinks::Inside {
+            return Err(Error::LaunchRefused(format!(
+                "{}: fs.hard_links = \"inside\": only `agentctl run` looks through what it grants, so no unit runs under it; \
+                 add hard_links = \"any\" under [fs]",
+                policy.origin_of("fs.hard_links")
+            )));
+        }
         let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
         let at = CallerContext {
             home: path(&spec.home),

@@ -73,6 +73,8 @@ pub(crate) struct Cover {
     pub path: PathBuf,
     /// What keeps the name where nothing is there yet.
     pub absent: Absent,
+    /// All names that the view has of the file are covered.
+    pub linked: bool,
 }
 
 /// What becomes of a name that is to be covered and isn't there.
@@ -268,6 +270,7 @@ fn covers_of(
             m.writable && matches!(m.source, Source::Grant(_) | Source::Scratch(_))
         })
     };
+    let linked = resolve_all(&fs.linked, inputs);
     let cover = |entry: &Valued<PathTemplate>| {
         let path = resolve(&entry.value, inputs)?;
         let absent = match (is_writable(&path), entry.value.folder) {
@@ -275,7 +278,11 @@ fn covers_of(
             (true, false) => Absent::File,
             (true, true) => Absent::Folder,
         };
-        Some(Cover { path, absent })
+        Some(Cover {
+            linked: linked.contains(&path),
+            path,
+            absent,
+        })
     };
     let sorted = |mut list: Vec<Cover>| {
         // Of two lines for one path, the one that keeps the name counts.
@@ -283,19 +290,20 @@ fn covers_of(
         list.dedup_by(|a, b| a.path == b.path);
         list
     };
+    let free = |c: Cover| Cover {
+        absent: Absent::Free,
+        ..c
+    };
     let masks = fs
         .deny
         .iter()
         .filter_map(cover)
+        .chain(fs.linked.iter().filter_map(cover).map(free))
         .filter(|c| on(&c.path).is_some());
 
     // A line under `read` inside what may be written is kept as it is if it is there, whether or not a grant came for it.
     let writable = [&fs.write, &fs.scratch].map(|list| resolve_all(list, inputs));
     let is_read = |c: &Cover| !writable.iter().flatten().any(|w| w.starts_with(&c.path));
-    let free = |c: Cover| Cover {
-        absent: Absent::Free,
-        ..c
-    };
     let read = fs.read.iter().filter_map(cover).filter(is_read).map(free);
     let protected = fs
         .protect

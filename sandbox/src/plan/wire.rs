@@ -289,10 +289,14 @@ impl Parts<'_> {
 
 fn cover_flags(cover: &Cover) -> MountFlags {
     let placed = MountFlags::OPTIONAL | MountFlags::PLACEHOLDER;
-    match cover.absent {
+    let flags = match cover.absent {
         Absent::Free => MountFlags::OPTIONAL,
         Absent::File => placed,
         Absent::Folder => placed | MountFlags::FOLDER,
+    };
+    match cover.linked {
+        true => flags | MountFlags::LINKED,
+        false => flags,
     }
 }
 

@@ -136,6 +136,9 @@ impl Compare<'_> {
     }
 
     fn network(&mut self) {
+        if self.own.policy.fs.hard_links > self.top.policy.fs.hard_links {
+            self.exceed_single("fs.hard_links", "any", "inside");
+        }
         let (own, top) = (&self.own.policy.net, &self.top.policy.net);
         if own.mode > top.mode {
             self.exceed_single("net.mode", own.mode, top.mode);

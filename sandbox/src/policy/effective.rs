@@ -51,6 +51,20 @@ pub struct FsRules {
     /// Shown as writable; the host's files never change.
     pub scratch: Vec<Valued<PathTemplate>>,
     pub deny: Vec<Valued<PathTemplate>>,
+    /// Hidden, and all names of the same file that the view has are in this list.
+    pub linked: Vec<Valued<PathTemplate>>,
+    pub hard_links: HardLinks,
+}
+
+/// What becomes of a file in a granted folder that has another name elsewhere: through the one the other is read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HardLinks {
+    /// It is hidden.
+    Inside,
+    /// It is shown as any other.
+    #[default]
+    Any,
 }
 
 /// What memory files (`memfd_create`) are good for.

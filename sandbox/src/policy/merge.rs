@@ -4,7 +4,8 @@
 //! of names are merged by name.
 
 use super::effective::{
-    EffectivePolicy, EnvRules, ExecRules, FsRules, Limits, Memfd, NetMode, NetRules, ShownValue,
+    EffectivePolicy, EnvRules, ExecRules, FsRules, HardLinks, Limits, Memfd, NetMode, NetRules,
+    ShownValue,
 };
 use super::layer::{Layer, ListEdit, Setting};
 use super::path::PathTemplate;
@@ -128,6 +129,11 @@ impl Merged {
                 protect: paths("protect"),
                 scratch: paths("scratch"),
                 deny: paths("deny"),
+                linked: paths("linked"),
+                hard_links: match self.is("fs", "hard_links", "inside") {
+                    true => HardLinks::Inside,
+                    false => HardLinks::Any,
+                },
             },
             exec: ExecRules {
                 memfd: match () {

@@ -31,8 +31,8 @@ mod value;
 pub use ceiling::Excess;
 pub use diff::{Difference, PolicyDiff};
 pub use effective::{
-    CallerContext, EffectivePolicy, EnvRules, ExecRules, FsRules, Limits, LoopbackPorts, Memfd,
-    NetMode, NetRules, ShownValue, WantedGrant,
+    CallerContext, EffectivePolicy, EnvRules, ExecRules, FsRules, HardLinks, Limits, LoopbackPorts,
+    Memfd, NetMode, NetRules, ShownValue, WantedGrant,
 };
 pub use error::{PolicyDiagnostic, PolicyError, Severity};
 pub use expect::Expectation;

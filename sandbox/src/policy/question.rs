@@ -226,6 +226,10 @@ impl EffectivePolicy {
                 "fs.deny hides it".into(),
             );
         }
+        if let Some(line) = deepest(&fs.linked, &at, caller) {
+            let by = Some(line.origin.clone());
+            return (Verdict::Deny, by, "it has another name outside".into());
+        }
         let lists = [
             (&fs.write, "fs.write"),
             (&fs.scratch, "fs.scratch"),

@@ -105,6 +105,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("fs", "protect", Kind::Paths, "Inside fs.write: may be read, never changed, renamed, removed, or made where it is absent; a last / means a folder"),
     key("fs", "scratch", Kind::Paths, "Shown as writable; changes are kept in the sandbox's memory and vanish at its end"),
     key("fs", "deny", Kind::Paths, "Hidden inside what is shown; where it is absent it can't be made"),
+    key("fs", "hard_links", Kind::Choice("a rule for hard links", &["any", "inside"]), "Whether a file may be shown that has another name outside of what is granted"),
+    key("fs", "linked", Kind::Paths, "Hidden; all further names (hard links) of the file are listed as well. agentctl fills it in"),
     key("exec", "memfd", Kind::Choice("a rule for memory files", &["any", "data", "none"]), "Memory files: executable too, for data only, or none at all"),
     key("exec", "write_exec", Kind::Flag, "Memory that is written and then executed, as just-in-time compilers need it"),
     key("net", "mode", Kind::Choice("a network mode", &["none", "proxy", "host"]), "The way out: none, agentd's proxy, or the host's own network"),

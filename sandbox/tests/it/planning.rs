@@ -676,3 +676,25 @@ fn private_folders_together_fit_into_the_memory_limit() {
         assert_eq!(sizes, [expected; 3], "{memory}");
     }
 }
+
+#[test]
+fn names_of_a_file_with_one_outside_are_hidden_and_said_to_be_all() {
+    let policy = load(
+        "extends = \"coding\"\n[fs]\nhard_links = \"inside\"\nlinked = [\"${workspace}/a\", \"${workspace}/b/c\"]\n",
+    )
+    .expect("loads");
+    let made = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect("planned");
+    let parsed = agentd_launch::plan::Plan::parse(&made.wire).expect("parses");
+    let linked: Vec<String> = parsed
+        .records()
+        .filter_map(|record| match record {
+            agentd_launch::plan::Record::Mask { dst, flags }
+                if flags.contains(agentd_launch::plan::MountFlags::LINKED) =>
+            {
+                Some(dst.to_string_lossy().into_owned())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(linked, ["/home/ada/repo/a", "/home/ada/repo/b/c"]);
+}

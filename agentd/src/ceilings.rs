@@ -5,7 +5,8 @@
 //! one kind all hold. Root is under a ceiling only by name. Asked once per launch, before anything is opened; an entry
 //! whose policy does not load refuses the launches of those it is for.
 //!
-//! Users and groups are looked up in `/etc/passwd` and `/etc/group`; of other directories their numbers are understood.
+//! Users and groups are looked up in `/etc/passwd` and `/etc/group`; of other directories their numbers are understood. `~` in a
+//! ceiling is the HOME of `/etc/passwd`, whatever HOME the caller says it has.
 
 use agentd_api::Error;
 use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyRef, Sources};
@@ -139,9 +140,10 @@ pub fn check(
             "no ceiling can be looked up: /etc/passwd, /etc/group: {e}"
         ))
     })?;
-    let home = accounts
-        .user(caller.uid)
-        .and_then(|f| f.get(5).map(PathBuf::from));
+    // Of a user of another directory nobody here knows the HOME but the user.
+    let known = accounts.user(caller.uid);
+    let known = known.and_then(|f| f.get(5).map(PathBuf::from));
+    let home = known.or_else(|| at.home.clone());
     let ceiling_at = CallerContext { home, ..at.clone() };
     let sources = Sources {
         folders: policy_dirs.to_vec(),

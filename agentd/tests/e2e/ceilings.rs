@@ -1,6 +1,15 @@
 //! What a launch may be at most, and what no agent may write: the rules of the next launch.
 
-use crate::harness::{Daemon, modes, text};
+use crate::harness::{Daemon, modes, output, text};
+
+/// As the operator knows it.
+fn home_of(uid: u32) -> Option<String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").expect("readable");
+    let uid = uid.to_string();
+    let mut users = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>());
+    let fields = users.find(|f| f.get(2) == Some(&uid.as_str()))?;
+    fields.get(5).map(|home| (*home).to_owned())
+}
 
 /// Root is under a ceiling only by name.
 const CONFIG: &str =
@@ -15,7 +24,18 @@ fn a_launch_beyond_the_operators_ceiling_is_denied_by_name_text_and_setting() {
         let text_of = "extends = \"review\"\n\n[limits]\nmemory = \"none\"\n";
         std::fs::write(&policy, text_of).expect("write");
         let policy = policy.to_str().expect("utf-8");
-        let run = |options: &[&str]| text(&daemon.run_with(work.path(), options, &["true"]));
+        let home = home_of(daemon.owner());
+        let run = |options: &[&str]| {
+            let place = work.path().to_str().expect("utf-8");
+            let mut args = vec!["run", "--workspace", place];
+            args.extend(options);
+            args.extend(["--", "true"]);
+            let mut command = daemon.agentctl(args);
+            if let Some(home) = &home {
+                command.env("HOME", home);
+            }
+            text(&output(&mut command))
+        };
         let within = run(&["--policy", "review", "--set", "limits.memory=1GiB"]);
         assert_eq!(within.0, 0, "{mode:?}: {within:?}");
         for (options, needles) in [

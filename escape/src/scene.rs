@@ -63,8 +63,6 @@ pub struct Scene {
     /// The victim's key and its description.
     pub key_id: i32,
     pub key_name: String,
-    /// A terminal of the host.
-    pub pts: Option<PathBuf>,
     /// agentd's own directory, where it runs.
     pub runtime_dir: Option<PathBuf>,
 }

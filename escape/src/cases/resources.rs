@@ -76,21 +76,6 @@ pub const CASES: &[Case] = &[
         }
         done("the host has none left")
     }),
-    Case::new("rs_inotify", "100,000 watches", |s| {
-        let watch = call!(libc::SYS_inotify_init1, 0)?;
-        let base = s.own();
-        fs::create_dir_all(&base)?;
-        for number in 0..2000 {
-            let path = base.join(number.to_string());
-            fs::create_dir(&path)?;
-            let path = c(path);
-            call!(libc::SYS_inotify_add_watch, watch, path.as_c_str(), 1)?;
-        }
-        Err(Refused::without_errno(
-            "bounded by fs.inotify.max_user_watches, which is each user's own",
-        ))
-    })
-    .cannot("a user's own limit holds"),
     Case::new("rs_keys", "keys until the user's quota is full", |_| {
         for number in 0..400 {
             let name = c(format!("escape-{number}"));

@@ -4,7 +4,7 @@
 use std::arch::asm;
 use std::path::Path;
 
-use super::{done, fd, loot_fd, unavailable};
+use super::{done, fd, loot_fd};
 use crate::case::{Case, Opening, Try};
 use crate::raw::{Refused, call};
 use crate::scene::c;
@@ -475,15 +475,6 @@ pub const CASES: &[Case] = &[
     Case::new("sc_int80_keyctl", "int 0x80: keyctl", |_| {
         int80("keyctl", 288, 0, usize::MAX - 2, 0).and_then(|key| done(format!("keyring {key}")))
     }),
-    Case::new(
-        "sc_far32",
-        "a far jump into 32-bit code, then syscall numbers of 64 bits",
-        |_| {
-            // In compatibility mode only int 0x80 and sysenter enter the kernel; a program of 32 bits is the whole of it.
-            unavailable("shown by ex_elf32")
-        },
-    )
-    .cannot("shown by ex_elf32"),
     Case::new(
         "X14",
         "two hundred thousand refused calls, then a secret",

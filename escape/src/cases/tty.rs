@@ -1,9 +1,8 @@
 //! Terminals: putting words into somebody's mouth, and lines into the kernel's rarely used drivers.
 
 use super::{done, fd};
-use crate::case::{Case, Effect, Try};
+use crate::case::{Case, Try};
 use crate::raw::{Refused, call};
-use crate::scene::c;
 
 const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
@@ -71,24 +70,6 @@ pub const CASES: &[Case] = &[
         done("open")
     })
     .cannot("sessions are started without a terminal here"),
-    Case::new(
-        "tty_pts_host",
-        "a terminal of the host by its number",
-        |s| match &s.pts {
-            None => super::unavailable("the host has no terminal to offer"),
-            Some(path) => {
-                let path = c(path);
-                call!(
-                    libc::SYS_openat,
-                    libc::AT_FDCWD,
-                    path.as_c_str(),
-                    libc::O_RDWR | libc::O_NOCTTY
-                )?;
-                done("open")
-            }
-        },
-    )
-    .cannot("the host's terminals are raised only where there is a devpts"),
     Case::new("tty_any_pts", "any terminal that shows in /dev/pts", |_| {
         let names: Vec<_> = std::fs::read_dir("/dev/pts")?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -120,13 +101,6 @@ pub const CASES: &[Case] = &[
         },
     )
     .cannot("the console is root's"),
-    Case::new(
-        "tty_out",
-        "escape sequences in what the session prints",
-        |_| super::unavailable("the reader's terminal decides"),
-    )
-    .cannot("the reader's terminal decides")
-    .effect(Effect::Inside),
 ];
 
 /// A terminal of one's own, as the controlling one of a new session.

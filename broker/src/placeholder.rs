@@ -2,8 +2,8 @@
 //!
 //! A policy can protect or deny a name inside a writable grant that nothing has yet. The launcher can only cover what is
 //! there, so the broker makes an empty file or folder first, beneath the granted descriptor, with the giver's ids, and
-//! removes it when the sandbox has ended: only if it is still the same inode, still empty, and nobody has it open for
-//! writing. What the user puts there meanwhile stays. Where the folder around the name isn't there either, or the agent
+//! removes it when the last sandbox that it serves has ended: only if it is still the same inode, still empty, and nobody
+//! has it open for writing. What the user puts there meanwhile stays. Where the folder around the name isn't there either, or the agent
 //! could not make the name anyway, nothing is made.
 //!
 //! What was made is also written to a note (`note.rs`), a file of the broker's own that the sandbox's init holds locked: a
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 mod note;
 
@@ -120,7 +121,12 @@ impl Placeholders {
         self.note.as_ref().map(|note| note.file.as_fd())
     }
 
-    fn make(&mut self, plan: &Plan<'_>, grants: &[Grant]) -> Result<(), Failure> {
+    fn make(
+        &mut self,
+        plan: &Plan<'_>,
+        grants: &[Grant],
+        held: &note::Held,
+    ) -> Result<(), Failure> {
         for record in plan.records() {
             let (Record::Mask { dst, flags } | Record::Protect { dst, flags }) = record else {
                 continue;
@@ -145,7 +151,7 @@ impl Placeholders {
                 false => FileType::RegularFile,
             };
             let below = &dst.to_bytes()[mount.count_bytes()..];
-            self.make_one(grant.object.as_fd(), below, kind)
+            self.make_one(grant.object.as_fd(), below, kind, held)
                 .map_err(|error| {
                     let what = format!("keeping the name {}", dst.to_string_lossy());
                     failed(ErrorCode::Placeholder, what, &error)
@@ -155,7 +161,14 @@ impl Placeholders {
     }
 
     /// `below` begins with a slash; it is empty for the granted object itself, which is there.
-    fn make_one(&mut self, grant: BorrowedFd<'_>, below: &[u8], kind: FileType) -> io::Result<()> {
+    /// What is there already counts as made if it is the placeholder of a sandbox that lives.
+    fn make_one(
+        &mut self,
+        grant: BorrowedFd<'_>,
+        below: &[u8],
+        kind: FileType,
+        held: &note::Held,
+    ) -> io::Result<()> {
         let Some(slash) = below.iter().rposition(|byte| *byte == b'/') else {
             return Ok(());
         };
@@ -178,8 +191,13 @@ impl Placeholders {
                 rustix::fs::openat(&parent, &name, flags, mode).map(drop)
             }
         };
+        let identity = || {
+            rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)
+                .map(|stat| Identity::of(&stat))
+        };
         match made {
             Ok(()) => {}
+            Err(Errno::EXIST) if identity().is_ok_and(|there| held.contains(there)) => {}
             Err(Errno::EXIST | Errno::ROFS) => return Ok(()),
             // Whoever doesn't own the folder can't open it for itself either.
             Err(Errno::ACCESS | Errno::PERM)
@@ -189,22 +207,29 @@ impl Placeholders {
             }
             Err(errno) => return Err(errno.into()),
         }
-        let stat = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let identity = identity()?;
         self.made.push(Made {
             parent,
             name,
             kind,
-            identity: Identity::of(&stat),
+            identity,
         });
         Ok(())
     }
 
-    /// Removes what is still as it was made, and the note. The sandbox has ended.
+    /// Removes what is still as it was made and serves no other sandbox, and the note. The sandbox has ended.
     pub fn remove(self) {
+        let note = self.note.as_ref().map(|note| note.path.as_path());
+        let held = note::Held::by_others_than(note.and_then(Path::parent), note);
+        self.remove_but(&held);
+    }
+
+    fn remove_but(self, held: &note::Held) {
         match ActingAs::owner(self.owner) {
             Err(error) => return log!("removing placeholders: {error}"),
             Ok(_acting) => {
-                for made in &self.made {
+                let made = self.made.iter();
+                for made in made.filter(|made| !held.contains(made.identity)) {
                     if let Err(error) = made.remove() {
                         log!("placeholder {}: {error}", made.name.to_string_lossy());
                     }
@@ -281,9 +306,16 @@ mod tests {
     use super::*;
     use std::fs::{self, File};
     use std::io::Write;
-    use std::path::Path;
 
     pub fn placeholders(folder: &Path, names: &[(&str, FileType)]) -> Placeholders {
+        placeholders_beside(folder, names, &note::Held::default())
+    }
+
+    pub fn placeholders_beside(
+        folder: &Path,
+        names: &[(&str, FileType)],
+        held: &note::Held,
+    ) -> Placeholders {
         let mut out = Placeholders {
             made: Vec::new(),
             owner: own_ids(),
@@ -291,7 +323,7 @@ mod tests {
         };
         let grant = File::open(folder).expect("folder");
         for (name, kind) in names {
-            out.make_one(grant.as_fd(), name.as_bytes(), *kind)
+            out.make_one(grant.as_fd(), name.as_bytes(), *kind, held)
                 .expect(name);
         }
         out

@@ -4,6 +4,9 @@
 //! does the sandbox's init, through the same open file: a note that can be locked is of a sandbox that has ended, and of a
 //! broker that can't tidy up after it any more. Folders are noted by path and identity, and reopened as their owner; one that
 //! is not the same any more is left alone.
+//!
+//! Sandboxes may share a folder. A placeholder is in the note of each that it serves, and goes with the last of them: to
+//! remove it earlier would take the others' covers with it.
 
 use super::{ActingAs, FOLDER, Identity, Made, Owner, Placeholders, RESOLVE, own_ids};
 use crate::failure::failed;
@@ -16,7 +19,7 @@ use rustix::io::Errno;
 use std::ffi::{CStr, OsStr};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -65,8 +68,9 @@ impl Keeper {
             owner,
             note: None,
         };
+        let held = Held::by_others_than(self.folder.as_deref(), None);
         let result = placeholders
-            .make(plan, grants)
+            .make(plan, grants, &held)
             .and_then(|()| self.note(slot, &mut placeholders));
         match result {
             Ok(()) => Ok(placeholders),
@@ -119,14 +123,46 @@ impl Keeper {
             return log!("{}: {error}", folder.display());
         }
         for path in entries.flatten().map(|entry| entry.path()) {
-            let name = path.file_name().and_then(OsStr::to_str);
-            if name.is_some_and(|name| name.starts_with(NOTE_PREFIX))
-                && let Err(error) = sweep_note(&path)
+            if is_note(&path)
+                && let Err(error) = sweep_note(folder, &path)
             {
                 log!("{}: {error}", path.display());
             }
         }
     }
+}
+
+/// The placeholders of the sandboxes that live.
+#[derive(Debug, Default)]
+pub(super) struct Held(Vec<Identity>);
+
+impl Held {
+    /// What is in the notes in `folder` that somebody holds locked, `except` for one.
+    pub(super) fn by_others_than(folder: Option<&Path>, except: Option<&Path>) -> Held {
+        let mut held = Held::default();
+        let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
+        for path in entries.into_iter().flatten().flatten().map(|e| e.path()) {
+            if Some(path.as_path()) == except || !is_note(&path) {
+                continue;
+            }
+            // One that goes away meanwhile is of a sandbox that has ended.
+            if let Ok(Read::Held(text)) = read_note(&path)
+                && let Some((_, noted)) = parse(&text)
+            {
+                held.0.extend(noted.iter().map(|noted| noted.identity));
+            }
+        }
+        held
+    }
+
+    pub(super) fn contains(&self, identity: Identity) -> bool {
+        self.0.contains(&identity)
+    }
+}
+
+fn is_note(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.is_some_and(|name| name.starts_with(NOTE_PREFIX))
 }
 
 /// Makes the folder if need be; it must be this user's, and closed to others.
@@ -145,22 +181,99 @@ fn own_folder(folder: &Path) -> io::Result<()> {
     ))
 }
 
-/// Undoes one note, unless its sandbox lives.
-fn sweep_note(path: &Path) -> io::Result<()> {
+/// A note, and whether somebody holds it locked.
+enum Read {
+    Held(Vec<u8>),
+    /// It is locked by the file given, for as long as that lives.
+    Left(Vec<u8>, File),
+}
+
+fn read_note(path: &Path) -> io::Result<Read> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::open(path, flags, FileMode::empty())?);
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Ok(()),
-        locked => locked?,
-    }
+    let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     let mut text = Vec::new();
     (&mut file).take(MAX_NOTE).read_to_end(&mut text)?;
+    match locked {
+        Ok(()) => Ok(Read::Left(text, file)),
+        Err(Errno::WOULDBLOCK) => Ok(Read::Held(text)),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Undoes one note, unless its sandbox lives.
+fn sweep_note(folder: &Path, path: &Path) -> io::Result<()> {
+    let Read::Left(text, _lock) = read_note(path)? else {
+        return Ok(());
+    };
     match Placeholders::from_note(&text) {
-        Some(placeholders) => placeholders.remove(),
+        Some(placeholders) => {
+            placeholders.remove_but(&Held::by_others_than(Some(folder), Some(path)));
+        }
         // It was being written when its broker died.
         None => log!("{} is not whole", path.display()),
     }
     std::fs::remove_file(path)
+}
+
+/// One placeholder, as a note has it.
+struct Noted<'a> {
+    kind: FileType,
+    identity: Identity,
+    folder: Identity,
+    path: &'a CStr,
+    name: &'a CStr,
+}
+
+/// What a note says; `None` if it is not a whole note.
+fn parse(text: &[u8]) -> Option<(Owner, Vec<Noted<'_>>)> {
+    let mut rest = text
+        .strip_prefix(NOTE_HEADER.as_bytes())?
+        .strip_prefix(b"\n")?;
+    let numbers = |rest: &mut &[u8]| -> Option<(Vec<u64>, Option<char>)> {
+        let end = rest.iter().position(|byte| *byte == b'\n')?;
+        let line = std::str::from_utf8(&rest[..end]).ok()?;
+        *rest = &rest[end + 1..];
+        let kind = line.chars().next().filter(char::is_ascii_alphabetic);
+        let words = line.split(' ').skip(kind.map_or(0, |_| 1));
+        let numbers: Result<_, _> = words.map(str::parse).collect();
+        Some((numbers.ok()?, kind))
+    };
+    let (ids, None) = numbers(&mut rest)? else {
+        return None;
+    };
+    let [uid, gid] = ids[..] else { return None };
+    let owner = Owner {
+        uid: uid.try_into().ok()?,
+        gid: gid.try_into().ok()?,
+    };
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let (of, kind) = numbers(&mut rest)?;
+        let [dev, ino, parent_dev, parent_ino] = of[..] else {
+            return None;
+        };
+        let mut string = || {
+            let string = CStr::from_bytes_until_nul(rest).ok()?;
+            rest = &rest[string.count_bytes() + 1..];
+            Some(string)
+        };
+        all.push(Noted {
+            kind: match kind? {
+                'd' => FileType::Directory,
+                'f' => FileType::RegularFile,
+                _ => return None,
+            },
+            identity: Identity { dev, ino },
+            folder: Identity {
+                dev: parent_dev,
+                ino: parent_ino,
+            },
+            path: string()?,
+            name: string()?,
+        });
+    }
+    Some((owner, all))
 }
 
 impl Placeholders {
@@ -189,66 +302,28 @@ impl Placeholders {
 
     /// What the note says, as far as the folders are still where they were. `None` if it is not a whole note.
     fn from_note(text: &[u8]) -> Option<Placeholders> {
-        let mut rest = text
-            .strip_prefix(NOTE_HEADER.as_bytes())?
-            .strip_prefix(b"\n")?;
-        let numbers = |rest: &mut &[u8]| -> Option<(Vec<u64>, Option<char>)> {
-            let end = rest.iter().position(|byte| *byte == b'\n')?;
-            let line = std::str::from_utf8(&rest[..end]).ok()?;
-            *rest = &rest[end + 1..];
-            let kind = line.chars().next().filter(char::is_ascii_alphabetic);
-            let words = line.split(' ').skip(kind.map_or(0, |_| 1));
-            let numbers: Result<_, _> = words.map(str::parse).collect();
-            Some((numbers.ok()?, kind))
-        };
-        let (ids, None) = numbers(&mut rest)? else {
-            return None;
-        };
-        let [uid, gid] = ids[..] else { return None };
-        let owner = Owner {
-            uid: uid.try_into().ok()?,
-            gid: gid.try_into().ok()?,
-        };
-        let mut placeholders = Placeholders {
-            made: Vec::new(),
-            owner,
-            note: None,
-        };
-        while !rest.is_empty() {
-            let (of, kind) = numbers(&mut rest)?;
-            let [dev, ino, parent_dev, parent_ino] = of[..] else {
-                return None;
-            };
-            let mut string = || {
-                let string = CStr::from_bytes_until_nul(rest).ok()?;
-                rest = &rest[string.count_bytes() + 1..];
-                Some(string)
-            };
-            let (path, name) = (string()?, string()?);
-            let expected = Identity {
-                dev: parent_dev,
-                ino: parent_ino,
-            };
-            let Some(parent) = reopen(path, expected, owner) else {
+        let (owner, noted) = parse(text)?;
+        let reopened = noted.iter().filter_map(|noted| {
+            let parent = reopen(noted.path, noted.folder, owner);
+            if parent.is_none() {
                 log!(
                     "the placeholder {} is not looked for: its folder is not {} any more",
-                    name.to_string_lossy(),
-                    path.to_string_lossy()
+                    noted.name.to_string_lossy(),
+                    noted.path.to_string_lossy()
                 );
-                continue;
-            };
-            placeholders.made.push(Made {
-                parent,
-                name: name.to_owned(),
-                kind: match kind? {
-                    'd' => FileType::Directory,
-                    'f' => FileType::RegularFile,
-                    _ => return None,
-                },
-                identity: Identity { dev, ino },
-            });
-        }
-        Some(placeholders)
+            }
+            Some(Made {
+                parent: parent?,
+                name: noted.name.to_owned(),
+                kind: noted.kind,
+                identity: noted.identity,
+            })
+        });
+        Some(Placeholders {
+            made: reopened.collect(),
+            owner,
+            note: None,
+        })
     }
 }
 
@@ -262,7 +337,7 @@ fn reopen(path: &CStr, expected: Identity, owner: Owner) -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NAMES, list, placeholders};
+    use super::super::tests::{NAMES, list, placeholders, placeholders_beside};
     use super::*;
     use std::fs;
 
@@ -285,6 +360,40 @@ mod tests {
         drop(made);
         keeper.sweep();
         assert_eq!((list(folder.path()), list(&notes)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_two_sandboxes_share_goes_with_the_last_of_them() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let notes = folder.path().join("notes");
+        let workspace = folder.path().join("w");
+        let mut keeper = Keeper::new(Mode::User, Some(notes.clone()));
+        let mut launch = |slot| {
+            let held = Held::by_others_than(Some(&notes), None);
+            let mut made = placeholders_beside(&workspace, &NAMES, &held);
+            keeper.note(Slot(slot), &mut made).expect("note");
+            made
+        };
+        let end: [fn(&Keeper, Placeholders); 2] = [
+            |_, ended| ended.remove(),
+            // Its broker has died, and another comes.
+            |keeper, ended| {
+                drop(ended);
+                keeper.sweep();
+            },
+        ];
+        for end in end {
+            fs::create_dir(&workspace).expect("mkdir");
+            fs::write(workspace.join("mine"), "").expect("write");
+            let (first, second) = (launch(1), launch(2));
+            let keeper = Keeper::new(Mode::User, Some(notes.clone()));
+            end(&keeper, first);
+            assert_eq!(list(&workspace), [".envrc", ".vscode", "mine"]);
+            end(&keeper, second);
+            assert_eq!(list(&workspace), ["mine"]);
+            assert_eq!(list(&notes), [""; 0]);
+            fs::remove_dir_all(&workspace).expect("remove");
+        }
     }
 
     #[test]

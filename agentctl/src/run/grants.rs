@@ -107,7 +107,6 @@ mod tests {
     use rustix::fs::Mode;
 
     use super::*;
-    use rustix::fs::Mode;
 
     #[test]
     fn a_grant_carries_what_was_opened() {

@@ -60,6 +60,9 @@ fn make(text: &str, inputs_choice: u64, host_choice: u64) -> Option<(WireMode, u
         home: bit(inputs_choice, 2).then(|| PathBuf::from("/home/ada")),
         workspace: has_workspace.then(|| PathBuf::from("/home/ada/repo")),
         exe: None,
+        keep: (bit(inputs_choice, 15).then(|| PathBuf::from("/home/ada/repo/policy.toml")))
+            .into_iter()
+            .collect(),
     };
     // What the caller could open is anybody's guess.
     let mut nth = 16;

@@ -14,6 +14,7 @@ fn ada() -> CallerContext {
         home: Some(PathBuf::from("/home/ada")),
         workspace: Some(PathBuf::from("/home/ada/repo")),
         exe: None,
+        keep: Vec::new(),
     }
 }
 

@@ -125,8 +125,8 @@ struct Record {
     driver: String,
     mode: String,
     kernel: String,
-    #[serde(default)]
-    details: Details,
+    /// `null` where nothing else does.
+    details: Option<Details>,
     state: String,
     started_at_ms: i64,
     ready_at_ms: Option<i64>,
@@ -261,7 +261,7 @@ fn show_launch(record: &Record, out: &mut Out) -> Result<(), Failure> {
 }
 
 fn show_sandbox(record: &Record, out: &mut Out) -> Result<(), Failure> {
-    if let Some(suite) = &record.details.suite {
+    if let Some(suite) = record.details.as_ref().and_then(|d| d.suite.as_ref()) {
         field(out, "escape suite", suite)?;
     }
     section(out, "Layers really active")?;

@@ -138,8 +138,10 @@ pub const CASES: &[Case] = &[
         |_| {
             let parent = std::os::unix::process::parent_id();
             call!(libc::SYS_ptrace, PTRACE_SEIZE, parent, 0, 0)?;
-            call!(libc::SYS_ptrace, PTRACE_INTERRUPT, parent, 0, 0)
-                .and_then(|_| detach(fd(parent as usize)))?;
+            call!(libc::SYS_ptrace, PTRACE_INTERRUPT, parent, 0, 0)?;
+            // It can be let go only once it has stopped.
+            call!(libc::SYS_wait4, parent, 0, libc::__WALL, 0)?;
+            detach(fd(parent as usize))?;
             done("attached")
         },
     )

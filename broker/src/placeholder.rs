@@ -237,7 +237,7 @@ impl Placeholders {
             }
         }
         if let Some(note) = self.note
-            && let Err(error) = std::fs::remove_file(&note.path)
+            && let Err(error) = note::remove(&note.path)
         {
             log!("{}: {error}", note.path.display());
         }

@@ -96,14 +96,18 @@ impl Keeper {
         let text = placeholders.to_note().map_err(fault)?;
         let own = std::process::id();
         let mut write = || {
-            own_folder(&folder)?;
             self.written += 1;
             let path = folder.join(format!("{NOTE_PREFIX}{own}-{slot}-{}", self.written));
-            let mut file = File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
+            let make = || {
+                own_folder(&folder)?;
+                let mut options = File::options();
+                options.read(true).write(true).create_new(true).open(&path)
+            };
+            // Another broker may have removed the folder with its last note just now.
+            let mut file = make().or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => make(),
+                _ => Err(error),
+            })?;
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             file.write_all(&text)?;
             Ok(Note { file, path })
@@ -213,7 +217,17 @@ fn sweep_note(folder: &Path, path: &Path) -> io::Result<()> {
         // It was being written when its broker died.
         None => log!("{} is not whole", path.display()),
     }
-    std::fs::remove_file(path)
+    remove(path)
+}
+
+/// Removes a note, and the folder with the last of them.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    if let Some(folder) = path.parent() {
+        // Another note is in it, or it is a mount that a service was given.
+        std::fs::remove_dir(folder).ok();
+    }
+    Ok(())
 }
 
 /// One placeholder, as a note has it.
@@ -359,7 +373,7 @@ mod tests {
         );
         drop(made);
         keeper.sweep();
-        assert_eq!((list(folder.path()), list(&notes)), (vec![], vec![]));
+        assert_eq!((list(folder.path()), notes.exists()), (vec![], false));
     }
 
     #[test]
@@ -391,7 +405,7 @@ mod tests {
             assert_eq!(list(&workspace), [".envrc", ".vscode", "mine"]);
             end(&keeper, second);
             assert_eq!(list(&workspace), ["mine"]);
-            assert_eq!(list(&notes), [""; 0]);
+            assert!(!notes.exists(), "the folder goes with the last note");
             fs::remove_dir_all(&workspace).expect("remove");
         }
     }

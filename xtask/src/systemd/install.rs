@@ -38,9 +38,10 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 /// What the services make, removed only by `--purge`.
-const STATE: [&str; 4] = [
+const STATE: [&str; 5] = [
     "etc/agentd",
     "var/lib/agentd",
+    "var/lib/agentd-broker",
     "var/lib/private/agentd",
     "run/agentd",
 ];

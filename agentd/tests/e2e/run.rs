@@ -233,3 +233,44 @@ fn a_scratch_workspace_is_changed_for_the_program_alone() {
         assert_eq!(std::fs::read_dir(work.path()).expect("list").count(), 1);
     }
 }
+
+#[test]
+fn the_program_asked_for_runs_from_a_workspace_where_nothing_else_does() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        for name in ["program", "other"] {
+            std::fs::copy("/bin/sh", work.path().join(name)).expect("copy");
+        }
+        // Read-only; writable; writable in memory: in none of them is anything else executed.
+        for options in [
+            ["--policy", "review"].as_slice(),
+            &[
+                "--policy",
+                "python-task",
+                "--set",
+                "degrade.allow=cgroup-limits",
+            ],
+            &[
+                "--policy",
+                "base",
+                "--set",
+                "fs.scratch=${workspace}",
+                "--set",
+                "degrade.allow=cgroup-limits",
+            ],
+        ] {
+            let script =
+                "echo ran; ./other -c true; echo $?; echo x >> program && echo changed; true";
+            let program = work.path().join("program");
+            let program = program.to_str().expect("UTF-8");
+            let ended = daemon.run_with(work.path(), options, &[program, "-c", script]);
+            let (code, out, err) = text(&ended);
+            assert_eq!(
+                (code, out.as_str()),
+                (0, "ran\n126\n"),
+                "{mode:?} {options:?}: {err}"
+            );
+        }
+    }
+}

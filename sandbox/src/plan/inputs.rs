@@ -125,8 +125,8 @@ impl LaunchInputs {
         {
             return input(
                 &format!("workspace {}", workspace.display()),
-                "no grant for it came with the launch",
-                "the caller opens the workspace and hands it over",
+                "it was not handed over with the launch, as for a policy that does not show it",
+                "name ${workspace} under fs.read, fs.write or fs.scratch of the policy, or launch without a workspace",
             );
         }
         for file in &self.home_files {

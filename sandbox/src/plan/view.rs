@@ -207,10 +207,12 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
             program = Some(grant.dst.clone());
         }
         let protected = covers(&resolve_all(&policy.fs.protect, inputs), &grant.dst);
-        let scratch = by_policy == Some(Shown::Scratch) && !protected;
+        let is_program = inputs.names_program(&grant.dst);
+        // The program stays as it is, on its own: what is writable in memory is not executed.
+        let scratch = by_policy == Some(Shown::Scratch) && !protected && !is_program;
         let writable = scratch
             || by_policy == Some(Shown::Write) && grant.access == Access::ReadWrite && !protected;
-        let exec = by_policy.is_none() || may_exec(&grant.dst) || inputs.names_program(&grant.dst);
+        let exec = by_policy.is_none() || may_exec(&grant.dst) || is_program;
         // What the caller hands over stands before what the launcher would bind there.
         mounts.retain(|m| m.source != Source::System || m.dst != grant.dst);
         mounts.push(Mount {

@@ -92,11 +92,15 @@ impl EffectivePolicy {
                 optional: true,
             }));
         }
+        // The program that is asked for runs where the policy shows nothing of it, or would not let it be executed: as a
+        // read-only mount of its own.
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
             && !crate::plan::is_private_path(exe)
             && !exe.starts_with("/etc")
-            && !wanted.iter().any(|w| exe.starts_with(&w.src))
+            && !wanted.iter().any(|w| w.src == *exe)
+            && !(wanted.iter().any(|w| exe.starts_with(&w.src))
+                && self.may_exec(exe, home, workspace))
         {
             wanted.push(WantedGrant {
                 src: exe.clone(),

@@ -459,7 +459,10 @@ fn inputs_that_no_plan_could_carry_are_refused_by_name() {
     };
     assert!(refused(|i| i.argv.clear()).starts_with("command: there is none"));
     assert!(refused(|i| i.uid = 0).starts_with("inside ids: an agent is never uid"));
-    assert!(refused(|i| i.grants.clear()).starts_with("workspace /home/ada/repo: no grant"));
+    assert!(
+        refused(|i| i.grants.clear())
+            .starts_with("workspace /home/ada/repo: it was not handed over")
+    );
     assert!(
         refused(|i| drop(i.extra_env.insert("A=B".into(), String::new())))
             .starts_with("environment variable \"A=B\"")

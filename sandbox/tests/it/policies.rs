@@ -550,6 +550,24 @@ fn a_program_in_a_system_folder_needs_no_grant() {
     assert_eq!(named("base").wanted_grants(&caller), []);
 }
 
+#[test]
+fn the_program_asked_for_is_shown_by_itself_where_nothing_else_lets_it_run() {
+    let caller = CallerContext {
+        workspace: Some("/srv/repo".into()),
+        exe: Some("/srv/repo/bin/program".into()),
+        ..CallerContext::default()
+    };
+    let by_itself = |policy: &str| {
+        let wanted = named(policy).wanted_grants(&caller);
+        wanted
+            .iter()
+            .any(|w| Some(&w.src) == caller.exe.as_ref() && w.access == Access::ReadOnly)
+    };
+    for (policy, expected) in [("strict", true), ("review", true), ("coding", false)] {
+        assert_eq!(by_itself(policy), expected, "{policy}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 

@@ -35,9 +35,7 @@ impl Follower {
             "--new-session",
             "--clearenv",
         ]);
-        for record in plan.records() {
-            follower.follow(&record);
-        }
+        // First, as the launcher does: under the plan's no further program can be loaded.
         let base: Vec<u8> = base_filter(plan.exec())
             .iter()
             .flat_map(|instruction| {
@@ -56,6 +54,9 @@ impl Follower {
             })
             .collect();
         follower.add_file("--add-seccomp-fd", &base);
+        for record in plan.records() {
+            follower.follow(&record);
+        }
         follower.add(&["--"]);
         for record in plan.records() {
             if let Record::Arg(argument) = record {

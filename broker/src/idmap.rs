@@ -74,7 +74,7 @@ impl IdmapCache {
         // The file system of devices can't map ids, so an agent opens a device as anybody may.
         let by_kind = match grant.kind {
             Kind::Device => 0,
-            Kind::File | Kind::Socket => MOUNT_ATTR_IDMAP | MOUNT_ATTR_NODEV,
+            Kind::File | Kind::Socket | Kind::Content => MOUNT_ATTR_IDMAP | MOUNT_ATTR_NODEV,
         };
         let attributes = MountAttr {
             attr_set: MOUNT_ATTR_NOSUID | by_kind | read_only,

@@ -227,7 +227,7 @@ impl Workshop {
         })
     }
 
-    /// What the launcher gets of the grants: in root mode a mount of each.
+    /// What the launcher gets of the grants: in root mode a mount of each that is not copied.
     fn objects(
         &mut self,
         grants: Vec<Grant>,
@@ -243,10 +243,12 @@ impl Workshop {
             gid,
             kernel_id,
         };
-        grants
-            .iter()
-            .map(|grant| self.idmaps.mount(grant, ids))
-            .collect()
+        let object = |grant: Grant| match grant.kind {
+            // Read by the launcher through the descriptor that its giver opened, and never mounted.
+            Kind::Content => Ok(grant.object),
+            _ => self.idmaps.mount(&grant, ids),
+        };
+        grants.into_iter().map(object).collect()
     }
 
     /// On whose behalf: the one giver of all grants. In user mode that can only be the user itself.
@@ -365,6 +367,7 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
             );
             return Err(refused(ErrorCode::Grant, text));
         }
+        let copied = flags.contains(MountFlags::COPY);
         let planned = match (
             flags.contains(MountFlags::SOCKET),
             flags.contains(MountFlags::DEVICE),
@@ -388,10 +391,14 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
             );
             return Err(refused(ErrorCode::Grant, text));
         }
-        grants.push(grant);
+        let kind = if copied { Kind::Content } else { planned };
+        grants.push(Grant { kind, ..grant });
     }
     Ok(grants)
 }
+
+/// The giver's side, and the launcher's.
+const _: () = assert!(grant::MAX_CONTENT == plan::MAX_SECRET_BYTES);
 
 /// What every sandbox has: null, zero, full, random, urandom, tty, and terminals of its own.
 const DEVICES: [&str; 8] = [

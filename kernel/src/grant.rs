@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 /// Longest path inside the sandbox, in bytes (`PATH_MAX` less the terminator).
 pub const MAX_DST: usize = 4095;
 
+/// The largest file of which a sandbox gets a copy, in bytes.
+pub const MAX_CONTENT: u64 = 1 << 20;
+
 const MAGIC: [u8; 4] = *b"AGGR";
 const VERSION: u16 = 1;
 /// magic, version u16, access u8, uses u8.
@@ -48,6 +51,9 @@ pub enum Kind {
     Socket,
     /// A character device. To open it takes what its owner, group and mode say, which the kernel asks then.
     Device,
+    /// A regular file of which the sandbox gets a copy, and not the file: never followed through a link, at most
+    /// [`MAX_CONTENT`] bytes. Whoever receives it finds a [`Kind::File`]; the plan says that it is copied.
+    Content,
 }
 
 impl Kind {
@@ -83,10 +89,19 @@ pub fn open(path: &Path, kind: Kind, access: Access) -> Result<OwnedFd, GrantErr
     };
     let flags = match kind {
         Kind::File => OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK,
+        Kind::Content => OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::NOFOLLOW,
         Kind::Socket | Kind::Device => OFlags::PATH,
     };
-    let object =
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(os("open"))?;
+    let opened = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    if kind == Kind::Content && opened.as_ref().err() == Some(&rustix::io::Errno::LOOP) {
+        return Err(GrantError::Content {
+            problem: "is a symbolic link (name what it leads to)",
+        });
+    }
+    let object = opened.map_err(os("open"))?;
+    if kind == Kind::Content {
+        return check_content(object);
+    }
     if Kind::of(object.as_fd())? != Some(kind) {
         return Err(GrantError::Kind);
     }
@@ -95,6 +110,26 @@ pub fn open(path: &Path, kind: Kind, access: Access) -> Result<OwnedFd, GrantErr
         rustix::fs::accessat(CWD, path, check, AtFlags::EACCESS).map_err(os("access"))?;
     }
     Ok(object)
+}
+
+/// A file that can be copied.
+fn check_content(object: OwnedFd) -> Result<OwnedFd, GrantError> {
+    use rustix::fs::FileType;
+    let stat = rustix::fs::fstat(&object).map_err(|errno| GrantError::Os {
+        call: "fstat",
+        source: errno.into(),
+    })?;
+    let problem = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if u64::try_from(stat.st_size).is_ok_and(|s| s <= MAX_CONTENT) => {
+            return Ok(object);
+        }
+        FileType::RegularFile => "is larger than 1 MiB",
+        FileType::Directory => "is a directory",
+        FileType::Fifo => "is a FIFO",
+        FileType::CharacterDevice | FileType::BlockDevice => "is a device",
+        _ => "is neither a file nor anything that can be read",
+    };
+    Err(GrantError::Content { problem })
 }
 
 /// How often a grant can be used; its giver decides.
@@ -143,6 +178,8 @@ pub enum GrantError {
         "only a directory or a regular file can be granted, or, where a policy lists it as such, a unix socket or a character device"
     )]
     Kind,
+    #[error("it {problem}; a regular file of at most 1 MiB can be copied into a sandbox")]
+    Content { problem: &'static str },
     #[error("{call}: {source}")]
     Os {
         call: &'static str,
@@ -504,15 +541,40 @@ mod tests {
             (folder.path(), Kind::File),
         ];
         for (path, kind) in of {
-            for wanted in [Kind::File, Kind::Socket, Kind::Device] {
+            for wanted in [Kind::File, Kind::Socket, Kind::Device, Kind::Content] {
                 let opened = super::open(path, wanted, Access::ReadOnly);
-                assert_eq!(opened.is_ok(), wanted == kind, "{path:?} as {wanted:?}");
+                let fits = wanted == kind || (wanted == Kind::Content && *path == file);
+                assert_eq!(opened.is_ok(), fits, "{path:?} as {wanted:?}");
                 let Ok(object) = opened else { continue };
                 let socket =
                     send(object.as_fd(), Access::ReadOnly, path, Uses::Once).expect("send");
                 assert_eq!(receive(socket).expect("receive").kind, kind);
             }
         }
+    }
+
+    #[test]
+    fn content_is_a_regular_file_of_bounded_size_and_never_a_link() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("key"), "k").expect("write");
+        std::os::unix::fs::symlink(at("key"), at("link")).expect("symlink");
+        std::fs::File::create(at("large"))
+            .and_then(|f| f.set_len(MAX_CONTENT + 1))
+            .expect("write");
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), fifo, Mode::RUSR, 0).expect("mkfifo");
+        for (path, problem) in [
+            (at("link"), "is a symbolic link"),
+            (at("large"), "is larger than 1 MiB"),
+            (at("fifo"), "is a FIFO"),
+            (folder.path().to_owned(), "is a directory"),
+            ("/dev/null".into(), "is a device"),
+        ] {
+            let error = super::open(&path, Kind::Content, Access::ReadOnly).expect_err(problem);
+            assert!(error.to_string().contains(problem), "{path:?}: {error}");
+        }
+        assert!(super::open(&at("key"), Kind::Content, Access::ReadOnly).is_ok());
     }
 
     #[test]

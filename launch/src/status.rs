@@ -202,6 +202,8 @@ steps! {
     Overlay = 37, "mount the overlay on";
     /// A `Mqueue` record.
     Mqueue = 38, "mount the message queues on";
+    /// A `GrantMount` record with `COPY`.
+    Copy = 41, "copy the granted file to";
     /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
     Mdwe = 40, "refuse executable memory to the program";
 }

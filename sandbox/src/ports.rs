@@ -13,6 +13,9 @@ pub const BUS_SOCKET: &str = "/run/agentd/bus.sock";
 /// The filtered ssh-agent in the sandbox's mount view.
 pub const SSH_AGENT_SOCKET: &str = "/run/agentd/ssh-agent.sock";
 
+/// The folder of `[secrets] files` in the sandbox's mount view.
+pub const SECRETS: &str = "/run/agentd/secrets";
+
 /// The base URL that Anthropic clients are given.
 pub const GATEWAY_URL: &str = "http://127.0.0.1:8080";
 /// The base URL that OpenAI clients are given.

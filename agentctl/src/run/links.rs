@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use agentd_kernel::grant::Kind;
 use agentd_sandbox::{CallerContext, EffectivePolicy, HardLinks};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
@@ -38,11 +39,10 @@ pub fn settings(
         return Ok(Vec::new());
     }
     let wanted = policy.wanted_grants(caller);
-    let outermost = wanted.iter().filter(|w| {
-        !wanted
-            .iter()
-            .any(|o| o.src != w.src && w.src.starts_with(&o.src))
-    });
+    // A copy has no other names.
+    let shown = || wanted.iter().filter(|w| w.kind != Kind::Content);
+    let outermost =
+        shown().filter(|w| !shown().any(|o| o.src != w.src && w.src.starts_with(&o.src)));
     let mut found = Found::new();
     for want in outermost {
         look(&want.src, &mut found)?;

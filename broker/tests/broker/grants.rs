@@ -3,7 +3,7 @@
 use crate::harness::{Broker, as_user, assert_refused, folder_of, grant, open_dir, root, shell};
 use agentd_broker::protocol::ErrorCode;
 use agentd_kernel::fdpass;
-use agentd_kernel::grant::{self as kernel_grant, Access, Uses};
+use agentd_kernel::grant::{self as kernel_grant, Access, Kind, Uses};
 use agentd_launch::layers::LAYER_IDMAP;
 use agentd_launch::plan::{MountFlags, PlanBuilder};
 use std::fs;
@@ -428,5 +428,54 @@ fn many_grants_keep_their_order() {
     let expected: String = (0..40).map(|n| format!("{n} ")).collect();
     assert_eq!(agent.output().1, expected);
     broker.wait_gone(agent.slot);
+    broker.finish();
+}
+
+#[test]
+fn a_copied_file_needs_no_mount_and_its_owner_alone_can_grant_it() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start();
+    let folder = folder_of(ALICE.0, ALICE.1);
+    let key = folder.path().join("key");
+    fs::write(&key, "hunter2\n").expect("write");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).expect("chmod");
+    std::os::unix::fs::chown(&key, Some(ALICE.0), Some(ALICE.1)).expect("chown");
+    let copied = |script| {
+        let mut plan = shell(script);
+        let flags = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::COPY;
+        plan.tmpfs("/run/secrets", 1 << 20, 2, 0o700, MountFlags::RDONLY)
+            .grant_mount(0, "/run/secrets/key", flags);
+        plan
+    };
+    let give = |(uid, gid), uses| {
+        as_user(uid, gid, || {
+            let object = kernel_grant::open(&key, Kind::Content, Access::ReadOnly)?;
+            kernel_grant::send(
+                object.as_fd(),
+                Access::ReadOnly,
+                Path::new("/run/secrets/key"),
+                uses,
+            )
+        })
+    };
+    assert!(give(BOB, Uses::Once).is_err(), "bob can't read it");
+
+    let lasting = give(ALICE, Uses::Lasting).expect("alice can");
+    for _ in 0..2 {
+        let again = lasting.try_clone().expect("dup");
+        let script =
+            "cat /run/secrets/key; stat -c %a:%u /run/secrets/key; ls -l /proc/self/fd | wc -l";
+        let agent = broker.launch_with(&copied(script), &[again]);
+        let (code, stdout, stderr) = agent.output();
+        // The three streams, the folder that ls reads, and a line for the sum.
+        assert_eq!(
+            (code, stdout.as_str()),
+            (0, "hunter2\n400:1000\n5\n"),
+            "{stderr}"
+        );
+        broker.wait_gone(agent.slot);
+    }
     broker.finish();
 }

@@ -227,6 +227,19 @@ pub fn read(fd: FdRef<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     }
 }
 
+/// Reads up to all of `buffer` from `offset`, and leaves the file's own position alone.
+pub fn read_at(fd: FdRef<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let args = [
+        fd.arg(),
+        buffer.as_mut_ptr().expose_provenance(),
+        buffer.len(),
+        // Only x86-64 is built for, where a usize holds it.
+        offset as usize,
+    ];
+    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`.
+    unsafe { call_retry(nr::PREAD64, args) }
+}
+
 /// Makes the open directory the working directory.
 pub fn fchdir(dir: FdRef<'_>) -> Result<(), Errno> {
     // SAFETY: no memory is involved.

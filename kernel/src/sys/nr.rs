@@ -11,6 +11,7 @@ pub const MUNMAP: u32 = 11;
 pub const RT_SIGACTION: u32 = 13;
 pub const RT_SIGPROCMASK: u32 = 14;
 pub const IOCTL: u32 = 16;
+pub const PREAD64: u32 = 17;
 pub const PWRITE64: u32 = 18;
 pub const DUP2: u32 = 33;
 pub const GETPID: u32 = 39;

@@ -14,6 +14,7 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::RT_SIGACTION, "the program starts with default actions"),
     (nr::RT_SIGPROCMASK, "the init handles no signal, the program all"),
     (nr::IOCTL, "the loopback interface, the terminal"),
+    (nr::PREAD64, "files that are copied into the view"),
     (nr::PWRITE64, "the last report, on file"),
     (nr::DUP2, "the program's streams"),
     (nr::GETPID, "the foreground process group"),

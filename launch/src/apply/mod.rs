@@ -12,7 +12,7 @@ use crate::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
     STATUS_FD, STATUS_FILE_FD,
 };
-use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, Plan, Record};
+use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, MountFlags, Plan, Record};
 use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step};
 
 mod agent;
@@ -215,6 +215,10 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
             Record::Bind { src, dst, flags } => {
                 view.bind(src, dst, flags).during(Step::Bind, at)?
             }
+            Record::GrantMount { index, dst, flags } if flags.contains(MountFlags::COPY) => grants
+                .take(index)
+                .and_then(|grant| view.copy_grant(&grant, dst))
+                .during(Step::Copy, at)?,
             Record::GrantMount { index, dst, flags } => grants
                 .take(index)
                 .and_then(|grant| view.mount_grant(plan.mode(), grant, dst, flags))

@@ -14,7 +14,7 @@ use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR
 use agentd_kernel::sys::{Errno, Fd, FdRef, net, process};
 
 use super::{During, Outcome};
-use crate::plan::{MAX_PATH, Mode, MountFlags, Plan, Record};
+use crate::plan::{MAX_PATH, MAX_SECRET_BYTES, Mode, MountFlags, Plan, Record};
 use crate::status::{NO_RECORD, Step};
 
 pub(super) const RESOLVE: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
@@ -284,15 +284,35 @@ impl View {
     }
 
     pub(super) fn file(&self, dst: &CStr, mode: u32, content: &[u8]) -> Result<(), Errno> {
+        fs::write_all(self.new_file(dst, mode)?.borrow(), content)
+    }
+
+    /// What is in the granted file now, as a file of the view's own that only the agent can read. The giver opened it, and
+    /// it may serve further launches: its position is left alone.
+    pub(super) fn copy_grant(&self, grant: &Fd, dst: &CStr) -> Result<(), Errno> {
+        if fs::fstat(grant.borrow())?.kind != FileKind::File {
+            return Err(Errno::INVAL);
+        }
+        let file = self.new_file(dst, 0o400)?;
+        let (mut buffer, mut copied) = ([0; 4096], 0);
+        loop {
+            let len = fs::read_at(grant.borrow(), &mut buffer, copied)?;
+            let read = buffer.get(..len).ok_or(Errno::INVAL)?;
+            if read.is_empty() {
+                return Ok(());
+            }
+            copied += len as u64;
+            if copied > MAX_SECRET_BYTES {
+                return Err(Errno::FBIG);
+            }
+            fs::write_all(file.borrow(), read)?;
+        }
+    }
+
+    fn new_file(&self, dst: &CStr, mode: u32) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(dst)?;
-        let file = fs::openat2(
-            parent.fd(),
-            name,
-            O_WRONLY | O_CREAT | O_EXCL,
-            mode,
-            RESOLVE,
-        )?;
-        fs::write_all(file.borrow(), content)
+        let flags = O_WRONLY | O_CREAT | O_EXCL;
+        fs::openat2(parent.fd(), name, flags, mode, RESOLVE)
     }
 
     pub(super) fn symlink(&self, dst: &CStr, target: &CStr) -> Result<(), Errno> {

@@ -37,6 +37,8 @@ pub const MAX_RECORDS: usize = 4096;
 pub const MAX_LISTENERS: usize = 16;
 /// The most grants in a plan.
 pub const MAX_GRANTS: usize = 128;
+/// The largest file that is copied into a view.
+pub const MAX_SECRET_BYTES: u64 = 1 << 20;
 /// The longest path, without its NUL.
 pub const MAX_PATH: usize = 4095;
 /// The longest seccomp program, in instructions (the kernel's `BPF_MAXINSNS`).
@@ -95,7 +97,11 @@ impl MountFlags {
     /// `Mask`, `Protect`: the file may have other names; whoever made the plan has seen to those in the view.
     pub const LINKED: MountFlags = MountFlags(256);
 
-    const ALL: u16 = 511;
+    /// `GrantMount`: nothing is mounted. What was granted is a regular file of at most [`MAX_SECRET_BYTES`], and what is in
+    /// it at the launch is written into the view, as a file that only the agent can read.
+    pub const COPY: MountFlags = MountFlags(512);
+
+    const ALL: u16 = 1023;
 
     /// The bits.
     pub const fn bits(self) -> u16 {
@@ -131,6 +137,7 @@ impl fmt::Debug for MountFlags {
             (64, "SOCKET"),
             (128, "DEVICE"),
             (256, "LINKED"),
+            (512, "COPY"),
         ];
         let mut set = f.debug_set();
         for (bit, name) in names {
@@ -254,13 +261,13 @@ pub enum Record<'a> {
         /// RDONLY, NOEXEC, OPTIONAL, KEEP_LINK.
         flags: MountFlags,
     },
-    /// Mount what the caller granted.
+    /// Mount what the caller granted, or copy it.
     GrantMount {
         /// Which of the grants, from 0.
         index: u32,
         /// In the view.
         dst: &'a CStr,
-        /// RDONLY, NOEXEC, and SOCKET or DEVICE.
+        /// RDONLY, NOEXEC, and SOCKET, DEVICE or COPY.
         flags: MountFlags,
     },
     /// Mount what the caller granted as the lower layer of an overlay: shown as it is, and every change is kept in a private,

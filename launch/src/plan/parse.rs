@@ -209,12 +209,15 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             }
         }
         GRANT_MOUNT => {
-            let special = MountFlags::SOCKET | MountFlags::DEVICE;
+            let special = MountFlags::SOCKET | MountFlags::DEVICE | MountFlags::COPY;
             let flags = allow(flags, mount | special)?;
-            if flags.contains(special) {
+            if (flags.bits() & special.bits()).count_ones() > 1 {
                 return Err(RecordFault::Value(
-                    "a grant is a socket or a device, not both",
+                    "a grant is a socket, a device or a copy, not two of them",
                 ));
+            }
+            if flags.contains(MountFlags::COPY) && !flags.contains(MountFlags::RDONLY) {
+                return Err(RecordFault::Value("a copy of a grant is read-only"));
             }
             Record::GrantMount {
                 index: fields.grant()?,

@@ -140,14 +140,21 @@ fn calls(
     seen
 }
 
-/// Everything that a plan can ask of the launcher without a grant.
+/// A file to be copied.
+fn copied() -> [OwnedFd; 1] {
+    [std::fs::File::open("/etc/passwd").unwrap().into()]
+}
+
+/// Everything that a plan can ask of the launcher without a mounted grant.
 fn everything(mode: Mode, stdio: Stdio) -> PlanBuilder {
     let mut plan = plan_with(
         mode,
         &["/bin/sh", "-c", "kill -STOP $$; cat /etc/hello; read line"],
         stdio,
     );
+    let copy = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::COPY;
     plan.file("/etc/hello", 0o644, "hello\n")
+        .grant_mount(0, "/etc/copied", copy)
         .dir("/srv", 0o755)
         .symlink("/etc/link", "hello")
         .tmpfs("/run", 1 << 20, 64, 0o755, MountFlags::RDONLY)
@@ -212,7 +219,13 @@ fn declared() -> Vec<u32> {
 fn the_launcher_makes_no_call_that_it_does_not_declare() {
     for mode in modes() {
         for stdio in [Stdio::Pipes, Stdio::Pty { rows: 24, cols: 80 }] {
-            let unexpected = calls(mode, &everything(mode, stdio), &[], &declared(), drive);
+            let unexpected = calls(
+                mode,
+                &everything(mode, stdio),
+                &copied(),
+                &declared(),
+                drive,
+            );
             assert!(
                 unexpected.is_empty(),
                 "{mode:?} {stdio:?}: system calls {unexpected:?} are not in SYSTEM_CALLS"
@@ -278,7 +291,13 @@ fn a_call_that_is_not_declared_is_found() {
         .filter(|number| i64::from(*number) != libc::SYS_keyctl)
         .collect();
     for mode in modes() {
-        let unexpected = calls(mode, &everything(mode, Stdio::Pipes), &[], &but_one, drive);
+        let unexpected = calls(
+            mode,
+            &everything(mode, Stdio::Pipes),
+            &copied(),
+            &but_one,
+            drive,
+        );
         assert_eq!(
             unexpected.into_iter().map(i64::from).collect::<Vec<_>>(),
             [libc::SYS_keyctl]
@@ -291,7 +310,7 @@ fn every_call_that_is_declared_is_made() {
     let mut made = BTreeSet::new();
     for mode in modes() {
         for stdio in [Stdio::Pipes, Stdio::Pty { rows: 24, cols: 80 }] {
-            made.extend(calls(mode, &everything(mode, stdio), &[], &[], drive));
+            made.extend(calls(mode, &everything(mode, stdio), &copied(), &[], drive));
         }
     }
     let idle: Vec<_> = SYSTEM_CALLS

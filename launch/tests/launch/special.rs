@@ -1,4 +1,4 @@
-//! Grants that are neither files nor directories: sockets that the agent may connect to, devices that it may open.
+//! Grants that are not mounted files: sockets that the agent may connect to, devices that it may open, files that are copied.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -105,6 +105,53 @@ fn nothing_but_what_the_plan_says_is_mounted() {
                 panic!("{name} was mounted with {flags:?}");
             };
             assert_eq!((failure.step, failure.errno), (Step::Grant, libc::EINVAL));
+        }
+    }
+}
+
+#[test]
+fn a_copied_file_is_what_was_opened_and_only_a_small_regular_file_is_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let copy = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::COPY;
+    for mode in modes() {
+        std::fs::write(at("key"), "opened\n").unwrap();
+        let opened = std::fs::File::open(at("key")).unwrap();
+        // Another file has its name by the time of the launch.
+        std::fs::remove_file(at("key")).unwrap();
+        std::fs::write(at("key"), "replaced\n").unwrap();
+        let script =
+            "cat /run/secrets/key; stat -c %a:%u /run/secrets/key; echo x >> /run/secrets/key";
+        let mut made = plan(mode, &["/bin/sh", "-c", script]);
+        made.tmpfs("/run/secrets", 1 << 20, 2, 0o700, MountFlags::RDONLY)
+            .grant_mount(0, "/run/secrets/key", copy);
+        // The second launch begins where the file does, as the first: grants may last.
+        for _ in 0..2 {
+            let ended = run_with(mode, &made, &[opened.try_clone().unwrap().into()]);
+            let shown = format!("opened\n400:{}\n", inside_id());
+            assert_eq!(ended.stdout, shown, "{}", ended.stderr);
+            assert!(!ended.stderr.is_empty(), "the copy was changed");
+        }
+
+        let large = std::fs::File::create(at("large")).unwrap();
+        large
+            .set_len(agentd_launch::plan::MAX_SECRET_BYTES + 1)
+            .unwrap();
+        for (name, errno) in [("large", libc::EFBIG), ("", libc::EINVAL)] {
+            let mut made = plan(mode, &["/bin/true"]);
+            made.tmpfs("/run/secrets", 4 << 20, 2, 0o700, MountFlags::RDONLY)
+                .grant_mount(0, "/run/secrets/key", copy);
+            let object = std::fs::File::open(at(name)).unwrap();
+            let grants = [object.into()];
+            let sandbox = as_broker(mode, || spawn(mode, &made.finish().unwrap(), &grants));
+            let Some((Status::Failed(failure), _)) = sandbox.receive() else {
+                panic!("{name:?} was copied");
+            };
+            assert_eq!(
+                (failure.step, failure.errno),
+                (Step::Copy, errno),
+                "{name:?}"
+            );
         }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
                     Source::Device(i) => format!("grant {i}, device"),
                     Source::Tmpfs => "private".into(),
                     Source::Trust => "TLS roots".into(),
+                    Source::Secrets(_) => "secrets".into(),
+                    Source::Secret(i) => format!("grant {i}, copied"),
                 },
                 access: if m.writable {
                     "read-write"

@@ -27,10 +27,6 @@ const ROWS: &[Row] = &[
         key: "limits.cost",
         uses: |p| p.limits.cost_micro_usd.is_some(),
     },
-    Row {
-        key: "secrets.files",
-        uses: |p| !p.secrets.is_empty(),
-    },
 ];
 
 /// Refuses what would be ignored, by the line that asks for it.

@@ -6,6 +6,7 @@
 use super::landlock::Rights;
 use super::{Access, LaunchInputs, PlanRefused};
 use crate::policy::{EffectivePolicy, PathBase, PathTemplate, Valued};
+use crate::ports::SECRETS;
 use agentd_launch::floor::ROOT_SOURCES;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,10 @@ pub(crate) enum Source {
     Tmpfs,
     /// The folder of the TLS roots, with a bundle of the sandbox's own.
     Trust,
+    /// The folder of the secrets, for this many.
+    Secrets(u32),
+    /// A copy of the file that is the grant of this index.
+    Secret(u32),
 }
 
 /// One mount.
@@ -182,6 +187,25 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
     }
     let mut program = None;
     for (index, grant) in (0u32..).zip(&inputs.grants) {
+        if let Ok(name) = grant.dst.strip_prefix(SECRETS) {
+            if !name
+                .to_str()
+                .is_some_and(|n| policy.secrets.contains_key(n))
+            {
+                let problem = format!(
+                    "policy {} has no such line under secrets.files",
+                    policy.name
+                );
+                return Err(refuse_grant(&grant.dst, problem));
+            }
+            mounts.push(Mount {
+                dst: grant.dst.clone(),
+                source: Source::Secret(index),
+                writable: false,
+                exec: false,
+            });
+            continue;
+        }
         let special = [
             (&policy.sockets, Source::Socket(index)),
             (&policy.devices, Source::Device(index)),
@@ -226,6 +250,7 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
             exec,
         });
     }
+    secrets_folder(policy, &mut mounts)?;
     mounts.sort_by(|a, b| a.dst.cmp(&b.dst));
     if let Some(pair) = mounts.windows(2).find(|w| w[0].dst == w[1].dst) {
         return Err(refuse_grant(
@@ -242,6 +267,31 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         protected,
         program,
     })
+}
+
+/// The folder that the secrets are copied to, if there are any. Each that the policy names has to be there.
+fn secrets_folder(policy: &EffectivePolicy, mounts: &mut Vec<Mount>) -> Result<(), PlanRefused> {
+    let there = |name: &str| {
+        let dst = Path::new(SECRETS).join(name);
+        mounts.iter().any(|m| m.dst == dst)
+    };
+    if let Some((name, line)) = policy.secrets.iter().find(|(name, _)| !there(name)) {
+        return Err(PlanRefused::Input {
+            what: format!("secrets.files.{name} = {} ({})", line.value, line.origin),
+            problem: "the file was not handed over with the launch".into(),
+            allowed: "start it with agentctl run, which opens it with your rights; a path below ${workspace} needs --workspace".into(),
+        });
+    }
+    let count = u32::try_from(policy.secrets.len()).unwrap_or(u32::MAX);
+    if count > 0 {
+        mounts.push(Mount {
+            dst: SECRETS.into(),
+            source: Source::Secrets(count),
+            writable: false,
+            exec: false,
+        });
+    }
+    Ok(())
 }
 
 fn resolve_all(list: &[Valued<PathTemplate>], inputs: &LaunchInputs) -> Vec<PathBuf> {
@@ -371,7 +421,7 @@ fn refuse_grant(path: &Path, problem: String) -> PlanRefused {
         what: format!("grant {}", path.display()),
         problem,
         allowed:
-            "grants are the paths under fs.read, fs.write, fs.scratch, ipc.sockets and devices.allow of the policy, and the program itself"
+            "grants are the paths under fs.read, fs.write, fs.scratch, ipc.sockets, devices.allow and secrets.files of the policy, and the program itself"
                 .into(),
     }
 }

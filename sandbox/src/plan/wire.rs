@@ -179,6 +179,15 @@ impl Parts<'_> {
                 Source::Scratch(index) => {
                     plan.overlay(index, dst, tmp_bytes, limits.tmp_inodes, flags)
                 }
+                // It becomes read-only once they are in it.
+                Source::Secrets(count) => plan.tmpfs(
+                    dst,
+                    u64::from(count) * wire::MAX_SECRET_BYTES,
+                    u64::from(count) + 1,
+                    0o700,
+                    flags,
+                ),
+                Source::Secret(index) => plan.grant_mount(index, dst, flags | MountFlags::COPY),
                 Source::Trust => plan.tmpfs(dst, TRUST_BYTES, TRUST_INODES, 0o755, flags),
                 Source::Tmpfs => {
                     let mode = if mount.dst == self.view.home {

@@ -3,6 +3,7 @@
 use super::path::PathBase;
 use super::{CallerContext, EffectivePolicy, WantedGrant};
 use crate::plan::Access;
+use crate::ports::SECRETS;
 use agentd_kernel::grant::Kind;
 use std::path::{Path, PathBuf};
 
@@ -92,14 +93,26 @@ impl EffectivePolicy {
                 optional: true,
             }));
         }
+        for (name, line) in &self.secrets {
+            if let Some(src) = line.value.resolve(home, workspace) {
+                wanted.push(WantedGrant {
+                    src,
+                    dst: Path::new(SECRETS).join(name),
+                    access: Access::ReadOnly,
+                    kind: Kind::Content,
+                    // A program that was promised a key should not start without it.
+                    optional: false,
+                });
+            }
+        }
         // The program that is asked for runs where the policy shows nothing of it, or would not let it be executed: as a
         // read-only mount of its own.
         if let Some(exe) = &caller.exe
             && !crate::plan::is_system_path(exe)
             && !crate::plan::is_private_path(exe)
             && !exe.starts_with("/etc")
-            && !wanted.iter().any(|w| w.src == *exe)
-            && !(wanted.iter().any(|w| exe.starts_with(&w.src))
+            && !wanted.iter().any(|w| w.dst == *exe)
+            && !(wanted.iter().any(|w| exe.starts_with(&w.dst))
                 && self.may_exec(exe, home, workspace))
         {
             wanted.push(WantedGrant {

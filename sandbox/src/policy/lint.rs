@@ -148,6 +148,18 @@ impl EffectivePolicy {
                 }
             }
         }
+        for (name, line) in &self.secrets {
+            let key = format!("secrets.files.{name}");
+            if self.is_shown(&line.value) && !covers_any(&fs.deny, &line.value) {
+                out.push(warn(
+                    &line.origin,
+                    &key,
+                    &line.value,
+                    "the agent sees the file in its own place as well, and may be able to change it there",
+                    "add it to fs.deny, or keep it elsewhere",
+                ));
+            }
+        }
         if self.net.mode == NetMode::Host {
             out.push(warn(
                 &self.origin_of("net.mode"),

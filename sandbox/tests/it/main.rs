@@ -10,6 +10,7 @@ mod exec;
 mod harness;
 mod planning;
 mod policies;
+mod secrets;
 mod workloads;
 
 use agentd_kernel::probe::{CgroupHost, Feature, HostCaps, Probe, ProbeState};

@@ -275,7 +275,6 @@ fn a_line_that_nothing_holds_yet_refuses_the_launch() {
             "example.toml:3: limits.disk = \"1GiB\": nothing in this version",
         ),
         ("[net]\nmode = \"host\"", "net.mode = \"host\""),
-        ("[secrets]\nfiles = { key = \"~/k\" }", "secrets.files.key"),
         ("[limits]\ncost = \"$5\"", "limits.cost"),
     ] {
         let policy = crate::load(&format!("extends = \"coding\"\n{text}\n")).expect("loads");

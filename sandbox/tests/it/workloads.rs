@@ -3,6 +3,7 @@
 
 use super::harness::{self, Ended, inside_id, is_root, modes, skip};
 use super::load;
+use agentd_kernel::grant::{self, Kind};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
 use agentd_launch::plan::Mode as WireMode;
 use agentd_sandbox::{Access, CallerContext, GrantInput, LaunchInputs, Mode, StdioMode, plan};
@@ -122,7 +123,10 @@ impl Launch {
         let planned = plan(&policy, &inputs, &host()).unwrap_or_else(|e| panic!("{e}"));
         let grants: Vec<_> = wanted
             .iter()
-            .map(|w| harness::grant(self.mode, &w.src, w.src.metadata().map_or(0, |m| m.uid())))
+            .map(|w| match w.kind {
+                Kind::Content => grant::open(&w.src, w.kind, w.access).expect("opened"),
+                _ => harness::grant(self.mode, &w.src, w.src.metadata().map_or(0, |m| m.uid())),
+            })
             .collect();
         let mut sandbox = harness::as_broker(self.mode, || {
             harness::spawn(self.mode, &planned.wire, &grants)

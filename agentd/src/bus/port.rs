@@ -12,7 +12,9 @@ use std::time::Duration;
 use agentd_api::AgentIdentity;
 use agentd_bus::frame::{Frame, HEADER_LEN, PeerId, flags, kind};
 use agentd_bus::listing::InboxBatch;
-use agentd_bus::message::{Control, Delivery, Event, MessageError, Request, Response, Status};
+use agentd_bus::message::{
+    Control, Delivery, Event, MessageError, Request, Response, Status, SubscribeOptions,
+};
 use agentd_bus::router::{ConnId, ConnKind};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -226,6 +228,7 @@ impl AgentPort {
     pub async fn subscribe(&self, pattern: &str) -> Result<(), BusError> {
         self.control(Control::Subscribe {
             delivery: Delivery::Inbox,
+            options: SubscribeOptions::default(),
             pattern,
         })
         .await

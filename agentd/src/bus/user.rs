@@ -13,7 +13,7 @@ use agentd_api::bus::USER_PEER;
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::access::SameUser;
 use agentd_bus::frame::{Frame, PeerId, kind};
-use agentd_bus::message::{Control, Delivery, Event, Response, Status};
+use agentd_bus::message::{Control, Delivery, Event, Response, Status, SubscribeOptions};
 use agentd_bus::router::{ConnId, ConnKind, PeerSpec};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -174,6 +174,7 @@ impl Following {
         let following = Self { user, conn, handle };
         let subscribe = Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern,
         };
         let payload = subscribe.encode().map_err(malformed)?;

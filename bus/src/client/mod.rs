@@ -42,6 +42,7 @@ use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::{InboxBatch, PeerEntry, Welcome};
 use crate::message::{
     Control, Delivery, Event, HELLO_SHARED_MEMORY, MessageError, Request, Response, Status,
+    SubscribeOptions,
 };
 use crate::protect::policy::Addressee;
 use crate::protect::{ProtectError, Protection};
@@ -341,6 +342,7 @@ impl Client {
     pub fn follow(&self, pattern: &str) -> Result<(), ClientError> {
         let answer = self.control(Control::Subscribe {
             delivery: Delivery::Inbox,
+            options: SubscribeOptions::default(),
             pattern,
         })?;
         ok_result(&answer).map(drop)

@@ -8,7 +8,7 @@ use super::link::{EVENTS_HELD, Link};
 use super::mailbox::{Mailbox, Received};
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
-use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status};
+use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status, SubscribeOptions};
 use crate::protect::{Opener, Verified};
 
 /// Requests to this agent, as they come.
@@ -265,6 +265,7 @@ impl Followed {
         });
         let subscribe = Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern,
         };
         let answer = command(&followed.link, subscribe);

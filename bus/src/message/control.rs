@@ -2,7 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::{MessageError, NAME_MAX, Status, TOPIC_MAX};
+use super::queue::{
+    DeadAction, Deliveries, Messages, Numbers, Outcome, QueuePart, QueueSpec, parse_name,
+};
+use super::stream::{ReplayFrom, StreamKind, TopicSpec, encode_replay, parse_replay};
+use super::{MessageError, NAME_MAX, QUEUE_NAME_MAX, Status, TOPIC_MAX};
 use crate::channel::{Class, Overflow};
 use crate::frame::PeerId;
 use crate::wire::{Reader, check_len};
@@ -28,9 +32,10 @@ pub enum Control<'a> {
     Lookup { name: &'a str },
     /// This connection answers requests, at most `window` open ones at a time (`window u32`, 0 stops).
     Serve { window: u32 },
-    /// `delivery u8 · 0 u8 · pattern`
+    /// `delivery u8 · options u8 · pattern`
     Subscribe {
         delivery: Delivery,
+        options: SubscribeOptions,
         pattern: &'a str,
     },
     /// `delivery u8 · 0 u8 · pattern`
@@ -99,6 +104,155 @@ pub enum Control<'a> {
     /// With an eventfd attached. From the reader of `channel` to the bus, from the bus to its producer: ring it
     /// when the parked word says so. `channel u32`
     Bell { channel: u32 },
+    /// There is such a queue from now on. One that is there must have been declared alike. Answered with
+    /// `queue u32`. Layout: [`QueueSpec`], then the name
+    QueueDeclare { spec: QueueSpec, name: &'a str },
+    /// The number of the queue called `name`, which is made with the defaults if it is not there. Answered as 22.
+    QueueOpen { name: &'a str },
+    /// The queue and all that it holds go. `queue u32`
+    QueueDrop { queue: u32 },
+    /// Messages for a queue. With a correlation id answered with `taken u32 · 0 u32 · first id u64`; without one
+    /// a refusal comes as a notice. `queue u32 · messages` ([`Messages`])
+    Produce { queue: u32, messages: Messages<'a> },
+    /// This connection takes messages of the queue, at most `credit` at a time in its hands; 0 stops, and what it
+    /// holds goes back. `queue u32 · credit u32`
+    Consume { queue: u32, credit: u32 },
+    /// Bus to consumer. `queue u32 · deliveries` ([`Deliveries`])
+    Delivered {
+        queue: u32,
+        deliveries: Deliveries<'a>,
+    },
+    /// What became of deliveries. With a correlation id answered with `settled u32`, of a durable queue once that
+    /// is stored. `queue u32 · outcome u8 · 0 u8 · 0 u16 · milliseconds u32 · tags u64…`
+    Settle {
+        queue: u32,
+        outcome: Outcome,
+        tags: Numbers<'a>,
+    },
+    /// Up to `max` messages from id `from` on, as they lie: answered as [`Control::Delivered`], without the
+    /// number, each with tag 0 (a dead letter: with its reason). `queue u32 · part u8 (0 live, 1 dead) · 0 u8 · 0 u16 · max u32 · from u64`
+    QueuePeek {
+        queue: u32,
+        part: QueuePart,
+        max: u32,
+        from: u64,
+    },
+    /// What becomes of dead letters, of all without ids. Answered with `count u32`.
+    /// `queue u32 · action u8 (0 requeue, 1 drop) · 0 u8 · 0 u16 · ids u64…`
+    QueueDead {
+        queue: u32,
+        action: DeadAction,
+        ids: Numbers<'a>,
+    },
+    /// Messages to the group come to this agent from now on. `delivery u8 · 0 u8 · name`
+    GroupJoin { delivery: Delivery, name: &'a str },
+    /// The same layout.
+    GroupLeave { delivery: Delivery, name: &'a str },
+    /// What the bus keeps of a topic. Layout: [`TopicSpec`], then the topic
+    TopicDeclare { spec: TopicSpec, topic: &'a str },
+    /// Stored messages of a durable topic or queue. Answered with a list of [`super::Replayed`].
+    /// `kind u8 (1 queue, 2 topic) · by u8 (1 offset, 2 time) · 0 u16 · max u32 · from u64 · name`
+    Replay {
+        kind: StreamKind,
+        from: ReplayFrom,
+        max: u32,
+        name: &'a str,
+    },
+}
+
+/// How a subscription is served. In its byte bits 0-1 are the policy (0 drop-oldest, 1 drop-newest, 2 disconnect, 3
+/// block), bit 2 leaves out what was retained. An inbox drops the oldest, whatever is said here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// What happens to a message for which the subscriber is too slow. [`Overflow::Block`] pauses publishers.
+    pub overflow: Overflow,
+    /// What the topics have retained comes first.
+    pub retained: bool,
+}
+
+impl Default for SubscribeOptions {
+    fn default() -> Self {
+        Self {
+            overflow: Overflow::DropOldest,
+            retained: true,
+        }
+    }
+}
+
+impl SubscribeOptions {
+    fn parse(byte: u8) -> Result<Self, MessageError> {
+        let overflow = match byte & 3 {
+            0 => Overflow::DropOldest,
+            1 => Overflow::DropNewest,
+            2 => Overflow::Disconnect,
+            _ => Overflow::Block,
+        };
+        if byte >> 3 != 0 {
+            return Err(MessageError::Unknown {
+                what: "subscribe options",
+                found: byte.into(),
+                known: "0 drop-oldest, 1 drop-newest, 2 disconnect, 3 block, and 4 without what was retained",
+            });
+        }
+        Ok(Self {
+            overflow,
+            retained: byte & 4 == 0,
+        })
+    }
+
+    fn code(self) -> u8 {
+        let overflow = match self.overflow {
+            Overflow::DropOldest => 0,
+            Overflow::DropNewest => 1,
+            Overflow::Disconnect => 2,
+            Overflow::Block => 3,
+        };
+        overflow | if self.retained { 0 } else { 4 }
+    }
+}
+
+/// A delivery and the byte behind it.
+fn parse_delivery(reader: &mut Reader<'_>) -> Result<(Delivery, u8), MessageError> {
+    let delivery = match reader.u8("delivery")? {
+        1 => Delivery::Push,
+        2 => Delivery::Inbox,
+        found => {
+            return Err(MessageError::Unknown {
+                what: "delivery",
+                found: u32::from(found),
+                known: "1 push, 2 inbox",
+            });
+        }
+    };
+    Ok((delivery, reader.u8("delivery options")?))
+}
+
+fn delivery_code(delivery: Delivery) -> u8 {
+    match delivery {
+        Delivery::Push => 1,
+        Delivery::Inbox => 2,
+    }
+}
+
+/// One of two, in a byte followed by three reserved ones.
+fn parse_choice<T>(
+    reader: &mut Reader<'_>,
+    what: &'static str,
+    choices: [T; 2],
+    known: &'static str,
+) -> Result<T, MessageError> {
+    let found = reader.u8(what)?;
+    reader.zero(3, "field behind a choice")?;
+    let [first, second] = choices;
+    match found {
+        0 => Ok(first),
+        1 => Ok(second),
+        _ => Err(MessageError::Unknown {
+            what,
+            found: found.into(),
+            known,
+        }),
+    }
 }
 
 /// What a producer declares when it opens a lane or a log.
@@ -179,7 +333,9 @@ pub const HELLO_SHARED_MEMORY: u16 = 2;
 const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubscribe, 7 inbox, 8 cancel, \
                      9 lost, 10 lane offer, 11 lane offered, 12 channel closed, 13 accept lanes, 14 log offer, \
                      15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
-                     20 segment dropped, 21 bell";
+                     20 segment dropped, 21 bell, 22 queue declare, 23 queue open, 24 queue drop, 25 produce, \
+                     26 consume, 27 delivered, 28 settle, 29 queue peek, 30 queue dead, 33 group join, \
+                     34 group leave, 36 topic declare, 40 replay";
 
 impl<'a> Control<'a> {
     fn verb(&self) -> u16 {
@@ -205,6 +361,19 @@ impl<'a> Control<'a> {
             Self::Segment { .. } => 19,
             Self::SegmentDropped { .. } => 20,
             Self::Bell { .. } => 21,
+            Self::QueueDeclare { .. } => 22,
+            Self::QueueOpen { .. } => 23,
+            Self::QueueDrop { .. } => 24,
+            Self::Produce { .. } => 25,
+            Self::Consume { .. } => 26,
+            Self::Delivered { .. } => 27,
+            Self::Settle { .. } => 28,
+            Self::QueuePeek { .. } => 29,
+            Self::QueueDead { .. } => 30,
+            Self::GroupJoin { .. } => 33,
+            Self::GroupLeave { .. } => 34,
+            Self::TopicDeclare { .. } => 36,
+            Self::Replay { .. } => 40,
         }
     }
 
@@ -245,25 +414,21 @@ impl<'a> Control<'a> {
                 window: reader.u32("window")?,
             },
             5 | 6 => {
-                let delivery = match reader.u8("delivery")? {
-                    1 => Delivery::Push,
-                    2 => Delivery::Inbox,
-                    found => {
-                        return Err(MessageError::Unknown {
-                            what: "delivery",
-                            found: u32::from(found),
-                            known: "1 push, 2 inbox",
-                        });
-                    }
-                };
-                reader.zero(1, "subscribe field at 1")?;
-                let pattern = reader.rest();
-                let pattern =
-                    Reader::new(pattern).text(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                let (delivery, options) = parse_delivery(&mut reader)?;
+                let pattern = parse_topic(&mut reader, "topic pattern")?;
                 if verb == 5 {
-                    Self::Subscribe { delivery, pattern }
-                } else {
+                    let options = SubscribeOptions::parse(options)?;
+                    Self::Subscribe {
+                        delivery,
+                        options,
+                        pattern,
+                    }
+                } else if options == 0 {
                     Self::Unsubscribe { delivery, pattern }
+                } else {
+                    return Err(MessageError::Reserved {
+                        what: "unsubscribe field at 1",
+                    });
                 }
             }
             7 => Self::Inbox {
@@ -325,6 +490,81 @@ impl<'a> Control<'a> {
             21 => Self::Bell {
                 channel: reader.u32("channel")?,
             },
+            22 => Self::QueueDeclare {
+                spec: QueueSpec::parse(&mut reader)?,
+                name: parse_name(&mut reader, "queue name")?,
+            },
+            23 => Self::QueueOpen {
+                name: parse_name(&mut reader, "queue name")?,
+            },
+            24 => Self::QueueDrop {
+                queue: reader.u32("queue")?,
+            },
+            25 => Self::Produce {
+                queue: reader.u32("queue")?,
+                messages: Messages::parse(reader.rest())?,
+            },
+            26 => Self::Consume {
+                queue: reader.u32("queue")?,
+                credit: reader.u32("credit")?,
+            },
+            27 => Self::Delivered {
+                queue: reader.u32("queue")?,
+                deliveries: Deliveries::parse(reader.rest())?,
+            },
+            28 => Self::Settle {
+                queue: reader.u32("queue")?,
+                outcome: Outcome::parse(&mut reader)?,
+                tags: Numbers::parse(reader.rest())?,
+            },
+            29 => Self::QueuePeek {
+                queue: reader.u32("queue")?,
+                part: parse_choice(
+                    &mut reader,
+                    "part",
+                    [QueuePart::Live, QueuePart::Dead],
+                    "0 live, 1 dead",
+                )?,
+                max: reader.u32("max")?,
+                from: reader.u64("from")?,
+            },
+            30 => Self::QueueDead {
+                queue: reader.u32("queue")?,
+                action: parse_choice(
+                    &mut reader,
+                    "action",
+                    [DeadAction::Requeue, DeadAction::Drop],
+                    "0 requeue, 1 drop",
+                )?,
+                ids: Numbers::parse(reader.rest())?,
+            },
+            33 | 34 => {
+                let (delivery, zero) = parse_delivery(&mut reader)?;
+                if zero != 0 {
+                    return Err(MessageError::Reserved {
+                        what: "group field at 1",
+                    });
+                }
+                let name = parse_name(&mut reader, "group name")?;
+                if verb == 33 {
+                    Self::GroupJoin { delivery, name }
+                } else {
+                    Self::GroupLeave { delivery, name }
+                }
+            }
+            36 => Self::TopicDeclare {
+                spec: TopicSpec::parse(&mut reader)?,
+                topic: parse_topic(&mut reader, "topic")?,
+            },
+            40 => {
+                let (kind, from, max) = parse_replay(&mut reader)?;
+                Self::Replay {
+                    kind,
+                    from,
+                    max,
+                    name: parse_topic(&mut reader, "stream name")?,
+                }
+            }
             found => {
                 return Err(MessageError::Unknown {
                     what: "control verb",
@@ -352,13 +592,18 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(name.as_bytes());
             }
             Self::Serve { window } => out.extend_from_slice(&window.to_le_bytes()),
-            Self::Subscribe { delivery, pattern } | Self::Unsubscribe { delivery, pattern } => {
+            Self::Subscribe {
+                delivery,
+                options,
+                pattern,
+            } => {
                 check_len(pattern.len(), TOPIC_MAX, "topic pattern")?;
-                out.push(match delivery {
-                    Delivery::Push => 1,
-                    Delivery::Inbox => 2,
-                });
-                out.push(0);
+                out.extend_from_slice(&[delivery_code(delivery), options.code()]);
+                out.extend_from_slice(pattern.as_bytes());
+            }
+            Self::Unsubscribe { delivery, pattern } => {
+                check_len(pattern.len(), TOPIC_MAX, "topic pattern")?;
+                out.extend_from_slice(&[delivery_code(delivery), 0]);
                 out.extend_from_slice(pattern.as_bytes());
             }
             Self::Inbox { max, wait_ms } => {
@@ -428,6 +673,75 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(&index.to_le_bytes());
             }
             Self::Bell { channel } => out.extend_from_slice(&channel.to_le_bytes()),
+            Self::QueueDeclare { spec, name } => {
+                check_len(name.len(), QUEUE_NAME_MAX, "queue name")?;
+                spec.encode_into(&mut out);
+                out.extend_from_slice(name.as_bytes());
+            }
+            Self::QueueOpen { name } => {
+                check_len(name.len(), QUEUE_NAME_MAX, "queue name")?;
+                out.extend_from_slice(name.as_bytes());
+            }
+            Self::QueueDrop { queue } => out.extend_from_slice(&queue.to_le_bytes()),
+            Self::Produce { queue, messages } => {
+                out.reserve(4 + messages.as_bytes().len());
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(messages.as_bytes());
+            }
+            Self::Consume { queue, credit } => {
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(&credit.to_le_bytes());
+            }
+            Self::Delivered { queue, deliveries } => {
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(deliveries.as_bytes());
+            }
+            Self::Settle {
+                queue,
+                outcome,
+                tags,
+            } => {
+                out.reserve(12 + tags.as_bytes().len());
+                out.extend_from_slice(&queue.to_le_bytes());
+                outcome.encode_into(&mut out);
+                out.extend_from_slice(tags.as_bytes());
+            }
+            Self::QueuePeek {
+                queue,
+                part,
+                max,
+                from,
+            } => {
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(&[u8::from(part == QueuePart::Dead), 0, 0, 0]);
+                out.extend_from_slice(&max.to_le_bytes());
+                out.extend_from_slice(&from.to_le_bytes());
+            }
+            Self::QueueDead { queue, action, ids } => {
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(&[u8::from(action == DeadAction::Drop), 0, 0, 0]);
+                out.extend_from_slice(ids.as_bytes());
+            }
+            Self::GroupJoin { delivery, name } | Self::GroupLeave { delivery, name } => {
+                check_len(name.len(), QUEUE_NAME_MAX, "group name")?;
+                out.extend_from_slice(&[delivery_code(delivery), 0]);
+                out.extend_from_slice(name.as_bytes());
+            }
+            Self::TopicDeclare { spec, topic } => {
+                check_len(topic.len(), TOPIC_MAX, "topic")?;
+                spec.encode_into(&mut out);
+                out.extend_from_slice(topic.as_bytes());
+            }
+            Self::Replay {
+                kind,
+                from,
+                max,
+                name,
+            } => {
+                check_len(name.len(), TOPIC_MAX, "stream name")?;
+                encode_replay(kind, from, max, &mut out);
+                out.extend_from_slice(name.as_bytes());
+            }
         }
         Ok(out)
     }

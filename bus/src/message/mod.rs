@@ -10,11 +10,20 @@
 
 mod control;
 mod exchange;
+mod queue;
+mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use control::{Control, Delivery, FdKind, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Shape};
+pub use control::{
+    Control, Delivery, FdKind, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Shape, SubscribeOptions,
+};
 pub use exchange::{Event, Request, Response};
+pub use queue::{
+    BATCH_MAX, BatchBuilder, DELIVERY_HEADER, DeadAction, Deliveries, Full, MESSAGE_HEADER,
+    Messages, MessagesIter, Numbers, Outcome, QueueDelivery, QueueMessage, QueuePart, QueueSpec,
+};
+pub use stream::{ReplayFrom, Replayed, StreamKind, TopicSpec};
 
 /// Longest method name of a request, bytes.
 pub const METHOD_MAX: usize = 64;
@@ -26,6 +35,12 @@ pub const EVENT_TYPE_MAX: usize = 64;
 pub const TOPIC_MAX: usize = 128;
 /// Longest agent name, bytes.
 pub const NAME_MAX: usize = 64;
+/// Longest name of a queue or group, bytes: with its prefix it is still a topic.
+pub const QUEUE_NAME_MAX: usize = 100;
+/// The topic that stands for a queue in a policy is this and its name.
+pub const QUEUE_PREFIX: &str = "queue.";
+/// The name that stands for a group in a policy, and the topic of a message to it, is this and its name.
+pub const GROUP_PREFIX: &str = "group:";
 
 /// Why a payload can't be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +49,12 @@ pub enum MessageError {
     TooLong {
         what: &'static str,
         len: usize,
+        limit: usize,
+    },
+    #[error("{count} {what} in one batch are over the limit of {limit}")]
+    TooMany {
+        what: &'static str,
+        count: usize,
         limit: usize,
     },
     #[error("{what} is missing")]

@@ -76,6 +76,76 @@ fn an_unknown_verb_names_the_known_ones() {
     );
 }
 
+/// One delivery as it is documented: tag 1, id 2, sent at 3, 1 byte from 4, delivery 5, priority 1.
+const DELIVERY: [u8; DELIVERY_HEADER + 1] = {
+    let mut bytes = [0; DELIVERY_HEADER + 1];
+    bytes[0] = 1;
+    bytes[8] = 2;
+    bytes[16] = 3;
+    bytes[24] = 1;
+    bytes[28] = 4;
+    bytes[32] = 5;
+    bytes[34] = 1;
+    bytes[40] = b'x';
+    bytes
+};
+
+#[test]
+fn a_delivery_has_the_documented_bytes() {
+    let delivery = QueueDelivery {
+        tag: 1,
+        id: 2,
+        sent_ns: 3,
+        from: 4,
+        deliveries: 5,
+        priority: 1,
+        restored: false,
+        data: b"x",
+    };
+    let mut out = [0xFF; DELIVERY_HEADER + 1];
+    assert!(delivery.write(&mut out).is_empty());
+    assert_eq!(out, DELIVERY);
+    let parsed = Deliveries::parse(&out).unwrap();
+    assert_eq!(parsed.iter().collect::<Vec<_>>(), [delivery]);
+}
+
+#[test]
+fn batches_are_checked_whole() {
+    let mut batch = BatchBuilder::new();
+    assert!(batch.push(0, b"one") && batch.push(3, b""));
+    assert!(!batch.push(4, b"no such priority"));
+    let parsed = Messages::parse(batch.messages().as_bytes()).unwrap();
+    assert_eq!((parsed.len(), parsed.data_bytes()), (2, 3));
+    let data: Vec<_> = parsed.iter().map(|m| (m.priority, m.data)).collect();
+    assert_eq!(data, [(0, &b"one"[..]), (3, b"")]);
+    let mut cut = batch.messages().as_bytes().to_vec();
+    cut.pop();
+    assert!(Messages::parse(&cut).is_err());
+    let mut many = BatchBuilder::new();
+    while many.push(1, b"") {}
+    assert_eq!(many.len(), BATCH_MAX);
+    let mut over = many.messages().as_bytes().to_vec();
+    over.extend_from_slice(&[0, 0, 0, 0, 1, 0, 0, 0]);
+    let error = Messages::parse(&over).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "4097 messages in one batch are over the limit of 4096"
+    );
+}
+
+#[test]
+fn zeroes_in_a_declaration_are_the_defaults() {
+    let zeroes = QueueSpec {
+        max_messages: 0,
+        max_bytes: 0,
+        visibility_ms: 0,
+        max_deliver: 0,
+        dead_messages: 0,
+        ..QueueSpec::default()
+    };
+    assert_eq!(zeroes.filled(), QueueSpec::default());
+}
+
 fn controls() -> Vec<Control<'static>> {
     vec![
         Control::Hello {
@@ -83,10 +153,73 @@ fn controls() -> Vec<Control<'static>> {
             options: HELLO_WANT_CRC,
         },
         Control::Agents,
+        Control::QueueDeclare {
+            spec: QueueSpec {
+                durable: true,
+                full: Full::Block,
+                class: Class::High,
+                ..QueueSpec::default()
+            },
+            name: "builds",
+        },
+        Control::QueueOpen { name: "builds" },
+        Control::QueueDrop { queue: 3 },
+        Control::Produce {
+            queue: 3,
+            messages: Messages::parse(&[1, 0, 0, 0, 2, 0, 0, 0, b'x']).unwrap(),
+        },
+        Control::Consume {
+            queue: 3,
+            credit: 64,
+        },
+        Control::Delivered {
+            queue: 3,
+            deliveries: Deliveries::parse(&DELIVERY).unwrap(),
+        },
+        Control::Settle {
+            queue: 3,
+            outcome: Outcome::Nack { delay_ms: 100 },
+            tags: Numbers::parse(&[9; 16]).unwrap(),
+        },
+        Control::QueuePeek {
+            queue: 3,
+            part: QueuePart::Dead,
+            max: 10,
+            from: 0,
+        },
+        Control::QueueDead {
+            queue: 3,
+            action: DeadAction::Requeue,
+            ids: Numbers::parse(&[]).unwrap(),
+        },
+        Control::GroupJoin {
+            delivery: Delivery::Inbox,
+            name: "builders",
+        },
+        Control::GroupLeave {
+            delivery: Delivery::Push,
+            name: "builders",
+        },
+        Control::TopicDeclare {
+            spec: TopicSpec {
+                retain: 8,
+                durable: true,
+                max_age_s: 3600,
+                max_bytes: 1 << 20,
+            },
+            topic: "build.done",
+        },
+        Control::Replay {
+            kind: StreamKind::Topic,
+            from: ReplayFrom::TimeNs(1_700_000_000_000_000_000),
+            max: 100,
+            name: "build.done",
+        },
         Control::Lookup { name: "fixer" },
         Control::Serve { window: 4 },
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "build.*",
         },
         Control::Unsubscribe {
@@ -295,6 +428,12 @@ fn every_control_survives_a_round_trip_and_refuses_a_cut() {
                 | Control::LogOffer { .. }
                 | Control::LogFollow { .. }
                 | Control::LogOffered { .. }
+                | Control::QueueDeclare { .. }
+                | Control::QueueOpen { .. }
+                | Control::GroupJoin { .. }
+                | Control::GroupLeave { .. }
+                | Control::TopicDeclare { .. }
+                | Control::Replay { .. }
         ) {
             assert!(
                 Control::parse(&bytes[..bytes.len() - 1]).is_err(),
@@ -302,6 +441,25 @@ fn every_control_survives_a_round_trip_and_refuses_a_cut() {
             );
         }
     }
+}
+
+#[test]
+fn a_replay_survives_a_round_trip() {
+    let one = Replayed {
+        offset: 7,
+        at_ns: 8,
+        from: PeerId([9; 16]),
+        priority: 2,
+        data: b"data".to_vec(),
+    };
+    let mut bytes = 8u64.to_le_bytes().to_vec();
+    one.encode_into(&mut bytes);
+    one.encode_into(&mut bytes);
+    assert_eq!(
+        Replayed::parse_list(&bytes),
+        Ok((8, vec![one.clone(), one]))
+    );
+    assert!(Replayed::parse_list(&bytes[..bytes.len() - 1]).is_err());
 }
 
 proptest! {

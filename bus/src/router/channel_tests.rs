@@ -7,7 +7,7 @@ use super::*;
 use crate::access::SameUser;
 use crate::channel::{SocketOnly, Tier};
 use crate::listing::Welcome;
-use crate::message::{Control, Delivery, HELLO_SHARED_MEMORY};
+use crate::message::{Control, Delivery, HELLO_SHARED_MEMORY, SubscribeOptions};
 
 /// A policy that allows everything but shared memory.
 #[derive(Debug)]
@@ -340,6 +340,7 @@ fn what_is_no_longer_allowed_ends_at_once_on_both_sides() {
         31,
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "t.#",
         },
     );

@@ -1,10 +1,12 @@
 //! What a client says to the bus itself.
 
 use crate::access::check_subscribe;
-use crate::channel::{SocketOnly, Tier};
+use crate::channel::{Overflow, SocketOnly, Tier};
 use crate::frame::{Frame, VERSION};
 use crate::listing::Welcome;
-use crate::message::{Control, Delivery, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Status};
+use crate::message::{
+    Control, Delivery, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Status, SubscribeOptions,
+};
 use crate::topic::check_pattern;
 
 use super::channels::Descriptor;
@@ -203,9 +205,13 @@ impl<F: Descriptor> Router<F> {
                 self.serve_waiters(owner, now, fx);
                 Ok(Vec::new())
             }
-            Control::Subscribe { delivery, pattern } => {
-                self.subscribe(id, delivery, pattern).map(|()| Vec::new())
-            }
+            Control::Subscribe {
+                delivery,
+                options,
+                pattern,
+            } => self
+                .subscribe(id, delivery, options, pattern)
+                .map(|()| Vec::new()),
             Control::Unsubscribe { delivery, pattern } => {
                 self.subscriptions(id, delivery)
                     .retain(|held| held != pattern);
@@ -228,7 +234,23 @@ impl<F: Descriptor> Router<F> {
                 self.unfollow_logs(id, follow);
                 Ok(Vec::new())
             }
+            Control::QueueDeclare { .. }
+            | Control::QueueOpen { .. }
+            | Control::QueueDrop { .. }
+            | Control::Produce { .. }
+            | Control::Consume { .. }
+            | Control::Settle { .. }
+            | Control::QueuePeek { .. }
+            | Control::QueueDead { .. }
+            | Control::GroupJoin { .. }
+            | Control::GroupLeave { .. }
+            | Control::TopicDeclare { .. }
+            | Control::Replay { .. } => Err(Refusal::new(
+                Status::UNSUPPORTED,
+                "this bus serves no queues, groups or kept topics yet",
+            )),
             Control::Lost { .. }
+            | Control::Delivered { .. }
             | Control::LaneOffered { .. }
             | Control::LogOffered { .. }
             | Control::LogFollower { .. } => Err(Refusal::new(
@@ -261,12 +283,22 @@ impl<F: Descriptor> Router<F> {
         }
     }
 
-    fn subscribe(&mut self, id: ConnId, delivery: Delivery, pattern: &str) -> Result<(), Refusal> {
+    fn subscribe(
+        &mut self,
+        id: ConnId,
+        delivery: Delivery,
+        options: SubscribeOptions,
+        pattern: &str,
+    ) -> Result<(), Refusal> {
         check_pattern(pattern)
             .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let peer = &self.peers[&self.conns[&id].peer];
         check_subscribe(Self::party(peer), &*peer.access, pattern)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
+        if options.overflow != Overflow::DropOldest {
+            let text = "subscriptions drop the oldest; no other policy is served yet";
+            return Err(Refusal::new(Status::UNSUPPORTED, text));
+        }
         let limit = self.limits.max_subscriptions;
         let held = self.subscriptions(id, delivery);
         if held.iter().any(|other| other == pattern) {

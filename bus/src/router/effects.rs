@@ -5,6 +5,7 @@ use crate::message::Status;
 
 use super::ConnId;
 use super::channels::ChannelEvent;
+use super::persist::Persist;
 
 /// What has to be done after a call of the router. Reuse one value and drain it.
 #[derive(Debug)]
@@ -17,6 +18,10 @@ pub struct Effects<F = ()> {
     pub record: Vec<MessageMeta>,
     /// Shared memory that has come into use or out of it.
     pub channels: Vec<ChannelEvent<F>>,
+    /// From these connections more may be read again, if [`is_congested`](super::Router::is_congested) agrees.
+    pub resume: Vec<ConnId>,
+    /// For the durable store, in this order.
+    pub persist: Vec<Persist>,
 }
 
 impl<F> Default for Effects<F> {
@@ -26,6 +31,8 @@ impl<F> Default for Effects<F> {
             close: Vec::new(),
             record: Vec::new(),
             channels: Vec::new(),
+            resume: Vec::new(),
+            persist: Vec::new(),
         }
     }
 }

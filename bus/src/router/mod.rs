@@ -27,6 +27,7 @@ mod judge;
 mod lanes;
 mod logs;
 mod peer;
+mod persist;
 mod requests;
 mod segments;
 mod status;
@@ -45,6 +46,9 @@ use crate::topic::PEERS_TOPIC;
 pub use channels::{ChannelEvent, ChannelKind, ChannelOpened, Closed, Descriptor};
 pub use conn::{ConnId, Outgoing};
 pub use effects::{CloseReason, Effects, MessageMeta};
+pub use persist::{
+    Batch, DeadReason, OffsetRange, Persist, PersistError, Restored, Settled, StreamId, StreamSpec,
+};
 pub use status::{PeerCounters, PeerStatus};
 
 use channels::Channel;

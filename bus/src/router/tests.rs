@@ -9,7 +9,7 @@ use super::*;
 use crate::access::SameUser;
 use crate::frame::flags;
 use crate::listing::{InboxBatch, Welcome};
-use crate::message::{Control, Delivery, HELLO_WANT_CRC, Request, Shape};
+use crate::message::{Control, Delivery, HELLO_WANT_CRC, Request, Shape, SubscribeOptions};
 
 /// A router, its time, and what its effects said.
 pub(super) struct Bus {
@@ -450,6 +450,7 @@ fn another_users_agents_are_not_there() {
         8,
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "#",
         },
     );
@@ -485,6 +486,7 @@ fn the_policy_decides_and_says_which_list() {
         10,
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "#",
         },
     );
@@ -511,6 +513,7 @@ fn a_slow_subscriber_loses_the_oldest_and_is_told_how_many() {
         2,
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "tick.*",
         },
     );
@@ -539,6 +542,7 @@ fn a_full_inbox_refuses_direct_messages_and_drops_topic_messages() {
         2,
         Control::Subscribe {
             delivery: Delivery::Inbox,
+            options: SubscribeOptions::default(),
             pattern: "news",
         },
     );
@@ -777,6 +781,7 @@ fn comings_and_goings_are_published() {
         2,
         Control::Subscribe {
             delivery: Delivery::Push,
+            options: SubscribeOptions::default(),
             pattern: "agentd.peers",
         },
     );
@@ -1049,7 +1054,7 @@ proptest! {
                 Step::Publish { who } => bus.event(conns[&who], kind::EVENT, PeerId::BUS, "t", b"x"),
                 Step::Follow { who, inbox } => {
                     let delivery = if inbox { Delivery::Inbox } else { Delivery::Push };
-                    bus.say(conns[&who], 203, Control::Subscribe { delivery, pattern: "#" });
+                    bus.say(conns[&who], 203, Control::Subscribe { delivery, options: SubscribeOptions::default(), pattern: "#" });
                 }
                 Step::Read { who } => {
                     while let Some(out) = bus.pull(conns[&who]) {
@@ -1172,6 +1177,7 @@ fn what_goes_through_the_router_is_counted_for_both_sides() {
     bus.event(a, kind::EVENT, id(9), "", b"nobody");
     let subscribe = Control::Subscribe {
         delivery: Delivery::Push,
+        options: SubscribeOptions::default(),
         pattern: "t.#",
     };
     bus.say(b, 3, subscribe);

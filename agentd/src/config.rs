@@ -71,6 +71,8 @@ pub struct DaemonConfig {
     pub on_stop: OnStop,
     /// How long a driven agent may take until it is ready for work. 1 s..=1 h.
     pub driver_start: Duration,
+    /// Root's broker gives agents the host's network where their policy asks for it.
+    pub host_network: HostNetwork,
     /// Start even where the host cannot confine agentd itself.
     pub confine: Confine,
     /// Directories with the administrator's policies, searched before the shipped ones.
@@ -91,6 +93,13 @@ pub struct UnitsConfig {
 pub enum Confine {
     Required,
     Degrade,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNetwork {
+    Refuse,
+    Allow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -157,6 +166,7 @@ struct RawDaemon {
     lifeline_grace_ms: u64,
     driver_start_ms: u64,
     on_stop: OnStop,
+    host_network: HostNetwork,
     confine: Confine,
     policy_dirs: Vec<PathBuf>,
 }
@@ -185,6 +195,7 @@ impl Default for RawDaemon {
             lifeline_grace_ms: 30_000,
             driver_start_ms: 60_000,
             on_stop: OnStop::Stop,
+            host_network: HostNetwork::Refuse,
             confine: Confine::Required,
             policy_dirs: vec!["/etc/agentd/policy".into()],
         }
@@ -259,6 +270,7 @@ impl Config {
             lifeline_grace_ms,
             driver_start_ms,
             on_stop,
+            host_network,
             confine,
             policy_dirs,
         } = raw.daemon;
@@ -327,6 +339,16 @@ impl Config {
                         }
                     ),
                 ),
+                (
+                    "daemon.host_network",
+                    format!(
+                        "{:?}",
+                        match host_network {
+                            HostNetwork::Refuse => "refuse",
+                            HostNetwork::Allow => "allow",
+                        }
+                    ),
+                ),
                 ("daemon.policy_dirs", format!("{policy_dirs:?}")),
                 ("units.pool_ceiling", pool_ceiling.to_string()),
                 ("logs.limit_bytes", raw.logs.limit_bytes.to_string()),
@@ -360,6 +382,7 @@ impl Config {
                 lifeline_grace: Duration::from_millis(lifeline_grace_ms),
                 driver_start: Duration::from_millis(driver_start_ms),
                 on_stop,
+                host_network,
                 confine,
                 policy_dirs,
             },

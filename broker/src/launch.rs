@@ -17,14 +17,14 @@ use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
 use agentd_kernel::grant::{self, Access, Grant, Kind};
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers::*;
-use agentd_launch::plan::{self, CgroupLimits, ExecFlags, MountFlags, Plan, Record};
+use agentd_launch::plan::{self, CgroupLimits, ExecFlags, MountFlags, Network, Plan, Record};
 use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
-/// What `clone3` gives every agent.
+/// What `clone3` gives every agent, but for the network of one that has the host's.
 const NAMESPACE_LAYERS: u64 = LAYER_USER_NS
     | LAYER_MOUNT_NS
     | LAYER_PID_NS
@@ -42,6 +42,8 @@ pub struct Workshop {
     pub launcher: Launcher,
     pub idmaps: IdmapCache,
     pub placeholders: Keeper,
+    /// The most network that an agent gets.
+    pub network: Network,
 }
 
 /// One launch that nothing is wrong with so far.
@@ -90,6 +92,7 @@ impl Workshop {
         let context = FloorContext {
             mode: plan_mode(self.mode),
             grants: request.grants,
+            network: self.network,
         };
         floor::check(&plan, &context)
             .map_err(|violation| refused(ErrorCode::Floor, violation.to_string()))?;
@@ -164,7 +167,11 @@ impl Workshop {
             } else {
                 0
             };
-            let layers = NAMESPACE_LAYERS | idmap | limited;
+            let namespaces = match plan.network() {
+                Network::Own => NAMESPACE_LAYERS,
+                Network::Host => NAMESPACE_LAYERS & !LAYER_NET_NS,
+            };
+            let layers = namespaces | idmap | limited;
             require(plan, layers)?;
             let (uid, gid) = plan.ids();
             let grants = objects.iter().map(AsFd::as_fd).collect();
@@ -184,6 +191,7 @@ impl Workshop {
                 grants,
                 group: &group,
                 memfd_noexec,
+                network: plan.network(),
             };
             let spawned = self.launcher.spawn(&spawn)?;
             Ok((spawned, layers))

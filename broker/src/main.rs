@@ -28,12 +28,13 @@ mod supervisor;
 use start::{Arguments, Command, Prepared, Socket, StartError, Supervision};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--keep-agents] [--no-supervisor]\n\n\
+const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--keep-agents] [--no-supervisor]\n\n\
 Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for\n\
 one client after the other.\n\n\
   --client-uid UID  who may connect, besides this process's own user; by default the owner of the socket's file\n\
   --cgroup DIR      keep agents in DIR, a delegated cgroup2 directory without processes\n\
   --notes DIR       what to remove after a crash is noted there; for root by default in /var/lib/agentd-broker\n\
+  --host-network    as root, give agents the host's network where their policy asks for it; an ordinary user's are given it anyway\n\
   --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace\n\
   --no-supervisor   whoever started this process starts it again when it dies";
 

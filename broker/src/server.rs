@@ -19,6 +19,7 @@ use agentd_broker::protocol::{
 use agentd_kernel::cgroup::Subtree;
 use agentd_kernel::proc_status;
 use agentd_kernel::signals::SignalFd;
+use agentd_launch::plan::Network;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 use std::collections::BTreeSet;
@@ -100,6 +101,11 @@ impl Server {
                 launcher: Launcher::prepare(soft_nofile)?,
                 idmaps: IdmapCache::default(),
                 placeholders,
+                network: match mode {
+                    Mode::Root => arguments.network,
+                    // The user's programs are in that network anyway.
+                    Mode::User => Network::Host,
+                },
             },
             on_term: arguments.on_term,
             end: None,

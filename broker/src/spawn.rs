@@ -17,6 +17,7 @@ use agentd_launch::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, NOTE_FD,
     PLAN_FD, STATUS_FD, STATUS_FILE_FD,
 };
+use agentd_launch::plan::Network;
 use agentd_launch::status::{self, Status, Step};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::cell::Cell;
@@ -64,6 +65,7 @@ pub struct Spawn<'a> {
     pub group: &'a Group,
     /// Set `vm.memfd_noexec` in the new pid namespace; root mode only, an ordinary user may not.
     pub memfd_noexec: bool,
+    pub network: Network,
 }
 
 /// A started launcher.
@@ -193,7 +195,11 @@ impl Launcher {
         let mut pidfd: RawFd = -1;
         // SAFETY: an all-zero clone_args is valid.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-        arguments.flags = NAMESPACES | libc::CLONE_PIDFD as u64;
+        let namespaces = match spawn.network {
+            Network::Own => NAMESPACES,
+            Network::Host => NAMESPACES & !(libc::CLONE_NEWNET as u64),
+        };
+        arguments.flags = namespaces | libc::CLONE_PIDFD as u64;
         arguments.pidfd = (&raw mut pidfd) as u64;
         arguments.exit_signal = libc::SIGCHLD as u64;
         if let Some(directory) = spawn.group.unified() {

@@ -8,6 +8,7 @@ use agentd_broker::client::SOCKET_FD;
 use agentd_broker::protocol::Mode;
 use agentd_kernel::cgroup::{CgroupError, Layout, Subtree};
 use agentd_kernel::probe::Roots;
+use agentd_launch::plan::Network;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
 use rustix::process::{geteuid, getpid, getppid, setsid};
 use std::ffi::OsString;
@@ -34,6 +35,8 @@ pub struct Arguments {
     pub notes: Option<PathBuf>,
     pub on_term: Leaving,
     pub supervision: Supervision,
+    /// The most network that root's agents get.
+    pub network: Network,
     /// As they came, for an upgrade in place.
     pub given: Vec<OsString>,
 }
@@ -117,6 +120,7 @@ pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command,
                 let path = path.filter(|path| path.is_absolute());
                 parsed.notes = Some(path.ok_or(StartError::NotesPath(value))?);
             }
+            Some("--host-network") => parsed.network = Network::Host,
             Some("--keep-agents") => parsed.on_term = Leaving::KeepAgents,
             Some("--no-supervisor") => parsed.supervision = Supervision::Foreign,
             _ => return Err(StartError::Argument(argument)),
@@ -270,6 +274,7 @@ mod tests {
             "/sys/fs/cgroup/a",
             "--notes",
             "/var/lib/a",
+            "--host-network",
             "--keep-agents",
             "--no-supervisor",
         ];
@@ -279,6 +284,7 @@ mod tests {
             notes: Some("/var/lib/a".into()),
             on_term: Leaving::KeepAgents,
             supervision: Supervision::Foreign,
+            network: Network::Host,
             given: given.map(OsString::from).to_vec(),
         };
         assert_eq!(parse(&given).expect("all"), Command::Serve(all));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use agentd_kernel::probe::{CgroupHost, Feature, HostCaps, Probe, ProbeState};
 use agentd_launch::floor::{FloorContext, MAX_LIFELINE_GRACE_MS, ROOT_SOURCES, check};
-use agentd_launch::plan::{MAX_GRANTS, Mode as WireMode, MountFlags, Plan, Record};
+use agentd_launch::plan::{MAX_GRANTS, Mode as WireMode, MountFlags, Network, Plan, Record};
 use agentd_sandbox::{CallerContext, GrantInput, LaunchInputs, Mode, SandboxPlan, StdioMode, plan};
 
 use crate::input::Input;
@@ -32,7 +32,7 @@ pub fn planned(data: &[u8]) {
             continue;
         };
         let wire = Plan::parse(&made.wire).expect("what the planner made is a plan");
-        let verdict = check(&wire, &FloorContext { mode, grants });
+        let verdict = check(&wire, &FloorContext { mode, grants, network: wire.network() });
         assert_eq!(verdict, Ok(()), "the floor refuses what the planner made");
         assert_eq!(usize::from(wire.listeners()), made.listeners.len());
         assert_eq!(wire.required_layers(), made.required_layers);
@@ -112,6 +112,7 @@ fn make(text: &str, inputs_choice: u64, host_choice: u64) -> Option<(WireMode, u
         } else {
             MAX_LIFELINE_GRACE_MS
         },
+        resolver: bit(inputs_choice, 8).then(|| b"nameserver 192.0.2.1\n".to_vec()),
     };
     let grants = u32::try_from(inputs.grants.len()).expect("few");
     match plan(&policy, &inputs, &host(host_choice)) {
@@ -203,9 +204,14 @@ fn at_the_floor(bytes: &[u8]) {
     };
     for mode in [WireMode::Root, WireMode::User] {
         for grants in [0, plan.grant_mounts(), u32::MAX] {
-            match check(&plan, &FloorContext { mode, grants }) {
-                Ok(()) => holds(&plan, mode, grants),
-                Err(violation) => assert!(!violation.to_string().is_empty()),
+            for network in [Network::Own, Network::Host] {
+                match check(&plan, &FloorContext { mode, grants, network }) {
+                    Ok(()) => {
+                        assert!(network == Network::Host || plan.network() == Network::Own);
+                        holds(&plan, mode, grants);
+                    }
+                    Err(violation) => assert!(!violation.to_string().is_empty()),
+                }
             }
         }
     }
@@ -235,6 +241,7 @@ fn holds(plan: &Plan<'_>, mode: WireMode, grants: u32) {
                     "{src:?}"
                 );
             }
+            Record::TcpListener { .. } => assert_eq!(plan.network(), Network::Own),
             Record::GrantMount { index, .. } | Record::Overlay { index, .. } => mounted.push(index),
             _ => {}
         }

@@ -3,6 +3,8 @@
 //! A bit is set only by whoever made the layer: the parent for what `clone3`, the id map of a mount and the cgroup give,
 //! the launcher for the rest. No privilege, no state, cannot fail.
 
+use crate::plan::Network;
+
 /// Own user namespace.
 pub const LAYER_USER_NS: u64 = 1 << 0;
 /// Own mount namespace.
@@ -60,7 +62,7 @@ pub const LAYERS_FROM_PARENT: u64 = LAYER_USER_NS
     | LAYER_IDMAP
     | LAYER_CGROUP_LIMITS;
 
-/// The layers no launch goes without, whatever its plan says: part of the floor.
+/// The layers no launch goes without, whatever its plan says: part of the floor. See [`floor_layers`].
 pub const LAYERS_FLOOR: u64 = LAYER_USER_NS
     | LAYER_MOUNT_NS
     | LAYER_PID_NS
@@ -71,6 +73,14 @@ pub const LAYERS_FLOOR: u64 = LAYER_USER_NS
     | LAYER_NO_NEW_PRIVS
     | LAYER_CAPS_DROPPED
     | LAYER_KEYRING;
+
+/// [`LAYERS_FLOOR`] for a sandbox in this network: in the host's there is no network namespace to demand.
+pub const fn floor_layers(network: Network) -> u64 {
+    match network {
+        Network::Own => LAYERS_FLOOR,
+        Network::Host => LAYERS_FLOOR & !LAYER_NET_NS,
+    }
+}
 
 const NAMES: [&str; 20] = [
     "user-ns",

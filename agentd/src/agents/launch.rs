@@ -18,8 +18,8 @@ use agentd_broker::protocol::{ErrorCode, Gone};
 use agentd_launch::plan::Plan;
 use agentd_launch::status::{Failure, Status, Step};
 use agentd_sandbox::{
-    CallerContext, EffectivePolicy, GrantInput, HardLinks, LaunchInputs, PolicyRef, SandboxPlan,
-    Sources,
+    CallerContext, EffectivePolicy, GrantInput, HardLinks, LaunchInputs, NetMode, PolicyRef,
+    SandboxPlan, Sources,
 };
 use agentd_storage::{Event, Fact, StoreError};
 
@@ -239,6 +239,9 @@ impl Daemon {
             mode: self.sandbox_mode(),
             lifeline_grace_ms: u32::try_from(self.config.daemon.lifeline_grace.as_millis())
                 .unwrap_or(u32::MAX),
+            resolver: (policy.net.mode == NetMode::Host)
+                .then(|| std::fs::read("/etc/resolv.conf").ok())
+                .flatten(),
         };
         agentd_sandbox::plan(&policy, &inputs, &self.host)
             .map_err(|e| Error::LaunchRefused(e.to_string()))

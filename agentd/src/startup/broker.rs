@@ -20,6 +20,7 @@ use anyhow::Context as _;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::confine::ServiceIds;
+use crate::config::HostNetwork;
 
 /// A broker that serves another client, or has stopped, does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,6 +115,7 @@ pub fn reach(
     state_dir: &Path,
     named: Option<&Path>,
     service: Option<ServiceIds>,
+    network: HostNetwork,
 ) -> anyhow::Result<BrokerProcess> {
     match connect(runtime_dir) {
         Err(ConnectError::Nobody { .. }) => {}
@@ -131,7 +133,9 @@ pub fn reach(
     let notes = std::path::absolute(state_dir.join("broker")).context("state directory")?;
     let notes = [OsString::from("--notes"), notes.into()];
     let notes = (!rustix::process::geteuid().is_root()).then_some(notes);
-    let arguments: Vec<OsString> = client.into_iter().chain(notes).flatten().collect();
+    let network = (network == HostNetwork::Allow).then(|| OsString::from("--host-network"));
+    let options = client.into_iter().chain(notes).flatten();
+    let arguments: Vec<OsString> = options.chain(network).collect();
     let child = client::start_listening(&program, &arguments, listener).with_context(|| {
         format!(
             "cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)",

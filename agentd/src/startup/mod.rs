@@ -94,6 +94,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
             &options.state_dir,
             options.broker.as_deref(),
             service,
+            config.daemon.host_network,
         )?,
         Standing::System => broker::connect(&options.runtime_dir)
             .context("start agentd-broker.socket, or run agentd without --system")?,

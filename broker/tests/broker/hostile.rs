@@ -276,6 +276,46 @@ fn every_rule_of_the_floor_holds() {
     }
     refuse(plan(&["true"]).grant_mount(0, "/work", MountFlags::NONE));
     refuse(plan(&["true"]).lifeline_grace(u32::MAX));
+    let text = refuse(plan(&["true"]).host_network());
+    assert!(text.contains("agentd-broker --host-network"), "{text}");
+    assert_alive(broker);
+}
+
+#[test]
+fn the_hosts_network_is_given_by_a_broker_that_was_told_to_and_no_listener_with_it() {
+    if !root() {
+        return;
+    }
+    let mut broker = Broker::start_by("exec \"$0\" --host-network 3<&0 0</dev/null");
+    let namespace = std::fs::read_link("/proc/self/ns/net").expect("our own");
+    let script = "readlink /proc/self/ns/net; ls /proc/self/net/dev > /dev/null && echo read";
+    let agent = broker.launch(shell(script).host_network());
+    assert_eq!(
+        agent.launched.info.layers & agentd_launch::layers::LAYER_NET_NS,
+        0
+    );
+    let (code, stdout, stderr) = agent.output();
+    let expected = format!("{}\nread\n", namespace.display());
+    assert_eq!((code, stdout.as_str()), (0, expected.as_str()), "{stderr}");
+    broker.wait_gone(agent.slot);
+
+    // One that does not ask for it has its own, as ever.
+    let agent = broker.launch(&shell("readlink /proc/self/ns/net"));
+    let (_, stdout, _) = agent.output();
+    assert!(stdout.starts_with("net:[") && stdout.trim() != namespace.to_string_lossy());
+    broker.wait_gone(agent.slot);
+
+    let mut listening = plan(&["true"]);
+    listening
+        .host_network()
+        .tcp_listener(8080, agentd_launch::plan::GATEWAY);
+    let text = assert_refused(broker.try_launch(&listening, &[]), ErrorCode::Floor);
+    assert!(text.contains("no TCP listener"), "{text}");
+    let mut layer = plan(&["true"]);
+    layer
+        .host_network()
+        .require(agentd_launch::layers::LAYER_NET_NS);
+    assert_refused(broker.try_launch(&layer, &[]), ErrorCode::Unsupported);
     assert_alive(broker);
 }
 

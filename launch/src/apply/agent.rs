@@ -16,7 +16,7 @@ use super::view::PathBuffer;
 use super::{During, Outcome};
 use crate::layers::{
     LAYER_CAPS_DROPPED, LAYER_LANDLOCK, LAYER_LANDLOCK_NET, LAYER_MDWE, LAYER_NO_NEW_PRIVS,
-    LAYER_RLIMITS, LAYER_SECCOMP, LAYERS_FLOOR,
+    LAYER_RLIMITS, LAYER_SECCOMP, floor_layers,
 };
 use crate::parent::LAUNCH_FAILED;
 use crate::plan::{ExecFlags, MAX_RECORDS, Plan, Record};
@@ -170,7 +170,7 @@ impl Child<'_> {
             | when(landlock.net, LAYER_LANDLOCK_NET)
             | when(denied, LAYER_MDWE)
             | when(limited, LAYER_RLIMITS);
-        let missing = (plan.required_layers() | LAYERS_FLOOR) & !self.report.layers;
+        let missing = (plan.required_layers() | floor_layers(plan.network())) & !self.report.layers;
         if missing != 0 {
             return Err(Failure {
                 detail: missing,

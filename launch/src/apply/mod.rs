@@ -7,12 +7,14 @@
 use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process, security, wait};
 
 use crate::floor::{self, FloorContext};
-use crate::layers::{LAYER_KEYRING, LAYER_MEMFD_NOEXEC, LAYER_MOUNT_VIEW, LAYERS_FROM_PARENT};
+use crate::layers::{
+    LAYER_KEYRING, LAYER_MEMFD_NOEXEC, LAYER_MOUNT_VIEW, LAYER_NET_NS, LAYERS_FROM_PARENT,
+};
 use crate::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
     STATUS_FD, STATUS_FILE_FD,
 };
-use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, MountFlags, Plan, Record};
+use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, MountFlags, Network, Plan, Record};
 use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step};
 
 mod agent;
@@ -161,6 +163,11 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     let context = FloorContext {
         mode: arguments.mode,
         grants: arguments.grants,
+        // Whether there is a namespace of its own the parent has decided.
+        network: match arguments.layers & LAYER_NET_NS {
+            0 => Network::Host,
+            _ => Network::Own,
+        },
     };
     floor::check(plan, &context).map_err(|_| Failure::new(Step::Floor, 0, NO_RECORD))?;
     if process::ids() != plan.ids() {
@@ -168,7 +175,9 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     }
 
     security::join_new_session_keyring().during(Step::Keyring, NO_RECORD)?;
-    net::loopback_up().during(Step::Loopback, NO_RECORD)?;
+    if plan.network() == Network::Own {
+        net::loopback_up().during(Step::Loopback, NO_RECORD)?;
+    }
     // While the host's /proc is still there.
     let memfd_noexec = confine::memfd_noexec();
     let view = view::View::new()?;

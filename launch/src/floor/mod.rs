@@ -7,7 +7,7 @@
 use core::ffi::CStr;
 use core::fmt;
 
-use crate::plan::{MAX_GRANTS, Mode, MountFlags, Plan, Record};
+use crate::plan::{MAX_GRANTS, Mode, MountFlags, Network, Plan, Record};
 
 mod filter;
 mod sources;
@@ -25,6 +25,8 @@ pub struct FloorContext {
     pub mode: Mode,
     /// How many grants came with the plan.
     pub grants: u32,
+    /// The most that a plan may have: [`Network::Host`] only where the operator has said so.
+    pub network: Network,
 }
 
 /// What a plan asked for that no plan gets.
@@ -74,6 +76,13 @@ pub enum FloorViolation {
         /// Left over.
         index: u32,
     },
+    /// The host's network, which nobody has allowed.
+    HostNetwork,
+    /// A TCP listener in the host's network, where everybody could connect to it.
+    HostListener {
+        /// The record.
+        record: u16,
+    },
     /// A grace beyond [`MAX_LIFELINE_GRACE_MS`].
     LifelineGrace {
         /// Asked for.
@@ -119,6 +128,13 @@ impl fmt::Display for FloorViolation {
                 f,
                 "grant {index} came with the plan, which does not mount it"
             ),
+            FloorViolation::HostNetwork => f.write_str(
+                "plan asks for the host's network, which this broker was not told to give (agentd-broker --host-network)",
+            ),
+            FloorViolation::HostListener { record } => write!(
+                f,
+                "plan record {record}: no TCP listener is made in the host's network"
+            ),
             FloorViolation::LifelineGrace { ms } => {
                 write!(
                     f,
@@ -148,10 +164,16 @@ pub fn check(plan: &Plan<'_>, context: &FloorContext) -> Result<(), FloorViolati
             ms: plan.lifeline_grace_ms(),
         });
     }
+    if plan.network() == Network::Host && context.network == Network::Own {
+        return Err(FloorViolation::HostNetwork);
+    }
     let mut mounted = [false; MAX_GRANTS];
     for (record, content) in (0u16..).zip(plan.records()) {
         match content {
             Record::Bind { src, flags, .. } => check_bind(src, flags, context.mode, record)?,
+            Record::TcpListener { .. } if plan.network() == Network::Host => {
+                return Err(FloorViolation::HostListener { record });
+            }
             Record::GrantMount { index, .. } | Record::Overlay { index, .. } => {
                 match mounted.get_mut(index as usize) {
                     Some(_) if index >= context.grants => {
@@ -203,9 +225,14 @@ mod tests {
             plan.ids(1000, 1000);
         }
         let bytes = plan.finish().unwrap();
+        let network = Network::Own;
         check(
             &Plan::parse(&bytes).unwrap(),
-            &FloorContext { mode, grants },
+            &FloorContext {
+                mode,
+                grants,
+                network,
+            },
         )
     }
 
@@ -238,6 +265,7 @@ mod tests {
             &FloorContext {
                 mode: Mode::Root,
                 grants: 0,
+                network: Network::Own,
             },
         );
         assert_eq!(
@@ -327,6 +355,37 @@ mod tests {
             verdict(Mode::User, 1, |p| p),
             Err(FloorViolation::GrantUnused { index: 0 })
         );
+    }
+
+    #[test]
+    fn the_hosts_network_needs_leave_and_takes_no_listener() {
+        for mode in [Mode::Root, Mode::User] {
+            assert_eq!(
+                verdict(mode, 0, PlanBuilder::host_network),
+                Err(FloorViolation::HostNetwork)
+            );
+            for (listener, expected) in [
+                (false, Ok(())),
+                (true, Err(FloorViolation::HostListener { record: 5 })),
+            ] {
+                let mut plan = PlanBuilder::new(mode);
+                plan.cwd("/")
+                    .stdio(Stdio::Pipes)
+                    .arg("true")
+                    .ids(1000, 1000);
+                plan.host_network();
+                if listener {
+                    plan.tcp_listener(8080, crate::plan::GATEWAY);
+                }
+                let bytes = plan.finish().unwrap();
+                let context = FloorContext {
+                    mode,
+                    grants: 0,
+                    network: Network::Host,
+                };
+                assert_eq!(check(&Plan::parse(&bytes).unwrap(), &context), expected);
+            }
+        }
     }
 
     #[test]

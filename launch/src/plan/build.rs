@@ -122,6 +122,11 @@ impl PlanBuilder {
         self.record(kind::EXEC_POLICY, flags.bits(), &[], &[], &[])
     }
 
+    /// See [`super::Record::HostNetwork`].
+    pub fn host_network(&mut self) -> &mut Self {
+        self.record(kind::HOST_NETWORK, 0, &[], &[], &[])
+    }
+
     /// See [`super::Record::Tmpfs`].
     pub fn tmpfs(
         &mut self,

@@ -424,6 +424,18 @@ pub enum Record<'a> {
     },
     /// What may be executed and traced; at most once, [`ExecFlags::NONE`] without.
     ExecPolicy(ExecFlags),
+    /// The host's own network namespace instead of one with loopback only; at most once. No TCP listener goes with it.
+    HostNetwork,
+}
+
+/// Which network namespace a sandbox is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// Its own, with nothing but loopback.
+    #[default]
+    Own,
+    /// The host's.
+    Host,
 }
 
 /// A parsed plan; borrows its bytes. Whatever it holds has been validated.
@@ -450,6 +462,7 @@ pub(crate) struct Summary<'a> {
     pub args: u16,
     pub envs: u16,
     pub exec: ExecFlags,
+    pub network: Network,
 }
 
 impl<'a> Plan<'a> {
@@ -536,6 +549,11 @@ impl<'a> Plan<'a> {
     /// See [`Record::ExecPolicy`].
     pub fn exec(&self) -> ExecFlags {
         self.summary.exec
+    }
+
+    /// Which network namespace it asks for.
+    pub fn network(&self) -> Network {
+        self.summary.network
     }
 
     /// How many environment variables there are.

@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use super::{
     CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, ExecFlags, HEADER_LEN, MAGIC, MAX_BYTES,
     MAX_FILTER_INSTRUCTIONS, MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode, MountFlags,
-    Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
+    Network, Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
 };
 use crate::layers::LAYERS_ALL;
 
@@ -44,6 +44,7 @@ pub(super) mod kind {
     pub const OVERLAY: u16 = 27;
     pub const MQUEUE: u16 = 28;
     pub const EXEC_POLICY: u16 = 30;
+    pub const HOST_NETWORK: u16 = 31;
 
     /// Kinds that a plan holds at most once, as bits.
     pub const SINGLE: u64 = 1 << IDS
@@ -58,7 +59,8 @@ pub(super) mod kind {
         | 1 << CWD
         | 1 << STDIO
         | 1 << REQUIRE
-        | 1 << EXEC_POLICY;
+        | 1 << EXEC_POLICY
+        | 1 << HOST_NETWORK;
 }
 
 /// Takes fields off the front of a payload.
@@ -232,6 +234,7 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             inodes: fields.not_zero("overlay inode limit must not be 0")?,
             dst: fields.place()?,
         },
+        HOST_NETWORK => Record::HostNetwork,
         EXEC_POLICY => {
             Record::ExecPolicy(ExecFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?)
         }
@@ -501,6 +504,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         args: 0,
         envs: 0,
         exec: ExecFlags::NONE,
+        network: Network::Own,
     };
     let mut walk = Records::new(records, count);
     for index in 0..count {
@@ -513,6 +517,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         match record {
             Record::Ids { uid, gid } => ids = Some((uid, gid)),
             Record::Cwd(path) => cwd = Some(path),
+            Record::HostNetwork => summary.network = Network::Host,
             Record::Stdio(stdio) => summary.stdio = stdio,
             Record::LifelineGrace { ms } => summary.lifeline_grace_ms = ms,
             Record::Cgroup(limits) => summary.cgroup = Some(limits),

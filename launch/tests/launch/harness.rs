@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use agentd_launch::LAUNCHER_ELF;
 use agentd_launch::layers::*;
 use agentd_launch::parent::{Arguments, FIRST_GRANT_FD, NEEDED_CAPABILITIES, PLAN_FD};
-use agentd_launch::plan::{ExecFlags, Mode, MountFlags, Plan, PlanBuilder, Stdio};
+use agentd_launch::plan::{ExecFlags, Mode, MountFlags, Network, Plan, PlanBuilder, Stdio};
 use agentd_launch::status::{Control, Lifeline, MESSAGE_LEN, Status};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
@@ -290,6 +290,10 @@ fn write_proc(pid: i32, file: &str, text: &str) {
 /// Starts the launcher on these bytes. Call it through [`as_broker`].
 pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let asked = Plan::parse(plan).map_or(ExecFlags::NONE, |plan| plan.exec());
+    let (namespaces, layers) = match Plan::parse(plan).map(|plan| plan.network()) {
+        Ok(Network::Host) => (NAMESPACES & !libc::CLONE_NEWNET, LAYERS & !LAYER_NET_NS),
+        _ => (NAMESPACES, LAYERS),
+    };
     let memfd_noexec = mode == Mode::Root && asked.contains(ExecFlags::MEMFD_NOEXEC);
     let plan = sealed("plan", plan);
     let status_file = OwnedFd::from(tempfile::tempfile().unwrap());
@@ -337,7 +341,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let argv: [CString; 4] = Arguments {
         mode,
         grants,
-        layers: LAYERS | idmap,
+        layers: layers | idmap,
     }
     .to_argv();
     let child = Child {
@@ -355,7 +359,7 @@ pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
             .collect(),
         memfd_noexec,
     };
-    let (pid, pidfd) = clone3(NAMESPACES as u64, || child.exec());
+    let (pid, pidfd) = clone3(namespaces as u64, || child.exec());
     let outside = if mode == Mode::Root {
         SLOT_UID
     } else {

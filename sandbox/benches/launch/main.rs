@@ -62,6 +62,7 @@ fn planned(mode: WireMode) -> SandboxPlan {
             WireMode::User => Mode::User,
         },
         lifeline_grace_ms: 0,
+        resolver: None,
     };
     plan(&policy, &inputs, &host()).expect("this host can launch")
 }

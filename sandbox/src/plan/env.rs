@@ -1,7 +1,7 @@
 //! The environment of an agent, made from nothing.
 
 use super::{LaunchInputs, StdioMode, etc};
-use crate::policy::EffectivePolicy;
+use crate::policy::{EffectivePolicy, NetMode};
 use crate::ports;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -82,7 +82,9 @@ pub(crate) fn environment(
     set("TMPDIR", "/tmp");
     set("AGENTD_NAME", &inputs.name);
     set("AGENTD_BUS", ports::BUS_SOCKET);
-    set("AGENTD_MCP_URL", ports::MCP_URL);
+    if policy.net.mode != NetMode::Host {
+        set("AGENTD_MCP_URL", ports::MCP_URL);
+    }
     if policy.model.enabled {
         set("ANTHROPIC_BASE_URL", ports::GATEWAY_URL);
         set("ANTHROPIC_API_KEY", ports::PLACEHOLDER_KEY);

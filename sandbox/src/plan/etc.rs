@@ -1,15 +1,28 @@
 //! The `/etc` files that are made, not shared: they name the agent and nobody else.
 
 use super::LaunchInputs;
+use crate::policy::NetMode;
 use std::path::Path;
 
 /// (path, content), all mode 0644.
-pub(crate) fn files(inputs: &LaunchInputs, home: &Path) -> Vec<(&'static str, String)> {
+pub(crate) fn files(
+    inputs: &LaunchInputs,
+    home: &Path,
+    net: NetMode,
+) -> Vec<(&'static str, Vec<u8>)> {
     let LaunchInputs { uid, gid, .. } = inputs;
     let user = user_name(&inputs.user_name);
     let host = host_name(&inputs.name);
     let home = home.display();
-    vec![
+    // Names are resolved outside, by the proxy: nothing inside could answer. In the host's network programs ask for themselves.
+    let (hosts, resolver) = match (net, &inputs.resolver) {
+        (NetMode::Host, Some(resolver)) => ("files dns", resolver.clone()),
+        _ => (
+            "files",
+            b"# names are resolved outside, by the proxy at 127.0.0.1:3128\n".to_vec(),
+        ),
+    };
+    let made = [
         (
             "/etc/passwd",
             format!(
@@ -18,16 +31,29 @@ pub(crate) fn files(inputs: &LaunchInputs, home: &Path) -> Vec<(&'static str, St
                  nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
             ),
         ),
-        ("/etc/group", format!("root:x:0:\n{user}:x:{gid}:\nnogroup:x:65534:\n")),
-        ("/etc/hosts", format!("127.0.0.1 localhost {host}\n::1 localhost\n")),
+        (
+            "/etc/group",
+            format!("root:x:0:\n{user}:x:{gid}:\nnogroup:x:65534:\n"),
+        ),
+        (
+            "/etc/hosts",
+            format!("127.0.0.1 localhost {host}\n::1 localhost\n"),
+        ),
         ("/etc/hostname", format!("{host}\n")),
-        // Names are resolved outside, by the proxy: nothing inside could answer.
-        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files\nservices: files\nprotocols: files\n".into()),
-        ("/etc/resolv.conf", "# names are resolved outside, by the proxy at 127.0.0.1:3128\n".into()),
+        (
+            "/etc/nsswitch.conf",
+            format!(
+                "passwd: files\ngroup: files\nshadow: files\nhosts: {hosts}\nservices: files\nprotocols: files\n"
+            ),
+        ),
         ("/etc/shells", "/bin/sh\n/bin/bash\n".into()),
         // What dpkg-based tools look for before they ask for a terminal.
         ("/etc/machine-id", machine_id(&inputs.name)),
-    ]
+    ];
+    let made = made
+        .into_iter()
+        .map(|(path, text)| (path, text.into_bytes()));
+    made.chain([("/etc/resolv.conf", resolver)]).collect()
 }
 
 /// A stable id of the agent's name, so that nothing of the host's shows.

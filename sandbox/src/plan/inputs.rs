@@ -82,6 +82,8 @@ pub struct LaunchInputs {
     pub name: String,
     pub mode: Mode,
     pub lifeline_grace_ms: u32,
+    /// The host's `/etc/resolv.conf`, for a sandbox in the host's network.
+    pub resolver: Option<Vec<u8>>,
 }
 
 impl LaunchInputs {

@@ -23,7 +23,7 @@ pub use summary::PlanSummary;
 use surface::Circumstances;
 pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 
-use crate::policy::{EffectivePolicy, Limits};
+use crate::policy::{EffectivePolicy, Limits, NetMode};
 use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
 use crate::seccomp;
@@ -90,6 +90,7 @@ pub fn plan(
     }
     inputs.check()?;
     unheld::check(policy)?;
+    host_network(policy)?;
     required_features(host)?;
     let circumstances = Circumstances {
         policy,
@@ -136,6 +137,22 @@ pub fn plan(
         limits: policy.limits.clone(),
         policy: policy.name.clone(),
         policy_hash: policy.hash(),
+    })
+}
+
+/// The gateway's listener is what tells an agent's requests from everybody else's: it can't be where everybody is.
+fn host_network(policy: &EffectivePolicy) -> Result<(), PlanRefused> {
+    if policy.net.mode != NetMode::Host || !policy.model.enabled {
+        return Ok(());
+    }
+    Err(PlanRefused::Input {
+        what: format!(
+            "net.mode = \"host\" ({}) with model.access = \"gateway\" ({})",
+            policy.origin_of("net.mode"),
+            policy.origin_of("model.access")
+        ),
+        problem: "the gateway listens on an agent's own loopback, and in the host's network everybody could spend its tokens there".into(),
+        allowed: "set model.access = \"none\", or net.mode = \"proxy\"".into(),
     })
 }
 
@@ -223,13 +240,17 @@ fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {
         address: format!("127.0.0.1:{port}"),
     };
     let mut out = Vec::new();
+    // In the host's network everybody could connect to one.
+    let own_network = policy.net.mode != NetMode::Host;
     if policy.model.enabled {
         out.push(tcp(wire_plan::GATEWAY, ports::GATEWAY));
     }
     if policy.egress.enabled {
         out.push(tcp(wire_plan::PROXY, ports::PROXY));
     }
-    out.push(tcp(wire_plan::MCP, ports::MCP));
+    if own_network {
+        out.push(tcp(wire_plan::MCP, ports::MCP));
+    }
     out.push(ListenerPlan {
         tag: wire_plan::BUS,
         address: ports::BUS_SOCKET.into(),
@@ -272,7 +293,8 @@ fn required_layers(circumstances: Circumstances<'_>) -> u64 {
         inputs,
         host,
     } = circumstances;
-    let mut bits = layers::LAYERS_FLOOR | layers::LAYER_UTS_NS | layers::LAYER_RLIMITS;
+    let mut bits =
+        layers::floor_layers(wire::network(policy)) | layers::LAYER_UTS_NS | layers::LAYER_RLIMITS;
     let mut add = |condition: bool, layer: u64| {
         if condition {
             bits |= layer;

@@ -5,7 +5,7 @@
 
 use super::Mode;
 use super::surface::Circumstances;
-use crate::policy::{LoopbackPorts, Memfd};
+use crate::policy::{LoopbackPorts, Memfd, NetMode};
 use crate::seccomp::{MemoryFiles, SyscallSet};
 use agentd_kernel::probe::{Feature, ProbeState};
 use serde::{Serialize, Serializer};
@@ -47,6 +47,8 @@ enum Mechanism {
     Needs(&'static str, Feature),
     /// A Landlock right or scope that came with this ABI.
     Landlock(&'static str, u8),
+    /// A network namespace, unless the policy has the host's.
+    NetNs(&'static str),
     /// One kernel uid per agent.
     SlotUid,
     /// There when the policy's own answers make it so; else, why not.
@@ -72,10 +74,12 @@ struct Row {
     degradable: bool,
 }
 
-use Mechanism::{Always, Chosen, Landlock, Needs, SlotUid};
+use Mechanism::{Always, Chosen, Landlock, Needs, NetNs, SlotUid};
 
 /// Another mechanism does better; there is nothing to say.
 const NOT_NEEDED: &str = "";
+
+const HOST_NETWORK: &str = "net.mode is host";
 
 /// A breakpoint is written into a mapping that nobody may write.
 const TRACERS_WRITE_CODE: &str =
@@ -136,20 +140,21 @@ const ROWS: &[Row] = &[
         name: "network",
         promise: "no address can be reached but through the proxy and the gateway",
         mechanisms: &[
-            Needs("network namespace with loopback only", Feature::NetNs),
-            Needs(
+            NetNs("network namespace with loopback only"),
+            Chosen(
                 "seccomp: no socket but unix, TCP, UDP and interface lists",
-                Feature::Seccomp,
+                |c| chosen(c.policy.net.mode != NetMode::Host, HOST_NETWORK),
             ),
         ],
-        degradable: false,
+        // Without the host's network it is always held: the namespace is a required feature.
+        degradable: true,
     },
     Row {
         property: Property::AbstractSockets,
         name: "abstract-sockets",
         promise: "no abstract unix socket of the host can be reached",
         mechanisms: &[
-            Needs("network namespace", Feature::NetNs),
+            NetNs("network namespace"),
             Landlock("Landlock abstract socket scope", 6),
         ],
         degradable: false,
@@ -409,6 +414,7 @@ impl Property {
             Always(name) => (*name).to_owned(),
             Needs(name, feature) => format!("{name} (`{}`)", feature.name()),
             Landlock(name, abi) => format!("{name} (ABI {abi})"),
+            NetNs(name) => format!("{name} (`net-ns`, by policy)"),
             SlotUid => "a reserved uid per agent and idmapped mounts (root)".to_owned(),
             Chosen(name, _) => format!("{name} (by policy and mode)"),
         };
@@ -537,6 +543,13 @@ fn available(
             "{name}: needs Landlock ABI {abi}, this kernel has {}",
             host.landlock_abi
         )),
+        // To a policy that demands depth it is missing: this kernel has it.
+        NetNs(name) if circumstances.policy.net.mode == NetMode::Host => Err(Absent {
+            why: format!("{name}: {HOST_NETWORK}"),
+            denied: true,
+        }),
+        NetNs(name) if host.has(Feature::NetNs) => Ok(name),
+        NetNs(name) => lacks(name, Feature::NetNs),
         SlotUid if inputs.mode == Mode::Root && host.has(Feature::IdmappedMounts) => {
             Ok("a reserved uid per agent and idmapped mounts")
         }
@@ -578,7 +591,7 @@ mod tests {
                 "{name}"
             );
         }
-        assert!(Property::degradable("network").is_empty());
+        assert!(Property::degradable("file-view").is_empty());
         assert!(Property::degradable("nonsense").is_empty());
     }
 

@@ -2,8 +2,8 @@
 //! launcher. Pure; the property table asks the same questions here, so it can't promise what the filter does not hold.
 
 use super::{LaunchInputs, Mode};
-use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd};
-use crate::seccomp::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};
+use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd, NetMode};
+use crate::seccomp::{Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use agentd_launch::plan::ExecFlags;
 
@@ -33,6 +33,10 @@ impl Circumstances<'_> {
                 Ioctls::Known
             } else {
                 Ioctls::Devices
+            },
+            netlink: match self.policy.net.mode {
+                NetMode::Host => Netlink::Refused,
+                NetMode::None | NetMode::Proxy => Netlink::Interfaces,
             },
             listening: if self.listens() {
                 Listening::Allowed

@@ -2,7 +2,7 @@
 //! refused, since a line that silently does nothing is worse than none. A row goes when its mechanism comes.
 
 use super::PlanRefused;
-use crate::policy::{EffectivePolicy, NetMode};
+use crate::policy::EffectivePolicy;
 
 struct Row {
     key: &'static str,
@@ -11,10 +11,6 @@ struct Row {
 }
 
 const ROWS: &[Row] = &[
-    Row {
-        key: "net.mode",
-        uses: |p| p.net.mode == NetMode::Host,
-    },
     Row {
         key: "limits.disk",
         uses: |p| p.limits.disk_bytes.is_some(),

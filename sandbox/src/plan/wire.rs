@@ -3,11 +3,13 @@
 use super::landlock::{self, Rights};
 use super::view::{Absent, Cover, Mount, Source, View};
 use super::{LaunchInputs, ListenerPlan, Mode, PlanRefused, StdioMode, etc};
-use crate::policy::EffectivePolicy;
+use crate::policy::{EffectivePolicy, NetMode};
 use crate::seccomp::SyscallSet;
 use crate::seccomp::{self, Surface};
 use agentd_kernel::sys::SockFilter;
-use agentd_launch::plan::{self as wire, CgroupLimits, ExecFlags, MountFlags, PlanBuilder, Stdio};
+use agentd_launch::plan::{
+    self as wire, CgroupLimits, ExecFlags, MountFlags, Network, PlanBuilder, Stdio,
+};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -63,6 +65,9 @@ impl Parts<'_> {
         self.mounts(&mut plan)?;
         self.landlock(&mut plan);
         plan.exec_policy(self.exec);
+        if network(self.policy) == Network::Host {
+            plan.host_network();
+        }
         plan.seccomp(
             self.filter
                 .iter()
@@ -199,7 +204,7 @@ impl Parts<'_> {
                 }
             };
         }
-        for (path, content) in etc::files(self.inputs, &self.view.home) {
+        for (path, content) in etc::files(self.inputs, &self.view.home, self.policy.net.mode) {
             plan.file(path, 0o644, content);
         }
         if let Some(trust) = &self.inputs.trust {
@@ -293,6 +298,13 @@ impl Parts<'_> {
             };
             plan.landlock_path(bytes(&path), rights.bits(abi), flags);
         }
+    }
+}
+
+pub(crate) fn network(policy: &EffectivePolicy) -> Network {
+    match policy.net.mode {
+        NetMode::Host => Network::Host,
+        NetMode::None | NetMode::Proxy => Network::Own,
     }
 }
 

@@ -160,28 +160,41 @@ impl EffectivePolicy {
                 ));
             }
         }
+        if self.net.mode == NetMode::Host && self.model.enabled {
+            out.push(warn(
+                &self.origin_of("model.access"),
+                "model.access",
+                &"gateway",
+                "the gateway is not offered in the host's network, so the launch is refused",
+                "set model.access = \"none\", or net.mode = \"proxy\"",
+            ));
+        }
         if self.net.mode == NetMode::Host {
             out.push(warn(
                 &self.origin_of("net.mode"),
                 "net.mode",
                 &"host",
-                "the host's own services, abstract sockets and neighbours can be reached, and nothing is metered",
+                "what listens on the host's loopback, its neighbours and every address can be reached; nothing is metered, filtered or revoked, and there is no gateway and no MCP over HTTP",
                 "set net.mode = \"proxy\" and name the hosts that are needed",
             ));
         }
     }
 
     fn lint_network(&self, out: &mut Vec<PolicyDiagnostic>) {
+        let (problem, remedy) = match self.net.mode {
+            NetMode::Host => (
+                "in the host's network no rule of ours applies",
+                "set net.mode = \"proxy\", or take the line out",
+            ),
+            _ => (
+                "there is no network, so no rule applies",
+                "set net.mode = \"proxy\"",
+            ),
+        };
         if !self.egress.enabled
             && let Some(rule) = self.egress.rules.first().or(self.egress.ask.first())
         {
-            out.push(warn(
-                &rule.origin,
-                "net.allow",
-                &rule.text,
-                "there is no network, so no rule applies",
-                "set net.mode = \"proxy\"",
-            ));
+            out.push(warn(&rule.origin, "net.allow", &rule.text, problem, remedy));
         }
         if !self.egress.enabled && !self.egress.credentials.is_empty() {
             let origin = self.origin_of("net.credentials");

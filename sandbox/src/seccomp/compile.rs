@@ -233,7 +233,7 @@ fn runs(values: &[u32]) -> Vec<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seccomp::sets::{Ioctls, Listening, MemoryFiles, SyscallSet, WriteExec};
+    use crate::seccomp::sets::{Ioctls, Listening, MemoryFiles, Netlink, SyscallSet, WriteExec};
     use crate::seccomp::table::number;
     use proptest::prelude::*;
     use proptest::strategy::ValueTree;
@@ -276,6 +276,7 @@ mod tests {
             write_exec: WriteExec::Allowed,
             ioctls: Ioctls::Devices,
             listening: Listening::Allowed,
+            netlink: Netlink::Interfaces,
         }
     }
 
@@ -287,6 +288,7 @@ mod tests {
             write_exec: WriteExec::Refused,
             ioctls: Ioctls::Known,
             listening: Listening::Refused,
+            netlink: Netlink::Refused,
         }
     }
 
@@ -336,14 +338,16 @@ mod tests {
             prop::sample::select(vec![WriteExec::Refused, WriteExec::Allowed]),
             prop::sample::select(vec![Ioctls::Known, Ioctls::Devices]),
             prop::sample::select(vec![Listening::Refused, Listening::Allowed]),
+            prop::sample::select(vec![Netlink::Refused, Netlink::Interfaces]),
         )
             .prop_map(
-                |(sets, memory_files, write_exec, ioctls, listening)| Surface {
+                |(sets, memory_files, write_exec, ioctls, listening, netlink)| Surface {
                     sets,
                     memory_files,
                     write_exec,
                     ioctls,
                     listening,
+                    netlink,
                 },
             )
     }
@@ -517,9 +521,9 @@ mod tests {
                 MemoryFiles::Kernel,
             ] {
                 for write_exec in [WriteExec::Refused, WriteExec::Allowed] {
-                    for (ioctls, listening) in [
-                        (Ioctls::Known, Listening::Refused),
-                        (Ioctls::Devices, Listening::Allowed),
+                    for (ioctls, listening, netlink) in [
+                        (Ioctls::Known, Listening::Refused, Netlink::Refused),
+                        (Ioctls::Devices, Listening::Allowed, Netlink::Interfaces),
                     ] {
                         let sets = one_less(without);
                         let program = compile(&Surface {
@@ -528,6 +532,7 @@ mod tests {
                             write_exec,
                             ioctls,
                             listening,
+                            netlink,
                         });
                         assert!(program.len() < 512, "{} instructions", program.len());
                     }

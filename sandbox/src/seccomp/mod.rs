@@ -18,4 +18,4 @@ mod table;
 
 pub use compile::{compile, to_bytes};
 pub use refused::refused_calls;
-pub use sets::{Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec};
+pub use sets::{Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec};

@@ -114,6 +114,15 @@ pub enum Listening {
     Allowed,
 }
 
+/// What netlink sockets are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Netlink {
+    /// To list interfaces: those of the sandbox's own network namespace.
+    Interfaces,
+    /// There are none: in the host's network they would show its neighbours and routes.
+    Refused,
+}
+
 /// The whole of what a filter lets an agent ask of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surface {
@@ -122,6 +131,7 @@ pub struct Surface {
     pub write_exec: WriteExec,
     pub ioctls: Ioctls,
     pub listening: Listening,
+    pub netlink: Netlink,
 }
 
 impl Surface {
@@ -162,6 +172,10 @@ impl Surface {
         match self.listening {
             Listening::Refused => restrict(network::NO_LISTENING),
             Listening::Allowed => {}
+        }
+        match self.netlink {
+            Netlink::Refused => restrict(network::NO_NETLINK),
+            Netlink::Interfaces => {}
         }
         match self.ioctls {
             Ioctls::Known => {}

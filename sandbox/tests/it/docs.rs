@@ -34,6 +34,11 @@ fn every_example_loads_without_warnings() {
         let policy = load(text).unwrap_or_else(|e| panic!("{text}\n{e}"));
         assert_eq!(policy.lint(), [], "{text}");
     }
+    // What costs something says so.
+    for (text, _) in blocks(POLICY_MD, "toml lints") {
+        let policy = load(text).unwrap_or_else(|e| panic!("{text}\n{e}"));
+        assert_ne!(policy.lint(), [], "{text}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod exec;
 #[allow(dead_code, reason = "the launcher's tests use the rest of it")]
 #[path = "../../../launch/tests/launch/harness.rs"]
 mod harness;
+mod host_network;
 mod planning;
 mod policies;
 mod secrets;
@@ -117,5 +118,6 @@ fn inputs(mode: Mode) -> LaunchInputs {
         name: "helper".into(),
         mode,
         lifeline_grace_ms: 30_000,
+        resolver: None,
     }
 }

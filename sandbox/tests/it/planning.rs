@@ -4,6 +4,7 @@ use super::{host, inputs, load, named};
 use agentd_kernel::probe::Feature;
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers;
+use agentd_launch::plan::Network;
 use agentd_launch::plan::{self as wire, MountFlags, Plan, Record};
 use agentd_sandbox::{Access, GrantInput, HomeFile, Mode, PlanRefused, SandboxPlan, plan};
 
@@ -39,7 +40,14 @@ fn plans_pass_the_floor_in_both_modes() {
             Mode::User => wire::Mode::User,
         };
         assert_eq!(
-            floor::check(&parsed, &FloorContext { mode, grants: 3 }),
+            floor::check(
+                &parsed,
+                &FloorContext {
+                    mode,
+                    grants: 3,
+                    network: Network::Own
+                }
+            ),
             Ok(())
         );
     }
@@ -274,7 +282,6 @@ fn a_line_that_nothing_holds_yet_refuses_the_launch() {
             "[limits]\ndisk = \"1GiB\"",
             "example.toml:3: limits.disk = \"1GiB\": nothing in this version",
         ),
-        ("[net]\nmode = \"host\"", "net.mode = \"host\""),
         ("[limits]\ncost = \"$5\"", "limits.cost"),
     ] {
         let policy = crate::load(&format!("extends = \"coding\"\n{text}\n")).expect("loads");
@@ -571,6 +578,7 @@ fn a_scratch_workspace_is_an_overlay_and_what_is_read_or_protected_in_it_stays_s
     let context = FloorContext {
         mode: wire::Mode::Root,
         grants: 1,
+        network: Network::Own,
     };
     assert_eq!(floor::check(&parsed, &context), Ok(()));
 }

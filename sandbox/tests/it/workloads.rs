@@ -119,6 +119,7 @@ impl Launch {
                 Mode::User
             },
             lifeline_grace_ms: 1000,
+            resolver: None,
         };
         let planned = plan(&policy, &inputs, &host()).unwrap_or_else(|e| panic!("{e}"));
         let grants: Vec<_> = wanted

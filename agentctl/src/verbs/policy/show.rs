@@ -87,6 +87,7 @@ fn plan_here(
         name: "example".to_owned(),
         mode: if is_root { Mode::Root } else { Mode::User },
         lifeline_grace_ms: 30_000,
+        resolver: None,
     };
     agentd_sandbox::plan(policy, &inputs, &probe_host(&Roots::default())).map_err(|e| {
         Failure::of_code(ErrorCode::LaunchRefused, "can't plan a sandbox here", e)

@@ -81,6 +81,18 @@ pub(super) const NETWORK: &[Rule] = &[
     allow("recvmmsg", "receive many"),
 ];
 
+/// `net.mode = "host"`: TCP and UDP over the host's interfaces, and nothing that tells of them.
+#[rustfmt::skip]
+pub(super) const NO_NETLINK: &[Rule] = &[
+    checked("socket", "unix; TCP and UDP and nothing else over IP",
+        &[
+            allow_if(&[is(0, &[UNIX]), kind(&[STREAM, DGRAM, SEQPACKET])]),
+            allow_if(&[is(0, &[INET, INET6]), kind(&[STREAM]), is(2, &[0, 6])]),
+            allow_if(&[is(0, &[INET, INET6]), kind(&[DGRAM]), is(2, &[0, 17])]),
+            refuse_if(&[is(0, &[UNIX, INET, INET6])], EPROTONOSUPPORT),
+        ], EAFNOSUPPORT),
+];
+
 /// `net.ports = []`: nothing of the agent's own can be reached by anybody, over TCP or a unix socket.
 pub(super) const NO_LISTENING: &[Rule] = &[checked(
     "listen",

@@ -128,6 +128,7 @@ fn tight() -> Surface {
         write_exec: WriteExec::Refused,
         ioctls: Ioctls::Known,
         listening: Listening::Allowed,
+        netlink: Netlink::Interfaces,
     }
 }
 

@@ -10,7 +10,7 @@
 //! written is reported to whoever waits for it, and counted in [`Health`] if nobody does.
 //!
 //! Start reading at [`Event`] (what goes in) and [`Record`] (what comes out), then `writer.rs`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod approval;
 mod audit;
@@ -24,6 +24,7 @@ mod record;
 mod revocation;
 mod row;
 mod store;
+pub mod stream;
 mod task;
 mod task_query;
 mod task_write;

@@ -1,0 +1,272 @@
+//! Reading a whole segment: what is in it, where it ends, and what of it is lost.
+//!
+//! Pure: bytes in, [`Scan`] out; the fuzz target `segment` runs it. It decides what a place that can't be read *means*.
+//! A commit is written only after the one before is on the disk. So a bad place with a record of a *later* commit behind it
+//! was on the disk once: that is damage, and it is named. A bad place in the last commit is a write that the power cut: it
+//! was never acknowledged, and the segment ends before it. In a segment that is no longer written to, everything bad is damage.
+
+use std::ops::Range;
+
+use super::format::{BLOCK, Kind, Parsed, RecordHeader, SegmentHeader, parse, read_ranges};
+use crate::stream::Settled;
+
+/// Bytes between two entries of the sparse index.
+const INDEX_EVERY: usize = 16 * 1024;
+
+/// Where a record of data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IndexEntry {
+    pub(super) offset: u64,
+    pub(super) at_ns: u64,
+    pub(super) position: u64,
+}
+
+/// Every so often a record of data, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index(Vec<IndexEntry>);
+
+impl Index {
+    /// Takes note of a record if the last noted one is far enough away.
+    pub(super) fn note(&mut self, entry: IndexEntry) {
+        let far = |last: &IndexEntry| entry.position - last.position >= INDEX_EVERY as u64;
+        if self.0.last().is_none_or(far) {
+            self.0.push(entry);
+        }
+    }
+
+    /// Where to begin to find `offset`; `None`: at the first record.
+    pub(super) fn before_offset(&self, offset: u64) -> Option<IndexEntry> {
+        let at = self.0.partition_point(|entry| entry.offset <= offset);
+        at.checked_sub(1).map(|at| self.0[at])
+    }
+
+    /// Where to begin to find the first record of `at_ns` or later.
+    pub(super) fn before_time(&self, at_ns: u64) -> Option<IndexEntry> {
+        let at = self.0.partition_point(|entry| entry.at_ns < at_ns);
+        at.checked_sub(1).map(|at| self.0[at])
+    }
+}
+
+/// Whether a segment may end in the middle of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It was the one being written when the store was last used.
+    Tail,
+    /// Another one follows, and begins with this offset.
+    Sealed { next: u64 },
+}
+
+/// Bytes that are not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BadBytes {
+    pub(super) positions: Range<usize>,
+    /// Records of data that are lost with them: maybe none.
+    pub(super) offsets: Range<u64>,
+    pub(super) why: &'static str,
+}
+
+/// What is in a segment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scan {
+    /// Behind the last good record.
+    pub(super) end: usize,
+    /// The offset behind the last record of data.
+    pub(super) next: u64,
+    /// Records of data.
+    pub(super) records: u64,
+    /// Time of the last one.
+    pub(super) last_at_ns: u64,
+    pub(super) settled: Settled,
+    /// Marks in the order in which they were given.
+    pub(super) marks: Vec<(Range<u64>, u8)>,
+    /// What older segments say of settled offsets is in here too.
+    pub(super) has_checkpoint: bool,
+    pub(super) index: Index,
+    pub(super) damaged: Vec<BadBytes>,
+    /// The write that was cut, in a [`Standing::Tail`].
+    pub(super) cut: Option<BadBytes>,
+}
+
+/// Reads everything behind the header block. `bytes` is the file from its beginning.
+pub(super) fn scan(header: &SegmentHeader, bytes: &[u8], standing: Standing) -> Scan {
+    let mut scan = Scan {
+        end: BLOCK,
+        next: header.base,
+        last_at_ns: header.at_ns,
+        ..Scan::default()
+    };
+    // The commit to which the record at `end` must belong, once there was one.
+    let mut commit = Commit::default();
+    loop {
+        // A segment that is no longer written to holds nothing of the next one's.
+        if matches!(standing, Standing::Sealed { next } if scan.next >= next) {
+            scan.rest(header.nonce, bytes);
+            return scan;
+        }
+        let here = bytes.get(scan.end..).unwrap_or_default();
+        let why = match parse(header.nonce, here) {
+            Parsed::Record(record, payload, space) if record.offset == scan.next => {
+                scan.take(&record, payload, space);
+                commit.follow(&record);
+                continue;
+            }
+            Parsed::Record(..) => "a record that does not follow the one before",
+            Parsed::Blank => "nothing where a record was",
+            Parsed::Short(_) => "a record that goes on behind the end of the file",
+            Parsed::Bad(why) => why,
+        };
+        let Some(behind) = next_good(header.nonce, bytes, scan.end, scan.next) else {
+            scan.finish(bytes, standing, why);
+            return scan;
+        };
+        let later = matches!(standing, Standing::Sealed { .. })
+            || commit.is_behind(header.nonce, bytes, behind.position, scan.next);
+        if !later {
+            scan.cut = Some(BadBytes {
+                positions: scan.end..used(bytes),
+                offsets: scan.next..scan.next,
+                why,
+            });
+            return scan;
+        }
+        scan.damaged.push(BadBytes {
+            positions: scan.end..behind.position,
+            offsets: scan.next..behind.offset,
+            why,
+        });
+        (scan.end, scan.next) = (behind.position, behind.offset);
+    }
+}
+
+/// Which commit the next record belongs to.
+#[derive(Default)]
+struct Commit {
+    last: Option<RecordHeader>,
+}
+
+impl Commit {
+    fn follow(&mut self, record: &RecordHeader) {
+        self.last = Some(*record);
+    }
+
+    /// Whether a good record at or behind `from` belongs to a later commit than what is bad before it.
+    fn is_behind(&self, nonce: u32, bytes: &[u8], from: usize, next: u64) -> bool {
+        let Some(last) = self.last else {
+            // The very first record is bad: it was written before the file got its name.
+            return true;
+        };
+        let bad = last.group.wrapping_add(u16::from(last.last));
+        let mut at = from;
+        while let Some(good) = next_good(nonce, bytes, at, next) {
+            if good.group.wrapping_sub(bad).cast_signed() > 0 {
+                return true;
+            }
+            at = good.position + good.space;
+        }
+        false
+    }
+}
+
+/// A record found by searching.
+struct Good {
+    position: usize,
+    offset: u64,
+    group: u16,
+    space: usize,
+}
+
+/// The first whole record at or behind `from` that can follow.
+fn next_good(nonce: u32, bytes: &[u8], from: usize, next: u64) -> Option<Good> {
+    let mut position = from.next_multiple_of(8);
+    while let Some(rest) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
+        // Most of what is behind the end is blank. A header's byte 30 never is, so a record begins at most that far before
+        // the first byte that is not 0.
+        let zeros = rest.iter().position(|byte| *byte != 0)?;
+        if zeros > 30 {
+            position += (zeros - 30).next_multiple_of(8);
+        }
+        let rest = bytes.get(position..)?;
+        if let Parsed::Record(record, _, space) = parse(nonce, rest)
+            && record.offset >= next
+        {
+            return Some(Good {
+                position,
+                offset: record.offset,
+                group: record.group,
+                space,
+            });
+        }
+        position += 8;
+    }
+    None
+}
+
+/// Where the zeros at the end begin.
+fn used(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |at| at + 1)
+}
+
+impl Scan {
+    fn take(&mut self, record: &RecordHeader, payload: &[u8], space: usize) {
+        match record.kind {
+            Kind::Data => {
+                self.index.note(IndexEntry {
+                    offset: record.offset,
+                    at_ns: record.at_ns,
+                    position: self.end as u64,
+                });
+                // Only what the writer never wrote could wrap.
+                self.next = self.next.saturating_add(1);
+                self.records += 1;
+                self.last_at_ns = self.last_at_ns.max(record.at_ns);
+            }
+            Kind::Checkpoint => {
+                self.has_checkpoint = true;
+                read_ranges(payload).for_each(|range| self.settled.insert(range));
+            }
+            Kind::Settled => read_ranges(payload).for_each(|range| self.settled.insert(range)),
+            Kind::Marked => {
+                let mark = u8::try_from(record.raw_len).unwrap_or(u8::MAX);
+                read_ranges(payload).for_each(|range| self.marks.push((range, mark)));
+            }
+        }
+        self.end += space;
+    }
+
+    /// The settled offsets that stand behind the last record of data.
+    fn rest(&mut self, nonce: u32, bytes: &[u8]) {
+        while let Parsed::Record(record, payload, space) =
+            parse(nonce, bytes.get(self.end..).unwrap_or_default())
+            && record.kind != Kind::Data
+        {
+            self.take(&record, payload, space);
+        }
+    }
+
+    /// Nothing good is behind `end`.
+    fn finish(&mut self, bytes: &[u8], standing: Standing, why: &'static str) {
+        let used = used(bytes);
+        match standing {
+            Standing::Tail if used > self.end => {
+                self.cut = Some(BadBytes {
+                    positions: self.end..used,
+                    offsets: self.next..self.next,
+                    why,
+                });
+            }
+            Standing::Tail => {}
+            Standing::Sealed { next } if self.next < next => {
+                self.damaged.push(BadBytes {
+                    positions: self.end..used.max(self.end),
+                    offsets: self.next..next,
+                    why,
+                });
+                self.next = next;
+            }
+            Standing::Sealed { .. } => {}
+        }
+    }
+}

@@ -10,6 +10,8 @@ pub mod channel;
 #[cfg(not(loom))]
 pub mod client;
 pub mod frame;
+#[cfg(all(feature = "gateway", not(loom)))]
+pub mod gateway;
 pub mod lane;
 pub mod listing;
 pub mod log;

@@ -1,0 +1,605 @@
+//! The transport that works on every kernel: readiness by epoll, one call per read and per write.
+//!
+//! Level-triggered: a connection that has more than its budget is simply reported again in the next turn, after the
+//! others. Writes are tried at once and only a full socket is watched for room. Memory: one read buffer for the shard,
+//! and per connection what its user queued.
+//!
+//! When no descriptor is left, the one held in reserve is given up for a moment to take the longest-waiting connection
+//! off the queue and close it: its peer learns at once. Then the listener pauses until a connection ends.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags};
+
+use super::outbox::Outbox;
+use super::transport::{
+    Command, Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin,
+    Transport, TransportError, TransportKind, TransportLimits, Waker,
+};
+
+/// Events taken from the kernel in one call.
+const BATCH: usize = 256;
+/// Connections taken from one listener in one turn.
+const ACCEPTS: usize = 64;
+/// After running out of descriptors for which no connection of ours can be blamed, look again so often.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Low half of an epoll token that belongs to no connection.
+const NO_CONN: u32 = u32::MAX;
+/// High half of the waker's token; listeners have their number.
+const WAKER: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Conn {
+    fd: OwnedFd,
+    outbox: Outbox,
+    reading: bool,
+    draining: bool,
+    dirty: bool,
+    /// What epoll watches; `None`: not registered, because a peer that has hung up is reported without end.
+    watched: Option<epoll::EventFlags>,
+    /// When a peer that takes nothing is given up.
+    stalls_at: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    conn: Option<Conn>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    fd: OwnedFd,
+    unix: bool,
+    paused: bool,
+}
+
+/// See the module's documentation.
+pub struct Epoll {
+    epoll: OwnedFd,
+    waker: Waker,
+    limits: TransportLimits,
+    listeners: Vec<Listener>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    open: usize,
+    /// Have something to send.
+    dirty: VecDeque<ConnKey>,
+    stalls: BTreeSet<(Instant, u32)>,
+    retry_at: Option<Instant>,
+    reserve: Option<OwnedFd>,
+    scratch: Vec<u8>,
+    commands: Commands,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Epoll")
+            .field("open", &self.open)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+fn fault(call: &'static str) -> impl Fn(Errno) -> TransportError {
+    move |errno| TransportError {
+        transport: TransportKind::Epoll,
+        call,
+        source: errno.into(),
+    }
+}
+
+impl Epoll {
+    /// An epoll instance with its waker and its reserve descriptor.
+    pub fn new(limits: TransportLimits) -> Result<Self, TransportError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(fault("epoll_create1"))?;
+        let waker = Waker::new().map_err(fault("eventfd2"))?;
+        epoll::add(
+            &epoll,
+            waker.fd(),
+            epoll::EventData::new_u64(token(NO_CONN, WAKER)),
+            epoll::EventFlags::IN,
+        )
+        .map_err(fault("epoll_ctl"))?;
+        let reserve = rustix::io::fcntl_dupfd_cloexec(waker.fd(), 0).map_err(fault("dup"))?;
+        Ok(Self {
+            epoll,
+            waker,
+            limits,
+            listeners: Vec::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            dirty: VecDeque::new(),
+            stalls: BTreeSet::new(),
+            retry_at: None,
+            reserve: Some(reserve),
+            scratch: vec![0; limits.read_budget],
+            commands: Vec::new(),
+            counters: Counters::default(),
+        })
+    }
+
+    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        if slot.generation == key.generation {
+            slot.conn.as_mut()
+        } else {
+            None
+        }
+    }
+
+    /// Hands one event over and queues what the handler wants done.
+    fn tell(&mut self, event: Event<'_>, handler: &mut dyn Handler) {
+        let mut commands = std::mem::take(&mut self.commands);
+        handler.event(event, &mut commands);
+        self.commands = commands;
+        self.obey(handler);
+    }
+
+    fn obey(&mut self, handler: &mut dyn Handler) {
+        // A close makes an event, which may make commands: taken in order, without recursion deeper than that.
+        let mut commands = std::mem::take(&mut self.commands);
+        for command in commands.drain(..) {
+            match command {
+                Command::Send { conn: key, bytes } => {
+                    if let Some(conn) = self.conn(key)
+                        && !conn.draining
+                    {
+                        conn.outbox.push(bytes);
+                        self.mark_dirty(key);
+                    }
+                }
+                Command::Pause { conn } => self.set_reading(conn, false, handler),
+                Command::Resume { conn } => self.set_reading(conn, true, handler),
+                Command::Drain { conn: key } => {
+                    self.set_reading(key, false, handler);
+                    if let Some(conn) = self.conn(key) {
+                        conn.draining = true;
+                        self.mark_dirty(key);
+                    }
+                }
+                Command::Close { conn } => self.end(conn, Ended::Asked, handler),
+            }
+        }
+        if self.commands.is_empty() {
+            self.commands = commands;
+        }
+    }
+
+    fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conn(key)
+            && !std::mem::replace(&mut conn.dirty, true)
+        {
+            self.dirty.push_back(key);
+        }
+    }
+
+    fn set_reading(&mut self, key: ConnKey, reading: bool, handler: &mut dyn Handler) {
+        if let Some(conn) = self.conn(key)
+            && !conn.draining
+            && conn.reading != reading
+        {
+            conn.reading = reading;
+            self.watch(key, handler);
+        }
+    }
+
+    /// Brings what epoll watches in line with what the connection wants.
+    fn watch(&mut self, key: ConnKey, handler: &mut dyn Handler) {
+        let epoll = &self.epoll;
+        let Some(conn) = self
+            .slots
+            .get_mut(key.slot as usize)
+            .filter(|slot| slot.generation == key.generation)
+            .and_then(|slot| slot.conn.as_mut())
+        else {
+            return;
+        };
+        let mut wanted = epoll::EventFlags::empty();
+        if conn.reading {
+            wanted |= epoll::EventFlags::IN;
+        }
+        if conn.stalls_at.is_some() {
+            wanted |= epoll::EventFlags::OUT;
+        }
+        if conn.watched == Some(wanted) {
+            return;
+        }
+        let data = epoll::EventData::new_u64(key.token());
+        self.counters.syscalls += 1;
+        let done = match conn.watched {
+            Some(_) => epoll::modify(epoll, &conn.fd, data, wanted),
+            None if wanted.is_empty() => return,
+            None => epoll::add(epoll, &conn.fd, data, wanted),
+        };
+        match done {
+            Ok(()) => conn.watched = Some(wanted),
+            Err(errno) => self.end(key, Ended::Io(errno), handler),
+        }
+    }
+
+    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
+        let Some(slot) = self
+            .slots
+            .get_mut(key.slot as usize)
+            .filter(|slot| slot.generation == key.generation)
+        else {
+            return;
+        };
+        let Some(conn) = slot.conn.take() else {
+            return;
+        };
+        slot.generation = ConnKey::next_generation(slot.generation);
+        if let Some(at) = conn.stalls_at {
+            self.stalls.remove(&(at, key.slot));
+        }
+        // Closing takes it out of epoll too.
+        self.counters.syscalls += 1;
+        drop(conn);
+        self.free.push(key.slot);
+        self.open -= 1;
+        self.counters.closed += 1;
+        self.resume_listeners(handler);
+        self.tell(Event::Closed { conn: key, how }, handler);
+    }
+
+    fn pause_listener(&mut self, at: usize, state: Listening, handler: &mut dyn Handler) {
+        let listener = &mut self.listeners[at];
+        if std::mem::replace(&mut listener.paused, true) {
+            return;
+        }
+        self.counters.syscalls += 1;
+        // It can only fail for a descriptor that is not there.
+        epoll::delete(&self.epoll, &listener.fd).unwrap_or_default();
+        self.retry_at = Some(Instant::now() + RETRY);
+        let listener = ListenerId(at as u16);
+        self.tell(Event::Listening { listener, state }, handler);
+    }
+
+    fn resume_listeners(&mut self, handler: &mut dyn Handler) {
+        if self.retry_at.is_none() || self.open >= self.limits.connections {
+            return;
+        }
+        self.retry_at = None;
+        for at in 0..self.listeners.len() {
+            let listener = &mut self.listeners[at];
+            if !listener.paused {
+                continue;
+            }
+            let data = epoll::EventData::new_u64(token(NO_CONN, at as u32));
+            self.counters.syscalls += 1;
+            if epoll::add(&self.epoll, &listener.fd, data, epoll::EventFlags::IN).is_err() {
+                self.retry_at = Some(Instant::now() + RETRY);
+                continue;
+            }
+            listener.paused = false;
+            let state = Listening::Resumed;
+            let listener = ListenerId(at as u16);
+            self.tell(Event::Listening { listener, state }, handler);
+        }
+    }
+
+    fn accept(&mut self, at: usize, handler: &mut dyn Handler) {
+        for _ in 0..ACCEPTS {
+            if self.open >= self.limits.connections {
+                let limit = self.limits.connections;
+                return self.pause_listener(at, Listening::Full { limit }, handler);
+            }
+            let Some(listener) = self.listeners.get(at) else {
+                return;
+            };
+            self.counters.syscalls += 1;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let (fd, from) = match rustix::net::acceptfrom_with(&listener.fd, flags) {
+                Ok(accepted) => accepted,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
+                    return self.shed(at, handler);
+                }
+                // The peer has gone meanwhile, or the network had something to say about it.
+                Err(_) => continue,
+            };
+            let origin = if listener.unix {
+                self.counters.syscalls += 1;
+                match rustix::net::sockopt::socket_peercred(&fd) {
+                    Ok(who) => Origin::Unix {
+                        uid: who.uid.as_raw(),
+                        gid: who.gid.as_raw(),
+                        pid: who.pid.as_raw_nonzero().get(),
+                    },
+                    Err(_) => continue,
+                }
+            } else {
+                match from.and_then(|from| from.try_into().ok()) {
+                    Some(address) => Origin::Tcp(address),
+                    None => continue,
+                }
+            };
+            let Some(conn) = self.add(fd) else { continue };
+            let listener = ListenerId(at as u16);
+            self.tell(
+                Event::Accepted {
+                    conn,
+                    listener,
+                    origin,
+                },
+                handler,
+            );
+        }
+    }
+
+    fn add(&mut self, fd: OwnedFd) -> Option<ConnKey> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let generation = self.slots[slot as usize].generation;
+        let key = ConnKey { slot, generation };
+        self.counters.syscalls += 1;
+        let data = epoll::EventData::new_u64(key.token());
+        if epoll::add(&self.epoll, &fd, data, epoll::EventFlags::IN).is_err() {
+            self.free.push(slot);
+            return None;
+        }
+        self.slots[slot as usize].conn = Some(Conn {
+            fd,
+            outbox: Outbox::default(),
+            reading: true,
+            draining: false,
+            dirty: false,
+            watched: Some(epoll::EventFlags::IN),
+            stalls_at: None,
+        });
+        self.open += 1;
+        self.counters.accepted += 1;
+        Some(key)
+    }
+
+    /// No descriptor is left: tells one waiting peer by closing, and pauses.
+    fn shed(&mut self, at: usize, handler: &mut dyn Handler) {
+        let errno = Errno::MFILE;
+        if self.reserve.take().is_some() {
+            self.counters.syscalls += 4;
+            if rustix::net::accept_with(&self.listeners[at].fd, SocketFlags::CLOEXEC).is_ok() {
+                self.counters.shed += 1;
+            }
+            self.reserve = rustix::io::fcntl_dupfd_cloexec(self.waker.fd(), 0).ok();
+        }
+        self.pause_listener(at, Listening::Paused { errno }, handler);
+    }
+
+    fn read(&mut self, key: ConnKey, handler: &mut dyn Handler) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let Some(conn) = self.conn(key) else {
+            self.scratch = scratch;
+            return;
+        };
+        let got = rustix::net::recv(&conn.fd, &mut scratch[..], RecvFlags::DONTWAIT);
+        self.counters.syscalls += 1;
+        match got {
+            Ok((0, _)) => self.end(key, Ended::Eof, handler),
+            Ok((count, _)) => {
+                self.counters.received_bytes += count as u64;
+                let bytes = &scratch[..count];
+                self.tell(Event::Received { conn: key, bytes }, handler);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => self.end(key, Ended::from_errno(errno), handler),
+        }
+        self.scratch = scratch;
+    }
+
+    /// Sends what waits on one connection, as far as its socket takes it.
+    fn flush(&mut self, key: ConnKey, handler: &mut dyn Handler) {
+        let stall = self.limits.stall;
+        let Some(conn) = self
+            .slots
+            .get_mut(key.slot as usize)
+            .filter(|slot| slot.generation == key.generation)
+            .and_then(|slot| slot.conn.as_mut())
+        else {
+            return;
+        };
+        conn.dirty = false;
+        let (mut moved, mut blocked) = (0, false);
+        while conn.outbox.waiting() > 0 {
+            self.counters.syscalls += 1;
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(&conn.fd, conn.outbox.front(), flags) {
+                Ok(count) => {
+                    conn.outbox.advance(count);
+                    moved += count;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    blocked = true;
+                    break;
+                }
+                Err(errno) => return self.end(key, Ended::from_errno(errno), handler),
+            }
+        }
+        self.counters.sent_bytes += moved as u64;
+        let waiting = conn.outbox.waiting();
+        let draining = conn.draining;
+        if (moved > 0 || !blocked)
+            && let Some(at) = conn.stalls_at.take()
+        {
+            self.stalls.remove(&(at, key.slot));
+        }
+        if blocked && conn.stalls_at.is_none() {
+            let at = Instant::now() + stall;
+            conn.stalls_at = Some(at);
+            self.stalls.insert((at, key.slot));
+        }
+        if waiting == 0 && draining {
+            return self.end(key, Ended::Asked, handler);
+        }
+        self.watch(key, handler);
+        if moved > 0 {
+            self.tell(Event::Sent { conn: key, waiting }, handler);
+        }
+    }
+
+    fn flush_dirty(&mut self, handler: &mut dyn Handler) {
+        // Once each: what a handler adds meanwhile has its turn next.
+        for _ in 0..self.dirty.len() {
+            let Some(key) = self.dirty.pop_front() else {
+                break;
+            };
+            self.flush(key, handler);
+        }
+    }
+
+    fn expire(&mut self, handler: &mut dyn Handler) {
+        if self.stalls.is_empty() && self.retry_at.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(at, slot)) = self.stalls.first() {
+            if at > now {
+                break;
+            }
+            self.stalls.pop_first();
+            let generation = self.slots[slot as usize].generation;
+            let seconds = self.limits.stall.as_secs() as u32;
+            self.end(
+                ConnKey { slot, generation },
+                Ended::Stalled { seconds },
+                handler,
+            );
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.resume_listeners(handler);
+        }
+    }
+
+    fn dispatch(&mut self, token: u64, flags: epoll::EventFlags, handler: &mut dyn Handler) {
+        let key = ConnKey::from_token(token);
+        if key.slot == NO_CONN && key.generation == WAKER {
+            let mut count = [0; 8];
+            self.counters.syscalls += 1;
+            // Nothing there: another wake-up came with the last one.
+            rustix::io::read(self.waker.fd(), &mut count).unwrap_or_default();
+            return self.tell(Event::Woken, handler);
+        }
+        if key.slot == NO_CONN {
+            return self.accept(key.generation as usize, handler);
+        }
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.flush(key, handler);
+        }
+        let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        let epoll = &self.epoll;
+        let Some(conn) = self
+            .slots
+            .get_mut(key.slot as usize)
+            .filter(|slot| slot.generation == key.generation)
+            .and_then(|slot| slot.conn.as_mut())
+        else {
+            return;
+        };
+        if conn.reading && (hung_up || flags.contains(epoll::EventFlags::IN)) {
+            self.read(key, handler);
+        } else if hung_up && conn.draining {
+            self.end(key, Ended::Reset, handler);
+        } else if hung_up && conn.watched.take().is_some() {
+            // Told again when it is read from again.
+            self.counters.syscalls += 1;
+            epoll::delete(epoll, &conn.fd).unwrap_or_default();
+        }
+    }
+}
+
+fn token(low: u32, high: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Whether a listening socket is AF_UNIX.
+pub(super) fn is_unix(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::net::getsockname(socket)?.address_family() == AddressFamily::UNIX)
+}
+
+impl Transport for Epoll {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Epoll
+    }
+
+    fn listen(&mut self, socket: OwnedFd) -> Result<ListenerId, TransportError> {
+        let unix = is_unix(socket.as_fd()).map_err(fault("getsockname"))?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(fault("FIONBIO"))?;
+        let at = self.listeners.len() as u32;
+        let data = epoll::EventData::new_u64(token(NO_CONN, at));
+        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)
+            .map_err(fault("epoll_ctl"))?;
+        self.listeners.push(Listener {
+            fd: socket,
+            unix,
+            paused: false,
+        });
+        Ok(ListenerId(at as u16))
+    }
+
+    fn command(&mut self, commands: &mut Commands, handler: &mut dyn Handler) {
+        self.commands.append(commands);
+        self.obey(handler);
+    }
+
+    fn turn(
+        &mut self,
+        wait: Option<Duration>,
+        handler: &mut dyn Handler,
+    ) -> Result<(), TransportError> {
+        self.flush_dirty(handler);
+        let wait = if self.dirty.is_empty() {
+            let now = Instant::now();
+            let due = self.stalls.first().map(|(at, _)| *at);
+            [due, self.retry_at]
+                .into_iter()
+                .flatten()
+                .map(|at| at.saturating_duration_since(now))
+                .chain(wait)
+                .min()
+        } else {
+            Some(Duration::ZERO)
+        };
+        let timeout = wait.map(|wait| Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: wait.subsec_nanos().into(),
+        });
+        let mut events = [const { MaybeUninit::uninit() }; BATCH];
+        self.counters.syscalls += 1;
+        self.counters.turns += 1;
+        match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok((ready, _)) => {
+                for event in ready {
+                    self.dispatch(event.data.u64(), event.flags, handler);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(fault("epoll_wait")(errno)),
+        }
+        self.expire(handler);
+        self.flush_dirty(handler);
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn connections(&self) -> usize {
+        self.open
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}

@@ -1,0 +1,118 @@
+//! What waits to be sent on one connection: owned buffers in order, small ones gathered into one.
+//!
+//! Bounded by its user, who sees [`Outbox::waiting`] grow. An empty outbox holds no memory. Pure.
+
+use std::collections::VecDeque;
+
+/// Up to this size buffers are copied together, so that many small frames cost one call.
+const GATHER: usize = 64 << 10;
+
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    buffers: VecDeque<Vec<u8>>,
+    /// Sent of the first buffer.
+    sent: usize,
+    waiting: usize,
+    /// The kernel holds the first buffer: nothing may be appended to it.
+    held: bool,
+}
+
+impl Outbox {
+    pub fn push(&mut self, bytes: Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.waiting += bytes.len();
+        let appendable = self.buffers.len() > usize::from(self.held);
+        match self.buffers.back_mut() {
+            Some(last) if appendable && last.len() + bytes.len() <= GATHER => {
+                last.extend_from_slice(&bytes);
+            }
+            _ => self.buffers.push_back(bytes),
+        }
+    }
+
+    /// Bytes not yet sent.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The next bytes to send; empty when there are none.
+    pub fn front(&self) -> &[u8] {
+        self.buffers
+            .front()
+            .map_or(&[], |first| &first[self.sent..])
+    }
+
+    /// As [`Self::front`]; the buffer stays where it is in memory until [`Self::release`].
+    pub fn hold(&mut self) -> &[u8] {
+        self.held = !self.buffers.is_empty();
+        self.front()
+    }
+
+    /// The kernel is done with what was held.
+    pub fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// `count` bytes of the front are sent.
+    pub fn advance(&mut self, count: usize) {
+        self.sent += count;
+        self.waiting -= count;
+        if self
+            .buffers
+            .front()
+            .is_some_and(|first| self.sent >= first.len())
+        {
+            self.buffers.pop_front();
+            self.sent = 0;
+            if self.buffers.is_empty() {
+                self.buffers = VecDeque::new();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_buffers_are_gathered_and_nothing_is_kept_when_empty() {
+        let mut outbox = Outbox::default();
+        outbox.push(vec![1; 10]);
+        outbox.push(vec![2; 20]);
+        assert_eq!((outbox.front().len(), outbox.waiting()), (30, 30));
+        outbox.advance(29);
+        assert_eq!(outbox.front(), [2]);
+        outbox.advance(1);
+        assert_eq!((outbox.front().len(), outbox.waiting()), (0, 0));
+        assert_eq!(outbox.buffers.capacity(), 0);
+    }
+
+    #[test]
+    fn a_held_buffer_does_not_move() {
+        let mut outbox = Outbox::default();
+        outbox.push(Vec::from("first"));
+        let at = outbox.hold().as_ptr();
+        outbox.push(Vec::from(" second"));
+        outbox.push(Vec::from(" third"));
+        assert_eq!(
+            (outbox.front(), outbox.front().as_ptr()),
+            (&b"first"[..], at)
+        );
+        outbox.release();
+        outbox.advance(5);
+        assert_eq!(outbox.front(), b" second third");
+    }
+
+    #[test]
+    fn large_buffers_are_not_copied() {
+        let mut outbox = Outbox::default();
+        outbox.push(vec![0; GATHER]);
+        outbox.push(vec![1; GATHER]);
+        assert_eq!(outbox.front().len(), GATHER);
+        outbox.advance(GATHER);
+        assert_eq!(outbox.front(), vec![1; GATHER]);
+    }
+}

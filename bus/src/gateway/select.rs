@@ -1,0 +1,80 @@
+//! Which transport a shard gets, and why: io_uring where there is one, else epoll, and the reason is kept for whoever asks.
+
+use super::epoll::Epoll;
+use super::transport::{Transport, TransportError, TransportKind, TransportLimits};
+use super::uring::{Uring, UringUnavailable};
+
+/// What the configuration asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// io_uring if there is one.
+    #[default]
+    Best,
+    Epoll,
+    /// Nothing else will do.
+    IoUring,
+}
+
+/// What a shard got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub kind: TransportKind,
+    /// For people: `agentctl bus peers`, doctor.
+    pub why: String,
+}
+
+/// No transport as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SelectError {
+    #[error(transparent)]
+    Epoll(#[from] TransportError),
+    #[error("io_uring is asked for by name, but {0}")]
+    IoUring(#[from] UringUnavailable),
+}
+
+/// Makes a transport. Rings have to be made before the process confines itself.
+pub fn select(
+    wanted: Wanted,
+    limits: TransportLimits,
+) -> Result<(Box<dyn Transport + Send>, Chosen), SelectError> {
+    let epoll = |why: String| -> Result<(Box<dyn Transport + Send>, Chosen), SelectError> {
+        let kind = TransportKind::Epoll;
+        Ok((Box::new(Epoll::new(limits)?), Chosen { kind, why }))
+    };
+    if wanted == Wanted::Epoll {
+        return epoll("the configuration asks for it".to_owned());
+    }
+    match Uring::new(limits) {
+        Ok(uring) => {
+            let kind = TransportKind::IoUring;
+            let why = "this kernel has all that it needs".to_owned();
+            Ok((Box::new(uring), Chosen { kind, why }))
+        }
+        Err(unavailable) if wanted == Wanted::Best => epoll(unavailable.to_string()),
+        Err(unavailable) => Err(unavailable.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epoll_is_there_for_whoever_asks_and_says_why() {
+        let (transport, chosen) = select(Wanted::Epoll, TransportLimits::default()).unwrap();
+        assert_eq!(transport.kind(), TransportKind::Epoll);
+        assert_eq!(chosen.why, "the configuration asks for it");
+    }
+
+    #[test]
+    fn without_io_uring_the_reason_is_told() {
+        let (transport, chosen) = select(Wanted::Best, TransportLimits::default()).unwrap();
+        assert_eq!(transport.kind(), chosen.kind);
+        // Which of the two it is depends on the host; that it agrees with a request by name does not.
+        let by_name = select(Wanted::IoUring, TransportLimits::default());
+        match chosen.kind {
+            TransportKind::IoUring => assert!(by_name.is_ok()),
+            _ => assert!(by_name.unwrap_err().to_string().ends_with(&chosen.why)),
+        }
+    }
+}

@@ -1,0 +1,756 @@
+//! One shard of the gateway: a transport's bytes to frames for the desk, and the desk's frames back.
+//!
+//! Fair: a connection hands over a few frames, then the others have their turn; what it sent beyond that waits in its own
+//! backlog, and reading stops while much does. New arrivals go before backlogs, so a flood delays a light sender by one
+//! slice of work and not by the flood. Bounded: one unfinished frame and one read-ahead per connection, and a total over
+//! all of them; what is sent is bounded by whoever posts ([`Desk::written`]).
+//!
+//! Runs on one thread, which is the only one that touches it; others use its [`Door`]. Reads the monotonic clock once per
+//! turn. Fails only with its transport; a connection fails with an [`Ending`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::frame::{Frame, PeerId, kind};
+use crate::message::{ERROR_MAX, Response, Status};
+use crate::router::CloseReason;
+
+use super::desk::{Desk, Door, Identity, Post, Taken};
+use super::ending::Ending;
+use super::interop::{self, Dialect, ShortIds};
+use super::stream::{Interop, Stream};
+use super::tls::{Tls, TlsConfig};
+use super::transport::{
+    Command, Commands, ConnKey, Ended, Event, Handler, ListenerId, Transport, TransportError,
+};
+
+/// Bounds of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardLimits {
+    /// Largest payload of one frame, bytes.
+    pub max_payload: u32,
+    /// From the connection to the end of the handshake, and from there to the first frame.
+    pub greeting: Duration,
+    /// From a frame's first byte to its last.
+    pub frame: Duration,
+    /// Frames that one connection hands over before the others have their turn.
+    pub slice: usize,
+    /// Bytes beyond them that are read ahead for one connection.
+    pub read_ahead: usize,
+    /// Bytes kept of unfinished frames and read ahead, over all connections.
+    pub memory: usize,
+}
+
+impl Default for ShardLimits {
+    fn default() -> Self {
+        Self {
+            max_payload: 1 << 20,
+            greeting: Duration::from_secs(10),
+            frame: Duration::from_secs(30),
+            slice: 32,
+            read_ahead: 64 << 10,
+            memory: 64 << 20,
+        }
+    }
+}
+
+/// What one listener speaks.
+#[derive(Clone, Debug, Default)]
+pub struct ListenerOptions {
+    pub tls: Option<TlsConfig>,
+    pub interop: Interop,
+}
+
+/// What a shard did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardCounters {
+    pub frames_in: u64,
+    pub frames_out: u64,
+    /// Connections that ended for a reason other than the ordinary ones.
+    pub faults: u64,
+}
+
+/// A transport with everything above it. See the module's documentation.
+#[derive(Debug)]
+pub struct Shard<T, D> {
+    transport: T,
+    sessions: Sessions<D>,
+    commands: Commands,
+}
+
+impl<T: Transport, D: Desk> Shard<T, D> {
+    /// A shard without listeners.
+    pub fn new(transport: T, desk: D, limits: ShardLimits) -> Self {
+        let door = Door::new(transport.waker());
+        Self {
+            transport,
+            sessions: Sessions::new(desk, door, limits),
+            commands: Vec::new(),
+        }
+    }
+
+    /// Takes over a listening socket.
+    pub fn listen(
+        &mut self,
+        socket: OwnedFd,
+        options: ListenerOptions,
+    ) -> Result<ListenerId, TransportError> {
+        let id = self.transport.listen(socket)?;
+        self.sessions.listeners.push(options);
+        Ok(id)
+    }
+
+    pub fn door(&self) -> Door {
+        self.sessions.door.clone()
+    }
+
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    pub fn desk(&mut self) -> &mut D {
+        &mut self.sessions.desk
+    }
+
+    pub fn counters(&self) -> ShardCounters {
+        self.sessions.counters
+    }
+
+    /// Serves until [`Door::stop`].
+    pub fn run(&mut self) -> Result<(), TransportError> {
+        while !self.sessions.door.is_stopped() {
+            self.step(None)?;
+        }
+        let keys: Vec<ConnKey> = self.sessions.keys().collect();
+        for key in keys {
+            self.sessions.end(key, Ending::Stopped, &mut self.commands);
+        }
+        // What is queued goes out if its receivers take it soon.
+        let until = Instant::now() + Duration::from_secs(1);
+        self.obey();
+        while self.transport.connections() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.transport.turn(Some(left), &mut self.sessions)?;
+        }
+        Ok(())
+    }
+
+    /// One turn: posts, a slice of the backlogs, the deadlines, then what the transport has. Waits at most `most`.
+    pub fn step(&mut self, most: Option<Duration>) -> Result<(), TransportError> {
+        let sessions = &mut self.sessions;
+        sessions.now = Instant::now();
+        for (key, post) in sessions.door.take() {
+            sessions.post(key, post, &mut self.commands);
+        }
+        sessions.serve_backlogs(&mut self.commands);
+        sessions.expire(&mut self.commands);
+        self.obey();
+        let sessions = &mut self.sessions;
+        let wait = if sessions.backlogs.is_empty() {
+            let due = sessions.next_due();
+            let due = due.map(|at| at.saturating_duration_since(Instant::now()));
+            [most, due].into_iter().flatten().min()
+        } else {
+            Some(Duration::ZERO)
+        };
+        let sleeps = wait.is_none_or(|wait| !wait.is_zero()) && sessions.door.may_sleep();
+        let wait = if sleeps { wait } else { Some(Duration::ZERO) };
+        let turned = self.transport.turn(wait, &mut self.sessions);
+        self.sessions.door.awake();
+        turned
+    }
+
+    fn obey(&mut self) {
+        if !self.commands.is_empty() {
+            self.transport
+                .command(&mut self.commands, &mut self.sessions);
+        }
+    }
+}
+
+/// Deadlines are kept to this: connections of one time share a page of the calendar.
+const PAGE: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Handshake,
+    Open,
+    /// The reason is on its way out; nothing more is taken in.
+    Ending,
+}
+
+#[derive(Debug)]
+struct Session {
+    phase: Phase,
+    interop: Interop,
+    greeted: bool,
+    /// The desk waits: see [`Taken::Wait`].
+    waiting: bool,
+    paused: bool,
+    in_backlog: bool,
+    /// The peer has closed; what it sent before is still handed over.
+    gone: Option<Ended>,
+    tls: Option<Box<Tls>>,
+    stream: Stream,
+    /// Of the stream, as counted in the total.
+    held: usize,
+    /// What has to have happened by then: handshake, greeting or the rest of a frame.
+    due: Option<Instant>,
+    /// On which page of the calendar this session stands next.
+    noted: Option<u64>,
+    /// Needed until it is opened.
+    who: Option<Box<Identity>>,
+}
+
+#[derive(Debug)]
+struct Sessions<D> {
+    desk: D,
+    door: Door,
+    limits: ShardLimits,
+    listeners: Vec<ListenerOptions>,
+    table: Vec<Option<(u32, Box<Session>)>>,
+    /// Whose slot may be in use again while the rest of what they sent is handed over.
+    gone: BTreeMap<ConnKey, Box<Session>>,
+    backlogs: VecDeque<ConnKey>,
+    /// Looked at when the time comes, corrected then: a deadline that moves costs nothing.
+    calendar: BTreeMap<u64, Vec<ConnKey>>,
+    epoch: Instant,
+    held: usize,
+    now: Instant,
+    batch: Vec<Frame>,
+    answers: Vec<Frame>,
+    plain: Vec<u8>,
+    counters: ShardCounters,
+}
+
+/// The desk's ids as one connection sees them.
+struct Names<'a, D> {
+    desk: &'a D,
+    conn: ConnKey,
+}
+
+impl<D: Desk> ShortIds for Names<'_, D> {
+    fn id_of(&self, short: u32) -> Option<PeerId> {
+        self.desk.id_of(self.conn, short)
+    }
+    fn short_of(&self, id: PeerId) -> Option<u32> {
+        self.desk.short_of(self.conn, id)
+    }
+}
+
+impl<D: Desk> Sessions<D> {
+    fn new(desk: D, door: Door, limits: ShardLimits) -> Self {
+        Self {
+            desk,
+            door,
+            limits,
+            listeners: Vec::new(),
+            table: Vec::new(),
+            gone: BTreeMap::new(),
+            backlogs: VecDeque::new(),
+            calendar: BTreeMap::new(),
+            epoch: Instant::now(),
+            held: 0,
+            now: Instant::now(),
+            batch: Vec::new(),
+            answers: Vec::new(),
+            plain: Vec::new(),
+            counters: ShardCounters::default(),
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = ConnKey> {
+        let table = self.table.iter().enumerate();
+        table.filter_map(|(slot, entry)| {
+            let generation = entry.as_ref()?.0;
+            let slot = slot as u32;
+            Some(ConnKey { slot, generation })
+        })
+    }
+
+    fn session(&mut self, key: ConnKey) -> Option<&mut Session> {
+        find(&mut self.table, &mut self.gone, key)
+    }
+
+    fn accepted(&mut self, key: ConnKey, who: Identity, out: &mut Commands) {
+        let options = &self.listeners[usize::from(who.listener.0)];
+        let (interop, tls) = (options.interop, options.tls.as_ref().map(Tls::new));
+        let slot = key.slot as usize;
+        if self.table.len() <= slot {
+            self.table.resize_with(slot + 1, || None);
+        }
+        let mut session = Box::new(Session {
+            phase: Phase::Handshake,
+            interop,
+            greeted: false,
+            waiting: false,
+            paused: false,
+            in_backlog: false,
+            gone: None,
+            tls: None,
+            stream: Stream::default(),
+            held: 0,
+            due: None,
+            noted: None,
+            who: Some(Box::new(who)),
+        });
+        let failed = match tls {
+            Some(Ok(tls)) => {
+                session.tls = Some(Box::new(tls));
+                None
+            }
+            Some(Err(ending)) => Some(ending),
+            None => None,
+        };
+        let plain = session.tls.is_none();
+        self.table[slot] = Some((key.generation, session));
+        self.set_due(key, Some(self.limits.greeting));
+        match failed {
+            Some(ending) => self.end(key, ending, out),
+            None if plain => self.open(key, out),
+            None => {}
+        }
+    }
+
+    fn open(&mut self, key: ConnKey, out: &mut Commands) {
+        let Some(session) = self.session(key) else {
+            return;
+        };
+        let Some(who) = session.who.take() else {
+            return;
+        };
+        session.phase = Phase::Open;
+        if let Err(turned) = self.desk.opened(key, &who) {
+            // The desk never had it.
+            self.finish(key, Ending::Turned(turned.0), out);
+        }
+    }
+
+    fn received(&mut self, key: ConnKey, bytes: &[u8], out: &mut Commands) {
+        let Some(session) = self.session(key) else {
+            return;
+        };
+        if session.phase == Phase::Ending {
+            return;
+        }
+        let Some(tls) = session.tls.as_mut() else {
+            return self.take_in(key, bytes, out);
+        };
+        let was_handshaking = session.phase == Phase::Handshake;
+        let (mut records, mut plain) = (Vec::new(), Vec::new());
+        let fed = tls.feed(bytes, &mut plain, &mut records);
+        let client = match fed {
+            Ok(()) if was_handshaking && !tls.is_handshaking() => Some(tls.client()),
+            _ => None,
+        };
+        if !records.is_empty() {
+            out.push(Command::Send {
+                conn: key,
+                bytes: records,
+            });
+        }
+        if let Err(ending) = fed {
+            return self.end(key, ending, out);
+        }
+        match client {
+            Some(Ok(name)) => {
+                if let Some(session) = self.session(key)
+                    && let Some(who) = session.who.as_mut()
+                {
+                    who.client = Some(name);
+                }
+                self.set_due(key, Some(self.limits.greeting));
+                self.open(key, out);
+            }
+            Some(Err(ending)) => return self.end(key, ending, out),
+            None => {}
+        }
+        if !plain.is_empty() {
+            self.take_in(key, &plain, out);
+        }
+    }
+
+    /// Cuts frames out of what is kept and `input`, hands a slice of them over, and keeps the rest.
+    fn take_in(&mut self, key: ConnKey, mut input: &[u8], out: &mut Commands) {
+        let Some(session) = find(&mut self.table, &mut self.gone, key) else {
+            return;
+        };
+        if session.phase != Phase::Open {
+            return;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut fault = None;
+        let mut whole = false;
+        if session.waiting || (session.in_backlog && !input.is_empty()) {
+            session.stream.keep(input);
+        } else {
+            let names = Names {
+                desk: &self.desk,
+                conn: key,
+            };
+            let (interop, max) = (session.interop, self.limits.max_payload);
+            loop {
+                if batch.len() == self.limits.slice {
+                    whole = true;
+                    session.stream.keep(input);
+                    break;
+                }
+                match session.stream.next(&mut input, interop, max, &names) {
+                    Ok(Some(frame)) => batch.push(frame),
+                    Ok(None) => break,
+                    Err(ending) => {
+                        fault = Some(ending);
+                        break;
+                    }
+                }
+            }
+        }
+        let cut = batch.len();
+        self.counters.frames_in += cut as u64;
+        if cut > 0 {
+            session.greeted = true;
+            let mut answers = std::mem::take(&mut self.answers);
+            if self.desk.frames(key, &mut batch, &mut answers) == Taken::Wait
+                && let Some(session) = self.session(key)
+            {
+                session.waiting = true;
+            }
+            batch.clear();
+            self.send(key, &mut answers, out);
+            self.answers = answers;
+        }
+        self.batch = batch;
+        if let Some(ending) = fault {
+            return self.end(key, ending, out);
+        }
+        self.settle(key, cut > 0, whole, out);
+    }
+
+    /// After input: the backlog, the total of what is kept, the deadline, and whether reading goes on.
+    fn settle(&mut self, key: ConnKey, progress: bool, more: bool, out: &mut Commands) {
+        let limits = self.limits;
+        let Some(session) = find(&mut self.table, &mut self.gone, key) else {
+            return;
+        };
+        let held = session.stream.held();
+        self.held = self.held - session.held + held;
+        session.held = held;
+        if more && held > 0 && !session.waiting && !session.in_backlog {
+            session.in_backlog = true;
+            self.backlogs.push_back(key);
+        }
+        let delayed_here = session.waiting || session.in_backlog;
+        let full = delayed_here && held > limits.read_ahead;
+        if full != session.paused && (full || !delayed_here) {
+            session.paused = full;
+            out.push(if full {
+                Command::Pause { conn: key }
+            } else {
+                Command::Resume { conn: key }
+            });
+        }
+        let (greeted, gone) = (session.greeted, session.gone);
+        if delayed_here {
+            if greeted {
+                self.set_due(key, None);
+            }
+        } else if let Some(how) = gone {
+            let ending = if held > 0 {
+                CloseReason::CutOff { bytes: held }.into()
+            } else {
+                how.into()
+            };
+            return self.forget(key, &ending);
+        } else if greeted && held == 0 {
+            self.set_due(key, None);
+        } else if greeted && (progress || session.due.is_none()) {
+            self.set_due(key, Some(limits.frame));
+        }
+        if self.held > limits.memory {
+            let limit = limits.memory;
+            self.end(key, Ending::Memory { limit }, out);
+        }
+    }
+
+    fn serve_backlogs(&mut self, out: &mut Commands) {
+        // One slice: whoever has just sent something goes first.
+        if let Some(key) = self.backlogs.pop_front() {
+            if let Some(session) = self.session(key) {
+                session.in_backlog = false;
+            }
+            self.take_in(key, &[], out);
+        }
+    }
+
+    fn post(&mut self, key: ConnKey, post: Post, out: &mut Commands) {
+        match post {
+            Post::Write(mut frames) => self.send(key, &mut frames, out),
+            Post::ReadOn => {
+                if let Some(session) = self.session(key)
+                    && std::mem::take(&mut session.waiting)
+                {
+                    self.take_in(key, &[], out);
+                }
+            }
+            Post::Close(reason) => self.end(key, reason.into(), out),
+        }
+    }
+
+    /// Encodes and queues `frames`, and empties them.
+    fn send(&mut self, key: ConnKey, frames: &mut Vec<Frame>, out: &mut Commands) {
+        if frames.is_empty() {
+            return;
+        }
+        let mut fault = None;
+        if let Some(session) = find(&mut self.table, &mut self.gone, key)
+            && session.phase == Phase::Open
+            && session.gone.is_none()
+        {
+            let mut bytes = match session.tls {
+                Some(_) => std::mem::take(&mut self.plain),
+                None => Vec::with_capacity(frames.iter().map(Frame::wire_len).sum()),
+            };
+            let names = Names {
+                desk: &self.desk,
+                conn: key,
+            };
+            for frame in frames.iter() {
+                match session.stream.dialect() {
+                    Dialect::B1 => frame.encode_into(&mut bytes),
+                    Dialect::V3 => {
+                        if let Err(error) = interop::to_v3(frame, &names, &mut bytes) {
+                            fault = Some(Ending::from(error));
+                            break;
+                        }
+                    }
+                }
+                self.counters.frames_out += 1;
+            }
+            if let Some(tls) = session.tls.as_mut() {
+                let mut sealed = Vec::new();
+                if let Err(ending) = tls.seal(&bytes, &mut sealed) {
+                    fault = Some(ending);
+                }
+                bytes.clear();
+                self.plain = std::mem::replace(&mut bytes, sealed);
+            }
+            out.push(Command::Send { conn: key, bytes });
+        }
+        frames.clear();
+        if let Some(ending) = fault {
+            self.end(key, ending, out);
+        }
+    }
+
+    /// Ends a connection that the desk may have.
+    fn end(&mut self, key: ConnKey, ending: Ending, out: &mut Commands) {
+        let Some(session) = self.session(key) else {
+            return;
+        };
+        match session.phase {
+            Phase::Ending => {}
+            _ if session.gone.is_some() => self.forget(key, &ending),
+            Phase::Open => {
+                self.desk.closed(key, &ending);
+                self.finish(key, ending, out);
+            }
+            Phase::Handshake => self.finish(key, ending, out),
+        }
+    }
+
+    /// The desk no longer has it: says why to the peer, if there is a peer to say it to, and closes.
+    fn finish(&mut self, key: ConnKey, ending: Ending, out: &mut Commands) {
+        if !ending.is_ordinary() {
+            self.counters.faults += 1;
+        }
+        if ending.is_told() {
+            let mut notice = vec![notice(&ending)];
+            self.send(key, &mut notice, out);
+        }
+        let Some(session) = find(&mut self.table, &mut self.gone, key) else {
+            return;
+        };
+        session.phase = Phase::Ending;
+        session.due = None;
+        self.held -= std::mem::take(&mut session.held);
+        session.stream = Stream::default();
+        if let Some(mut tls) = session.tls.take() {
+            let mut bytes = Vec::new();
+            tls.goodbye(&mut bytes);
+            out.push(Command::Send { conn: key, bytes });
+        }
+        out.push(match ending {
+            Ending::Transport(_) => Command::Close { conn: key },
+            _ => Command::Drain { conn: key },
+        });
+    }
+
+    /// The transport has closed it.
+    fn closed(&mut self, key: ConnKey, how: Ended) {
+        let Some(entry) = self.table.get_mut(key.slot as usize) else {
+            return;
+        };
+        let Some((_, mut session)) = entry.take_if(|(generation, _)| *generation == key.generation)
+        else {
+            return;
+        };
+        if session.phase == Phase::Open && (session.waiting || session.in_backlog) {
+            session.gone = Some(how);
+            session.tls = None;
+            self.gone.insert(key, session);
+            return;
+        }
+        self.held -= session.held;
+        if session.phase == Phase::Open {
+            let ending = if how == Ended::Eof && session.held > 0 {
+                let bytes = session.held;
+                CloseReason::CutOff { bytes }.into()
+            } else {
+                how.into()
+            };
+            self.count(&ending);
+            self.desk.closed(key, &ending);
+        }
+    }
+
+    /// What a peer that has gone had sent is handed over.
+    fn forget(&mut self, key: ConnKey, ending: &Ending) {
+        if let Some(session) = self.gone.remove(&key) {
+            self.held -= session.held;
+            self.count(ending);
+            self.desk.closed(key, ending);
+        }
+    }
+
+    fn count(&mut self, ending: &Ending) {
+        if !ending.is_ordinary() {
+            self.counters.faults += 1;
+        }
+    }
+
+    fn set_due(&mut self, key: ConnKey, after: Option<Duration>) {
+        let due = after.map(|after| self.now + after);
+        if let Some(session) = self.session(key) {
+            session.due = due;
+        }
+        self.note(key);
+    }
+
+    /// Puts a session that has a deadline on its page of the calendar, unless it stands on an earlier one.
+    fn note(&mut self, key: ConnKey) {
+        let epoch = self.epoch;
+        let Some(session) = find(&mut self.table, &mut self.gone, key) else {
+            return;
+        };
+        let Some(due) = session.due else { return };
+        let page = (due.duration_since(epoch).as_nanos() / PAGE.as_nanos()) as u64 + 1;
+        if session.noted.is_none_or(|noted| noted > page) {
+            session.noted = Some(page);
+            self.calendar.entry(page).or_default().push(key);
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let (page, _) = self.calendar.first_key_value()?;
+        Some(self.epoch + PAGE * (*page as u32))
+    }
+
+    fn expire(&mut self, out: &mut Commands) {
+        while self.next_due().is_some_and(|at| at <= self.now) {
+            let Some((page, keys)) = self.calendar.pop_first() else {
+                return;
+            };
+            for key in keys {
+                let now = self.now;
+                let Some(session) = self.session(key) else {
+                    continue;
+                };
+                if session.noted == Some(page) {
+                    session.noted = None;
+                }
+                match session.due {
+                    None => {}
+                    Some(due) if due > now => self.note(key),
+                    Some(_) => {
+                        let ending = match (session.phase, session.greeted) {
+                            (Phase::Handshake, _) => Ending::HandshakeTimeout {
+                                seconds: self.limits.greeting.as_secs() as u32,
+                            },
+                            (_, false) => CloseReason::GreetingTimeout {
+                                seconds: self.limits.greeting.as_secs() as u32,
+                            }
+                            .into(),
+                            _ => CloseReason::StalledFrame {
+                                seconds: self.limits.frame.as_secs() as u32,
+                            }
+                            .into(),
+                        };
+                        self.end(key, ending, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn find<'a>(
+    table: &'a mut [Option<(u32, Box<Session>)>],
+    gone: &'a mut BTreeMap<ConnKey, Box<Session>>,
+    key: ConnKey,
+) -> Option<&'a mut Session> {
+    match table.get_mut(key.slot as usize) {
+        Some(Some((generation, session))) if *generation == key.generation => Some(session),
+        _ => gone.get_mut(&key).map(|session| &mut **session),
+    }
+}
+
+/// The last frame of a connection that the gateway ends.
+fn notice(ending: &Ending) -> Frame {
+    let text = ending.to_string();
+    let mut end = text.len().min(ERROR_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let payload = Response {
+        status: Status::MALFORMED,
+        error: &text[..end],
+        result: &[],
+    }
+    .encode()
+    .expect("the text was cut to the limit");
+    Frame::new(kind::ERROR, PeerId::BUS, 0, payload)
+}
+
+impl<D: Desk> Handler for Sessions<D> {
+    fn event(&mut self, event: Event<'_>, out: &mut Commands) {
+        match event {
+            Event::Accepted {
+                conn,
+                listener,
+                origin,
+            } => {
+                self.now = Instant::now();
+                let who = Identity {
+                    listener,
+                    origin,
+                    client: None,
+                };
+                self.accepted(conn, who, out);
+            }
+            Event::Received { conn, bytes } => self.received(conn, bytes, out),
+            Event::Sent { conn, waiting: 0 } => {
+                let open = |session: &mut Session| session.phase == Phase::Open;
+                if self.session(conn).is_some_and(open) {
+                    self.desk.written(conn);
+                }
+            }
+            Event::Closed { conn, how } => self.closed(conn, how),
+            Event::Listening { listener, state } => self.desk.listening(listener, state),
+            Event::Sent { .. } | Event::Woken => {}
+        }
+    }
+}

@@ -63,7 +63,7 @@ pub mod flags {
     pub const COMPRESSED: u32 = 0b11 << 2;
     /// Parameters, result or data are sealed between the two agents: [`crate::protect`].
     pub const SEALED: u32 = 1 << 4;
-    /// Keep the message until it is acknowledged. Refused where there is no durable store.
+    /// Of an event: acknowledge it only once it is stored. Refused for a topic that is not durable.
     pub const DURABLE: u32 = 1 << 5;
     /// The sender wants an acknowledgement: a RESPONSE to an EVENT, an echo of a HEARTBEAT.
     pub const ACK: u32 = 1 << 6;
@@ -73,9 +73,11 @@ pub mod flags {
     pub const FD: u32 = 1 << 8;
     /// Parameters, result or data are signed by the sending agent: [`crate::protect`].
     pub const SIGNED: u32 = 1 << 9;
+    /// Of an event: give it to those who subscribe later too. From the bus: it was published before.
+    pub const RETAIN: u32 = 1 << 10;
 
     /// Everything that this version acts on; other bits are refused, not ignored.
-    pub const SUPPORTED: u32 = PRIORITY_MASK | SEALED | ACK | CRC | FD | SIGNED;
+    pub const SUPPORTED: u32 = PRIORITY_MASK | SEALED | DURABLE | ACK | CRC | FD | SIGNED | RETAIN;
 }
 
 /// Sixteen bytes naming an agent (its launch id). All zero is the bus itself.

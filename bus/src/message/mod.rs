@@ -110,6 +110,10 @@ impl Status {
     pub const UNSUPPORTED: Self = Self(10);
     /// The bus that introduced the two sides of a lane was restarted: open another. Never sent.
     pub const REPLACED: Self = Self(11);
+    /// No queue of that name or number is there, or open here.
+    pub const NO_SUCH_QUEUE: Self = Self(12);
+    /// The durable store did not take it.
+    pub const NOT_STORED: Self = Self(13);
     /// The answering agent reports a failure of its own.
     pub const FAILED: Self = Self(100);
 
@@ -134,6 +138,8 @@ impl std::fmt::Display for Status {
             Self::NO_SUCH_REQUEST => "no such request",
             Self::UNSUPPORTED => "unsupported",
             Self::REPLACED => "replaced",
+            Self::NO_SUCH_QUEUE => "no such queue",
+            Self::NOT_STORED => "not stored",
             Self::FAILED => "failed",
             Self(other) => return write!(f, "status {other}"),
         };

@@ -169,6 +169,18 @@ impl Replayed {
         Ok((next, list))
     }
 
+    /// A record as [`Batch::encoded`](crate::router::Batch::encoded) made it.
+    pub fn decode(offset: u64, at_ns: u64, bytes: &[u8]) -> Result<Self, MessageError> {
+        let record = crate::router::Restored::decode(offset, at_ns, None, bytes)?;
+        Ok(Self {
+            offset,
+            at_ns,
+            from: record.from,
+            priority: record.priority,
+            data: record.data,
+        })
+    }
+
     /// Appends this entry.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.offset.to_le_bytes());

@@ -244,6 +244,7 @@ impl<F: Descriptor> Router<F> {
                 && !self.channels.contains_key(&candidate)
                 && !self.logs.contains_key(&candidate)
                 && !self.follows.contains_key(&candidate)
+                && !self.queues.contains_key(&candidate)
             {
                 return candidate;
             }

@@ -1,13 +1,13 @@
 //! What a client says to the bus itself.
 
 use crate::access::check_subscribe;
-use crate::channel::{Overflow, SocketOnly, Tier};
+use crate::channel::{SocketOnly, Tier};
 use crate::frame::{Frame, VERSION};
 use crate::listing::Welcome;
 use crate::message::{
-    Control, Delivery, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Status, SubscribeOptions,
+    Control, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, QUEUE_PREFIX, ReplayFrom, Status, StreamKind,
 };
-use crate::topic::check_pattern;
+use crate::topic::check_topic;
 
 use super::channels::Descriptor;
 use super::dispatch::Refusal;
@@ -104,6 +104,35 @@ impl<F: Descriptor> Router<F> {
                 let outcome = self.pass_bell(id, channel, fd, fx);
                 self.acknowledge(id, correlation, channel, outcome, fx);
             }
+            (true, Control::Produce { queue, messages }) => {
+                self.produce(id, frame, queue, messages, now, fx)
+            }
+            (
+                true,
+                Control::Settle {
+                    queue,
+                    outcome,
+                    tags,
+                },
+            ) => self.settle(id, correlation, queue, outcome, tags, now, fx),
+            (true, Control::QueueDeclare { spec, name }) => {
+                self.queue_declare(id, correlation, name, Some(spec), now, fx)
+            }
+            (true, Control::QueueOpen { name }) => {
+                self.queue_declare(id, correlation, name, None, now, fx)
+            }
+            (true, Control::TopicDeclare { spec, topic }) => {
+                self.topic_declare(id, correlation, topic, spec, fx)
+            }
+            (
+                true,
+                Control::Replay {
+                    kind,
+                    from,
+                    max,
+                    name,
+                },
+            ) => self.replay(id, correlation, (kind, name), (from, max), fx),
             (true, Control::Inbox { max, wait_ms }) => {
                 self.read_inbox(id, correlation, max, wait_ms, now, fx)
             }
@@ -210,11 +239,10 @@ impl<F: Descriptor> Router<F> {
                 options,
                 pattern,
             } => self
-                .subscribe(id, delivery, options, pattern)
+                .subscribe(id, delivery, options, pattern, fx)
                 .map(|()| Vec::new()),
             Control::Unsubscribe { delivery, pattern } => {
-                self.subscriptions(id, delivery)
-                    .retain(|held| held != pattern);
+                self.unsubscribe(id, delivery, pattern);
                 Ok(Vec::new())
             }
             Control::AcceptLanes => {
@@ -234,21 +262,24 @@ impl<F: Descriptor> Router<F> {
                 self.unfollow_logs(id, follow);
                 Ok(Vec::new())
             }
-            Control::QueueDeclare { .. }
-            | Control::QueueOpen { .. }
-            | Control::QueueDrop { .. }
-            | Control::Produce { .. }
-            | Control::Consume { .. }
-            | Control::Settle { .. }
-            | Control::QueuePeek { .. }
-            | Control::QueueDead { .. }
-            | Control::GroupJoin { .. }
-            | Control::GroupLeave { .. }
-            | Control::TopicDeclare { .. }
-            | Control::Replay { .. } => Err(Refusal::new(
-                Status::UNSUPPORTED,
-                "this bus serves no queues, groups or kept topics yet",
-            )),
+            Control::Consume { queue, credit } => self.consume(id, queue, credit, now, fx),
+            Control::QueueDrop { queue } => self.queue_drop(id, queue, fx),
+            Control::QueuePeek {
+                queue,
+                part,
+                max,
+                from,
+            } => self.queue_peek(id, queue, part, from, max),
+            Control::QueueDead { queue, action, ids } => {
+                self.queue_dead(id, queue, action, ids, now, fx)
+            }
+            Control::GroupJoin { delivery, name } => {
+                self.group_join(id, delivery, name).map(|()| Vec::new())
+            }
+            Control::GroupLeave { delivery, name } => {
+                self.group_leave(id, delivery, name);
+                Ok(Vec::new())
+            }
             Control::Lost { .. }
             | Control::Delivered { .. }
             | Control::LaneOffered { .. }
@@ -259,6 +290,12 @@ impl<F: Descriptor> Router<F> {
             )),
             Control::Inbox { .. }
             | Control::Cancel { .. }
+            | Control::QueueDeclare { .. }
+            | Control::QueueOpen { .. }
+            | Control::Produce { .. }
+            | Control::Settle { .. }
+            | Control::TopicDeclare { .. }
+            | Control::Replay { .. }
             | Control::LaneOffer { .. }
             | Control::LogOffer { .. }
             | Control::LogFollow { .. }
@@ -269,47 +306,31 @@ impl<F: Descriptor> Router<F> {
         }
     }
 
-    fn subscriptions(&mut self, id: ConnId, delivery: Delivery) -> &mut Vec<String> {
-        let conn = self.conns.get_mut(&id).expect("dispatch has it");
-        match delivery {
-            Delivery::Push => &mut conn.subscriptions,
-            Delivery::Inbox => {
-                &mut self
-                    .peers
-                    .get_mut(&conn.peer)
-                    .expect("its connection is there")
-                    .subscriptions
-            }
-        }
-    }
-
-    fn subscribe(
+    /// What the store has of a durable topic or queue; the answer follows from what it reads.
+    fn replay(
         &mut self,
         id: ConnId,
-        delivery: Delivery,
-        options: SubscribeOptions,
-        pattern: &str,
-    ) -> Result<(), Refusal> {
-        check_pattern(pattern)
-            .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
+        correlation: u32,
+        (kind, name): (StreamKind, &str),
+        (from, max): (ReplayFrom, u32),
+        fx: &mut Effects<F>,
+    ) {
         let peer = &self.peers[&self.conns[&id].peer];
-        check_subscribe(Self::party(peer), &*peer.access, pattern)
-            .map_err(|text| Refusal::new(Status::DENIED, text))?;
-        if options.overflow != Overflow::DropOldest {
-            let text = "subscriptions drop the oldest; no other policy is served yet";
-            return Err(Refusal::new(Status::UNSUPPORTED, text));
+        let topic = match kind {
+            StreamKind::Queue => format!("{QUEUE_PREFIX}{name}"),
+            StreamKind::Topic => name.to_owned(),
+        };
+        let allowed = check_topic(name)
+            .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))
+            .and_then(|()| {
+                check_subscribe(Self::party(peer), &*peer.access, &topic)
+                    .map_err(|text| Refusal::new(Status::DENIED, text))
+            });
+        let uid = peer.uid;
+        match allowed {
+            Ok(()) => self.read_stream(id, correlation, (uid, kind, name), (from, max), fx),
+            Err(Refusal { status, text }) => self.answer(id, correlation, status, &text, &[], fx),
         }
-        let limit = self.limits.max_subscriptions;
-        let held = self.subscriptions(id, delivery);
-        if held.iter().any(|other| other == pattern) {
-            return Ok(());
-        }
-        if held.len() >= limit {
-            let text = format!("{limit} subscriptions are held already, the most allowed");
-            return Err(Refusal::new(Status::QUEUE_FULL, text));
-        }
-        held.push(pattern.to_owned());
-        Ok(())
     }
 
     fn read_inbox(

@@ -2,6 +2,7 @@
 //! admission, notices, the record.
 
 use crate::access::{Wish, check_address};
+use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{MessageError, Response, Status};
 
@@ -41,6 +42,7 @@ impl<F: Descriptor> Router<F> {
             return;
         };
         conn.heard_ns = now.mono_ns;
+        self.clock = now;
         let owner = conn.peer;
         let bits = frame.kind();
         if !conn.greeted && bits != kind::COMMAND {
@@ -106,10 +108,11 @@ impl<F: Descriptor> Router<F> {
 
     pub(super) fn push_droppable(&mut self, id: ConnId, frame: Frame, fx: &mut Effects<F>) {
         if let Some(conn) = self.conns.get_mut(&id) {
-            let dropped = conn.push_droppable(frame, &self.limits);
+            let mut dropped = Vec::new();
+            conn.offer(frame, Overflow::DropOldest, &self.limits, &mut dropped);
             fx.wake.push(id);
             if let Some(peer) = self.peers.get_mut(&conn.peer) {
-                peer.counters.dropped += dropped;
+                peer.counters.dropped += dropped.len() as u64;
             }
         }
     }
@@ -178,6 +181,37 @@ impl<F: Descriptor> Router<F> {
             at_ns: now.wall_ns,
             outcome,
             receivers,
+        });
+    }
+
+    /// An entry about something that no agent did.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one record")]
+    pub(super) fn note_of_bus(
+        &mut self,
+        uid: u32,
+        topic: String,
+        kind: &'static str,
+        what: String,
+        messages: u32,
+        now: Now,
+        fx: &mut Effects<F>,
+    ) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        fx.record.push(MessageMeta {
+            seq,
+            uid: Some(uid),
+            from: PeerId::BUS,
+            from_name: "agentd".to_owned(),
+            to: None,
+            topic: Some(topic),
+            kind,
+            what,
+            bytes: 0,
+            correlation: 0,
+            at_ns: now.wall_ns,
+            outcome: Status::OK,
+            receivers: messages,
         });
     }
 

@@ -57,6 +57,8 @@ pub enum CloseReason {
     CorrelationInUse { correlation: u32 },
     #[error("too many answers wait unread on this connection")]
     SlowReader,
+    #[error("topic messages wait unread on this connection, whose subscription ends with it then")]
+    SlowSubscriber,
     #[error("file descriptors came with a frame that takes none")]
     StrayDescriptor,
     #[error("not the {what} that this message carries: {why}")]
@@ -82,7 +84,7 @@ pub struct MessageMeta {
     pub to: Option<(PeerId, String)>,
     /// The topic; `None` for an agent.
     pub topic: Option<String>,
-    /// `send`, `publish`, `broadcast`, `request`, `response`, `lane`, `log`, `dead-letter`.
+    /// `send`, `publish`, `broadcast`, `multicast`, `produce`, `request`, `response`, `lane`, `log`, `dead-letter`.
     pub kind: &'static str,
     /// The method of a request or response, the type of an event.
     pub what: String,

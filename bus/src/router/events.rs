@@ -4,10 +4,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::access::{Wish, check_publish};
+use crate::access::Wish;
 use crate::frame::{Frame, PeerId, flags, kind};
-use crate::message::{Event, Status};
-use crate::topic::{check_topic, matches};
+use crate::message::{Event, GROUP_PREFIX, Status};
 
 use super::dispatch::Refusal;
 use super::{ConnId, Descriptor, Effects, Now, Router};
@@ -17,36 +16,74 @@ impl<F: Descriptor> Router<F> {
         let from = self.conns[&id].peer;
         let (to, bits, correlation) = (frame.header.destination, frame.kind(), frame.correlation());
         let ack = frame.header.flags.get() & flags::ACK != 0;
-        let bytes = frame.payload.len() as u32;
-        let (mut what, mut topic) = (String::new(), None);
-        let outcome = match Event::parse(&frame.payload) {
+        let payload = frame.payload.clone();
+        let bytes = payload.len() as u32;
+        let mut named = ("", None);
+        let mut word = "send";
+        let outcome = match Event::parse(&payload) {
             Err(error) => Err(error.into()),
             Ok(event) => {
-                event.event_type.clone_into(&mut what);
-                if bits & kind::BROADCAST != 0 {
-                    self.broadcast(from, &frame)
+                named = (event.event_type, None);
+                let kept = frame.header.flags.get() & (flags::RETAIN | flags::DURABLE) != 0;
+                if kept && (bits & kind::BROADCAST != 0 || !to.is_bus()) {
+                    let text = "only a topic's message can be retained or made durable";
+                    Err(Refusal::new(Status::MALFORMED, text))
+                } else if bits & kind::BROADCAST != 0 && event.topic.starts_with(GROUP_PREFIX) {
+                    (word, named.1) = ("multicast", Some(event.topic));
+                    self.multicast(from, event.topic, &frame, fx).map(Some)
+                } else if bits & kind::BROADCAST != 0 {
+                    word = "broadcast";
+                    self.broadcast(from, &frame).map(Some)
                 } else if to.is_bus() {
-                    topic = Some(event.topic.to_owned());
-                    self.publish(from, event.topic, &frame, fx)
+                    (word, named.1) = ("publish", Some(event.topic));
+                    self.publish(id, event.topic, &frame, ack, fx)
                 } else if event.topic.is_empty() {
-                    self.send(from, to, frame)
+                    self.send(from, to, frame).map(Some)
                 } else {
                     let text = "an event has a destination or a topic, not both";
                     Err(Refusal::new(Status::MALFORMED, text))
                 }
             }
         };
+        let outcome = match outcome {
+            // The store has it: everything else follows from its answer.
+            Ok(None) => return,
+            Ok(Some(receivers)) => Ok(receivers),
+            Err(refusal) => Err(refusal),
+        };
+        let receiver = (word == "send").then_some(to);
+        self.event_done(
+            id,
+            correlation,
+            ack,
+            from,
+            named,
+            (word, bytes, receiver),
+            outcome,
+            now,
+            fx,
+        );
+    }
+
+    /// What became of an event: its sender hears if it wants to, the record in any case, readers that wait wake up.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one entry")]
+    pub(super) fn event_done(
+        &mut self,
+        id: ConnId,
+        correlation: u32,
+        ack: bool,
+        from: PeerId,
+        (what, topic): (&str, Option<&str>),
+        (word, bytes, receiver): (&'static str, u32, Option<PeerId>),
+        outcome: Result<u32, Refusal>,
+        now: Now,
+        fx: &mut Effects<F>,
+    ) {
         let (status, receivers) = match outcome {
             Ok(receivers) => {
                 if ack {
-                    self.answer(
-                        id,
-                        correlation,
-                        Status::OK,
-                        "",
-                        &receivers.to_le_bytes(),
-                        fx,
-                    );
+                    let result = receivers.to_le_bytes();
+                    self.answer(id, correlation, Status::OK, "", &result, fx);
                 }
                 (Status::OK, receivers)
             }
@@ -59,16 +96,12 @@ impl<F: Descriptor> Router<F> {
                 (refusal.status, 0)
             }
         };
-        let kind = match (bits & kind::BROADCAST != 0, topic.is_some()) {
-            (true, _) => "broadcast",
-            (false, true) => "publish",
-            (false, false) => "send",
-        };
-        let receiver = (kind == "send").then(|| (to, self.name_of(to)));
+        let to = receiver.map(|to| (to, self.name_of(to)));
+        let (topic, what) = (topic.map(str::to_owned), what.to_owned());
         self.note(
-            from, receiver, topic, kind, what, bytes, 0, status, receivers, now, fx,
+            from, to, topic, word, what, bytes, 0, status, receivers, now, fx,
         );
-        if kind == "send" {
+        if let Some(to) = receiver {
             self.serve_waiters(to, now, fx);
         } else if let Some(uid) = self.peers.get(&from).map(|peer| peer.uid) {
             self.serve_all_waiters(uid, now, fx);
@@ -110,68 +143,5 @@ impl<F: Descriptor> Router<F> {
             }
         }
         Ok(receivers)
-    }
-
-    fn publish(
-        &mut self,
-        from: PeerId,
-        topic: &str,
-        frame: &Frame,
-        fx: &mut Effects<F>,
-    ) -> Result<u32, Refusal> {
-        check_topic(topic).map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
-        let sender = &self.peers[&from];
-        check_publish(Self::party(sender), &*sender.access, topic)
-            .map_err(|text| Refusal::new(Status::DENIED, text))?;
-        let (uid, name) = (sender.uid, sender.name.clone());
-        Ok(self.spread(from, uid, topic, frame, &name, fx))
-    }
-
-    /// Puts a topic message into every queue of `uid` that follows it, the sender's own left out. One
-    /// copy per connection and per inbox, however many of its patterns match.
-    pub(super) fn spread(
-        &mut self,
-        from: PeerId,
-        uid: u32,
-        topic: &str,
-        frame: &Frame,
-        from_name: &str,
-        fx: &mut Effects<F>,
-    ) -> u32 {
-        let mut receivers = 0;
-        for (id, peer) in self
-            .peers
-            .iter_mut()
-            .filter(|(id, peer)| peer.uid == uid && **id != from)
-        {
-            let before = receivers;
-            if peer
-                .subscriptions
-                .iter()
-                .any(|pattern| matches(pattern, topic))
-            {
-                receivers += u32::from(peer.accept_topic(from_name, frame.clone(), &self.limits));
-            }
-            for conn_id in &peer.conns {
-                let conn = self
-                    .conns
-                    .get_mut(conn_id)
-                    .expect("a peer's connections are in the map");
-                if conn
-                    .subscriptions
-                    .iter()
-                    .any(|pattern| matches(pattern, topic))
-                {
-                    let mut copy = frame.clone();
-                    copy.header.destination = *id;
-                    peer.counters.dropped += conn.push_droppable(copy, &self.limits);
-                    fx.wake.push(*conn_id);
-                    receivers += 1;
-                }
-            }
-            peer.counters
-                .count_received(u64::from(receivers - before), frame.payload.len());
-        }
-        receivers
     }
 }

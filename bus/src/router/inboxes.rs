@@ -63,7 +63,12 @@ impl<F: Descriptor> Router<F> {
         let mut batch = InboxBatch::default();
         let mut room = self.limits.max_payload as usize;
         while takes_requests && batch.messages.len() < max as usize {
-            let Some(wire) = self.peers[&peer_id].waiting.front().copied() else {
+            let waiting = &mut self
+                .peers
+                .get_mut(&peer_id)
+                .expect("looked up above")
+                .waiting;
+            let Some(wire) = waiting.peek().copied() else {
                 break;
             };
             let open = self
@@ -92,7 +97,7 @@ impl<F: Descriptor> Router<F> {
                 .get_mut(&peer_id)
                 .expect("looked up above")
                 .waiting
-                .pop_front();
+                .pop();
         }
         let peer = self.peers.get_mut(&peer_id).expect("looked up above");
         while batch.messages.len() < max as usize {

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::access::{Access, Wish, check_publish, check_subscribe};
+use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Delivery, Status};
 
@@ -33,6 +34,7 @@ impl<F: Descriptor> Router<F> {
         self.judge_channels(peer, &mut closed, fx);
         self.judge_pending(peer, &mut closed, now, fx);
         self.judge_subscriptions(peer, &mut closed, fx);
+        closed.subscriptions += self.judge_queues(peer, now, fx) + self.judge_groups(peer);
         closed
     }
 
@@ -155,11 +157,13 @@ impl<F: Descriptor> Router<F> {
                 .conns
                 .get_mut(id)
                 .expect("a peer's connections are in the map");
-            conn.subscriptions.retain(|pattern| {
-                let keep = allowed(pattern);
+            let blocking = &mut self.blocking;
+            conn.subscriptions.retain(|held| {
+                let keep = allowed(&held.pattern);
                 if !keep {
                     closed.subscriptions += 1;
-                    lost.push((*id, Delivery::Push, pattern.clone()));
+                    *blocking -= usize::from(held.overflow == Overflow::Block);
+                    lost.push((*id, Delivery::Push, held.pattern.clone()));
                 }
                 keep
             });

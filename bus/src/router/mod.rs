@@ -22,22 +22,28 @@ mod control;
 mod dispatch;
 mod effects;
 mod events;
+mod groups;
 mod inboxes;
 mod judge;
 mod lanes;
 mod logs;
 mod peer;
 mod persist;
+mod queue;
 mod requests;
 mod segments;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tickets;
+mod topics;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::access::{Access, Party};
+use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, kind};
 use crate::listing::{Liveness, PeerEntry};
 use crate::message::{ERROR_MAX, Event, NAME_MAX, Response, Shape, Status};
@@ -46,15 +52,22 @@ use crate::topic::PEERS_TOPIC;
 pub use channels::{ChannelEvent, ChannelKind, ChannelOpened, Closed, Descriptor};
 pub use conn::{ConnId, Outgoing};
 pub use effects::{CloseReason, Effects, MessageMeta};
+pub use groups::GroupStatus;
 pub use persist::{
-    Batch, DeadReason, OffsetRange, Persist, PersistError, Restored, Settled, StreamId, StreamSpec,
+    Batch, DeadReason, OffsetRange, Persist, PersistError, RECORD_HEAD, Restored, Settled,
+    StreamId, StreamSpec,
 };
+pub use queue::{QueueCounters, QueueStatus};
 pub use status::{PeerCounters, PeerStatus};
+pub use topics::{TopicCounters, TopicStatus};
 
 use channels::Channel;
-use conn::Conn;
+use conn::{Conn, Next};
 use logs::{Follow, Log};
 use peer::Peer;
+use queue::Queue;
+use tickets::Ticket;
+use topics::Space;
 
 /// Bounds of everything a peer can make the bus hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +99,18 @@ pub struct Limits {
     pub max_segments: usize,
     /// Logs and segments that one connection makes others map, bytes.
     pub max_shared_bytes: u64,
+    /// Queues of one user, and that one connection has open.
+    pub max_queues: usize,
+    /// Bytes that the queues of one user hold together.
+    pub queue_bytes: u64,
+    /// Connections that take messages from one queue.
+    pub max_consumers: usize,
+    /// Groups of one user.
+    pub max_groups: usize,
+    /// Topics of one user that are counted by themselves, retain messages or are durable.
+    pub max_topics: usize,
+    /// Bytes that the topics of one user retain together.
+    pub retained_bytes: usize,
     /// A connection should say something this often.
     pub heartbeat_ms: u32,
     /// For a request that names no time-out, and the most that one may name.
@@ -111,6 +136,12 @@ impl Default for Limits {
             max_log_readers: crate::log::READERS_MAX,
             max_segments: 64,
             max_shared_bytes: 4 << 30,
+            max_queues: 256,
+            queue_bytes: 256 << 20,
+            max_consumers: 256,
+            max_groups: 256,
+            max_topics: 4096,
+            retained_bytes: 16 << 20,
             heartbeat_ms: 5_000,
             default_timeout_ms: 60_000,
             max_timeout_ms: 24 * 3_600_000,
@@ -223,6 +254,7 @@ enum PendingState {
 enum Timer {
     Request(u32),
     InboxWait(PeerId, ConnId, u32),
+    Queue(u32),
 }
 
 /// The state of the whole bus. See the module's documentation.
@@ -239,6 +271,16 @@ pub struct Router<F> {
     channels: HashMap<u32, Channel<F>>,
     logs: HashMap<u32, Log<F>>,
     follows: HashMap<u32, Follow>,
+    queues: HashMap<u32, Queue>,
+    /// What the agents of each user share.
+    spaces: HashMap<u32, Space>,
+    /// What the durable store was asked and has not answered.
+    tickets: HashMap<u64, Ticket>,
+    next_ticket: u64,
+    /// Subscriptions that pause their publishers.
+    blocking: usize,
+    /// The time as the router was told last.
+    clock: Now,
     timers: BTreeSet<(u64, Timer)>,
     next_conn: u64,
     next_wire: u32,
@@ -257,6 +299,15 @@ impl<F: Descriptor> Router<F> {
             channels: HashMap::new(),
             logs: HashMap::new(),
             follows: HashMap::new(),
+            queues: HashMap::new(),
+            spaces: HashMap::new(),
+            tickets: HashMap::new(),
+            next_ticket: 1,
+            blocking: 0,
+            clock: Now {
+                mono_ns: 0,
+                wall_ns: 0,
+            },
             timers: BTreeSet::new(),
             next_conn: 1,
             next_wire: 1,
@@ -325,6 +376,7 @@ impl<F: Descriptor> Router<F> {
                 fx,
             );
         }
+        self.peer_leaves_groups(uid, id);
         self.peers.remove(&id);
         self.names.remove(&(uid, name.clone()));
         self.announce(id, uid, "gone", &name, now, fx);
@@ -387,6 +439,18 @@ impl<F: Descriptor> Router<F> {
             );
         }
         self.drop_ends_of(id, fx);
+        let held = conn.subscriptions.iter();
+        self.blocking -= held.filter(|held| held.overflow == Overflow::Block).count();
+        self.unpause(conn.pauses, fx);
+        if conn.paused_by > 0 {
+            for other in self.conns.values_mut() {
+                other.pauses.retain(|publisher| *publisher != id);
+            }
+        }
+        if let Some(uid) = self.peers.get(&conn.peer).map(|peer| peer.uid) {
+            self.conn_leaves_groups(uid, id);
+        }
+        self.leave_queues(id, conn.consuming, conn.parked, now, fx);
         // Requests that waited for this server may now be read from the inbox.
         self.serve_waiters(conn.peer, now, fx);
     }
@@ -406,8 +470,20 @@ impl<F: Descriptor> Router<F> {
     /// The next frame for `conn`. Frames that must arrive come before topic messages.
     pub fn pull(&mut self, conn: ConnId, fx: &mut Effects<F>) -> Option<Outgoing<F>> {
         let entry = self.conns.get_mut(&conn)?;
-        let out = entry.pull();
+        let out = match entry.next() {
+            Next::Delivery => match self.deliver(conn) {
+                Some(out) => Some(out),
+                // What there was has gone to another consumer.
+                None => self.conns.get_mut(&conn)?.pull(),
+            },
+            Next::Frame | Next::Nothing => entry.pull(),
+        };
+        let entry = self.conns.get_mut(&conn)?;
         let (serves, peer) = (entry.window > 0, entry.peer);
+        if !entry.pauses.is_empty() && entry.has_drained(&self.limits) {
+            let publishers = std::mem::take(&mut entry.pauses);
+            self.unpause(publishers, fx);
+        }
         if serves
             && self
                 .peers
@@ -418,6 +494,12 @@ impl<F: Descriptor> Router<F> {
             self.pump(peer, fx);
         }
         out
+    }
+
+    /// Tells the router the time, which it also learns from every frame. What is delivered by [`Self::pull`] may be
+    /// held from then on; so whoever pulls long after the last frame says how late it is.
+    pub fn clock(&mut self, now: Now) {
+        self.clock = now;
     }
 
     /// True while so much waits for `conn` that nothing more should be read from it.
@@ -434,12 +516,14 @@ impl<F: Descriptor> Router<F> {
 
     /// Expires what is due.
     pub fn tick(&mut self, now: Now, fx: &mut Effects<F>) {
+        self.clock = now;
         while let Some((at, timer)) = self.timers.first().copied() {
             if at > now.mono_ns {
                 break;
             }
             self.timers.pop_first();
             match timer {
+                Timer::Queue(queue) => self.queue_due(queue, now, fx),
                 Timer::Request(wire) => {
                     self.withdraw_from_server(wire, Status::DEADLINE, fx);
                     self.fail_request(

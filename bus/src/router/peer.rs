@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::access::Access;
-use crate::frame::Frame;
+use crate::frame::{Frame, flags};
 
 use super::status::PeerCounters;
+use super::turns::Fair;
 use super::{ConnId, Limits, PeerSpec};
 
 #[derive(Debug)]
@@ -16,17 +17,16 @@ pub(super) struct Peer {
     pub short: u32,
     pub access: Arc<dyn Access>,
     pub conns: Vec<ConnId>,
-    /// Sender's name and message, oldest first.
-    pub inbox: VecDeque<(String, Frame)>,
-    inbox_bytes: usize,
+    /// Sender's name and message, by class and sender.
+    pub inbox: Fair<(String, Frame)>,
     /// Topic messages dropped from the inbox since it was last read.
     pub lost: u64,
     /// Patterns whose messages come into the inbox.
     pub subscriptions: Vec<String>,
     /// Reads of the inbox that wait for a first message, oldest first.
     pub waiters: VecDeque<InboxWaiter>,
-    /// Requests (by our correlation id) that no connection has taken yet, oldest first.
-    pub waiting: VecDeque<u32>,
+    /// Requests (by our correlation id) that no connection has taken yet, by class and asker.
+    pub waiting: Fair<u32>,
     pub counters: PeerCounters,
 }
 
@@ -46,19 +46,18 @@ impl Peer {
             short: spec.short,
             access: spec.access,
             conns: Vec::new(),
-            inbox: VecDeque::new(),
-            inbox_bytes: 0,
+            inbox: Fair::default(),
             lost: 0,
             subscriptions: Vec::new(),
             waiters: VecDeque::new(),
-            waiting: VecDeque::new(),
+            waiting: Fair::default(),
             counters: PeerCounters::default(),
         }
     }
 
     fn is_full(&self, bytes: usize, limits: &Limits) -> bool {
         self.inbox.len() >= limits.inbox_messages
-            || (!self.inbox.is_empty() && self.inbox_bytes + bytes > limits.inbox_bytes)
+            || (!self.inbox.is_empty() && self.inbox.bytes() + bytes > limits.inbox_bytes)
     }
 
     /// Puts in a message that was addressed to this agent. `false`: the inbox is full.
@@ -66,45 +65,51 @@ impl Peer {
         if self.is_full(frame.wire_len(), limits) {
             return false;
         }
-        self.inbox_bytes += frame.wire_len();
-        self.inbox.push_back((from.to_owned(), frame));
+        self.put(from, frame);
         true
     }
 
-    /// Puts in a topic message; the oldest topic messages make room, direct ones never do.
-    pub fn accept_topic(&mut self, from: &str, frame: Frame, limits: &Limits) -> bool {
+    fn put(&mut self, from: &str, frame: Frame) {
+        let class = (frame.header.flags.get() & flags::PRIORITY_MASK) as usize;
+        let (sender, bytes) = (frame.header.source, frame.wire_len());
+        self.inbox
+            .push(class, sender, bytes, (from.to_owned(), frame));
+    }
+
+    /// Puts in a topic message; the oldest topic messages of the lowest class make room, direct ones never do.
+    /// What was lost goes into `dropped`.
+    pub fn accept_topic(
+        &mut self,
+        from: &str,
+        frame: Frame,
+        limits: &Limits,
+        dropped: &mut Vec<Frame>,
+    ) -> bool {
         while self.is_full(frame.wire_len(), limits) {
             // A direct message has the agent as its destination, a topic message has none.
-            let Some(oldest) = self
+            let oldest = self
                 .inbox
-                .iter()
-                .position(|(_, old)| old.header.destination.is_bus())
-            else {
-                self.lost += 1;
-                self.counters.dropped += 1;
-                return false;
-            };
-            if let Some((_, old)) = self.inbox.remove(oldest) {
-                self.inbox_bytes -= old.wire_len();
-                self.lost += 1;
-                self.counters.dropped += 1;
+                .remove_oldest(|(_, old)| old.header.destination.is_bus());
+            self.lost += 1;
+            self.counters.dropped += 1;
+            match oldest {
+                Some((_, old)) => dropped.push(old),
+                None => {
+                    dropped.push(frame);
+                    return false;
+                }
             }
         }
-        self.inbox_bytes += frame.wire_len();
-        self.inbox.push_back((from.to_owned(), frame));
+        self.put(from, frame);
         true
     }
 
-    /// Takes the oldest message if it is at most `room` bytes in a batch.
+    /// Takes the next message if it is at most `room` bytes in a batch.
     pub fn take_message(&mut self, room: usize) -> Option<(String, Frame)> {
-        let (name, frame) = self.inbox.front()?;
+        let (name, frame) = self.inbox.peek()?;
         if crate::listing::InboxBatch::entry_len(name, frame) > room {
             return None;
         }
-        let taken = self.inbox.pop_front();
-        if let Some((_, frame)) = &taken {
-            self.inbox_bytes -= frame.wire_len();
-        }
-        taken
+        self.inbox.pop()
     }
 }

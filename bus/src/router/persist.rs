@@ -10,7 +10,8 @@
 use std::sync::Arc;
 
 use crate::frame::PeerId;
-use crate::message::{Messages, QueueSpec, ReplayFrom, StreamKind, TopicSpec};
+use crate::message::{MessageError, Messages, QueueSpec, ReplayFrom, StreamKind, TopicSpec};
+use crate::wire::Reader;
 
 /// Names a durable topic or queue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +93,28 @@ impl Batch {
         Self::queue(from, 0, at_ns, messages.as_bytes().into(), 0)
     }
 
+    /// What a store keeps in front of a record's data: `from 16 · short u32 · priority u8 · 0 u8 · 0 u16`. With the data
+    /// behind it, that is what [`Restored::decode`] and [`Replayed::decode`](crate::message::Replayed::decode) read.
+    pub fn head(&self, priority: u8) -> [u8; RECORD_HEAD] {
+        let mut head = [0; RECORD_HEAD];
+        head[..16].copy_from_slice(&self.from.0);
+        head[16..20].copy_from_slice(&self.short.to_le_bytes());
+        head[20] = priority;
+        head
+    }
+
+    /// The records as a store keeps them, in order.
+    pub fn encoded(&self) -> impl Iterator<Item = Arc<[u8]>> {
+        self.iter().map(|(priority, data)| {
+            let head = self.head(priority);
+            let mut record: Arc<[u8]> = std::iter::repeat_n(0, head.len() + data.len()).collect();
+            let bytes = Arc::get_mut(&mut record).expect("nobody else has it yet");
+            bytes[..head.len()].copy_from_slice(&head);
+            bytes[head.len()..].copy_from_slice(data);
+            record
+        })
+    }
+
     /// How many records there are: at least 1, at most [`crate::message::BATCH_MAX`].
     pub fn len(&self) -> usize {
         self.iter().count()
@@ -119,6 +142,9 @@ impl Batch {
     }
 }
 
+/// Bytes in front of the data of a stored record.
+pub const RECORD_HEAD: usize = 24;
+
 /// Offsets that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetRange {
@@ -127,7 +153,7 @@ pub struct OffsetRange {
 }
 
 /// Why a message is a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeadReason {
     /// It was delivered as often as its queue allows, and never acknowledged.
     MaxDeliver,
@@ -251,4 +277,57 @@ pub struct Restored {
     /// It is a dead letter.
     pub dead: Option<DeadReason>,
     pub data: Vec<u8>,
+}
+
+impl Restored {
+    /// A record as [`Batch::encoded`] made it. Checks the store's bytes as it checks anybody's.
+    pub fn decode(
+        offset: u64,
+        at_ns: u64,
+        dead: Option<DeadReason>,
+        bytes: &[u8],
+    ) -> Result<Self, MessageError> {
+        let mut reader = Reader::new(bytes);
+        let from = PeerId(reader.id("sender")?);
+        let short = reader.u32("short id")?;
+        let priority = reader.u8("priority")?;
+        if priority > 3 {
+            return Err(MessageError::Unknown {
+                what: "priority",
+                found: priority.into(),
+                known: "0 to 3",
+            });
+        }
+        reader.zero(3, "record field at 21")?;
+        Ok(Self {
+            offset,
+            from,
+            short,
+            at_ns,
+            priority,
+            dead,
+            data: reader.rest().to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{BatchBuilder, Replayed};
+
+    #[test]
+    fn records_survive_a_store() {
+        let mut messages = BatchBuilder::new();
+        assert!(messages.push(0, b"first") && messages.push(3, b""));
+        let batch = Batch::of_messages(PeerId([7; 16]), 99, messages.messages());
+        let stored: Vec<Arc<[u8]>> = batch.encoded().collect();
+        assert_eq!((batch.len(), stored.len()), (2, 2));
+        let restored = Restored::decode(5, 99, None, &stored[0]).unwrap();
+        assert_eq!(restored.data, b"first");
+        assert_eq!((restored.from, restored.priority), (PeerId([7; 16]), 0));
+        let replayed = Replayed::decode(6, 99, &stored[1]).unwrap();
+        assert_eq!((replayed.offset, replayed.priority), (6, 3));
+        assert!(Restored::decode(5, 99, None, &stored[0][..RECORD_HEAD - 1]).is_err());
+    }
 }

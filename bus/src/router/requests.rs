@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::access::Wish;
-use crate::frame::{Frame, PeerId, kind};
+use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{Control, Request, Response, Status};
 
 use super::dispatch::Refusal;
@@ -142,7 +142,9 @@ impl<F: Descriptor> Router<F> {
             self.close_pending(wire);
             return Err(Refusal::new(Status::QUEUE_FULL, text));
         }
-        peer.waiting.push_back(wire);
+        let class = (frame.header.flags.get() & flags::PRIORITY_MASK) as usize;
+        let asker = frame.header.source;
+        peer.waiting.push(class, asker, frame.wire_len(), wire);
         self.pending.get_mut(&wire).expect("just opened").state = PendingState::Waiting(frame);
         self.pump(server, fx);
         Ok(wire)
@@ -154,7 +156,7 @@ impl<F: Descriptor> Router<F> {
             let Some(peer) = self.peers.get_mut(&server) else {
                 return;
             };
-            let Some(wire) = peer.waiting.front().copied() else {
+            let Some(wire) = peer.waiting.peek().copied() else {
                 return;
             };
             let PendingState::Waiting(frame) = &self.pending[&wire].state else {
@@ -172,7 +174,7 @@ impl<F: Descriptor> Router<F> {
                 .min_by_key(|id| conns[id].serving)
                 .copied();
             let Some(chosen) = chosen else { return };
-            peer.waiting.pop_front();
+            peer.waiting.pop();
             let open = self.pending.get_mut(&wire).expect("looked up above");
             let PendingState::Waiting(frame) =
                 std::mem::replace(&mut open.state, PendingState::With(chosen))
@@ -381,7 +383,7 @@ impl<F: Descriptor> Router<F> {
             }
             PendingState::Waiting(_) => {
                 if let Some(peer) = self.peers.get_mut(&open.server) {
-                    peer.waiting.retain(|other| *other != wire);
+                    peer.waiting.remove_oldest(|other| *other == wire);
                 }
             }
             PendingState::With(_) | PendingState::Taken => {}

@@ -141,22 +141,20 @@ impl<F: Descriptor> Router<F> {
             )),
             Some(queue) => {
                 queue.store.unreserve(count, bytes);
-                outcome
-                    .map(|first| {
-                        for (offset, (priority, data)) in (first..).zip(batch.iter()) {
-                            queue.store.push_as(Arriving {
-                                id: offset,
-                                sent_ns: batch.at_ns,
-                                from: batch.short,
-                                priority,
-                                restored: false,
-                                data,
-                            });
-                        }
-                        queue.store.count_produced(count, bytes);
-                        first
-                    })
-                    .map_err(|error| Refusal::new(Status::NOT_STORED, error.to_string()))
+                if let Ok(first) = outcome {
+                    for (offset, (priority, data)) in (first..).zip(batch.iter()) {
+                        queue.store.push_as(Arriving {
+                            id: offset,
+                            sent_ns: batch.at_ns,
+                            from: batch.short,
+                            priority,
+                            restored: false,
+                            data,
+                        });
+                    }
+                    queue.store.count_produced(count, bytes);
+                }
+                outcome.map_err(|error| Refusal::new(Status::NOT_STORED, error.to_string()))
             }
         };
         match stored {

@@ -228,7 +228,12 @@ async fn salvage(damaged: &Path, fresh: &Path) -> Result<(Vec<SalvagedTable>, u6
         ));
     }
     // Rowids are handed out by one counter or little, so one table's edge serves another whose own is damaged.
-    let furthest = edges.iter().filter_map(|(_, last)| last.ok().flatten());
+    // Those of messages are made of stream and offset, and say nothing of others.
+    let counted = names
+        .iter()
+        .zip(&edges)
+        .filter(|(name, _)| *name != "stream_records");
+    let furthest = counted.filter_map(|(_, (_, last))| last.ok().flatten());
     let far = furthest.max().unwrap_or(FAR);
     let mut tables = Vec::new();
     for (name, (first, last)) in names.into_iter().zip(edges) {

@@ -60,6 +60,11 @@ fn migrations() -> Vec<Migration> {
             "audit chain",
             include_str!("../../migrations/sqlite/0008_audit_chain.sql"),
         ),
+        (
+            9,
+            "streams",
+            include_str!("../../migrations/sqlite/0009_streams.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

@@ -59,7 +59,7 @@ pub(crate) async fn last_seq(connection: &mut SqliteConnection) -> Result<i64, s
              UNION ALL SELECT max(seq) FROM approvals UNION ALL SELECT max(seq) FROM driver_lines
              UNION ALL SELECT max(seq) FROM standing_rules UNION ALL SELECT max(seq) FROM revocations
              UNION ALL SELECT max(seq) FROM tasks UNION ALL SELECT max(seq) FROM task_transitions
-             UNION ALL SELECT max(seq) FROM chain_notes)",
+             UNION ALL SELECT max(seq) FROM streams UNION ALL SELECT max(seq) FROM chain_notes)",
     )
     .fetch_one(connection)
     .await

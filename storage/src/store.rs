@@ -16,6 +16,7 @@ use crate::{
     error::StoreError,
     event::Event,
     open,
+    stream::sqlite::StreamJob,
     task::{TaskBatch, TaskTaken},
     unit::UnitWrite,
     writer::{self, Command, Job},
@@ -126,12 +127,7 @@ impl Store {
             .map_err(|_full| StoreError::QueueFull)?;
         self.shared
             .queue
-            .try_send(Command::Write(Job {
-                events: vec![event],
-                tasks: None,
-                done: None,
-                _permit: permit,
-            }))
+            .try_send(Command::Write(Job::of(vec![event], permit)))
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => StoreError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
@@ -162,25 +158,55 @@ impl Store {
     /// # Errors
     /// The trouble of the database; nothing of the batch is on record then.
     pub async fn record_tasks(&self, batch: TaskBatch) -> Result<Vec<TaskTaken>, StoreError> {
+        self.write_tasks(batch, None).await
+    }
+
+    /// As [`Self::record_tasks`], in one commit with what happened to streams, which answers for itself.
+    pub(crate) async fn record_with(
+        &self,
+        batch: TaskBatch,
+        streams: StreamJob,
+    ) -> Result<Vec<TaskTaken>, StoreError> {
+        self.write_tasks(batch, Some(streams)).await
+    }
+
+    async fn write_tasks(
+        &self,
+        batch: TaskBatch,
+        streams: Option<StreamJob>,
+    ) -> Result<Vec<TaskTaken>, StoreError> {
         let weight = u32::try_from(batch.weight()).unwrap_or(QUEUE_BYTES);
         let permit = Arc::clone(&self.shared.bytes)
             .acquire_many_owned(weight.min(QUEUE_BYTES))
             .await
             .map_err(|_closed| StoreError::Closed)?;
         let (done, answer) = oneshot::channel();
-        let job = Job {
-            events: Vec::new(),
-            tasks: Some(writer::Tasks {
-                batch,
-                taken: Vec::new(),
-                done,
-            }),
-            done: None,
-            _permit: permit,
+        let tasks = writer::Tasks {
+            batch,
+            taken: Vec::new(),
+            done,
         };
-        let queued = self.shared.queue.send(Command::Write(job)).await;
-        queued.map_err(|_closed| StoreError::Closed)?;
+        self.send(Command::Write(Job {
+            tasks: Some(tasks),
+            streams,
+            ..Job::of(Vec::new(), permit)
+        }))
+        .await?;
         answer.await.map_err(|_gone| StoreError::Closed)?
+    }
+
+    /// Queues what is to happen to streams; waits while the queue is full. It answers for itself.
+    pub(crate) async fn enqueue_streams(&self, streams: StreamJob) -> Result<(), StoreError> {
+        // Its bytes are counted by whoever asks.
+        let permit = Arc::clone(&self.shared.bytes)
+            .acquire_many_owned(0)
+            .await
+            .map_err(|_closed| StoreError::Closed)?;
+        self.send(Command::Write(Job {
+            streams: Some(streams),
+            ..Job::of(Vec::new(), permit)
+        }))
+        .await
     }
 
     /// Returns once everything queued before this call is on the disk.
@@ -251,10 +277,8 @@ impl Store {
         self.shared
             .queue
             .send(Command::Write(Job {
-                events,
-                tasks: None,
                 done,
-                _permit: permit,
+                ..Job::of(events, permit)
             }))
             .await
             .map_err(|_closed| StoreError::Closed)

@@ -5,7 +5,10 @@
 //! constraint it is rolled back and repeated job by job, and only the guilty job is refused. Every other failure
 //! (disk full, read-only, I/O) is answered to all who wait, and counted for those who don't.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -21,6 +24,10 @@ use crate::{
     prune::{self, Upkeep},
     row::{self, kind_of},
     store::Health,
+    stream::{
+        StreamError,
+        sqlite::{Book, StreamJob, carry_out, refused},
+    },
     task::{TaskBatch, TaskTaken},
     task_write, transaction,
     unit::{self, UnitWrite},
@@ -41,6 +48,9 @@ pub(crate) enum Command {
 pub(crate) struct Job {
     pub(crate) events: Vec<Event>,
     pub(crate) tasks: Option<Tasks>,
+    pub(crate) streams: Option<StreamJob>,
+    /// Why nothing of it was written, if it is about a stream that is not there.
+    pub(crate) impossible: Option<StreamError>,
     pub(crate) done: Option<oneshot::Sender<Result<(), StoreError>>>,
     /// Held until the job is written: the queue's byte limit.
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -55,11 +65,46 @@ pub(crate) struct Tasks {
 }
 
 impl Job {
-    fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.tasks.is_none()
+    /// These facts and nothing else, with nobody waiting.
+    pub(crate) fn of(events: Vec<Event>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            events,
+            tasks: None,
+            streams: None,
+            impossible: None,
+            done: None,
+            _permit: permit,
+        }
     }
 
-    fn answer(self, result: Result<(), StoreError>, health: &watch::Sender<Health>) {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.tasks.is_none() && self.streams.is_none()
+    }
+
+    fn answer(
+        self,
+        mut result: Result<(), StoreError>,
+        path: &Path,
+        health: &watch::Sender<Health>,
+    ) {
+        if let (Some(error), Ok(())) = (&self.impossible, &result) {
+            result = Err(StoreError::Refused {
+                kind: "message",
+                launch: "(none)".to_owned(),
+                why: error.to_string(),
+            });
+        }
+        if let Some(streams) = self.streams {
+            let of_record = |error| refused(path, error);
+            streams.answer(match (self.impossible, &result) {
+                (Some(error), _) => Err(error),
+                (None, Ok(())) => Ok(()),
+                (None, Err(error)) => Err(of_record(error)),
+            });
+            if self.tasks.is_none() {
+                return;
+            }
+        }
         if let Some(tasks) = self.tasks {
             // A waiter that has gone away needs no answer.
             drop(tasks.done.send(result.map(|()| tasks.taken)));
@@ -81,10 +126,11 @@ pub(crate) struct Writer {
     path: PathBuf,
     connection: SqliteConnection,
     /// Keeps other writers out until the connection is closed.
-    _lock: File,
+    lock: File,
     health: watch::Sender<Health>,
     next_seq: i64,
     chain: Chain,
+    book: Book,
 }
 
 impl Writer {
@@ -98,13 +144,16 @@ impl Writer {
             .await
             .map_err(|error| classify(&path, &error))?;
         let (chain, next_seq) = Chain::open(&path, &mut connection, last + 1).await?;
+        let book = Book::open(&mut connection).await;
+        let book = book.map_err(|error| classify(&path, &error))?;
         Ok(Self {
             path,
             connection,
-            _lock: lock,
+            lock,
             health,
             next_seq,
             chain,
+            book,
         })
     }
 
@@ -146,7 +195,12 @@ impl Writer {
         commands.close();
         // Closing checkpoints the log. If that fails the log stays and is replayed at the next opening, so there is
         // nothing to tell anybody.
-        drop(self.connection.close().await);
+        let Self {
+            connection, lock, ..
+        } = self;
+        drop(connection.close().await);
+        // Whoever waits for this may open the record again at once.
+        drop(lock);
         if let Some(done) = closer {
             done.send(()).unwrap_or_default();
         }
@@ -156,7 +210,7 @@ impl Writer {
         if jobs.iter().all(Job::is_empty) {
             // Only flushes: everything before them is committed already.
             for job in jobs {
-                job.answer(Ok(()), &self.health);
+                job.answer(Ok(()), &self.path, &self.health);
             }
             return;
         }
@@ -165,7 +219,7 @@ impl Writer {
                 self.clear_trouble();
                 self.committed(sealed);
                 for job in jobs {
-                    job.answer(Ok(()), &self.health);
+                    job.answer(Ok(()), &self.path, &self.health);
                 }
             }
             Err(Failure { error, .. }) if is_constraint(&error) && jobs.len() > 1 => {
@@ -183,7 +237,7 @@ impl Writer {
                         },
                         _ => classify(&self.path, &error),
                     };
-                    job.answer(Err(public), &self.health);
+                    job.answer(Err(public), &self.path, &self.health);
                 }
             }
         }
@@ -192,7 +246,12 @@ impl Writer {
     async fn transaction(&mut self, jobs: &mut [Job]) -> Result<Sealed, Failure> {
         transaction::begin(&mut self.connection).await?;
         let filled = self.fill(jobs).await;
-        let (next_seq, sealed) = transaction::settle(&mut self.connection, filled).await?;
+        let settled = transaction::settle(&mut self.connection, filled).await;
+        match &settled {
+            Ok(_) => self.book.committed(),
+            Err(_) => self.book.rolled_back(),
+        }
+        let (next_seq, sealed) = settled?;
         self.next_seq = next_seq;
         Ok(sealed)
     }
@@ -203,6 +262,13 @@ impl Writer {
         let mut written = Written::default();
         let db = &mut self.connection;
         for job in jobs {
+            job.impossible = job
+                .streams
+                .as_ref()
+                .and_then(|it| self.book.check(it).err());
+            if job.impossible.is_some() {
+                continue;
+            }
             for event in &job.events {
                 if let Err(error) = row::insert(db, &mut written, seq, event).await {
                     let culprit = Some((kind_of(&event.fact), event.launch.to_string()));
@@ -213,7 +279,11 @@ impl Writer {
             if let Some(tasks) = &mut job.tasks {
                 (tasks.taken, seq) = task_write::write(db, &mut written, seq, &tasks.batch).await?;
             }
+            if let Some(streams) = &mut job.streams {
+                seq = carry_out(db, &mut written, seq, &mut self.book, streams).await?;
+            }
         }
+        self.book.write(db).await?;
         let sealed = self.chain.seal(db, written).await?;
         Ok((seq, sealed))
     }

@@ -118,6 +118,10 @@ tables! {
     REVOCATIONS = 17 "revocations" Keyed::Seq, true, [
         "seq", "launch", "at_ms", "kind", "pattern", "taken_by", "restored_at_ms", "restored_by",
     ];
+    STREAMS = 18 "streams" Keyed::Seq, false, [
+        "seq", "id", "uid", "kind", "name", "at_ms", "max_bytes", "max_age_ms", "compression", "compress_above", "settings",
+        "dropped_at_ms",
+    ];
     CHAIN_NOTES = 16 "chain_notes" Keyed::Seq, false, ["seq", "at_ms", "kind", "detail"];
 }
 

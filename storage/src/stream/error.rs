@@ -53,7 +53,7 @@ pub enum StreamError {
     #[error("no room for the {name} in {}: free some on that file system, or let the stream keep less (`[bus.durable]`)", path.display())]
     Full {
         /// The stream.
-        name: StreamName,
+        name: String,
         /// The folder or database.
         path: PathBuf,
     },
@@ -61,7 +61,7 @@ pub enum StreamError {
     #[error("writing the {name} failed ({call} of {}: {source}); look for errors of its disk in the kernel log, then restart agentd", path.display())]
     Write {
         /// The stream.
-        name: StreamName,
+        name: String,
         /// The file.
         path: PathBuf,
         /// The system call.

@@ -5,7 +5,7 @@
 //! implementations, which one conformance suite holds to the same promises:
 //!
 //! - [`segment`]: append-only files of its own, written through io_uring by one thread. The quick one.
-//! - `sqlite`: rows in the record's database, written by the record's one writer, so that an acknowledgement can be
+//! - [`sqlite`]: rows in the record's database, written by the record's one writer, so that an acknowledgement can be
 //!   one transaction with a task's state and the audit chain.
 //!
 //! Payloads are bytes to it: it never looks into them, never puts them into the audit chain, and never prints them.
@@ -17,11 +17,13 @@
 // Lists of ranges have one element more often than not.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod compress;
 #[cfg(test)]
 mod conformance;
 mod error;
 pub mod segment;
 mod settled;
+pub mod sqlite;
 mod types;
 
 use std::{ops::Range, sync::Arc};

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, time::Duration};
 
-use super::Payload;
+use super::{Payload, StreamError};
 
 /// A stream in its store; never used for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,16 @@ pub struct StreamName {
 impl StreamName {
     /// Longest name, bytes.
     pub const MAX: usize = 128;
+
+    /// # Errors
+    /// [`StreamError::BadName`].
+    pub(super) fn check(&self) -> Result<(), StreamError> {
+        let name = &self.name;
+        if name.is_empty() || name.len() > Self::MAX || name.chars().any(char::is_control) {
+            return Err(StreamError::BadName { name: name.clone() });
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for StreamName {

@@ -19,8 +19,7 @@ use super::{
     state::{Segment, Stream},
 };
 use crate::stream::{
-    Compression, Damage, Done, NewRecord, Payload, ReadFrom, ReadLimit, Records, StoredRecord,
-    StreamError,
+    Damage, Done, ReadFrom, ReadLimit, Records, StoredRecord, StreamError, compress::expand,
 };
 
 /// Bytes read at once.
@@ -218,7 +217,7 @@ impl<'a> Reading<'a> {
         if unwanted {
             return;
         }
-        match expand(header, payload) {
+        match expand(header.compression, header.raw_len, payload) {
             Ok(payload) => {
                 self.bytes += payload.len();
                 self.records.records.push(StoredRecord {
@@ -287,29 +286,4 @@ enum Stop {
     Enough,
     Short(usize),
     Bad,
-}
-
-/// The payload as it was handed over.
-fn expand(header: &RecordHeader, payload: &[u8]) -> Result<Payload, String> {
-    let len = header.raw_len as usize;
-    if len > NewRecord::MAX {
-        return Err(format!("it says that it has {len} bytes"));
-    }
-    let bytes = match header.compression {
-        Compression::None => return Ok(payload.into()),
-        Compression::Lz4 => {
-            lz4_flex::block::decompress(payload, len).map_err(|error| error.to_string())?
-        }
-        Compression::Zstd => {
-            zstd::bulk::decompress(payload, len).map_err(|error| error.to_string())?
-        }
-    };
-    if bytes.len() == len {
-        Ok(bytes.into())
-    } else {
-        Err(format!(
-            "{} bytes came out of it instead of {len}",
-            bytes.len()
-        ))
-    }
 }

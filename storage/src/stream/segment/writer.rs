@@ -29,7 +29,7 @@ use super::{
 };
 use crate::stream::{
     Compression, Declared, Done, NewRecord, Settle, StreamError, StreamId, StreamKind, StreamName,
-    StreamSpec, settled::merged,
+    StreamSpec, compress::compress, settled::merged,
 };
 
 /// What the writer is asked.
@@ -278,7 +278,7 @@ impl Writer {
             for record in &records {
                 part.last_at_ns = part.last_at_ns.max(record.at_ns);
                 part.first_at_ns.get_or_insert(part.last_at_ns);
-                let (compression, smaller) = compressed(&spec, &record.payload);
+                let (compression, smaller) = compress(&spec, &record.payload);
                 let header = RecordHeader {
                     kind: Kind::Data,
                     offset: part.next,
@@ -346,7 +346,7 @@ impl Writer {
                 .get(&stream.id)
                 .map(|tail| tail.segment.path.clone());
             let error = StreamError::Write {
-                name: stream.name.clone(),
+                name: stream.name.to_string(),
                 path: path.unwrap_or_else(|| stream.folder.clone()),
                 call: error.call,
                 source: Arc::new(error.source),
@@ -467,12 +467,12 @@ impl Writer {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         let error = if matches!(error.source.kind(), StorageFull | QuotaExceeded) {
             StreamError::Full {
-                name: stream.name.clone(),
+                name: stream.name.to_string(),
                 path: self.root.clone(),
             }
         } else {
             StreamError::Write {
-                name: stream.name.clone(),
+                name: stream.name.to_string(),
                 path: stream.folder.clone(),
                 call: error.call,
                 source: Arc::new(error.source),
@@ -499,12 +499,7 @@ impl Writer {
     }
 
     fn declare(&mut self, name: StreamName, spec: StreamSpec) -> Result<Declared, StreamError> {
-        let bad = |name: &str| {
-            name.is_empty() || name.len() > StreamName::MAX || name.chars().any(char::is_control)
-        };
-        if bad(&name.name) {
-            return Err(StreamError::BadName { name: name.name });
-        }
+        name.check()?;
         let fault =
             |folder: &std::path::Path, error: std::io::Error| folder::open_error(folder, &error);
         if let Some(stream) = self.streams.find(&name) {
@@ -656,22 +651,6 @@ fn news(state: &State, end: u64, asked: &[Asked]) -> Vec<(Settle, Vec<Range<u64>
         *ranges = merged(std::mem::take(ranges));
     }
     news
-}
-
-/// A smaller form of a payload, if it is to be looked for and there is one.
-fn compressed(spec: &StreamSpec, payload: &[u8]) -> (Compression, Option<Vec<u8>>) {
-    if payload.len() < spec.compress_above as usize {
-        return (Compression::None, None);
-    }
-    let smaller = match spec.compression {
-        Compression::None => None,
-        Compression::Lz4 => Some(lz4_flex::block::compress(payload)),
-        Compression::Zstd => zstd::bulk::compress(payload, 3).ok(),
-    };
-    match smaller {
-        Some(smaller) if smaller.len() < payload.len() => (spec.compression, Some(smaller)),
-        _ => (Compression::None, None),
-    }
 }
 
 fn refuse(wish: Wish, error: &StreamError) {

@@ -19,6 +19,8 @@ pub mod message;
 #[cfg(not(loom))]
 pub mod protect;
 pub mod router;
+#[cfg(not(loom))]
+pub mod shard;
 pub mod shm;
 pub mod simd;
 pub mod topic;

@@ -15,13 +15,13 @@ use agentd_bus::listing::InboxBatch;
 use agentd_bus::message::{
     Control, Delivery, Event, MessageError, Request, Response, Status, SubscribeOptions,
 };
-use agentd_bus::router::{ConnId, ConnKind};
+use agentd_bus::router::ConnId;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::requests::Requests;
-use super::server::{ConnHandle, Shared};
+use super::server::{ConnHandle, UserBus};
 use super::types::{BusError, Inbox, Message, PeerInfo, Reply};
 
 /// One agent on the bus. Clones share it.
@@ -31,7 +31,7 @@ pub struct AgentPort {
 }
 
 struct PortInner {
-    shared: Arc<Shared>,
+    bus: UserBus,
     identity: AgentIdentity,
     id: PeerId,
     conn: Option<ConnId>,
@@ -76,30 +76,23 @@ impl Calls {
 }
 
 impl AgentPort {
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        identity: AgentIdentity,
-        gone: CancellationToken,
-    ) -> Self {
+    pub(super) fn start(bus: UserBus, identity: AgentIdentity, gone: CancellationToken) -> Self {
         let id = PeerId(*identity.id.0.as_bytes());
         let calls = Arc::new(Calls::default());
         // Detached in the same moment: every call says so.
-        let conn = shared
-            .connect(id, ConnKind::Port)
-            .ok()
-            .map(|(conn, handle)| {
-                tokio::spawn(deliver_answers(
-                    shared.clone(),
-                    conn,
-                    handle,
-                    calls.clone(),
-                    gone.clone(),
-                ));
-                conn
-            });
+        let conn = bus.connect(id).ok().map(|(conn, handle)| {
+            tokio::spawn(deliver_answers(
+                bus.clone(),
+                conn,
+                handle,
+                calls.clone(),
+                gone.clone(),
+            ));
+            conn
+        });
         Self {
             inner: Arc::new(PortInner {
-                shared,
+                bus,
                 identity,
                 id,
                 conn,
@@ -117,16 +110,19 @@ impl AgentPort {
     /// Largest payload that fits into one message, bytes.
     pub fn max_payload(&self) -> usize {
         // Room for the longest fixed part and texts of a request or event.
-        self.inner.shared.limits().max_payload as usize - 4 * HEADER_LEN
+        self.inner.bus.limits().max_payload as usize - 4 * HEADER_LEN
     }
 
     /// The live agents of the same user, this one left out.
     pub async fn agents(&self) -> Result<Vec<PeerInfo>, BusError> {
         self.check_attached()?;
+        let id = self.inner.id;
         let list = self
             .inner
-            .shared
-            .with(|router, now, _| router.agents(self.inner.id, now));
+            .bus
+            .shard
+            .ask(move |router, now, _| router.agents(id, now));
+        let list = list.await.ok_or_else(left_the_bus)?;
         Ok(list.into_iter().map(PeerInfo::from).collect())
     }
 
@@ -137,7 +133,7 @@ impl AgentPort {
         event_type: &str,
         payload: impl Into<Vec<u8>>,
     ) -> Result<(), BusError> {
-        let to = self.resolve(to)?;
+        let to = self.resolve(to).await?;
         let data = self.fit(payload.into())?;
         let payload = Event {
             priority: 1,
@@ -158,7 +154,7 @@ impl AgentPort {
         payload: impl Into<Vec<u8>>,
         timeout: Duration,
     ) -> Result<Reply, BusError> {
-        let to = self.resolve(to)?;
+        let to = self.resolve(to).await?;
         let params = self.fit(payload.into())?;
         let timeout_ms = u32::try_from(timeout.as_millis())
             .unwrap_or(u32::MAX)
@@ -184,7 +180,7 @@ impl AgentPort {
         result: Result<Vec<u8>, String>,
     ) -> Result<(), BusError> {
         let conn = self.check_attached()?;
-        respond(&self.inner.shared, conn, request_id, result).await
+        respond(&self.inner.bus, conn, request_id, result).await
     }
 
     /// Takes up to `max` messages; with none there, waits up to `wait` for the first.
@@ -250,7 +246,7 @@ impl AgentPort {
     pub fn serve_requests(&self, window: u32) -> Result<Requests, BusError> {
         self.check_attached()?;
         Requests::start(
-            self.inner.shared.clone(),
+            self.inner.bus.clone(),
             self.inner.id,
             window,
             self.inner.gone.clone(),
@@ -259,7 +255,7 @@ impl AgentPort {
 
     /// The agent has ended: everyone who waits for it is told, its connections close. Idempotent.
     pub fn detach(&self) {
-        self.inner.shared.detach(self.inner.id);
+        self.inner.bus.detach(self.inner.id);
         self.inner.gone.cancel();
     }
 
@@ -270,12 +266,16 @@ impl AgentPort {
         }
     }
 
-    fn resolve(&self, to: &str) -> Result<PeerId, BusError> {
+    async fn resolve(&self, to: &str) -> Result<PeerId, BusError> {
+        let (uid, name) = (self.inner.identity.uid, to.to_owned());
         let found = self
             .inner
-            .shared
-            .with(|router, _, _| router.lookup(self.inner.identity.uid, to));
+            .bus
+            .shard
+            .ask(move |router, _, _| router.lookup(uid, &name));
         found
+            .await
+            .flatten()
             .or_else(|| Uuid::try_parse(to).ok().map(|id| PeerId(*id.as_bytes())))
             .ok_or_else(|| {
                 let text =
@@ -319,10 +319,8 @@ impl AgentPort {
         };
         let mut frame = Frame::new(bits, to, correlation, payload);
         frame.header.flags = (frame.header.flags.get() | flags::ACK).into();
-        self.inner
-            .shared
-            .with(|router, now, fx| router.frame(conn, frame, None, now, fx));
-        self.inner.shared.throttle().await;
+        self.inner.bus.say(conn, frame);
+        self.inner.bus.throttle().await;
         let answer = tokio::select! {
             biased;
             answer = receiver => answer.map_err(|_| left_the_bus())?,
@@ -355,28 +353,26 @@ impl Drop for OpenCall<'_> {
             .encode()
             .expect("fixed size");
             let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
-            self.port
-                .shared
-                .with(|router, now, fx| router.frame(self.conn, frame, None, now, fx));
+            self.port.bus.say(self.conn, frame);
         }
     }
 }
 
 /// Hands the router's answers to the calls that wait for them.
 async fn deliver_answers(
-    shared: Arc<Shared>,
+    bus: UserBus,
     conn: ConnId,
     handle: Arc<ConnHandle>,
     calls: Arc<Calls>,
     gone: CancellationToken,
 ) {
     loop {
-        while let Some(out) = shared.with(|router, _, fx| router.pull(conn, fx)) {
-            if out.frame.kind() & kind::RESPONSE != 0
-                && let Some(waiting) = calls.end(out.frame.correlation())
+        while let Some(frame) = bus.pull(conn).await {
+            if frame.kind() & kind::RESPONSE != 0
+                && let Some(waiting) = calls.end(frame.correlation())
             {
                 // The caller may have gone in this moment; then nobody needs the answer.
-                drop(waiting.send(out.frame));
+                drop(waiting.send(frame));
             }
         }
         tokio::select! {
@@ -388,12 +384,12 @@ async fn deliver_answers(
 
 /// Sends the answer to request `request_id` on `conn`.
 pub(super) async fn respond(
-    shared: &Arc<Shared>,
+    bus: &UserBus,
     conn: ConnId,
     request_id: u32,
     result: Result<Vec<u8>, String>,
 ) -> Result<(), BusError> {
-    let limit = shared.limits().max_payload as usize - 4 * HEADER_LEN;
+    let limit = bus.limits().max_payload as usize - 4 * HEADER_LEN;
     let too_large = match &result {
         Ok(bytes) => (bytes.len() > limit).then_some(bytes.len()),
         Err(text) => (text.len() > limit).then_some(text.len()),
@@ -430,11 +426,13 @@ pub(super) async fn respond(
         payload.map_err(malformed)?,
     );
     // An answer that reached someone leaves an entry for the record.
-    let delivered = shared.with(|router, now, fx| {
+    let delivered = bus.shard.ask(move |router, now, fx| {
+        let before = fx.record.len();
         router.frame(conn, frame, None, now, fx);
-        !fx.record.is_empty()
+        fx.record.len() > before
     });
-    shared.throttle().await;
+    let delivered = delivered.await.unwrap_or(false);
+    bus.throttle().await;
     match too_large {
         Some(len) => {
             let text = format!(

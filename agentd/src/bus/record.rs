@@ -29,7 +29,7 @@ impl MessageSink for Unrecorded {
 }
 
 /// Entries that may be queued before senders wait. One frame adds at most a few, so the queue stays
-/// within this plus the number of connections.
+/// within this plus what one read of each connection can bring.
 const AHEAD: usize = 1024;
 
 /// The queue in front of the sink.

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use agentd_bus::frame::{Frame, PeerId, kind};
 use agentd_bus::message::{Control, Request};
-use agentd_bus::router::{ConnId, ConnKind};
+use agentd_bus::router::ConnId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::port::{left_the_bus, malformed, respond};
-use super::server::{ConnHandle, Shared};
+use super::server::{ConnHandle, UserBus};
 use super::types::{BusError, protection};
 
 /// Cancellation of the requests in hand, by their ids.
@@ -21,7 +21,7 @@ type Tokens = Arc<Mutex<HashMap<u32, CancellationToken>>>;
 
 /// Incoming requests for an agent that the daemon answers for.
 pub struct Requests {
-    shared: Arc<Shared>,
+    bus: UserBus,
     conn: ConnId,
     receiver: mpsc::Receiver<IncomingRequest>,
     stop: CancellationToken,
@@ -37,20 +37,18 @@ impl std::fmt::Debug for Requests {
 
 impl Requests {
     pub(super) fn start(
-        shared: Arc<Shared>,
+        bus: UserBus,
         peer: PeerId,
         window: u32,
         gone: CancellationToken,
     ) -> Result<Self, BusError> {
-        let (conn, handle) = shared
-            .connect(peer, ConnKind::Port)
-            .map_err(|_| left_the_bus())?;
-        let window = window.clamp(1, shared.limits().max_inflight as u32);
+        let (conn, handle) = bus.connect(peer).map_err(|_| left_the_bus())?;
+        let window = window.clamp(1, bus.limits().max_inflight as u32);
         // The router hands out at most `window` at a time, so the channel never makes it wait.
         let (sender, receiver) = mpsc::channel(window as usize);
         let stop = gone.child_token();
         tokio::spawn(take_requests(
-            shared.clone(),
+            bus.clone(),
             conn,
             handle,
             sender,
@@ -58,9 +56,9 @@ impl Requests {
         ));
         let payload = Control::Serve { window }.encode().map_err(malformed)?;
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, 1, payload);
-        shared.with(|router, now, fx| router.frame(conn, frame, None, now, fx));
+        bus.say(conn, frame);
         Ok(Self {
-            shared,
+            bus,
             conn,
             receiver,
             stop,
@@ -77,12 +75,12 @@ impl Drop for Requests {
     fn drop(&mut self) {
         self.stop.cancel();
         // Whoever still waits for an answer is told that it will not come.
-        self.shared.disconnect(self.conn);
+        self.bus.disconnect(self.conn);
     }
 }
 
 async fn take_requests(
-    shared: Arc<Shared>,
+    bus: UserBus,
     conn: ConnId,
     handle: Arc<ConnHandle>,
     sender: mpsc::Sender<IncomingRequest>,
@@ -90,18 +88,17 @@ async fn take_requests(
 ) {
     let tokens = Tokens::default();
     loop {
-        while let Some(out) = shared.with(|router, _, fx| router.pull(conn, fx)) {
-            let frame = out.frame;
+        while let Some(frame) = bus.pull(conn).await {
             match frame.kind() {
                 kind::REQUEST if protection(&frame).is_some() => {
                     let text = "the request is signed or sealed, and this agent is driven by programs that hold no keys";
-                    let refused = respond(&shared, conn, frame.correlation(), Err(text.into()));
+                    let refused = respond(&bus, conn, frame.correlation(), Err(text.into()));
                     if let Err(error) = refused.await {
                         tracing::debug!(%error, "the refusal of a protected request went nowhere");
                     }
                 }
                 kind::REQUEST => {
-                    let request = IncomingRequest::new(&shared, conn, &frame, &tokens);
+                    let request = IncomingRequest::new(&bus, conn, &frame, &tokens).await;
                     if let Some(request) = request
                         && sender.send(request).await.is_err()
                     {
@@ -151,7 +148,7 @@ impl std::fmt::Debug for IncomingRequest {
 }
 
 struct Responder {
-    shared: Arc<Shared>,
+    bus: UserBus,
     conn: ConnId,
     id: u32,
     tokens: Tokens,
@@ -160,11 +157,14 @@ struct Responder {
 }
 
 impl IncomingRequest {
-    fn new(shared: &Arc<Shared>, conn: ConnId, frame: &Frame, tokens: &Tokens) -> Option<Self> {
+    async fn new(bus: &UserBus, conn: ConnId, frame: &Frame, tokens: &Tokens) -> Option<Self> {
         // The router let it through, so it parses.
         let request = Request::parse(&frame.payload).ok()?;
         let asker = frame.header.source;
-        let from = shared.with(|router, _, _| router.name(asker).unwrap_or_default().to_owned());
+        let from = bus
+            .shard
+            .ask(move |router, _, _| router.name(asker).unwrap_or_default().to_owned());
+        let from = from.await?;
         let cancelled = CancellationToken::new();
         let id = frame.correlation();
         lock(tokens).insert(id, cancelled.clone());
@@ -175,7 +175,7 @@ impl IncomingRequest {
             payload: request.params.to_vec(),
             timeout: Duration::from_millis(u64::from(request.timeout_ms)),
             responder: Responder {
-                shared: shared.clone(),
+                bus: bus.clone(),
                 conn,
                 id,
                 tokens: tokens.clone(),
@@ -189,7 +189,7 @@ impl IncomingRequest {
     pub async fn respond(mut self, result: Result<Vec<u8>, String>) -> Result<(), BusError> {
         let responder = &mut self.responder;
         responder.answered = true;
-        respond(&responder.shared, responder.conn, responder.id, result).await
+        respond(&responder.bus, responder.conn, responder.id, result).await
     }
 
     /// Resolves when the requester no longer waits: it cancelled, died, or its deadline passed.
@@ -207,10 +207,10 @@ impl Drop for Responder {
     fn drop(&mut self) {
         lock(&self.tokens).remove(&self.id);
         if !self.answered && !self.cancelled.is_cancelled() {
-            let (shared, conn, id) = (self.shared.clone(), self.conn, self.id);
-            self.shared.runtime().spawn(async move {
+            let (bus, conn, id) = (self.bus.clone(), self.conn, self.id);
+            self.bus.runtime().spawn(async move {
                 let text = "the agent gave no answer to the request".to_owned();
-                if let Err(error) = respond(&shared, conn, id, Err(text)).await {
+                if let Err(error) = respond(&bus, conn, id, Err(text)).await {
                     tracing::debug!("unanswered request {id}: {error}");
                 }
             });

@@ -1,28 +1,30 @@
-//! The bus server: one router behind a lock, a timer, and one accept loop per agent.
+//! The bus server: the shards of the router, who is on the bus and what they may do, and one accept loop per agent.
 //!
-//! The lock is held for one frame at a time and never across an await; what follows from a frame
-//! (waking writers, closing connections, the record) happens after it is released. Runs on the
-//! daemon's tokio runtime, unprivileged.
+//! The router runs on threads of its own ([`agentd_bus::shard`]); here are their surroundings. A call to a shard waits
+//! for its answer for the few microseconds that the thread takes to come to it; a shard never waits for anything here.
+//! Runs on the daemon's tokio runtime, unprivileged.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::access::Right;
-use agentd_bus::channel::Tier;
-use agentd_bus::frame::PeerId;
+use agentd_bus::channel::{SocketOnly, Tier};
+use agentd_bus::frame::{Frame, PeerId};
 use agentd_bus::message::Status;
 use agentd_bus::router::{
     AttachRefused, CloseReason, Closed, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now,
     PeerSpec, PeerStatus, Router,
 };
+use agentd_bus::shard::{Flow, Frames, Host, Outlet, Shard, Shards, Took, place};
+use agentd_bus::wait::WaitError;
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::channels::{ChannelInfo, Channels, LeftBehind};
 use super::memory::SharedFd;
@@ -60,72 +62,165 @@ impl std::fmt::Debug for BusServer {
     }
 }
 
-/// What wakes the task that owns a connection.
+/// What wakes the task of a daemon's own part that has a connection; it pulls by itself.
 #[derive(Debug, Default)]
 pub(super) struct ConnHandle {
     /// The router has frames for it.
     pub wake: Notify,
-    /// The writer made room.
-    pub drained: Notify,
-    /// `close_reason` was set.
     pub closing: Notify,
-    pub close_reason: OnceLock<CloseReason>,
 }
 
-struct State {
-    router: Router<SharedFd>,
-    /// What each agent on the bus may do.
-    rights: HashMap<PeerId, Rights>,
-    handles: HashMap<ConnId, Arc<ConnHandle>>,
-    /// The deadline that the timer task sleeps towards.
-    armed_ns: Option<u64>,
+impl Outlet<SharedFd> for ConnHandle {
+    fn offer(&self, _frames: &mut Frames<'_, SharedFd>) -> Took {
+        self.wake.notify_one();
+        Took::All
+    }
+
+    fn taken(&self, _flow: Flow) {}
+
+    fn close(&self, _reason: CloseReason) {
+        self.closing.notify_one();
+    }
 }
 
-/// The router and all that is around it.
+/// Somebody on the bus.
+#[derive(Debug)]
+struct Member {
+    uid: u32,
+    /// `None` for a user, who may do everything.
+    rights: Option<Rights>,
+}
+
+/// The shards and all that is around them.
 pub(super) struct Shared {
-    state: Mutex<State>,
-    /// Locked while the state still is, so that news of channels keeps its order.
-    channels: Mutex<Channels>,
-    record: Recorder,
+    shards: Shards<SharedFd>,
+    /// By shard.
+    channels: Vec<Arc<Mutex<Channels>>>,
+    /// Locked while rights change, so that two changes at a time are both kept. No shard takes it.
+    members: Mutex<HashMap<PeerId, Member>>,
+    record: Arc<Recorder>,
     taps: Arc<Taps>,
     users: Users,
-    epoch: Instant,
-    timer: Arc<Notify>,
-    _stop_timer: DropGuard,
     runtime: Handle,
     limits: Limits,
 }
 
+/// The bus as the agents of one user reach it.
+#[derive(Clone)]
+pub(super) struct UserBus {
+    shared: Arc<Shared>,
+    pub shard: Shard<SharedFd>,
+}
+
+impl std::fmt::Debug for UserBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserBus").finish_non_exhaustive()
+    }
+}
+
+/// What is around one shard.
+struct Surroundings {
+    epoch: Instant,
+    channels: Arc<Mutex<Channels>>,
+    record: Arc<Recorder>,
+    taps: Arc<Taps>,
+}
+
+impl Host<SharedFd> for Surroundings {
+    fn act(&mut self, router: &mut Router<SharedFd>, now: Now, fx: &mut Effects<SharedFd>) {
+        // One thread does it for all that this router says, so the record and the taps have its order.
+        let record = std::mem::take(&mut fx.record);
+        self.taps.offer(&record);
+        self.record.push(record);
+        if fx.channels.is_empty() {
+            return;
+        }
+        let news = std::mem::take(&mut fx.channels);
+        for LeftBehind {
+            channel,
+            unread,
+            status,
+        } in lock(&self.channels).apply(news)
+        {
+            router.note_unread(&channel, unread, status, now, fx);
+        }
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        // Starts at 1 s so that 0 stays "before anything".
+        let mono = self.epoch.elapsed() + Duration::from_secs(1);
+        Now {
+            mono_ns: mono.as_nanos() as u64,
+            wall_ns: wall.as_nanos() as u64,
+        }
+    }
+
+    fn panicked(&mut self) {
+        tracing::error!(
+            "the router panicked over one frame or call, which ends that; this is a bug of agentd"
+        );
+    }
+
+    fn cannot_wait(&mut self, error: &WaitError) {
+        tracing::warn!("a router thread looks each millisecond instead of sleeping: {error}");
+    }
+}
+
+/// Router threads of a bus unless something else is asked for: one user's agents are all on one of them, so more than a
+/// few pay only where many users' agents are busy at once.
+fn default_shards() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    (cpus / 4).clamp(1, 8)
+}
+
+/// A table is whole at any time, also after a panic elsewhere.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl BusServer {
-    /// Starts the bus's timer on the current tokio runtime. Metadata of messages goes to `sink`.
+    /// Starts the router's threads. Metadata of messages goes to `sink`.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, or if no thread can be started.
     pub fn start(sink: Arc<dyn MessageSink>) -> Self {
         Self::start_with(sink, Limits::default())
     }
 
     /// As [`Self::start`], with other bounds.
     pub fn start_with(sink: Arc<dyn MessageSink>, limits: Limits) -> Self {
-        let (timer, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+        Self::start_sharded(sink, limits, default_shards())
+    }
+
+    /// As [`Self::start_with`], with that many router threads.
+    pub fn start_sharded(sink: Arc<dyn MessageSink>, limits: Limits, shards: usize) -> Self {
+        let record = Arc::new(Recorder::start(sink));
+        let taps: Arc<Taps> = Arc::default();
+        let epoch = Instant::now();
+        let mut channels = Vec::new();
+        let shards = Shards::start(shards, limits, |_| {
+            let mapped: Arc<Mutex<Channels>> = Arc::default();
+            channels.push(mapped.clone());
+            Box::new(Surroundings {
+                epoch,
+                channels: mapped,
+                record: record.clone(),
+                taps: taps.clone(),
+            })
+        });
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                router: Router::new(limits),
-                rights: HashMap::new(),
-                handles: HashMap::new(),
-                armed_ns: None,
-            }),
-            channels: Mutex::default(),
-            record: Recorder::start(sink),
-            taps: Arc::default(),
+            shards: shards.expect("agentd can't be without its router's threads"),
+            channels,
+            members: Mutex::default(),
+            record,
+            taps,
             users: Users::default(),
-            epoch: Instant::now(),
-            timer: timer.clone(),
-            _stop_timer: stop.clone().drop_guard(),
             runtime: Handle::current(),
             limits,
         });
-        tokio::spawn(run_timer(Arc::downgrade(&shared), timer, stop));
         Self { shared }
     }
 
@@ -173,12 +268,19 @@ impl BusServer {
             short: identity.short,
             access: Arc::new(rights.clone()),
         };
-        self.shared
-            .with(|router, now, fx| router.attach(spec, now, fx))?;
-        self.shared.lock().rights.insert(id, rights);
+        let bus = self.user_bus(identity.uid);
+        bus.attach(spec, Some(rights))?;
         let gone = CancellationToken::new();
-        tokio::spawn(accept_loop(self.shared.clone(), id, listener, gone.clone()));
-        Ok(AgentPort::start(self.shared.clone(), identity, gone))
+        tokio::spawn(accept_loop(bus.clone(), id, listener, gone.clone()));
+        Ok(AgentPort::start(bus, identity, gone))
+    }
+
+    /// The bus of one user's agents.
+    pub(super) fn user_bus(&self, uid: u32) -> UserBus {
+        UserBus {
+            shared: self.shared.clone(),
+            shard: self.shared.shards.of(uid).clone(),
+        }
     }
 
     /// Takes a right back from a running agent, for the names or topics that `pattern` covers, until it is
@@ -202,8 +304,9 @@ impl BusServer {
 
     /// What was taken back from an agent; nothing for one that is not on the bus.
     pub fn revoked(&self, agent: AgentId) -> Vec<(Right, String)> {
-        let state = self.shared.lock();
-        let rights = state.rights.get(&peer_of(agent));
+        let members = lock(&self.shared.members);
+        let member = members.get(&peer_of(agent));
+        let rights = member.and_then(|member| member.rights.as_ref());
         rights.map(Rights::revoked).unwrap_or_default()
     }
 
@@ -214,32 +317,41 @@ impl BusServer {
     ) -> Result<Closed, BusError> {
         let id = peer_of(agent);
         // Under one lock from the old rights to the new: two changes at a time are both kept.
-        self.shared
-            .with_state(|state, now, fx| {
-                let rights = change(state.rights.get(&id)?);
-                let access = Arc::new(rights.clone());
-                state.rights.insert(id, rights);
-                Some(state.router.set_access(id, access, now, fx))
-            })
-            .ok_or_else(|| {
-                let text = format!("no agent with id {id} is on the bus");
-                BusError::new(Status::NO_SUCH_AGENT, text)
-            })
+        let mut members = lock(&self.shared.members);
+        let rights = members
+            .get_mut(&id)
+            .and_then(|member| Some((member.uid, member.rights.as_mut()?)));
+        let Some((uid, rights)) = rights else {
+            let text = format!("no agent with id {id} is on the bus");
+            return Err(BusError::new(Status::NO_SUCH_AGENT, text));
+        };
+        *rights = change(rights);
+        let access = Arc::new(rights.clone());
+        let shard = self.shared.shards.of(uid);
+        Ok(shard.call(move |router, now, fx| router.set_access(id, access, now, fx)))
     }
 
     /// The lanes and logs of `uid`'s agents, with the figures that their sides show.
     pub fn channels(&self, uid: u32) -> Vec<ChannelInfo> {
-        let mut list = self.shared.channels().list(uid);
-        let state = self.shared.lock();
-        for info in &mut list {
-            info.bulk_bytes = state.router.bulk_bytes(info.id);
-        }
-        list
+        let nth = place(uid, self.shared.channels.len());
+        let mut list = lock(&self.shared.channels[nth]).list(uid);
+        self.shared.shards.of(uid).call(move |router, _, _| {
+            for info in &mut list {
+                info.bulk_bytes = router.bulk_bytes(info.id);
+            }
+            list
+        })
     }
 
     /// How an agent's messages travel, and why.
     pub fn tier(&self, agent: AgentId) -> Tier {
-        self.shared.lock().router.tier(peer_of(agent))
+        let id = peer_of(agent);
+        let uid = lock(&self.shared.members).get(&id).map(|member| member.uid);
+        let Some(uid) = uid else {
+            return Tier::Socket(SocketOnly::NotConnected);
+        };
+        let shard = self.shared.shards.of(uid);
+        shard.call(move |router, _, _| router.tier(id))
     }
 
     /// Listens in on what the router does, from now on.
@@ -249,17 +361,24 @@ impl BusServer {
 
     /// Everybody on the bus, by user and name.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        self.shared.with(|router, now, _| router.peers(now))
+        let shards = self.shared.shards.all().iter();
+        let mut peers: Vec<PeerStatus> = shards
+            .flat_map(|shard| shard.call(|router, now, _| router.peers(now)))
+            .collect();
+        peers.sort_by(|a, b| (a.uid, &a.name).cmp(&(b.uid, &b.name)));
+        peers
     }
 
     /// Connections and open requests of everybody.
     pub fn open(&self) -> (usize, usize) {
-        self.shared
-            .with(|router, _, _| (router.connections(), router.open_requests()))
+        let shards = self.shared.shards.all().iter();
+        shards
+            .map(|shard| shard.call(|router, _, _| (router.connections(), router.open_requests())))
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub(super) fn users(&self) -> &Users {
+        &self.shared.users
     }
 
     /// Returns once the record has taken everything that was said so far.
@@ -272,170 +391,71 @@ fn peer_of(agent: AgentId) -> PeerId {
     PeerId(*agent.0.as_bytes())
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic inside the router is a bug that ends that task; the bus of everyone else goes on.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    pub fn users(&self) -> &Users {
-        &self.users
-    }
-
-    pub fn now(&self) -> Now {
-        let wall = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        // Starts at 1 s so that 0 stays "before anything".
-        let mono = self.epoch.elapsed() + Duration::from_secs(1);
-        Now {
-            mono_ns: mono.as_nanos() as u64,
-            wall_ns: wall.as_nanos() as u64,
+impl UserBus {
+    /// Puts somebody on the bus; without rights of their own, a user.
+    pub fn attach(&self, spec: PeerSpec, rights: Option<Rights>) -> Result<(), AttachRefused> {
+        let (id, uid) = (spec.id, spec.uid);
+        let mut members = lock(&self.shared.members);
+        // A router knows only its own.
+        if members.contains_key(&id) {
+            return Err(AttachRefused::BadId { id });
         }
+        self.shard
+            .call(move |router, now, fx| router.attach(spec, now, fx))?;
+        members.insert(id, Member { uid, rights });
+        Ok(())
     }
 
-    fn channels(&self) -> MutexGuard<'_, Channels> {
-        self.channels
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Runs `act` on the router and does what follows from it. Who feeds in what agents say awaits
-    /// [`Self::throttle`] next.
-    pub fn with<R>(
-        &self,
-        act: impl FnOnce(&mut Router<SharedFd>, Now, &mut Effects<SharedFd>) -> R,
-    ) -> R {
-        self.with_state(|state, now, fx| act(&mut state.router, now, fx))
-    }
-
-    fn with_state<R>(&self, act: impl FnOnce(&mut State, Now, &mut Effects<SharedFd>) -> R) -> R {
-        let mut fx = Effects::default();
-        let now = self.now();
-        let mut state = self.lock();
-        let result = act(&mut state, now, &mut fx);
-        for id in &fx.wake {
-            if let Some(handle) = state.handles.get(id) {
-                handle.wake.notify_one();
-            }
-        }
-        for (id, reason) in fx.close {
-            if let Some(handle) = state.handles.get(&id) {
-                // Only the first reason counts.
-                handle.close_reason.get_or_init(|| reason);
-                handle.closing.notify_one();
-            }
-        }
-        let next = state.router.next_deadline_ns();
-        if next.is_some_and(|next| state.armed_ns.is_none_or(|armed| next < armed)) {
-            state.armed_ns = next;
-            self.timer.notify_one();
-        }
-        // Under the lock, so that the record and the taps have the router's order.
-        self.taps.offer(&fx.record);
-        self.record.push(fx.record);
-        if !fx.channels.is_empty() {
-            let mut channels = self.channels();
-            drop(state);
-            let left = channels.apply(fx.channels);
-            drop(channels);
-            if !left.is_empty() {
-                self.note_left_behind(left);
-            }
-        }
-        result
-    }
-
-    /// Puts on record what readers left behind. Not generic: what calls this must not be made anew for it.
-    fn note_left_behind(&self, left: Vec<LeftBehind>) {
-        self.with_state(|state, now, fx| {
-            for LeftBehind {
-                channel,
-                unread,
-                status,
-            } in left
-            {
-                state.router.note_unread(&channel, unread, status, now, fx);
-            }
-        });
-    }
-
-    /// An agent has left the bus.
+    /// Somebody has left the bus.
     pub fn detach(&self, id: PeerId) {
-        self.with_state(|state, now, fx| {
-            state.router.detach(id, now, fx);
-            state.rights.remove(&id);
-        });
+        self.shard.detach(id);
+        lock(&self.shared.members).remove(&id);
+    }
+
+    /// Adds a connection of the daemon's own.
+    pub fn connect(&self, peer: PeerId) -> Result<(ConnId, Arc<ConnHandle>), ConnectRefused> {
+        let handle = Arc::new(ConnHandle::default());
+        let connected = self.shard.connect(peer, ConnKind::Port, handle.clone());
+        let id = connected.unwrap_or(Err(ConnectRefused::NoSuchPeer))?;
+        Ok((id, handle))
+    }
+
+    /// The next frame for a connection of the daemon's own.
+    pub async fn pull(&self, conn: ConnId) -> Option<Frame> {
+        let pulled = self.shard.ask(move |router, _, fx| router.pull(conn, fx));
+        pulled.await.flatten().map(|out| out.frame)
+    }
+
+    /// Says something on a connection of the daemon's own.
+    pub fn say(&self, conn: ConnId, frame: Frame) {
+        let said = self
+            .shard
+            .ask(move |router, now, fx| router.frame(conn, frame, None, now, fx));
+        // What comes of it comes as frames.
+        drop(said);
+    }
+
+    /// Removes a connection from the router.
+    pub fn disconnect(&self, id: ConnId) {
+        self.shard.closed(id);
     }
 
     /// Waits while the record is behind: how it pushes back on a flooding sender.
     pub async fn throttle(&self) {
-        self.record.throttle().await;
+        self.shared.record.throttle().await;
     }
 
-    /// Adds a connection and its wake-up handle in one step, so that no wake-up is missed.
-    pub fn connect(
-        &self,
-        peer: PeerId,
-        kind: ConnKind,
-    ) -> Result<(ConnId, Arc<ConnHandle>), ConnectRefused> {
-        let now = self.now();
-        let mut state = self.lock();
-        let id = state.router.connect(peer, kind, now)?;
-        let handle = Arc::new(ConnHandle::default());
-        state.handles.insert(id, handle.clone());
-        Ok((id, handle))
-    }
-
-    /// Removes a connection from the router and forgets its handle.
-    pub fn disconnect(&self, id: ConnId) {
-        self.with(|router, now, fx| router.disconnect(id, now, fx));
-        self.lock().handles.remove(&id);
-    }
-
-    pub fn is_congested(&self, id: ConnId) -> bool {
-        self.lock().router.is_congested(id)
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
     }
 
     pub fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-}
-
-/// Expires deadlines until the bus is dropped. Holds no share of it while it sleeps.
-async fn run_timer(shared: Weak<Shared>, changed: Arc<Notify>, stop: CancellationToken) {
-    loop {
-        let Some(bus) = shared.upgrade() else { return };
-        bus.with(|router, now, fx| router.tick(now, fx));
-        let next = {
-            let mut state = bus.lock();
-            state.armed_ns = state.router.next_deadline_ns();
-            state.armed_ns
-        };
-        let now = bus.now().mono_ns;
-        drop(bus);
-        let due = async {
-            match next {
-                Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(now))).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = due => {}
-            () = changed.notified() => {}
-            () = stop.cancelled() => return,
-        }
+        &self.shared.runtime
     }
 }
 
 async fn accept_loop(
-    shared: Arc<Shared>,
+    bus: UserBus,
     peer: PeerId,
     listener: tokio::net::UnixListener,
     gone: CancellationToken,
@@ -446,12 +466,9 @@ async fn accept_loop(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match shared.connect(peer, ConnKind::Socket) {
-                Ok((id, handle)) => {
-                    tokio::spawn(socket::serve(shared.clone(), id, handle, stream));
-                }
-                Err(refused) => socket::refuse(&stream, &refused),
-            },
+            Ok((stream, _)) => {
+                tokio::spawn(socket::serve(bus.clone(), peer, stream));
+            }
             Err(error) => {
                 // Out of descriptors or memory: the connection stays queued, so look again in a while.
                 tracing::warn!(agent = %peer, "bus accept: {error}");

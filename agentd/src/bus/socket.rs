@@ -1,26 +1,29 @@
 //! One socket connection: bytes in, bytes out, and the ways it can end.
 //!
-//! Memory per connection is bounded by the router's queues, one partial frame and one write buffer. A
+//! Each read goes to the router's thread as one batch, and nothing more is read before that has been handled. Memory per
+//! connection is bounded by the router's queues, one read, one partial frame and two write batches. A
 //! peer that reads slowly holds up only itself: its queue fills by the router's policy, and nothing more
 //! is read from it while its answers wait. One that stalls inside a frame, or never greets, is closed.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
 use agentd_bus::message::{Response, Status};
-use agentd_bus::router::{CloseReason, ConnId, ConnectRefused};
+use agentd_bus::router::{CloseReason, ConnId, ConnKind, ConnectRefused, Outgoing};
+use agentd_bus::shard::{Flow, Frames, Inbound, Outlet, Took};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::memory::{SharedFd, admit};
-use super::server::{ConnHandle, Shared};
+use super::server::UserBus;
 
 /// How long a new connection may take to say hello.
 const GREETING: Duration = Duration::from_secs(10);
@@ -30,8 +33,6 @@ const FRAME: Duration = Duration::from_secs(30);
 const WRITE_BATCH: usize = 64 * 1024;
 /// Descriptors that may be ahead of the frames they belong to.
 const FDS_AHEAD: usize = 4;
-/// Frames handled before other tasks get a turn.
-const FAIR_SHARE: usize = 64;
 
 thread_local! {
     /// Where bytes land before the decoder takes them: per thread, not per connection.
@@ -49,21 +50,109 @@ enum End {
     Io(#[from] io::Error),
 }
 
-/// Serves `stream` until it ends, then takes it out of the router.
-pub(super) async fn serve(
-    shared: Arc<Shared>,
-    id: ConnId,
-    handle: Arc<ConnHandle>,
-    stream: UnixStream,
-) {
+/// What goes into one write; a descriptor goes with the first byte.
+#[derive(Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    fd: Option<SharedFd>,
+}
+
+/// What is to be written.
+#[derive(Debug, Default)]
+struct Waiting {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    /// The router has more.
+    more: bool,
+}
+
+impl Waiting {
+    fn push(&mut self, out: Outgoing<SharedFd>) {
+        self.bytes += out.frame.wire_len();
+        match self.chunks.back_mut() {
+            // A frame with a descriptor starts its own write, so that the two arrive together.
+            Some(last) if out.fd.is_none() => out.frame.encode_into(&mut last.bytes),
+            _ => {
+                let mut bytes = Vec::new();
+                out.frame.encode_into(&mut bytes);
+                self.chunks.push_back(Chunk { bytes, fd: out.fd });
+            }
+        }
+    }
+}
+
+/// Where the router's thread leaves what is for one socket.
+#[derive(Debug, Default)]
+struct SocketOutlet {
+    waiting: Mutex<Waiting>,
+    /// There is something to write.
+    wake: Notify,
+    /// The last batch was handled.
+    read_on: Notify,
+    closing: Notify,
+    close_reason: OnceLock<CloseReason>,
+}
+
+impl SocketOutlet {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outlet<SharedFd> for SocketOutlet {
+    fn offer(&self, frames: &mut Frames<'_, SharedFd>) -> Took {
+        let mut waiting = self.waiting();
+        let took = loop {
+            if waiting.bytes >= WRITE_BATCH {
+                waiting.more = true;
+                break Took::Some;
+            }
+            match frames.next() {
+                Some(out) => waiting.push(out),
+                None => break Took::All,
+            }
+        };
+        drop(waiting);
+        self.wake.notify_one();
+        took
+    }
+
+    fn taken(&self, flow: Flow) {
+        if flow == Flow::ReadOn {
+            self.read_on.notify_one();
+        }
+    }
+
+    fn close(&self, reason: CloseReason) {
+        // Only the first reason counts.
+        self.close_reason.get_or_init(|| reason);
+        self.closing.notify_one();
+    }
+}
+
+/// Makes `stream` a connection of `peer`, serves it until it ends, then takes it out of the router.
+pub(super) async fn serve(bus: UserBus, peer: PeerId, stream: UnixStream) {
+    let outlet = Arc::new(SocketOutlet::default());
+    let (sender, opened) = tokio::sync::oneshot::channel();
+    bus.shard
+        .open(peer, ConnKind::Socket, outlet.clone(), move |id| {
+            // Received for as long as this task runs.
+            drop(sender.send(id));
+        });
+    let id = match opened.await {
+        Ok(Ok(id)) => id,
+        Ok(Err(refused)) => return refuse(&stream, &refused),
+        // The bus is going.
+        Err(_) => return,
+    };
     let inside_frame = AtomicBool::new(false);
     let end = tokio::select! {
-        end = read_loop(&shared, id, &handle, &stream) => end,
-        end = write_loop(&shared, id, &handle, &stream, &inside_frame) => end,
-        () = handle.closing.notified() => Ok(()),
+        end = read_loop(&bus, id, &outlet, &stream) => end,
+        end = write_loop(&bus, id, &outlet, &stream, &inside_frame) => end,
+        () = outlet.closing.notified() => Ok(()),
     };
-    shared.disconnect(id);
-    let end = match (end, handle.close_reason.get()) {
+    bus.disconnect(id);
+    let end = match (end, outlet.close_reason.get()) {
         (_, Some(reason)) => End::Closed(reason.clone()),
         (Err(end), None) => end,
         (Ok(()), None) => End::Eof,
@@ -82,7 +171,7 @@ pub(super) async fn serve(
 }
 
 /// Tells a connection that it can't be taken.
-pub(super) fn refuse(stream: &UnixStream, refused: &ConnectRefused) {
+fn refuse(stream: &UnixStream, refused: &ConnectRefused) {
     let status = match refused {
         ConnectRefused::NoSuchPeer => Status::PEER_GONE,
         ConnectRefused::TooMany { .. } => Status::QUEUE_FULL,
@@ -112,16 +201,15 @@ fn say_why(stream: &UnixStream, status: Status, text: &str) {
 }
 
 async fn read_loop(
-    shared: &Arc<Shared>,
+    bus: &UserBus,
     id: ConnId,
-    handle: &ConnHandle,
+    outlet: &SocketOutlet,
     stream: &UnixStream,
 ) -> Result<(), End> {
-    let mut decoder = Decoder::new(shared.limits().max_payload);
+    let mut decoder = Decoder::new(bus.limits().max_payload);
     let mut fds = VecDeque::new();
     let mut greeted = false;
     let mut deadline = Instant::now() + GREETING;
-    let mut handled = 0;
     loop {
         let patience = if greeted && decoder.pending_bytes() == 0 {
             None
@@ -150,25 +238,16 @@ async fn read_loop(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error.into()),
         }
-        let mut whole = false;
-        while let Some(frame) = decoder.next_frame().map_err(CloseReason::from)? {
-            whole = true;
-            greeted = true;
-            let fd = if frame.has_fd_flag() {
-                let fd = fds.pop_front().ok_or(CloseReason::StrayDescriptor)?;
-                Some(admit(&frame, fd)?)
-            } else {
-                None
-            };
-            shared.with(|router, now, fx| router.frame(id, frame, fd, now, fx));
-            shared.throttle().await;
-            while shared.is_congested(id) {
-                handle.drained.notified().await;
-            }
-            handled += 1;
-            if handled % FAIR_SHARE == 0 {
-                tokio::task::yield_now().await;
-            }
+        let (batch, broken) = frames_of(&mut decoder, &mut fds);
+        let whole = !batch.is_empty();
+        greeted |= whole;
+        if whole {
+            bus.shard.frames(id, batch);
+            outlet.read_on.notified().await;
+            bus.throttle().await;
+        }
+        if let Some(reason) = broken {
+            return Err(reason.into());
         }
         if fds.len() > usize::from(decoder.pending_bytes() > 0) {
             return Err(CloseReason::StrayDescriptor.into());
@@ -180,6 +259,31 @@ async fn read_loop(
                 deadline
             };
         }
+    }
+}
+
+/// The whole frames that have been read, up to one that is none; why it is none.
+fn frames_of(
+    decoder: &mut Decoder,
+    fds: &mut VecDeque<OwnedFd>,
+) -> (Vec<Inbound<SharedFd>>, Option<CloseReason>) {
+    let mut batch = Vec::new();
+    loop {
+        let frame = match decoder.next_frame() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return (batch, None),
+            Err(error) => return (batch, Some(error.into())),
+        };
+        let fd = if frame.has_fd_flag() {
+            let fd = fds.pop_front().ok_or(CloseReason::StrayDescriptor);
+            match fd.and_then(|fd| admit(&frame, fd)) {
+                Ok(fd) => Some(fd),
+                Err(reason) => return (batch, Some(reason)),
+            }
+        } else {
+            None
+        };
+        batch.push(Inbound { frame, fd });
     }
 }
 
@@ -216,43 +320,26 @@ fn read_some(
 }
 
 async fn write_loop(
-    shared: &Arc<Shared>,
+    bus: &UserBus,
     id: ConnId,
-    handle: &ConnHandle,
+    outlet: &SocketOutlet,
     stream: &UnixStream,
     inside_frame: &AtomicBool,
 ) -> Result<(), End> {
-    let mut bytes = Vec::new();
     loop {
-        // A frame with a descriptor starts its own write, so that the two arrive together.
-        let held = shared.with(|router, _, fx| {
-            while bytes.len() < WRITE_BATCH {
-                let Some(out) = router.pull(id, fx) else {
-                    break;
-                };
-                if let Some(fd) = out.fd {
-                    return Some((out.frame, fd));
-                }
-                out.frame.encode_into(&mut bytes);
-            }
-            None
-        });
-        if bytes.is_empty() && held.is_none() {
-            // Nothing to write: give the buffer back and wait.
-            bytes = Vec::new();
-            handle.wake.notified().await;
+        let Waiting { chunks, more, .. } = std::mem::take(&mut *outlet.waiting());
+        if more {
+            bus.shard.written(id);
+        }
+        if chunks.is_empty() {
+            outlet.wake.notified().await;
             continue;
         }
         inside_frame.store(true, Ordering::Relaxed);
-        write_all(stream, &bytes, None).await?;
-        bytes.clear();
-        if let Some((frame, fd)) = held {
-            frame.encode_into(&mut bytes);
-            write_all(stream, &bytes, Some(&fd)).await?;
-            bytes.clear();
+        for Chunk { bytes, fd } in chunks {
+            write_all(stream, &bytes, fd.as_ref()).await?;
         }
         inside_frame.store(false, Ordering::Relaxed);
-        handle.drained.notify_one();
     }
 }
 

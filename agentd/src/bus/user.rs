@@ -14,12 +14,13 @@ use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::access::SameUser;
 use agentd_bus::frame::{Frame, PeerId, kind};
 use agentd_bus::message::{Control, Delivery, Event, Response, Status, SubscribeOptions};
-use agentd_bus::router::{ConnId, ConnKind, PeerSpec};
+use agentd_bus::router::{ConnId, PeerSpec};
+use agentd_bus::shard::Answer;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::port::{AgentPort, left_the_bus, malformed};
-use super::server::{BusServer, ConnHandle};
+use super::server::{BusServer, ConnHandle, UserBus};
 use super::types::BusError;
 
 /// The peer that follows topics for a user.
@@ -63,7 +64,7 @@ impl UserPort {
 
 impl Drop for UserPort {
     fn drop(&mut self) {
-        let mut users = self.bus.shared().users().lock();
+        let mut users = self.bus.users().lock();
         if let Some((_, uses)) = users.get_mut(&self.key) {
             *uses -= 1;
             if *uses == 0
@@ -88,9 +89,8 @@ impl BusServer {
     }
 
     fn user_called(&self, uid: u32, name: &'static str) -> Result<UserPort, BusError> {
-        let shared = self.shared();
         let key = (uid, name);
-        let mut users = shared.users().lock();
+        let mut users = self.users().lock();
         let port = match users.get_mut(&key) {
             Some((port, uses)) => {
                 *uses += 1;
@@ -105,11 +105,11 @@ impl BusServer {
                     short: identity.short,
                     access: Arc::new(SameUser),
                 };
-                shared
-                    .with(|router, now, fx| router.attach(spec, now, fx))
+                let bus = self.user_bus(uid);
+                bus.attach(spec, None)
                     .map_err(|refused| BusError::new(Status::FAILED, refused.to_string()))?;
                 let gone = CancellationToken::new();
-                let port = AgentPort::start(Arc::clone(shared), identity, gone);
+                let port = AgentPort::start(bus, identity, gone);
                 users.insert(key, (port.clone(), 1));
                 port
             }
@@ -159,19 +159,27 @@ pub enum Followed {
 #[derive(Debug)]
 pub struct Following {
     user: UserPort,
+    bus: UserBus,
     conn: ConnId,
     handle: Arc<ConnHandle>,
+    /// A frame that is on its way; kept, so that a `next` that is cancelled loses nothing.
+    pulling: Option<Answer<Option<(String, Frame)>>>,
 }
 
 impl Following {
     fn start(user: UserPort, pattern: &str) -> Result<Self, BusError> {
         let id = PeerId(*user.port.identity().id.0.as_bytes());
-        let shared = Arc::clone(user.bus.shared());
-        let (conn, handle) = shared
-            .connect(id, ConnKind::Port)
-            .map_err(|_| left_the_bus())?;
+        let bus = user.bus.user_bus(user.key.0);
+        let (conn, handle) = bus.connect(id).map_err(|_| left_the_bus())?;
+        let shard = bus.shard.clone();
         // From here on an early return disconnects.
-        let following = Self { user, conn, handle };
+        let following = Self {
+            user,
+            bus,
+            conn,
+            handle,
+            pulling: None,
+        };
         let subscribe = Control::Subscribe {
             delivery: Delivery::Push,
             options: SubscribeOptions::default(),
@@ -179,7 +187,7 @@ impl Following {
         };
         let payload = subscribe.encode().map_err(malformed)?;
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, 1, payload);
-        let answer = shared.with(|router, now, fx| {
+        let answer = shard.call(move |router, now, fx| {
             router.frame(conn, frame, None, now, fx);
             // An answer goes before any message.
             router.pull(conn, fx)
@@ -195,13 +203,17 @@ impl Following {
     /// The next message; `None` when the bus has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Followed> {
         loop {
-            let shared = self.user.bus.shared();
-            let pulled = shared.with(|router, _, fx| {
-                let frame = router.pull(self.conn, fx)?.frame;
-                let from = router.name(frame.header.source).unwrap_or_default();
-                Some((from.to_owned(), frame))
+            let conn = self.conn;
+            let pulling = self.pulling.get_or_insert_with(|| {
+                self.bus.shard.ask(move |router, _, fx| {
+                    let frame = router.pull(conn, fx)?.frame;
+                    let from = router.name(frame.header.source).unwrap_or_default();
+                    Some((from.to_owned(), frame))
+                })
             });
-            let Some((from, frame)) = pulled else {
+            let pulled = pulling.await;
+            self.pulling = None;
+            let Some((from, frame)) = pulled.flatten() else {
                 tokio::select! {
                     () = self.handle.wake.notified() => continue,
                     () = self.handle.closing.notified() => return None,
@@ -243,7 +255,7 @@ impl Following {
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.user.bus.shared().disconnect(self.conn);
+        self.bus.disconnect(self.conn);
     }
 }
 

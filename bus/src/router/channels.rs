@@ -190,7 +190,7 @@ impl<F: Descriptor> Router<F> {
             Some(topic) => format!("{messages} messages of log {topic} were never read"),
         };
         let seq = self.next_seq;
-        self.next_seq += 1;
+        self.next_seq += self.seq_step;
         fx.record.push(MessageMeta {
             seq,
             uid: Some(channel.uid),

@@ -162,7 +162,7 @@ impl<F: Descriptor> Router<F> {
         fx: &mut Effects<F>,
     ) {
         let seq = self.next_seq;
-        self.next_seq += 1;
+        self.next_seq += self.seq_step;
         self.count(from, &to, kind, bytes, outcome, receivers);
         // Both sides belong to one user; the one that has gone is not the only one that was there.
         let there = to.as_ref().and_then(|(to, _)| self.peers.get(to));

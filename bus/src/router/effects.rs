@@ -37,6 +37,16 @@ impl<F> Default for Effects<F> {
     }
 }
 
+impl<F> Effects<F> {
+    /// Whether nothing is left to do.
+    pub fn is_empty(&self) -> bool {
+        self.wake.is_empty()
+            && self.close.is_empty()
+            && self.record.is_empty()
+            && self.channels.is_empty()
+    }
+}
+
 /// Why the bus ends a connection. The text is sent as an ERROR notice before it closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
@@ -69,6 +79,8 @@ pub enum CloseReason {
     GreetingTimeout { seconds: u32 },
     #[error("a frame was begun but not finished within {seconds} s")]
     StalledFrame { seconds: u32 },
+    #[error("the bus failed over a frame of this connection: a bug of agentd, which its log names")]
+    Fault,
 }
 
 /// What the record keeps of one message: never its contents.

@@ -285,6 +285,8 @@ pub struct Router<F> {
     next_conn: u64,
     next_wire: u32,
     next_seq: u64,
+    /// From one message on record to the next: routers side by side count in turns.
+    seq_step: u64,
 }
 
 impl<F: Descriptor> Router<F> {
@@ -312,6 +314,17 @@ impl<F: Descriptor> Router<F> {
             next_conn: 1,
             next_wire: 1,
             next_seq: 1,
+            seq_step: 1,
+        }
+    }
+
+    /// As [`Self::new`], for number `nth` of `count` routers of one bus: no two of their messages have the same
+    /// [`MessageMeta::seq`].
+    pub fn nth_of(limits: Limits, nth: usize, count: usize) -> Self {
+        Self {
+            next_seq: nth as u64 + 1,
+            seq_step: count as u64,
+            ..Self::new(limits)
         }
     }
 

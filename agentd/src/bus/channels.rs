@@ -19,7 +19,7 @@ use agentd_bus::shm::histogram::Latency;
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::view::{Unread, View};
 
-use super::memory::SharedFd;
+use agentd_bus::shard::SharedFd;
 
 /// One lane, log, or reader of a log, as its own counters tell it.
 #[derive(Clone, Debug)]

@@ -7,7 +7,6 @@
 #[cfg(test)]
 mod channel_tests;
 mod channels;
-mod memory;
 mod port;
 mod record;
 mod requests;

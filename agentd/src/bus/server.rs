@@ -16,9 +16,9 @@ use agentd_bus::frame::{Frame, PeerId};
 use agentd_bus::message::Status;
 use agentd_bus::router::{
     AttachRefused, CloseReason, Closed, ConnId, ConnKind, ConnectRefused, Effects, Limits, Now,
-    PeerSpec, PeerStatus, Router,
+    PeerSpec, PeerStatus, Persist, Router,
 };
-use agentd_bus::shard::{Flow, Frames, Host, Outlet, Shard, Shards, Took, place};
+use agentd_bus::shard::{Flow, Frames, Host, Outlet, Shard, Shards, SharedFd, Took, place};
 use agentd_bus::wait::WaitError;
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
@@ -27,7 +27,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::channels::{ChannelInfo, Channels, LeftBehind};
-use super::memory::SharedFd;
 use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
 use super::rights::Rights;
@@ -70,8 +69,8 @@ pub(super) struct ConnHandle {
     pub closing: Notify,
 }
 
-impl Outlet<SharedFd> for ConnHandle {
-    fn offer(&self, _frames: &mut Frames<'_, SharedFd>) -> Took {
+impl Outlet for ConnHandle {
+    fn offer(&self, _frames: &mut Frames<'_>) -> Took {
         self.wake.notify_one();
         Took::All
     }
@@ -93,7 +92,7 @@ struct Member {
 
 /// The shards and all that is around them.
 pub(super) struct Shared {
-    shards: Shards<SharedFd>,
+    shards: Shards,
     /// By shard.
     channels: Vec<Arc<Mutex<Channels>>>,
     /// Locked while rights change, so that two changes at a time are both kept. No shard takes it.
@@ -109,7 +108,7 @@ pub(super) struct Shared {
 #[derive(Clone)]
 pub(super) struct UserBus {
     shared: Arc<Shared>,
-    pub shard: Shard<SharedFd>,
+    pub shard: Shard,
 }
 
 impl std::fmt::Debug for UserBus {
@@ -126,7 +125,7 @@ struct Surroundings {
     taps: Arc<Taps>,
 }
 
-impl Host<SharedFd> for Surroundings {
+impl Host for Surroundings {
     fn act(&mut self, router: &mut Router<SharedFd>, now: Now, fx: &mut Effects<SharedFd>) {
         // One thread does it for all that this router says, so the record and the taps have its order.
         let record = std::mem::take(&mut fx.record);
@@ -146,6 +145,12 @@ impl Host<SharedFd> for Surroundings {
         }
     }
 
+    fn persist(&mut self, requests: Vec<Persist>) {
+        for request in requests {
+            tracing::error!(stream = %request.stream(), "the router asked for a durable store, and there is none");
+        }
+    }
+
     fn now(&self) -> Now {
         let wall = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -162,6 +167,10 @@ impl Host<SharedFd> for Surroundings {
         tracing::error!(
             "the router panicked over one frame or call, which ends that; this is a bug of agentd"
         );
+    }
+
+    fn route_failed(&mut self, why: &str) {
+        tracing::info!("an agent's routed shared memory was not taken: {why}");
     }
 
     fn cannot_wait(&mut self, error: &WaitError) {

@@ -15,14 +15,13 @@ use std::time::Duration;
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
 use agentd_bus::message::{Response, Status};
 use agentd_bus::router::{CloseReason, ConnId, ConnKind, ConnectRefused, Outgoing};
-use agentd_bus::shard::{Flow, Frames, Inbound, Outlet, Took};
+use agentd_bus::shard::{Flow, Frames, Inbound, Outlet, SharedFd, Took, admit};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::memory::{SharedFd, admit};
 use super::server::UserBus;
 
 /// How long a new connection may take to say hello.
@@ -99,8 +98,8 @@ impl SocketOutlet {
     }
 }
 
-impl Outlet<SharedFd> for SocketOutlet {
-    fn offer(&self, frames: &mut Frames<'_, SharedFd>) -> Took {
+impl Outlet for SocketOutlet {
+    fn offer(&self, frames: &mut Frames<'_>) -> Took {
         let mut waiting = self.waiting();
         let took = loop {
             if waiting.bytes >= WRITE_BATCH {
@@ -137,7 +136,7 @@ pub(super) async fn serve(bus: UserBus, peer: PeerId, stream: UnixStream) {
     bus.shard
         .open(peer, ConnKind::Socket, outlet.clone(), move |id| {
             // Received for as long as this task runs.
-            drop(sender.send(id));
+            sender.send(id).ok();
         });
     let id = match opened.await {
         Ok(Ok(id)) => id,
@@ -266,7 +265,7 @@ async fn read_loop(
 fn frames_of(
     decoder: &mut Decoder,
     fds: &mut VecDeque<OwnedFd>,
-) -> (Vec<Inbound<SharedFd>>, Option<CloseReason>) {
+) -> (Vec<Inbound>, Option<CloseReason>) {
     let mut batch = Vec::new();
     loop {
         let frame = match decoder.next_frame() {

@@ -245,6 +245,7 @@ impl<F: Descriptor> Router<F> {
                 && !self.logs.contains_key(&candidate)
                 && !self.follows.contains_key(&candidate)
                 && !self.queues.contains_key(&candidate)
+                && !self.routes.contains_key(&candidate)
             {
                 return candidate;
             }
@@ -280,6 +281,9 @@ impl<F: Descriptor> Router<F> {
         let status = if allowed { status } else { Status::OK };
         if self.logs.get(&number).is_some_and(|log| log.conn == id) {
             self.close_log(number, status, fx);
+            return;
+        }
+        if self.route_closed_by(id, number, fx) {
             return;
         }
         let Some(channel) = self.channels.get_mut(&number) else {

@@ -12,7 +12,7 @@ use crate::topic::check_topic;
 use super::channels::Descriptor;
 use super::dispatch::Refusal;
 use super::peer::InboxWaiter;
-use super::{CloseReason, ConnId, Effects, Now, Router, Timer};
+use super::{CloseReason, ConnId, ConnKind, Effects, Now, Router, Timer};
 
 /// Most messages in one read of the inbox.
 const INBOX_MAX: u32 = 256;
@@ -65,6 +65,9 @@ impl<F: Descriptor> Router<F> {
             (false, _) => fx
                 .close
                 .push((id, CloseReason::NotGreeted { kind: frame.kind() })),
+            (true, Control::LaneOffer { to, shape }) if to.is_bus() => {
+                self.offer_route(id, correlation, shape, fd, fx)
+            }
             (true, Control::LaneOffer { to, shape }) => {
                 self.offer_lane(id, correlation, to, shape, fd, now, fx)
             }
@@ -76,7 +79,9 @@ impl<F: Descriptor> Router<F> {
                 self.answer_outcome(id, correlation, outcome, fx);
             }
             (true, Control::LogFollow { reliable, pattern }) => {
-                let outcome = self.follow_logs(id, reliable, pattern);
+                let outcome = self
+                    .has_descriptors(id)
+                    .and_then(|()| self.follow_logs(id, reliable, pattern));
                 let follow = outcome.as_ref().ok().copied();
                 let outcome = outcome.map(|follow| follow.to_le_bytes().to_vec());
                 // The answer first: with it the client knows the number that the offers name.
@@ -146,6 +151,15 @@ impl<F: Descriptor> Router<F> {
                 self.answer_outcome(id, correlation, outcome, fx);
             }
         }
+    }
+
+    /// What comes with descriptors comes over a socket.
+    fn has_descriptors(&self, id: ConnId) -> Result<(), Refusal> {
+        if self.conns[&id].kind != ConnKind::Routed {
+            return Ok(());
+        }
+        let text = "lanes and logs come with descriptors, which shared memory can't carry: ask over the socket";
+        Err(Refusal::new(Status::UNSUPPORTED, text))
     }
 
     fn answer_outcome(
@@ -246,6 +260,7 @@ impl<F: Descriptor> Router<F> {
                 Ok(Vec::new())
             }
             Control::AcceptLanes => {
+                self.has_descriptors(id)?;
                 self.may_share(owner)?;
                 let conn = self.conns.get_mut(&id).expect("dispatch has it");
                 conn.shares_memory = true;

@@ -6,6 +6,7 @@ use crate::message::Status;
 use super::ConnId;
 use super::channels::ChannelEvent;
 use super::persist::Persist;
+use super::routes::RouteEvent;
 
 /// What has to be done after a call of the router. Reuse one value and drain it.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Effects<F = ()> {
     pub resume: Vec<ConnId>,
     /// For the durable store, in this order.
     pub persist: Vec<Persist>,
+    /// Lanes to the bus itself, for whoever has their memory.
+    pub routes: Vec<RouteEvent<F>>,
 }
 
 impl<F> Default for Effects<F> {
@@ -33,6 +36,7 @@ impl<F> Default for Effects<F> {
             channels: Vec::new(),
             resume: Vec::new(),
             persist: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }
@@ -44,6 +48,9 @@ impl<F> Effects<F> {
             && self.close.is_empty()
             && self.record.is_empty()
             && self.channels.is_empty()
+            && self.resume.is_empty()
+            && self.persist.is_empty()
+            && self.routes.is_empty()
     }
 }
 

@@ -35,6 +35,7 @@ impl<F: Descriptor> Router<F> {
         self.judge_pending(peer, &mut closed, now, fx);
         self.judge_subscriptions(peer, &mut closed, fx);
         closed.subscriptions += self.judge_queues(peer, now, fx) + self.judge_groups(peer);
+        closed.lanes += self.judge_routes(peer, fx);
         closed
     }
 
@@ -111,6 +112,8 @@ impl<F: Descriptor> Router<F> {
                     open.asker,
                     open.server,
                 ),
+                // Judged with its route.
+                PendingKind::Route { .. } => false,
             })
             .map(|(wire, _)| *wire)
             .collect();
@@ -120,7 +123,7 @@ impl<F: Descriptor> Router<F> {
                 Some(PendingKind::Request) => closed.requests += 1,
                 Some(PendingKind::Lane { .. }) => closed.lanes += 1,
                 Some(PendingKind::Reader { .. }) => closed.logs += 1,
-                None => continue,
+                Some(PendingKind::Route { .. }) | None => continue,
             }
             self.withdraw_from_server(wire, Status::DENIED, fx);
             let text = "the right to it was taken back while it was under way";

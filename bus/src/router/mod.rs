@@ -31,6 +31,7 @@ mod peer;
 mod persist;
 mod queue;
 mod requests;
+mod routes;
 mod segments;
 mod status;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use persist::{
     StreamId, StreamSpec,
 };
 pub use queue::{QueueCounters, QueueStatus};
+pub use routes::{RouteEvent, RouteMemory};
 pub use status::{PeerCounters, PeerStatus};
 pub use topics::{TopicCounters, TopicStatus};
 
@@ -195,6 +197,8 @@ pub enum ConnKind {
     Socket,
     /// A part of the daemon that acts for the agent.
     Port,
+    /// The agent's lanes to the bus and back.
+    Routed,
 }
 
 /// A request (or lane offer) that awaits its answer.
@@ -226,6 +230,10 @@ enum PendingKind<F> {
         log: u32,
         follow: u32,
     },
+    /// The asker is the bus: its lane back to an agent.
+    Route {
+        route: u32,
+    },
 }
 
 impl<F> PendingKind<F> {
@@ -233,7 +241,7 @@ impl<F> PendingKind<F> {
     fn answer_word(&self) -> &'static str {
         match self {
             Self::Request => "response",
-            Self::Lane { .. } => "lane",
+            Self::Lane { .. } | Self::Route { .. } => "lane",
             Self::Reader { .. } => "log",
         }
     }
@@ -281,6 +289,8 @@ pub struct Router<F> {
     blocking: usize,
     /// The time as the router was told last.
     clock: Now,
+    /// By the number of the agent's lane.
+    routes: HashMap<u32, routes::Route>,
     timers: BTreeSet<(u64, Timer)>,
     next_conn: u64,
     next_wire: u32,
@@ -310,6 +320,7 @@ impl<F: Descriptor> Router<F> {
                 mono_ns: 0,
                 wall_ns: 0,
             },
+            routes: HashMap::new(),
             timers: BTreeSet::new(),
             next_conn: 1,
             next_wire: 1,
@@ -464,6 +475,7 @@ impl<F: Descriptor> Router<F> {
             self.conn_leaves_groups(uid, id);
         }
         self.leave_queues(id, conn.consuming, conn.parked, now, fx);
+        self.drop_routes_of(id, fx);
         // Requests that waited for this server may now be read from the inbox.
         self.serve_waiters(conn.peer, now, fx);
     }

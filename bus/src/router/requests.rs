@@ -243,6 +243,9 @@ impl<F: Descriptor> Router<F> {
         let asker = Some((open.asker, self.name_of(open.asker)));
         if matches!(open.kind, PendingKind::Lane { .. }) {
             self.lane_answered(wire, &open, id, (status, &frame, fd), fx);
+        } else if let PendingKind::Route { route } = open.kind {
+            self.route_answered(route, (status, fd), now, fx);
+            return;
         } else if matches!(open.kind, PendingKind::Reader { .. }) {
             self.reader_answered(wire, &open, id, (status, fd), now, fx);
             return;
@@ -304,8 +307,13 @@ impl<F: Descriptor> Router<F> {
         let Some(open) = self.close_pending(wire) else {
             return;
         };
-        if matches!(open.kind, PendingKind::Reader { .. }) {
-            return;
+        match open.kind {
+            PendingKind::Reader { .. } => return,
+            PendingKind::Route { route } => {
+                self.end_route(route, status, fx);
+                return;
+            }
+            PendingKind::Request | PendingKind::Lane { .. } => {}
         }
         self.answer(
             open.asker_conn,

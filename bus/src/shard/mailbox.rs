@@ -10,26 +10,26 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Inbound, Outlet};
+use super::{Inbound, Outlet, SharedFd};
 use crate::frame::PeerId;
 use crate::router::{ConnId, ConnKind, ConnectRefused, Effects, Now, Router};
 use crate::wait::Waker;
 
 /// Work on the router itself; called once. Its answer goes out when it is dropped.
-pub(super) type Job<F> = Box<dyn FnMut(&mut Router<F>, Now, &mut Effects<F>) + Send>;
+pub(super) type Job = Box<dyn FnMut(&mut Router<SharedFd>, Now, &mut Effects<SharedFd>) + Send>;
 
 /// Who is told of a connection's number, on the shard's thread.
 pub(super) type Opened = Box<dyn FnOnce(Result<ConnId, ConnectRefused>) + Send>;
 
-pub(super) enum Post<F> {
-    Job(Job<F>),
+pub(super) enum Post {
+    Job(Job),
     Open {
         peer: PeerId,
         kind: ConnKind,
-        outlet: Arc<dyn Outlet<F>>,
+        outlet: Arc<dyn Outlet>,
         opened: Opened,
     },
-    Frames(ConnId, Vec<Inbound<F>>),
+    Frames(ConnId, Vec<Inbound>),
     Written(ConnId),
     Closed(ConnId),
     /// The agent has ended: what it had committed to its lanes is taken first.
@@ -37,17 +37,17 @@ pub(super) enum Post<F> {
     Stop,
 }
 
-struct Posts<F> {
-    list: Vec<Post<F>>,
+struct Posts {
+    list: Vec<Post>,
     stopped: bool,
 }
 
-pub(super) struct Mailbox<F> {
-    posts: Mutex<Posts<F>>,
+pub(super) struct Mailbox {
+    posts: Mutex<Posts>,
     waker: Waker,
 }
 
-impl<F> Mailbox<F> {
+impl Mailbox {
     pub fn new(waker: Waker) -> Self {
         Self {
             posts: Mutex::new(Posts {
@@ -58,11 +58,11 @@ impl<F> Mailbox<F> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Posts<F>> {
+    fn lock(&self) -> MutexGuard<'_, Posts> {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn post(&self, post: Post<F>) {
+    pub fn post(&self, post: Post) {
         let first = {
             let mut posts = self.lock();
             if posts.stopped {
@@ -81,7 +81,7 @@ impl<F> Mailbox<F> {
     }
 
     /// Exchanges the list for `taken`, which is empty.
-    pub fn take(&self, taken: &mut Vec<Post<F>>) {
+    pub fn take(&self, taken: &mut Vec<Post>) {
         debug_assert!(taken.is_empty(), "what was taken before is done");
         std::mem::swap(&mut self.lock().list, taken);
     }

@@ -3,7 +3,7 @@
 //!
 //! A shard is fed in two ways. I/O (tokio sockets, the gateway's loops, the daemon's own ports) posts to its mailbox
 //! and is told what to write through an [`Outlet`]. Agents that can map memory have **routed lanes**: a ring to the
-//! bus and a ring back ([`routes`]), on which frames and compact records travel without a system call per message. The
+//! bus and a ring back, on which frames travel in [`compact`] form without a system call per message. The
 //! thread sleeps on all of them at once, with its timers, in one [`crate::wait::Waiter`]; asleep it costs nothing.
 //!
 //! What a shard never does: block on a peer, grow without bound (see `mailbox` and [`crate::router::Limits`]), believe
@@ -16,49 +16,53 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod compact;
 mod mailbox;
+mod memory;
 mod outlet;
+mod routes;
 mod thread;
 
 use std::io;
 use std::sync::Arc;
 
 use crate::frame::PeerId;
-use crate::router::{ConnId, ConnKind, ConnectRefused, Descriptor, Effects, Now, Router};
+use crate::router::{ConnId, ConnKind, ConnectRefused, Effects, Now, Router};
 
 pub use answer::Answer;
+pub use memory::{SharedFd, admit};
 pub use outlet::{Flow, Frames, Host, Inbound, Outlet, Took};
 
 use mailbox::{Mailbox, Post};
 
 /// One router thread. Clones are the same one; it ends with the last of them.
-pub struct Shard<F>(Arc<Owner<F>>);
+pub struct Shard(Arc<Owner>);
 
-struct Owner<F> {
-    mailbox: Arc<Mailbox<F>>,
+struct Owner {
+    mailbox: Arc<Mailbox>,
 }
 
-impl<F> Drop for Owner<F> {
+impl Drop for Owner {
     fn drop(&mut self) {
         self.mailbox.post(Post::Stop);
     }
 }
 
-impl<F> Clone for Shard<F> {
+impl Clone for Shard {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<F> std::fmt::Debug for Shard<F> {
+impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shard").finish_non_exhaustive()
     }
 }
 
-impl<F: Descriptor + Send + 'static> Shard<F> {
+impl Shard {
     /// Starts a thread called `name` around `router`.
-    pub fn start(name: &str, router: Router<F>, host: Box<dyn Host<F>>) -> io::Result<Self> {
+    pub fn start(name: &str, router: Router<SharedFd>, host: Box<dyn Host>) -> io::Result<Self> {
         let (mailbox, body) = thread::Body::new(router, host);
         std::thread::Builder::new()
             .name(name.to_owned())
@@ -69,11 +73,11 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
     /// Runs `act` on the router, on its thread. What follows from it has been carried out before the answer comes.
     pub fn ask<R: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut Router<F>, Now, &mut Effects<F>) -> R + Send + 'static,
+        act: impl FnOnce(&mut Router<SharedFd>, Now, &mut Effects<SharedFd>) -> R + Send + 'static,
     ) -> Answer<R> {
         let (mut giving, answer) = answer::pair();
         let mut act = Some(act);
-        let job = move |router: &mut Router<F>, now: Now, fx: &mut Effects<F>| {
+        let job = move |router: &mut Router<SharedFd>, now: Now, fx: &mut Effects<SharedFd>| {
             if let Some(act) = act.take() {
                 giving.set(act(router, now, fx));
             }
@@ -88,7 +92,7 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
     /// If `act` did.
     pub fn call<R: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut Router<F>, Now, &mut Effects<F>) -> R + Send + 'static,
+        act: impl FnOnce(&mut Router<SharedFd>, Now, &mut Effects<SharedFd>) -> R + Send + 'static,
     ) -> R {
         let answer = self.ask(act).wait();
         answer.expect("a shard answers for as long as a handle of it is held, unless what it was asked panics")
@@ -99,7 +103,7 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
         &self,
         peer: PeerId,
         kind: ConnKind,
-        outlet: Arc<dyn Outlet<F>>,
+        outlet: Arc<dyn Outlet>,
         opened: impl FnOnce(Result<ConnId, ConnectRefused>) + Send + 'static,
     ) {
         self.post(Post::Open {
@@ -115,7 +119,7 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
         &self,
         peer: PeerId,
         kind: ConnKind,
-        outlet: Arc<dyn Outlet<F>>,
+        outlet: Arc<dyn Outlet>,
     ) -> Option<Result<ConnId, ConnectRefused>> {
         let (mut giving, answer) = answer::pair();
         self.open(peer, kind, outlet, move |opened| giving.set(opened));
@@ -123,7 +127,7 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
     }
 
     /// What was read of a connection, in order. One batch at a time: the next after [`Outlet::taken`].
-    pub fn frames(&self, conn: ConnId, frames: Vec<Inbound<F>>) {
+    pub fn frames(&self, conn: ConnId, frames: Vec<Inbound>) {
         self.post(Post::Frames(conn, frames));
     }
 
@@ -144,23 +148,23 @@ impl<F: Descriptor + Send + 'static> Shard<F> {
         self.ask(|_, _, _| ()).wait();
     }
 
-    fn post(&self, post: Post<F>) {
+    fn post(&self, post: Post) {
         self.0.mailbox.post(post);
     }
 }
 
 /// All shards of a bus.
 #[derive(Debug)]
-pub struct Shards<F> {
-    all: Vec<Shard<F>>,
+pub struct Shards {
+    all: Vec<Shard>,
 }
 
-impl<F: Descriptor + Send + 'static> Shards<F> {
+impl Shards {
     /// `count` shards, at least one. `host` makes each one's surroundings.
     pub fn start(
         count: usize,
         limits: crate::router::Limits,
-        mut host: impl FnMut(usize) -> Box<dyn Host<F>>,
+        mut host: impl FnMut(usize) -> Box<dyn Host>,
     ) -> io::Result<Self> {
         let count = count.max(1);
         let all = (0..count).map(|nth| {
@@ -173,11 +177,11 @@ impl<F: Descriptor + Send + 'static> Shards<F> {
     }
 
     /// The shard of all agents of `uid`.
-    pub fn of(&self, uid: u32) -> &Shard<F> {
+    pub fn of(&self, uid: u32) -> &Shard {
         &self.all[place(uid, self.all.len())]
     }
 
-    pub fn all(&self) -> &[Shard<F>] {
+    pub fn all(&self) -> &[Shard] {
         &self.all
     }
 }

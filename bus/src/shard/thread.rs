@@ -13,26 +13,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::mailbox::{Mailbox, Post};
-use super::{Flow, Frames, Host, Inbound, Outlet, Took};
+use super::routes::{RouteEnd, Routes};
+use super::{Flow, Frames, Host, Inbound, Outlet, SharedFd, Took};
 use crate::channel::Waiting;
-use crate::lane::ring::Consumer;
-use crate::router::{CloseReason, ConnId, Descriptor, Effects, Now, Router};
-use crate::shm::memfd::Mapping;
+use crate::message::Status;
+use crate::router::{CloseReason, ConnId, Effects, Now, Router};
 use crate::shm::park::probe_waitv;
-use crate::wait::{Park, Waiter};
+use crate::wait::{Event, Park, Waiter};
 
 /// Frames of one connection that are handled before the others get their turn.
-const SHARE: usize = 64;
+pub(super) const SHARE: usize = 64;
+
+/// By which way frames leave.
+enum Via {
+    Outlet(Arc<dyn Outlet>),
+    Route(u32),
+}
 
 /// A connection as its shard knows it.
-struct Conn<F> {
-    outlet: Arc<dyn Outlet<F>>,
+pub(super) struct Conn {
+    via: Via,
     /// Read, and not handled yet: at most one batch.
-    inbound: VecDeque<Inbound<F>>,
+    inbound: VecDeque<Inbound>,
     /// In `Body::running`.
     runs: bool,
     /// Its reader was told to pause.
-    paused: bool,
+    pub paused: bool,
     /// The outlet left something: it says when it has room.
     full: bool,
     /// In `Body::woken`.
@@ -40,21 +46,22 @@ struct Conn<F> {
     closing: bool,
 }
 
-pub(super) struct Body<F: Descriptor> {
-    mailbox: Arc<Mailbox<F>>,
-    router: Router<F>,
-    host: Box<dyn Host<F>>,
-    conns: HashMap<ConnId, Conn<F>>,
+pub(super) struct Body {
+    mailbox: Arc<Mailbox>,
+    pub(super) router: Router<SharedFd>,
+    pub(super) host: Box<dyn Host>,
+    pub(super) conns: HashMap<ConnId, Conn>,
     /// Connections with frames to handle, in turn.
     running: VecDeque<ConnId>,
     /// Connections that have something to be offered.
     woken: Vec<ConnId>,
-    fx: Effects<F>,
-    waiter: Waiter<Consumer<Mapping, Mapping>>,
+    pub(super) fx: Effects<SharedFd>,
+    pub(super) waiter: Waiter<RouteEnd>,
+    pub(super) routes: Routes,
 }
 
-impl<F: Descriptor + Send + 'static> Body<F> {
-    pub fn new(router: Router<F>, host: Box<dyn Host<F>>) -> (Arc<Mailbox<F>>, Self) {
+impl Body {
+    pub fn new(router: Router<SharedFd>, host: Box<dyn Host>) -> (Arc<Mailbox>, Self) {
         let mut waiter = Waiter::new(Waiting::Adaptive);
         if probe_waitv().is_err() {
             // No futex_waitv in this kernel or under this filter: sleep in epoll from the start.
@@ -70,6 +77,7 @@ impl<F: Descriptor + Send + 'static> Body<F> {
             woken: Vec::new(),
             fx: Effects::default(),
             waiter,
+            routes: Routes::default(),
         };
         (mailbox, body)
     }
@@ -93,6 +101,11 @@ impl<F: Descriptor + Send + 'static> Body<F> {
                     return;
                 }
                 self.handle(post, now);
+            }
+            for event in events.drain(..) {
+                if let Event::Ready(end) = event {
+                    self.serve(end, now);
+                }
             }
             self.run_connections(now);
             if self
@@ -127,7 +140,7 @@ impl<F: Descriptor + Send + 'static> Body<F> {
         returned
     }
 
-    fn handle(&mut self, post: Post<F>, now: Now) {
+    fn handle(&mut self, post: Post, now: Now) {
         match post {
             Post::Job(mut job) => {
                 self.guarded(|body| job(&mut body.router, now, &mut body.fx));
@@ -142,7 +155,7 @@ impl<F: Descriptor + Send + 'static> Body<F> {
             } => {
                 let id = self.router.connect(peer, kind, now);
                 if let Ok(id) = id {
-                    self.conns.insert(id, Conn::new(outlet));
+                    self.conns.insert(id, Conn::new(Via::Outlet(outlet)));
                 }
                 opened(id);
                 self.settle(now);
@@ -160,6 +173,7 @@ impl<F: Descriptor + Send + 'static> Body<F> {
                 self.settle(now);
             }
             Post::Detach(peer) => {
+                self.drain_peer(peer, now);
                 self.guarded(|body| body.router.detach(peer, now, &mut body.fx));
                 self.settle(now);
             }
@@ -167,7 +181,7 @@ impl<F: Descriptor + Send + 'static> Body<F> {
         }
     }
 
-    fn take_frames(&mut self, id: ConnId, frames: Vec<Inbound<F>>) {
+    fn take_frames(&mut self, id: ConnId, frames: Vec<Inbound>) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.inbound.extend(frames);
             if !std::mem::replace(&mut conn.runs, true) {
@@ -209,18 +223,18 @@ impl<F: Descriptor + Send + 'static> Body<F> {
         conn.runs = false;
         if congested {
             if !std::mem::replace(&mut conn.paused, true) {
-                conn.outlet.taken(Flow::Pause);
+                conn.taken(Flow::Pause);
             }
         } else if conn.inbound.is_empty() {
             conn.paused = false;
-            conn.outlet.taken(Flow::ReadOn);
+            conn.taken(Flow::ReadOn);
         } else {
             conn.runs = true;
             self.running.push_back(id);
         }
     }
 
-    fn wake(&mut self, id: ConnId) {
+    pub(super) fn wake(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(&id)
             && !std::mem::replace(&mut conn.woken, true)
         {
@@ -246,8 +260,23 @@ impl<F: Descriptor + Send + 'static> Body<F> {
                 if let Some(conn) = self.conns.get_mut(&id)
                     && !std::mem::replace(&mut conn.closing, true)
                 {
-                    conn.outlet.close(reason);
+                    match &conn.via {
+                        Via::Outlet(outlet) => outlet.close(reason),
+                        Via::Route(route) => {
+                            self.router
+                                .end_route(*route, Status::MALFORMED, &mut self.fx);
+                        }
+                    }
                 }
+            }
+            for event in std::mem::take(&mut self.fx.routes) {
+                self.route_event(event, now);
+            }
+            for id in std::mem::take(&mut self.fx.resume) {
+                self.resume(id);
+            }
+            if !self.fx.persist.is_empty() {
+                self.host.persist(std::mem::take(&mut self.fx.persist));
             }
             if !self.fx.record.is_empty() || !self.fx.channels.is_empty() {
                 self.host.act(&mut self.router, now, &mut self.fx);
@@ -267,16 +296,40 @@ impl<F: Descriptor + Send + 'static> Body<F> {
         if conn.full {
             return;
         }
-        let mut frames = Frames {
-            router: &mut self.router,
-            conn: id,
-            fx: &mut self.fx,
-        };
-        conn.full = conn.outlet.offer(&mut frames) == Took::Some;
-        if conn.paused && !conn.runs && !self.router.is_congested(id) {
+        match &conn.via {
+            Via::Outlet(outlet) => {
+                let mut frames = Frames {
+                    router: &mut self.router,
+                    conn: id,
+                    fx: &mut self.fx,
+                };
+                conn.full = outlet.offer(&mut frames) == Took::Some;
+            }
+            Via::Route(route) => {
+                let route = *route;
+                self.pour(route);
+            }
+        }
+        self.resume(id);
+    }
+
+    /// A connection whose frames travel in a route's rings.
+    pub(super) fn add_routed(&mut self, id: ConnId, route: u32) {
+        self.conns.insert(id, Conn::new(Via::Route(route)));
+    }
+
+    /// If `id` was paused, and need not be any more: its frames are handled, and it may read on.
+    fn resume(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&id)
+            && conn.paused
+            && !conn.runs
+            && !self.router.is_congested(id)
+        {
             conn.paused = false;
-            if conn.inbound.is_empty() {
-                conn.outlet.taken(Flow::ReadOn);
+            if let Via::Route(route) = conn.via {
+                self.unpause(route);
+            } else if conn.inbound.is_empty() {
+                conn.taken(Flow::ReadOn);
             } else {
                 conn.runs = true;
                 self.running.push_back(id);
@@ -285,10 +338,16 @@ impl<F: Descriptor + Send + 'static> Body<F> {
     }
 }
 
-impl<F> Conn<F> {
-    fn new(outlet: Arc<dyn Outlet<F>>) -> Self {
+impl Conn {
+    fn taken(&self, flow: Flow) {
+        if let Via::Outlet(outlet) = &self.via {
+            outlet.taken(flow);
+        }
+    }
+
+    fn new(via: Via) -> Self {
         Self {
-            outlet,
+            via,
             inbound: VecDeque::new(),
             runs: false,
             paused: false,

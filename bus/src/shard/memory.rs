@@ -1,27 +1,39 @@
-//! Descriptors on their way from one agent to another: what each has to be, asked of the kernel.
+//! Descriptors on their way from one agent to another, or to the bus: what each has to be, asked of the kernel.
 //!
-//! The daemon never believes what an agent says of a descriptor. Memory is passed on only if nobody but its
+//! The bus never believes what an agent says of a descriptor. Memory is passed on only if nobody but its
 //! maker can write it and nobody can change its size ([`check_sealed`]), so that its receiver can't be hit by
 //! SIGBUS; an eventfd only if it is one. Any thread, unprivileged.
+
+#![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use agentd_bus::frame::{Frame, kind};
-use agentd_bus::message::{Control, FdKind};
-use agentd_bus::router::{CloseReason, Descriptor};
-use agentd_bus::shm::PAGE_WORDS;
-use agentd_bus::shm::memfd::{check_payload, check_sealed, check_segment};
-use agentd_bus::wait::check_bell;
+use crate::frame::{Frame, kind};
+use crate::message::{Control, FdKind};
+use crate::router::{CloseReason, Descriptor};
+use crate::shm::PAGE_WORDS;
+use crate::shm::memfd::{check_payload, check_sealed, check_segment};
+use crate::wait::check_bell;
 
 /// Bytes of cursor memory.
 const CURSOR_BYTES: u64 = PAGE_WORDS as u64 * 8;
 
 /// A share of a descriptor that has been looked at, and the size of what it stands for.
 #[derive(Clone, Debug)]
-pub(super) struct SharedFd {
+pub struct SharedFd {
     fd: Arc<OwnedFd>,
     bytes: u64,
+}
+
+impl SharedFd {
+    /// A descriptor that was made here: memory of that size, or an eventfd.
+    pub(super) fn made(fd: OwnedFd, bytes: u64) -> Self {
+        Self {
+            fd: Arc::new(fd),
+            bytes,
+        }
+    }
 }
 
 impl Descriptor for SharedFd {
@@ -37,7 +49,7 @@ impl AsFd for SharedFd {
 }
 
 /// Takes the descriptor that came with `frame`, if it is what such a frame carries.
-pub(super) fn admit(frame: &Frame, fd: OwnedFd) -> Result<SharedFd, CloseReason> {
+pub fn admit(frame: &Frame, fd: OwnedFd) -> Result<SharedFd, CloseReason> {
     let expected = if frame.kind() == kind::COMMAND {
         Control::parse(&frame.payload)
             .ok()

@@ -11,6 +11,8 @@ mod port;
 mod record;
 mod requests;
 mod rights;
+#[cfg(test)]
+mod route_tests;
 mod server;
 mod socket;
 mod tap;

@@ -10,8 +10,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
@@ -20,7 +20,8 @@ use rustix::net::SendFlags;
 
 use super::ClientError;
 use super::inbox::{Inbox, News, TheirBell};
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, Received};
+use super::route::{Route, RouteOffer};
 use super::serve::Subscriber;
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
 use crate::message::{Control, Delivery, Event, Response, Shape, Status};
@@ -98,6 +99,12 @@ pub(super) struct Link {
     state: Mutex<LinkState>,
     pub requests: Mailbox<Frame>,
     pub offers: Mailbox<OfferedLane>,
+    /// The bus's lane back, of a connection that offered it one.
+    pub route_offers: Mailbox<RouteOffer>,
+    /// Ends the waits for both.
+    pub route_closer: Closer,
+    /// In place of the socket for all that needs no descriptor. Set before anybody else has this.
+    route: OnceLock<Route>,
     next_correlation: AtomicU32,
     heartbeat_ms: AtomicU64,
 }
@@ -135,6 +142,9 @@ impl Link {
             state: Mutex::default(),
             requests: Mailbox::new(REQUESTS_HELD),
             offers: Mailbox::new(OFFERS_HELD),
+            route_offers: Mailbox::new(1),
+            route_closer: Closer::default(),
+            route: OnceLock::new(),
             next_correlation: AtomicU32::new(1),
             heartbeat_ms: AtomicU64::new(5_000),
         });
@@ -255,6 +265,20 @@ impl Link {
         wait: Option<Duration>,
     ) -> Result<Arrived, ClientError> {
         let wait = wait.unwrap_or(Duration::from_secs(30));
+        if let Some(route) = self.route.get() {
+            let answer = route.wait(self, Instant::now().checked_add(wait), || {
+                match receiver.try_recv() {
+                    Ok(answer) => Some(Ok(answer)),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => Some(Err(ClientError::Lost {
+                        why: self.why_closed(),
+                    })),
+                }
+            });
+            return answer.unwrap_or(Err(ClientError::NoAnswer {
+                seconds: wait.as_secs(),
+            }));
+        }
         receiver.recv_timeout(wait).map_err(|error| match error {
             RecvTimeoutError::Timeout => ClientError::NoAnswer {
                 seconds: wait.as_secs(),
@@ -267,6 +291,9 @@ impl Link {
 
     /// Why the connection is over, if it is.
     pub fn lost(&self) -> Option<String> {
+        if self.is_routed() && self.route_closer.status().is_some() {
+            self.close("the bus has taken its shared memory back".to_owned());
+        }
         self.lock().closed.clone()
     }
 
@@ -277,8 +304,40 @@ impl Link {
             .unwrap_or_else(|| "closed by this program".to_owned())
     }
 
-    /// Writes one frame whole; waits while the bus is not reading.
-    pub fn send(&self, mut frame: Frame, fd: Option<&OwnedFd>) -> Result<(), ClientError> {
+    /// From here on all that needs no descriptor goes by shared memory. Before the first subscription and request.
+    pub fn set_route(&self, route: Route) {
+        let first = self.route.set(route);
+        debug_assert!(first.is_ok(), "a link has one route");
+    }
+
+    pub fn is_routed(&self) -> bool {
+        self.route.get().is_some()
+    }
+
+    /// Takes from a mailbox that this connection fills, as [`Mailbox::take`].
+    pub fn take<T>(&self, mailbox: &Mailbox<T>, timeout: Option<Duration>) -> Received<T> {
+        let Some(route) = self.route.get() else {
+            return mailbox.take(timeout);
+        };
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let taken = route.wait(self, deadline, || mailbox.try_take());
+        taken.unwrap_or(Received::TimedOut)
+    }
+
+    /// Sends one frame whole; waits while the bus is not reading.
+    pub fn send(&self, frame: Frame, fd: Option<&OwnedFd>) -> Result<(), ClientError> {
+        match self.route.get() {
+            Some(route) if fd.is_none() && !belongs_to_socket(&frame) => route.send(self, frame),
+            _ => self.send_on_socket(frame, fd),
+        }
+    }
+
+    /// As [`Self::send`], over the socket whatever there is besides.
+    pub fn send_on_socket(
+        &self,
+        mut frame: Frame,
+        fd: Option<&OwnedFd>,
+    ) -> Result<(), ClientError> {
         frame.set_fd_flag(if fd.is_some() {
             WithFd::Yes
         } else {
@@ -325,7 +384,7 @@ impl Link {
         // An error is either "would block" (the tail stays) or the end, which the reader sees too.
     }
 
-    fn arrived(&self, arrived: Arrived) {
+    pub fn arrived(&self, arrived: Arrived) {
         let frame = &arrived.frame;
         let bits = frame.kind();
         if bits & kind::RESPONSE != 0 {
@@ -405,6 +464,16 @@ impl Link {
     /// A message that comes with a descriptor.
     fn carried(&self, control: Control<'_>, fd: OwnedFd) {
         match control {
+            Control::LaneOffered { from, lane, .. } if from.is_bus() => {
+                let registered = Registered::new(self.route_closer.clone());
+                // Known before what follows the offer arrives.
+                self.register(lane, registered.clone());
+                self.route_offers.push(RouteOffer {
+                    lane,
+                    memory: fd,
+                    registered,
+                });
+            }
             Control::LaneOffered { from, lane, shape } => self.offers.push(OfferedLane {
                 from,
                 lane,
@@ -562,7 +631,7 @@ impl Link {
             .any(|other| other.pattern == removed.pattern)
     }
 
-    fn close(&self, why: String) {
+    pub fn close(&self, why: String) {
         let mut state = self.lock();
         state.closed.get_or_insert(why);
         state.calls.clear();
@@ -583,6 +652,32 @@ impl Link {
         drop(state);
         self.requests.close();
         self.offers.close();
+        self.route_offers.close();
+        self.route_closer.close(Status::REPLACED);
+        if self.is_routed() {
+            // The rings may have ended alone; what is left is of no use without them.
+            self.stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+/// What concerns things that come with descriptors, or the connection itself.
+fn belongs_to_socket(frame: &Frame) -> bool {
+    let bits = frame.kind();
+    if bits & kind::COMMAND == 0 {
+        return bits == kind::HEARTBEAT;
+    }
+    match Control::parse(&frame.payload) {
+        Ok(control) => matches!(
+            control,
+            Control::Hello { .. }
+                | Control::ChannelClosed { .. }
+                | Control::AcceptLanes
+                | Control::LogFollow { .. }
+                | Control::LogUnfollow { .. }
+                | Control::SegmentDropped { .. }
+        ),
+        Err(_) => true,
     }
 }
 

@@ -72,24 +72,35 @@ impl<T> Mailbox<T> {
         self.changed.notify_all();
     }
 
+    /// What there is, without waiting; `None`: nothing.
+    pub fn try_take(&self) -> Option<Received<T>> {
+        self.lock().next()
+    }
+
     /// Waits for the next item; without a time-out, for ever.
     pub fn take(&self, timeout: Option<Duration>) -> Received<T> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.lock();
         loop {
-            if state.lost > 0 {
-                return Received::Lost(std::mem::take(&mut state.lost));
-            }
-            if let Some(item) = state.items.pop_front() {
-                return Received::Item(item);
-            }
-            if state.closed {
-                return Received::Closed;
+            if let Some(received) = state.next() {
+                return received;
             }
             state = match wait_changed(&self.changed, state, deadline) {
                 Some(state) => state,
                 None => return Received::TimedOut,
             };
+        }
+    }
+}
+
+impl<T> State<T> {
+    fn next(&mut self) -> Option<Received<T>> {
+        if self.lost > 0 {
+            return Some(Received::Lost(std::mem::take(&mut self.lost)));
+        }
+        match self.items.pop_front() {
+            Some(item) => Some(Received::Item(item)),
+            None => self.closed.then_some(Received::Closed),
         }
     }
 }

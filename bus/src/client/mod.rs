@@ -28,12 +28,14 @@ mod lanes;
 mod link;
 mod logs;
 mod mailbox;
+mod route;
 mod sealed;
 mod serve;
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +64,7 @@ pub use serve::{Incoming, Requests, Subscription};
 
 use guard::Guard;
 use link::Link;
+use route::{ROUTE_SLOTS, Route};
 
 /// Where the sandbox says the bus is.
 pub const BUS_ENV: &str = "AGENTD_BUS";
@@ -137,9 +140,29 @@ struct Inner {
     welcome: Welcome,
     /// What the present connection was told of shared memory.
     tier: Mutex<Tier>,
+    routing: Routing,
+    /// A second connection, whose frames go by shared memory, once something wanted one.
+    routed: Mutex<Option<Client>>,
+    /// What was published so far.
+    published: AtomicU32,
     /// Ids of agents that were addressed by name.
     names: Mutex<HashMap<String, PeerId>>,
 }
+
+/// Whether queues and topics go by routed shared memory where the tier allows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routing {
+    /// From the first use of a queue on, and from the sixteenth publish.
+    #[default]
+    Auto,
+    /// Never: everything goes over the socket.
+    Socket,
+    /// This connection itself, from the start.
+    Whole,
+}
+
+/// Publishes over the socket before rings are opened for them: they cost a connection, some 130 KiB and a millisecond.
+const PUBLISHED_BEFORE_ROUTE: u32 = 16;
 
 impl Client {
     /// Connects to the bus of the sandbox this program runs in.
@@ -150,12 +173,21 @@ impl Client {
 
     /// Connects to the bus socket at `path`.
     pub fn connect_to(path: &Path) -> Result<Self, ClientError> {
-        let (link, welcome) = greet(path)?;
+        Self::connect_with(path, Routing::Auto)
+    }
+
+    /// As [`Self::connect_to`], and says what may go by routed shared memory. With [`Routing::Whole`] all that this
+    /// client does goes that way from the start, if the tier allows it ([`Self::is_routed`]).
+    pub fn connect_with(path: &Path, routing: Routing) -> Result<Self, ClientError> {
+        let (link, welcome) = greet(path, routing)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
                 link: Mutex::new(link),
                 tier: Mutex::new(welcome.tier),
+                routing,
+                routed: Mutex::default(),
+                published: AtomicU32::new(0),
                 welcome,
                 names: Mutex::default(),
             }),
@@ -188,11 +220,12 @@ impl Client {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(why) = link.lost() {
-            let (anew, welcome) = greet(&self.inner.path).map_err(|error| match error {
-                // Nobody listens: the bus has gone for good.
-                ClientError::Connect { .. } => ClientError::Closed { why },
-                other => other,
-            })?;
+            let (anew, welcome) =
+                greet(&self.inner.path, self.inner.routing).map_err(|error| match error {
+                    // Nobody listens: the bus has gone for good.
+                    ClientError::Connect { .. } => ClientError::Closed { why },
+                    other => other,
+                })?;
             *link = anew;
             *self
                 .inner
@@ -201,6 +234,36 @@ impl Client {
                 .unwrap_or_else(PoisonError::into_inner) = welcome.tier;
         }
         Ok(link.clone())
+    }
+
+    /// Whether frames of this connection go by routed shared memory now.
+    pub fn is_routed(&self) -> bool {
+        self.link().is_ok_and(|link| link.is_routed())
+    }
+
+    /// This client with its traffic on routed shared memory, where the tier and [`Routing`] allow it; else itself. The
+    /// first call opens the rings, over a connection of their own.
+    pub fn routed(&self) -> Self {
+        if self.inner.routing != Routing::Auto || self.tier() != Tier::SharedMemory {
+            return self.clone();
+        }
+        let mut routed = self
+            .inner
+            .routed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let client = match &*routed {
+            Some(client) => client.clone(),
+            None => match Self::connect_with(&self.inner.path, Routing::Whole) {
+                Ok(client) => routed.insert(client).clone(),
+                // Too many connections, perhaps: the socket that is there does it too.
+                Err(_) => return self.clone(),
+            },
+        };
+        Self {
+            guard: self.guard.clone(),
+            ..client
+        }
     }
 
     /// The name of the agent this connection speaks for.
@@ -313,7 +376,13 @@ impl Client {
         }
         .encode()?;
         let to = (PeerId::BUS, Addressee::Topic(topic));
-        let answer = self.acknowledged(kind::EVENT, to, payload, None)?;
+        let published = self.inner.published.fetch_add(1, Ordering::Relaxed);
+        let answer = if published < PUBLISHED_BEFORE_ROUTE {
+            self.acknowledged(kind::EVENT, to, payload, None)?
+        } else {
+            // Each publish has been answered before the next: their order does not depend on the way.
+            self.routed().acknowledged(kind::EVENT, to, payload, None)?
+        };
         let result = ok_result(&answer)?.result;
         Ok(result.try_into().map_or(0, u32::from_le_bytes))
     }
@@ -422,7 +491,7 @@ impl Client {
 }
 
 /// A connection that has said hello.
-fn greet(path: &Path) -> Result<(Arc<Link>, Welcome), ClientError> {
+fn greet(path: &Path, routing: Routing) -> Result<(Arc<Link>, Welcome), ClientError> {
     let failed = |source| ClientError::Connect {
         path: path.to_owned(),
         source,
@@ -439,6 +508,15 @@ fn greet(path: &Path) -> Result<(Arc<Link>, Welcome), ClientError> {
     let answer = command(&link, hello)?;
     let welcome = Welcome::parse(ok_result(&answer)?.result)?;
     link.set_heartbeat(Duration::from_millis(u64::from(welcome.heartbeat_ms)));
+    if routing == Routing::Whole && welcome.tier == Tier::SharedMemory {
+        match Route::open(&link, ROUTE_SLOTS, welcome.max_payload) {
+            Ok(route) => link.set_route(route),
+            // An older bus, or one without memory to spare: the socket does all.
+            Err(LaneError::Client(ClientError::Refused { .. })) => {}
+            Err(LaneError::Client(error)) => return Err(error),
+            Err(_) => {}
+        }
+    }
     Ok((link, welcome))
 }
 

@@ -59,7 +59,7 @@ impl Requests {
         let deadline = Instant::now().checked_add(timeout);
         loop {
             let link = self.link().clone();
-            match link.requests.take(left(deadline)) {
+            match link.take(&link.requests, left(deadline)) {
                 Received::Item(frame) => {
                     let (from, id) = (frame.header.source, frame.correlation());
                     let guard = &self.client.guard;
@@ -328,7 +328,7 @@ impl Subscription {
 
     fn take(&self, deadline: Option<Instant>) -> Received<Frame> {
         let followed = self.now().clone();
-        match followed.mailbox.take(left(deadline)) {
+        match followed.link.take(&followed.mailbox, left(deadline)) {
             Received::Closed => match Followed::start(&self.client, &self.pattern) {
                 Ok(anew) => {
                     *self.now() = anew;

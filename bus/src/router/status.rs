@@ -44,6 +44,8 @@ pub struct PeerStatus {
     pub serving: bool,
     /// Of its own processes; the daemon's ports left out.
     pub connections: usize,
+    /// Pairs of rings to and from the bus.
+    pub routed: usize,
     /// Messages in its inbox.
     pub queued: usize,
     /// Requests that nothing of it has taken yet.
@@ -72,6 +74,7 @@ impl<F: Descriptor> Router<F> {
                     .iter()
                     .filter(|conn| self.conns[conn].kind == ConnKind::Socket)
                     .count(),
+                routed: self.routes_of(*id).count(),
                 queued: peer.inbox.len(),
                 waiting: peer.waiting.len(),
                 subscriptions: peer.subscriptions.len()

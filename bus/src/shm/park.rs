@@ -103,6 +103,16 @@ pub(crate) fn sleep(word: &AtomicU64, seen: u64, closer: &Closer, deadline: Opti
     futex::wait_either(word, seen, &closer.0.word, OPEN, deadline);
 }
 
+/// As [`sleep`], on several words of channels that end together.
+#[cfg(not(loom))]
+pub(crate) fn sleep_any<'a>(
+    words: impl Iterator<Item = (&'a AtomicU64, u64)>,
+    closer: &Closer,
+    deadline: Option<Instant>,
+) {
+    futex::wait_any(words, &closer.0.word, OPEN, deadline);
+}
+
 /// Wakes whoever sleeps on `word`, in any process.
 pub(crate) fn wake_word(word: &AtomicU64) {
     futex::wake_word(word);

@@ -165,7 +165,7 @@ pub(in crate::client) fn refuse(link: &Link, channel: u32, why: &str) -> Result<
         result: &[],
     }
     .encode()?;
-    link.send(
+    link.send_on_socket(
         Frame::new(kind::RESPONSE | kind::ERROR, PeerId::BUS, channel, payload),
         None,
     )

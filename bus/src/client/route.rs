@@ -1,0 +1,343 @@
+//! Routed shared memory, as an agent has it: a ring to the bus and one back, in place of the socket's bytes.
+//!
+//! There is no thread that reads the ring back: whoever waits for something reads it, hands out what is for others, and
+//! passes the task on when it has what it waited for ([`Route::wait`]). What nobody waits for stays in the ring, and
+//! then in the bus's queues, under their bounds. Whoever finds no room to send reads meanwhile, because the bus takes
+//! nothing more from an agent whose answers wait unread.
+//!
+//! A route ends with the socket over which it was opened, and the socket with it: the next call makes both anew.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::inbox::{Inbox, TheirBell};
+use super::lanes::LaneError;
+use super::link::{Arrived, Expected, Link, Registered};
+use super::mailbox::{Received, wait_changed};
+use super::{ClientError, ok_result};
+use crate::channel::{Class, Overflow};
+use crate::frame::{Frame, PeerId, kind};
+use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, message_limit};
+use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use crate::message::{Control, Response, Shape};
+use crate::shard::compact::{Assembler, HEAD, Pieces, Reading};
+use crate::shm::bell::Ringer;
+use crate::shm::memfd::{self, Mapping};
+use crate::shm::park::{Closer, probe_waitv, sleep_any};
+use crate::wait::{Park, Parking, Source};
+
+/// Slots of the ring to the bus, and of the one back: 64 KiB each.
+pub const ROUTE_SLOTS: usize = 1024;
+/// How long the bus has to offer its lane back.
+const OFFER: Duration = Duration::from_secs(10);
+/// Messages that are taken before those who wait are looked after.
+const AT_ONCE: usize = 64;
+/// How long one who finds no room leaves the reading to another before looking whether there is another.
+const LEFT_TO_OTHERS: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+struct Out {
+    producer: Producer<Mapping, Mapping>,
+    inbox: Arc<Inbox>,
+    /// Longest piece.
+    most: usize,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Back {
+    consumer: Consumer<Mapping, Mapping>,
+    inbox: Arc<Inbox>,
+    assembler: Assembler,
+}
+
+/// Who waits while another reads.
+#[derive(Debug, Default)]
+struct Turn {
+    /// How often something was handed out, or the reading let go.
+    count: AtomicU64,
+    waiting: AtomicUsize,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Turn {
+    fn pass(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.changed.notify_all();
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Until the count is another than `seen`, or the deadline.
+    fn wait(&self, seen: u64, deadline: Option<Instant>) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.count() == seen {
+            match wait_changed(&self.changed, held, deadline) {
+                Some(woken) => held = woken,
+                None => break,
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An offer of the bus's lane back.
+#[derive(Debug)]
+pub(super) struct RouteOffer {
+    pub lane: u32,
+    pub memory: std::os::fd::OwnedFd,
+    pub registered: Registered,
+}
+
+#[derive(Debug)]
+pub(super) struct Route {
+    out: Mutex<Out>,
+    back: Mutex<Back>,
+    turn: Turn,
+    /// Of both rings.
+    closer: Closer,
+}
+
+impl Route {
+    /// Opens both rings over the socket of `link`.
+    pub fn open(link: &Link, slots: usize, max_payload: u32) -> Result<Self, LaneError> {
+        probe_waitv().map_err(LaneError::NoWaitv)?;
+        let closer = link.route_closer.clone();
+        let options = SenderOptions::default();
+        let (data, data_fd) = memfd::create("agentd-route-data", data_words(slots))?;
+        ring::format_data(&data, slots, &options)?;
+        let shape = Shape {
+            class: Class::default(),
+            overflow: Overflow::Block,
+            slots: slots as u32,
+        };
+        let offer = Control::LaneOffer {
+            to: PeerId::BUS,
+            shape,
+        };
+        let registered = Registered::new(closer.clone());
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, offer.encode()?);
+        let expected = Expected::Channel(registered.clone());
+        let arrived = link.call_expecting(frame, Some(&data_fd), None, Some(expected))?;
+        ok_result(&arrived.frame)?;
+        let cursor = memfd::open(arrived.fd.ok_or(LaneError::NoMemory)?.as_fd())?;
+        let out = Out {
+            producer: Producer::new(data, cursor, closer.clone(), options)?,
+            inbox: registered.inbox,
+            most: message_limit(slots / 4).max(HEAD),
+            buffer: Vec::new(),
+        };
+        let Received::Item(offered) = link.route_offers.take(Some(OFFER)) else {
+            return Err(LaneError::Client(ClientError::NoAnswer {
+                seconds: OFFER.as_secs(),
+            }));
+        };
+        let options = ReceiverOptions::default();
+        let data = memfd::open(offered.memory.as_fd())?;
+        let (cursor, cursor_fd) = memfd::create("agentd-route-cursor", cursor_words())?;
+        ring::format_cursor(&cursor, &options)?;
+        let back = Back {
+            consumer: Consumer::new(data, cursor, closer.clone(), options)?,
+            inbox: offered.registered.inbox,
+            assembler: Assembler::new(Reading::FromBus, max_payload),
+        };
+        let taken = Response::ok(b"").encode()?;
+        link.send_on_socket(
+            Frame::new(kind::RESPONSE, PeerId::BUS, offered.lane, taken),
+            Some(&cursor_fd),
+        )?;
+        Ok(Self {
+            out: Mutex::new(out),
+            back: Mutex::new(back),
+            turn: Turn::default(),
+            closer,
+        })
+    }
+
+    /// Sends one frame whole; waits while the bus is not reading.
+    pub fn send(&self, link: &Link, frame: Frame) -> Result<(), ClientError> {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        out.take_bells();
+        let mut pieces = Pieces::to_bus(frame);
+        loop {
+            let Out {
+                producer,
+                buffer,
+                most,
+                ..
+            } = &mut *out;
+            let piece = pieces.next(*most, buffer);
+            match producer.try_send(piece.tag, buffer) {
+                Ok(()) if pieces.sent(piece) => return Ok(()),
+                Ok(()) => {}
+                Err(SendError::Full) => self.make_room(link, &mut out)?,
+                Err(error) => return Err(closed(link, &error)),
+            }
+        }
+    }
+
+    /// There was no room: reads what waits, unless somebody does, and sleeps until there is room or more to read.
+    fn make_room(&self, link: &Link, out: &mut Out) -> Result<(), ClientError> {
+        let Some(mut back) = self.try_back() else {
+            return match out.producer.make_room(LEFT_TO_OTHERS) {
+                Ok(()) | Err(SendError::Full) => Ok(()),
+                Err(error) => Err(closed(link, &error)),
+            };
+        };
+        let read = back.read_what_is_there(link);
+        if matches!(read, Ok(0)) {
+            self.sleep(&mut out.producer, &mut back.consumer);
+        }
+        drop(back);
+        self.turn.pass();
+        read.map(drop).map_err(|error| closed(link, &error))
+    }
+
+    /// Until there is room, or something to read, or both are over.
+    fn sleep(&self, room: &mut Producer<Mapping, Mapping>, more: &mut Consumer<Mapping, Mapping>) {
+        room.arm(Park::Futex);
+        more.arm(Park::Futex);
+        let heavy = [room.parking(), more.parking()].contains(&Parking::Heavy);
+        crate::wait::source::barrier_for(heavy);
+        if !room.is_ready() && !more.is_ready() {
+            let watched = [room.watch(), more.watch()];
+            let words = watched.iter().map(|watch| (watch.word, watch.seen));
+            sleep_any(words, &self.closer, None);
+        }
+        room.disarm();
+        more.disarm();
+    }
+
+    fn try_back(&self) -> Option<MutexGuard<'_, Back>> {
+        match self.back.try_lock() {
+            Ok(back) => Some(back),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Waits until `ready` has something, reading for all meanwhile. `None`: it had nothing by the deadline.
+    pub fn wait<T>(
+        &self,
+        link: &Link,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            let seen = self.turn.count();
+            if let Some(found) = ready() {
+                return Some(found);
+            }
+            let left = match deadline {
+                None => Duration::MAX,
+                Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            };
+            let Some(mut back) = self.try_back() else {
+                if left.is_zero() {
+                    return None;
+                }
+                self.turn.wait(seen, deadline);
+                continue;
+            };
+            // Another may have brought it between the look and here.
+            let found = ready();
+            if found.is_none() {
+                let read = back.read(link, left);
+                drop(back);
+                self.turn.pass();
+                match read {
+                    Ok(()) => continue,
+                    Err(RecvError::TimedOut) => return ready(),
+                    Err(error) => {
+                        // Both end together, and with them whatever waits.
+                        link.close(format!("the bus's shared memory: {error}"));
+                        return ready();
+                    }
+                }
+            }
+            drop(back);
+            self.turn.pass();
+            return found;
+        }
+    }
+}
+
+impl Out {
+    fn take_bells(&mut self) {
+        if self.inbox.has_bells() {
+            for TheirBell { bell, .. } in self.inbox.take_bells() {
+                // The bus made it; if it is no bell, nobody waits for it.
+                if let Ok(ringer) = Ringer::from_fd(bell) {
+                    self.producer.set_ringer(ringer);
+                }
+            }
+        }
+    }
+}
+
+impl Back {
+    /// Waits for a message, and takes those behind it too.
+    fn read(&mut self, link: &Link, timeout: Duration) -> Result<(), RecvError> {
+        if self.inbox.has_bells() {
+            for TheirBell { bell, .. } in self.inbox.take_bells() {
+                if let Ok(ringer) = Ringer::from_fd(bell) {
+                    self.consumer.set_ringer(ringer);
+                }
+            }
+        }
+        let Self {
+            consumer,
+            assembler,
+            ..
+        } = self;
+        let first = consumer.recv_with(timeout, |tag, message| assembler.take(tag, message))?;
+        hand_out(link, first);
+        self.read_what_is_there(link).map(drop)
+    }
+
+    /// Takes what is there; how many messages that was.
+    fn read_what_is_there(&mut self, link: &Link) -> Result<usize, RecvError> {
+        let Self {
+            consumer,
+            assembler,
+            ..
+        } = self;
+        let mut count = 0;
+        while count < AT_ONCE
+            && let Some(taken) =
+                consumer.try_recv_with(|tag, message| assembler.take(tag, message))?
+        {
+            hand_out(link, taken);
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Passes a frame to whoever waits for it. The bus sends nothing that is none.
+fn hand_out(link: &Link, taken: Result<Option<Frame>, crate::shard::compact::CompactError>) {
+    match taken {
+        Ok(Some(frame)) => link.arrived(Arrived { frame, fd: None }),
+        Ok(None) => {}
+        Err(error) => link.close(format!("the bus's shared memory: {error}")),
+    }
+}
+
+fn closed(link: &Link, error: &dyn std::fmt::Display) -> ClientError {
+    ClientError::Closed {
+        why: link
+            .lost()
+            .unwrap_or_else(|| format!("the bus's shared memory: {error}")),
+    }
+}

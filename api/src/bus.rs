@@ -30,6 +30,8 @@ words! {
     pub enum Tier: "tier" {
         /// Lanes and logs in shared memory, straight from one agent to another.
         SharedMemory = "shared-memory",
+        /// The same, and rings to the router and back for what needs it.
+        Routed = "routed-shared-memory",
         /// Frames on its socket, routed by the daemon.
         Socket = "socket",
         /// No connection of its own: the daemon speaks for it (MCP, drivers, the user).

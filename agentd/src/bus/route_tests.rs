@@ -29,6 +29,11 @@ async fn requests_topics_and_messages_go_by_shared_memory_in_order() {
     let server = bus.server.clone();
     blocking(move || {
         let (a, b) = (routed(&a), routed(&b));
+        // What was answered over the rings came over the rings.
+        assert_eq!(
+            (a.agents().unwrap().len(), b.agents().unwrap().len()),
+            (1, 1)
+        );
         let peers = server.peers();
         assert!(peers.iter().all(|peer| peer.routed == 1), "{peers:?}");
         let serving = {
@@ -120,18 +125,18 @@ async fn a_flood_of_answers_that_wait_unread_holds_up_only_its_sender() {
         let (a, b) = (routed(&a), routed(&b));
         // Nobody reads what is published meanwhile: the bus drops the oldest and says how many.
         let slow = b.subscribe("flood").unwrap();
-        for n in 0..20_000u32 {
+        for n in 0..5_000u32 {
             a.publish("flood", "x", &[(n % 251) as u8; 200]).unwrap();
         }
         let (mut got, mut lost) = (0, 0);
-        while got + lost < 20_000 {
+        while got + lost < 5_000 {
             match slow.next(WATCHDOG) {
                 Received::Item(_) => got += 1,
                 Received::Lost(count) => lost += count,
                 other => panic!("{other:?} after {got} and {lost}"),
             }
         }
-        assert!(lost > 0 && got > 1_000, "{got} and {lost}");
+        assert!(lost > 0 && got > 100, "{got} and {lost}");
     })
     .await;
 }

@@ -77,6 +77,10 @@ pub fn revoked(bus: &BusServer, id: AgentId) -> Vec<Revocation> {
 
 fn tier(peer: &PeerStatus) -> (Tier, String) {
     match peer.tier {
+        BusTier::SharedMemory if peer.routed > 0 => (
+            Tier::Routed,
+            "rings to the router and back; lanes and logs where its policy allows them".to_owned(),
+        ),
         BusTier::SharedMemory => (
             Tier::SharedMemory,
             "lanes and logs where its policy allows them".to_owned(),

@@ -83,7 +83,7 @@ fn state(peer: &BusPeer) -> String {
 
 fn tier_style(tier: Tier) -> Style {
     match tier {
-        Tier::SharedMemory => Style::Good,
+        Tier::SharedMemory | Tier::Routed => Style::Good,
         Tier::Socket => Style::Plain,
         Tier::InDaemon => Style::Dim,
     }

@@ -197,7 +197,7 @@ impl<F: Descriptor> Router<F> {
         fx: &mut Effects<F>,
     ) {
         let seq = self.next_seq;
-        self.next_seq += 1;
+        self.next_seq += self.seq_step;
         fx.record.push(MessageMeta {
             seq,
             uid: Some(uid),

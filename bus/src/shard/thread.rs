@@ -94,6 +94,7 @@ impl Body {
                 std::thread::sleep(Duration::from_millis(1));
             }
             let now = self.host.now();
+            self.router.clock(now);
             self.mailbox.take(&mut posts);
             for post in posts.drain(..) {
                 if matches!(post, Post::Stop) {

@@ -52,9 +52,11 @@ pub struct Verdict {
 /// A whole session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// SHA-256 is not at hand here: the catalogue's own digest, of its text.
+    /// The catalogue's digest ([`crate::catalogue::digest`]).
     pub suite: String,
     pub verdicts: Vec<Verdict>,
+    /// Whether the session came to every case: one that broke off proves nothing.
+    pub whole: bool,
     /// How the session itself ended, and what it said, when it went wrong.
     pub session: String,
 }

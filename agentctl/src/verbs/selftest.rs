@@ -31,8 +31,6 @@ const ADDED: [&str; 3] = [
     "fs.deny=${workspace}/.env",
     "fs.deny=${workspace}/conf/secret.key",
 ];
-/// What `judge` says of a case to which the session never came.
-const LOST: &str = "the session ended before this case";
 
 const WHAT: &str = "can't test the sandbox";
 
@@ -83,6 +81,7 @@ struct Verdict {
 struct Judgement {
     suite: String,
     verdicts: Vec<Verdict>,
+    whole: bool,
     session: String,
 }
 
@@ -267,17 +266,15 @@ fn report(
             .filter(|it| it.outcome == outcome && it.opened_by.is_some() == opened)
             .collect()
     };
-    let whole =
-        !judgement.verdicts.is_empty() && judgement.verdicts.iter().all(|it| it.detail != LOST);
     let escaped = of(Outcome::Escaped, false);
     let report = Report {
-        ok: whole && escaped.is_empty(),
+        ok: judgement.whole && escaped.is_empty(),
         policy: &task.policy,
         suite: digest,
         catalogue: &judgement.suite,
         launch: launched,
         session: &judgement.session,
-        whole,
+        whole: judgement.whole,
         families: families(&judgement.verdicts),
         opened: of(Outcome::Escaped, true),
         escaped,

@@ -53,10 +53,11 @@ pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
         source,
     })?;
     let policy = options.policy()?;
-    let verdicts = cases
+    let line_of = |case: &Case| ended.lines.iter().find(|line| line.id == case.id);
+    let verdicts: Vec<Verdict> = cases
         .iter()
         .map(|case| {
-            let line = ended.lines.iter().find(|line| line.id == case.id);
+            let line = line_of(case);
             let mut verdict = verdict(case, line, &victims, &ended.how);
             if verdict.outcome == Outcome::Escaped {
                 verdict.opened_by = policy
@@ -67,8 +68,13 @@ pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
         })
         .collect();
     session::end_survivors(&victims.scene.mark);
+    // A case with a session of its own may end that session, and an effect speaks for itself.
+    let came_to = |(case, verdict): (&Case, &Verdict)| {
+        case.alone || verdict.outcome != Outcome::Unavailable || line_of(case).is_some()
+    };
     Ok(Judgement {
         suite: catalogue::digest(),
+        whole: !verdicts.is_empty() && cases.iter().zip(&verdicts).all(came_to),
         verdicts,
         session: ended.how,
     })

@@ -199,7 +199,7 @@ impl Attacked {
         let opened = judgement.count(Result_::Escaped) - unopened;
         let limit = (promise == Promise::NothingUnopened).then_some(0.0);
         self.suite.clone_from(&judgement.suite);
-        if judgement.is_whole() {
+        if judgement.whole {
             self.report.row(row, "escaped", &count(unopened), limit);
         } else {
             let why = format!("the session did not come to its end: {}", judgement.session);
@@ -252,7 +252,7 @@ pub fn tier() -> Result<Outcome> {
         }
         eprintln!("-- {policy}, {} mode", mode.name());
         let judgement = ours::judge(&suite, &programs, policy, mode, &[])?;
-        if !judgement.is_whole() {
+        if !judgement.whole {
             bail!(
                 "{policy}, {} mode: the session did not come to its end: {}",
                 mode.name(),

@@ -91,12 +91,7 @@ pub fn run(
             &time_out,
             &life,
         )?;
-        judgement
-            .verdicts
-            .extend(ended.verdicts.into_iter().map(|mut verdict| {
-                verdict.id += "@time-out";
-                verdict
-            }));
+        judgement.merge(ended.labelled("@time-out"));
     }
     Ok(judgement)
 }

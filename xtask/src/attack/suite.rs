@@ -42,6 +42,8 @@ pub struct Judgement {
     /// The catalogue's digest.
     pub suite: String,
     pub verdicts: Vec<Verdict>,
+    /// Whether every case was tried: a session that broke off proves nothing.
+    pub whole: bool,
     pub session: String,
 }
 
@@ -59,15 +61,23 @@ impl Judgement {
             .filter(|verdict| verdict.outcome == Outcome::Escaped)
     }
 
+    /// Adds what another session showed.
+    pub fn merge(&mut self, other: Self) {
+        self.verdicts.extend(other.verdicts);
+        self.whole &= other.whole;
+    }
+
+    /// The same, with each case's id followed by what was special about the session.
+    pub fn labelled(mut self, label: &str) -> Self {
+        for verdict in &mut self.verdicts {
+            verdict.id += label;
+        }
+        self
+    }
+
     /// Escapes that no line of the policy opens.
     pub fn unopened(&self) -> impl Iterator<Item = &Verdict> {
         self.escaped().filter(|verdict| verdict.opened_by.is_none())
-    }
-
-    /// Whether every case was tried: a session that broke off proves nothing.
-    pub fn is_whole(&self) -> bool {
-        const LOST: &str = "the session ended before this case";
-        !self.verdicts.is_empty() && self.verdicts.iter().all(|verdict| verdict.detail != LOST)
     }
 }
 
@@ -165,9 +175,7 @@ impl Suite {
                     cases: vec![id],
                     ..subject.clone()
                 };
-                judgement
-                    .verdicts
-                    .extend(self.judge_session(&alone)?.verdicts);
+                judgement.merge(self.judge_session(&alone)?);
             }
         }
         Ok(judgement)

@@ -89,7 +89,7 @@ fn judge(teller: &Teller, bed: &Bed, policy: &str, mode: Mode, judged: &Judgemen
         }),
     )?;
     ensure!(
-        judged.is_whole(),
+        judged.whole,
         "the session broke off: {}",
         judged.session
     );

@@ -86,22 +86,28 @@ impl Chain {
         db: &mut SqliteConnection,
         seq: i64,
     ) -> Result<(Self, i64), StoreError> {
+        let on_file = Head::beside(path).map_err(|error| io_error(path, &error))?;
+        let (mut chain, origin) = Self::beside(path)?;
+        let opened = chain.take_up(db, seq, origin, on_file).await;
+        let seq = opened.map_err(|error| classify(path, &error))?;
+        Ok((chain, seq))
+    }
+
+    /// A chain without a row yet, with the key and the head's file beside the record, and where the key comes from.
+    fn beside(path: &Path) -> Result<(Self, Origin), StoreError> {
         let (key, origin) = SigningKey::beside(path).map_err(|source| StoreError::Key {
             path: path.to_owned(),
             source,
         })?;
-        let on_file = Head::beside(path).map_err(|error| io_error(path, &error))?;
         let file = HeadFile::open(path).map_err(|error| io_error(path, &error))?;
-        let mut chain = Self {
+        let chain = Self {
             key,
             file,
             n: 0,
             link: GENESIS,
             incidents: Vec::new(),
         };
-        let opened = chain.take_up(db, seq, origin, on_file).await;
-        let seq = opened.map_err(|error| classify(path, &error))?;
-        Ok((chain, seq))
+        Ok((chain, origin))
     }
 
     pub(crate) fn public_key(&self) -> PublicKey {
@@ -228,18 +234,7 @@ impl Chain {
         rows_lost: u64,
     ) -> Result<(), StoreError> {
         let fault = |error: sqlx::Error| classify(path, &error);
-        let (key, _) = SigningKey::beside(path).map_err(|source| StoreError::Key {
-            path: path.to_owned(),
-            source,
-        })?;
-        let file = HeadFile::open(path).map_err(|error| io_error(path, &error))?;
-        let mut chain = Self {
-            key,
-            file,
-            n: 0,
-            link: GENESIS,
-            incidents: Vec::new(),
-        };
+        let (mut chain, _) = Self::beside(path)?;
         let seq = crate::row::last_seq(db).await.map_err(fault)? + 1;
         chain
             .begin_again(db, seq, before, rows_lost)

@@ -125,7 +125,7 @@ impl Placeholders {
         &mut self,
         plan: &Plan<'_>,
         grants: &[Grant],
-        held: &note::Held,
+        is_held: &dyn Fn(Identity) -> bool,
     ) -> Result<(), Failure> {
         for record in plan.records() {
             let (Record::Mask { dst, flags } | Record::Protect { dst, flags }) = record else {
@@ -151,7 +151,7 @@ impl Placeholders {
                 false => FileType::RegularFile,
             };
             let below = &dst.to_bytes()[mount.count_bytes()..];
-            self.make_one(grant.object.as_fd(), below, kind, held)
+            self.make_one(grant.object.as_fd(), below, kind, is_held)
                 .map_err(|error| {
                     let what = format!("keeping the name {}", dst.to_string_lossy());
                     failed(ErrorCode::Placeholder, what, &error)
@@ -161,20 +161,21 @@ impl Placeholders {
     }
 
     /// `below` begins with a slash; it is empty for the granted object itself, which is there.
-    /// What is there already counts as made if it is the placeholder of a sandbox that lives.
+    /// What is there already counts as made if it is the placeholder of a sandbox that lives: `is_held` looks that up, with
+    /// this process's own ids.
     fn make_one(
         &mut self,
         grant: BorrowedFd<'_>,
         below: &[u8],
         kind: FileType,
-        held: &note::Held,
+        is_held: &dyn Fn(Identity) -> bool,
     ) -> io::Result<()> {
         let Some(slash) = below.iter().rposition(|byte| *byte == b'/') else {
             return Ok(());
         };
         let (folder, name) = (&below[..slash], CString::new(&below[slash + 1..])?);
         let folder = folder.strip_prefix(b"/").unwrap_or(b".");
-        let _acting = ActingAs::owner(self.owner)?;
+        let acting = ActingAs::owner(self.owner)?;
         let beneath = RESOLVE | ResolveFlags::BENEATH;
         let parent = match rustix::fs::openat2(grant, folder, FOLDER, FileMode::empty(), beneath) {
             // The agent can make the folder, and then the name. A link, a file: the launcher says so.
@@ -191,13 +192,12 @@ impl Placeholders {
                 rustix::fs::openat(&parent, &name, flags, mode).map(drop)
             }
         };
-        let identity = || {
-            rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .map(|stat| Identity::of(&stat))
-        };
+        let there = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW);
+        let there = there.map(|stat| Identity::of(&stat));
+        drop(acting);
         match made {
             Ok(()) => {}
-            Err(Errno::EXIST) if identity().is_ok_and(|there| held.contains(there)) => {}
+            Err(Errno::EXIST) if there.is_ok_and(is_held) => {}
             Err(Errno::EXIST | Errno::ROFS) => return Ok(()),
             // Whoever doesn't own the folder can't open it for itself either.
             Err(Errno::ACCESS | Errno::PERM)
@@ -207,12 +207,11 @@ impl Placeholders {
             }
             Err(errno) => return Err(errno.into()),
         }
-        let identity = identity()?;
         self.made.push(Made {
             parent,
             name,
             kind,
-            identity,
+            identity: there?,
         });
         Ok(())
     }
@@ -323,8 +322,10 @@ mod tests {
         };
         let grant = File::open(folder).expect("folder");
         for (name, kind) in names {
-            out.make_one(grant.as_fd(), name.as_bytes(), *kind, held)
-                .expect(name);
+            out.make_one(grant.as_fd(), name.as_bytes(), *kind, &|it| {
+                held.contains(it)
+            })
+            .expect(name);
         }
         out
     }

@@ -16,6 +16,7 @@ use agentd_kernel::grant::Grant;
 use agentd_launch::plan::Plan;
 use rustix::fs::{FileType, FlockOperation, Mode as FileMode, OFlags};
 use rustix::io::Errno;
+use std::cell::LazyCell;
 use std::ffi::{CStr, OsStr};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -68,10 +69,10 @@ impl Keeper {
             owner,
             note: None,
         };
-        let held = Held::by_others_than(self.folder.as_deref(), None);
-        let result = placeholders
-            .make(plan, grants, &held)
-            .and_then(|()| self.note(slot, &mut placeholders));
+        // Read only where a name is taken already.
+        let held = LazyCell::new(|| Held::by_others_than(self.folder.as_deref(), None));
+        let made = placeholders.make(plan, grants, &|identity| held.contains(identity));
+        let result = made.and_then(|()| self.note(slot, &mut placeholders));
         match result {
             Ok(()) => Ok(placeholders),
             Err(failure) => {

@@ -12,13 +12,12 @@ pub mod suite;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::Serialize;
 
-use self::ours::Mode;
 use self::suite::{Judgement, Outcome as Result_, Suite};
-use crate::bench::report::Report;
-use crate::lab::{Profile, Programs};
+use crate::bench::report::{Form, Report};
+use crate::lab::{Mode, Profile, Programs};
 use crate::test::{Outcome, Skip};
 
 #[derive(Debug, Default, clap::Args)]
@@ -38,9 +37,8 @@ pub struct Args {
     /// Attack nothing: which cases succeed without any sandbox
     #[arg(long)]
     none: bool,
-    /// Print the report as one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
     /// Use the programs in this directory instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -68,7 +66,6 @@ struct Escaped {
     opened_by: Option<String>,
 }
 
-#[expect(clippy::print_stdout, reason = "the report is this verb's data")]
 pub fn attack(args: &Args) -> Result<ExitCode> {
     let suite = match &args.suite {
         Some(program) => Suite::at(program)?,
@@ -88,19 +85,9 @@ pub fn attack(args: &Args) -> Result<ExitCode> {
     if args.peers {
         peers(&suite, args, &mut attacked)?;
     }
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&attacked).context("write the report")?
-        );
-    } else {
-        print!("{}", attacked.text());
-    }
-    Ok(if attacked.report.all_met() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    args.form
+        .print(&attacked, || attacked.text())
+        .map(|()| attacked.report.exit_code())
 }
 
 /// What is promised, as (row, policy, mode).

@@ -9,22 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::suite::{Judgement, SOMEBODY, Subject, Suite};
-use crate::lab::{Lab, Programs, Setup};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Mode {
-    Root,
-    User,
-}
-
-impl Mode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::User => "user",
-        }
-    }
-}
+use crate::lab::{Lab, Mode, Programs, Setup};
 
 /// What the suite adds to any policy.
 const ADDED: [&str; 3] = [

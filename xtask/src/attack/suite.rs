@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::ours::Mode;
 use crate::child::{self, capture_any};
+use crate::lab::Mode;
 use crate::workspace::{Metadata, cargo};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";

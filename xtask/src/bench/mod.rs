@@ -18,9 +18,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use self::report::Report;
+use self::report::{Form, Report};
 use crate::lab::{Profile, Programs};
 
 #[derive(Debug, clap::Args)]
@@ -28,9 +28,8 @@ pub struct Args {
     /// What to measure
     #[arg(value_enum)]
     name: Name,
-    /// Print the report as one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
     /// Fewer rounds: for a first look, not for publishing
     #[arg(long)]
     quick: bool,
@@ -85,7 +84,6 @@ impl Effort {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the report is this verb's data")]
 pub fn bench(args: &Args) -> Result<ExitCode> {
     let effort = if args.quick {
         Effort::Quick
@@ -107,17 +105,5 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
         Name::Bus => bus::measure(&mut report, effort, &args.only)?,
     }
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).context("write the report")?
-        );
-    } else {
-        print!("{}", report.table());
-    }
-    Ok(if report.all_met() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    report.conclude(args.form)
 }

@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::child::capture;
@@ -55,6 +56,27 @@ enum Side {
 pub struct Skipped {
     pub id: String,
     pub why: String,
+}
+
+/// How a report is printed.
+#[derive(Debug, Default, Clone, Copy, clap::Args)]
+pub struct Form {
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Form {
+    #[expect(clippy::print_stdout, reason = "a report is its verb's data")]
+    pub fn print(self, document: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        if self.json {
+            let line = serde_json::to_string(document).context("write the report")?;
+            println!("{line}");
+        } else {
+            print!("{}", text());
+        }
+        Ok(())
+    }
 }
 
 impl Report {
@@ -119,6 +141,20 @@ impl Report {
             id: id.to_owned(),
             why: why.into(),
         });
+    }
+
+    /// Prints the report; the exit code says whether every promise is kept.
+    pub fn conclude(&self, form: Form) -> Result<ExitCode> {
+        form.print(self, || self.table())?;
+        Ok(self.exit_code())
+    }
+
+    pub fn exit_code(&self) -> ExitCode {
+        if self.all_met() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 
     /// Whether every promised figure was measured and met.

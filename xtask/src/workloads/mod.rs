@@ -27,9 +27,9 @@ use serde::{Deserialize, Serialize};
 
 use self::stage::Stage;
 use self::workload::Workload;
-use crate::bench::report::Report;
+use crate::bench::report::{Form, Report};
 use crate::child::Child;
-use crate::lab::{Profile, Programs};
+use crate::lab::{Mode, Profile, Programs};
 use crate::somebody::Somebody;
 use crate::test::{Outcome, Skip};
 
@@ -49,9 +49,8 @@ pub struct Args {
     /// Only these, by name
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
-    /// Print the report as one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: Form,
     /// Use the programs in this directory instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -76,22 +75,6 @@ impl Args {
 
     fn wants(&self, mode: Mode) -> bool {
         self.mode.is_empty() || self.mode.contains(&mode)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-enum Mode {
-    Root,
-    User,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::User => "user",
-        }
     }
 }
 
@@ -142,20 +125,7 @@ pub fn workloads(args: &Args) -> Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let report = report(&ended);
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).context("write the report")?
-        );
-    } else {
-        print!("{}", report.table());
-    }
-    Ok(if report.all_met() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    report(&ended).conclude(args.form)
 }
 
 /// The tier of `cargo xtask test`.

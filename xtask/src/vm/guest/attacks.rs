@@ -12,10 +12,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Bed, PROGRAMS, Teller, facts};
-use crate::attack::ours::{self, Mode};
+use crate::attack::ours;
 use crate::attack::suite::{Judgement, Outcome, Suite};
 use crate::child::capture;
-use crate::lab::Programs;
+use crate::lab::{Mode, Programs};
 
 /// Cases, by how their ids begin, that stay open where nothing holds a property that the policy lets go.
 const DEGRADED: [(&str, &str); 1] = [("memfd-exec", "ex_memfd")];
@@ -88,11 +88,7 @@ fn judge(teller: &Teller, bed: &Bed, policy: &str, mode: Mode, judged: &Judgemen
             "unavailable": ids(Outcome::Unavailable),
         }),
     )?;
-    ensure!(
-        judged.whole,
-        "the session broke off: {}",
-        judged.session
-    );
+    ensure!(judged.whole, "the session broke off: {}", judged.session);
     let degraded = facts::degradations(bed, policy)?;
     let excused = |id: &str| {
         DEGRADED.iter().any(|(property, begin)| {

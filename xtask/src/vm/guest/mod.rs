@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::lab::{Lab, Programs, Setup};
+use crate::lab::{Lab, Mode, Programs, Setup};
 
 /// The directory that the host's programs are mounted on.
 const PROGRAMS: &str = "/programs";
@@ -55,21 +55,6 @@ impl Variant {
         match self {
             Self::Whole => "",
             Self::Bare => "lsm=lockdown,yama,bpf cgroup_disable=memory",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Mode {
-    Root,
-    User,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Root => "root",
-            Self::User => "user",
         }
     }
 }

@@ -128,7 +128,10 @@ impl Placeholders {
         is_held: &dyn Fn(Identity) -> bool,
     ) -> Result<(), Failure> {
         for record in plan.records() {
-            let (Record::Mask { dst, flags } | Record::Protect { dst, flags }) = record else {
+            let (Record::Mask { dst, flags }
+            | Record::Protect { dst, flags }
+            | Record::Copy { dst, flags, .. }) = record
+            else {
                 continue;
             };
             let Some(Record::GrantMount {

@@ -204,6 +204,8 @@ steps! {
     Mqueue = 38, "mount the message queues on";
     /// A `GrantMount` record with `COPY`.
     Copy = 41, "copy the granted file to";
+    /// A `Copy` record.
+    OwnCopy = 43, "give a copy of its own of";
     /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
     Mdwe = 40, "refuse executable memory to the program";
 }
@@ -253,6 +255,7 @@ impl Failure {
                 | Record::Dir { dst, .. }
                 | Record::Mask { dst, .. }
                 | Record::Protect { dst, .. }
+                | Record::Copy { dst, .. }
                 | Record::Overlay { dst, .. },
             ) => lossy(dst),
             Some(

@@ -27,7 +27,7 @@ impl Errno {
     pub const NOTDIR: Errno = Errno(20);
     /// Invalid argument.
     pub const INVAL: Errno = Errno(22);
-    /// What EFBIG is.
+    /// File too large.
     pub const FBIG: Errno = Errno(27);
     /// Read-only filesystem.
     pub const ROFS: Errno = Errno(30);

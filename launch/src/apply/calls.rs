@@ -6,8 +6,8 @@ use agentd_kernel::sys::nr;
 /// Sorted by number.
 #[rustfmt::skip]
 pub const SYSTEM_CALLS: &[(u32, &str)] = &[
-    (nr::READ, "the id of a mount's namespace, signals that arrived, the init's switches"),
-    (nr::WRITE, "files of the plan"),
+    (nr::READ, "the id of a mount's namespace, files that are copied, signals that arrived, the init's switches"),
+    (nr::WRITE, "files of the plan, and copies"),
     (nr::CLOSE, "what is no longer needed"),
     (nr::FSTAT, "what was opened is what was meant"),
     (nr::MMAP, "the plan"),
@@ -45,7 +45,7 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::EXIT_GROUP, "the end"),
     (nr::KEYCTL, "a session keyring of its own"),
     (nr::MKDIRAT, "folders of the view"),
-    (nr::UNLINKAT, "the empty file behind a mask; placeholders"),
+    (nr::UNLINKAT, "the empty file behind a mask, the link behind a copy; placeholders"),
     (nr::SYMLINKAT, "links of the view"),
     (nr::READLINKAT, "links of the host that are kept; where a grant lies"),
     (nr::PPOLL, "wait for anything"),

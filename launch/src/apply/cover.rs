@@ -1,6 +1,6 @@
-//! What lies over parts of the view: masks, which hide, and protections, which make read-only.
+//! What lies over parts of the view: masks, which hide, protections, which make read-only, and copies, which take changes.
 //!
-//! Both are mounts on what is there, so they hold for the file itself, however its name is spelt (case-folding directories
+//! All are mounts on what is there, so they hold for the file itself, however its name is spelt (case-folding directories
 //! included), and a mount point can be neither renamed, removed nor replaced. Each directory between a cover and the mount
 //! that it lies on becomes a mount of its own too, or it could be renamed away with the cover in it and made anew. A file with
 //! a second name (a hard link) is refused, unless the plan says that it has seen to all of them. Runs in the launcher.
@@ -8,7 +8,8 @@
 use core::ffi::CStr;
 
 use agentd_kernel::sys::fs::{
-    self, FileKind, O_CREAT, O_EXCL, O_NOFOLLOW, O_PATH, O_RDONLY, RESOLVE_NO_XDEV,
+    self, FileKind, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_WRONLY,
+    RESOLVE_NO_XDEV,
 };
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
 use agentd_kernel::sys::{Errno, Fd};
@@ -18,6 +19,10 @@ use crate::plan::{MountFlags, Plan, Record};
 
 /// Where a mask for a file is made.
 const EMPTY: &CStr = c".masked";
+/// Where the link to a copy is made.
+const LINK: &CStr = c".copied";
+/// The longest file that is copied: settings, no more.
+const MAX_COPY_BYTES: usize = 1 << 20;
 const FOUND: u32 = O_PATH | O_NOFOLLOW;
 
 impl View {
@@ -52,6 +57,56 @@ impl View {
         let cover = mount::clone_tree(target.borrow(), Depth::Tree)?;
         mount::set_attributes(cover.borrow(), ATTR_RDONLY, Depth::Tree)?;
         mount::attach(cover.borrow(), target.borrow())
+    }
+
+    /// Puts a link to a copy over the file at `dst`. Only the file is ever read; whoever replaces it meanwhile by something
+    /// else finds the launch refused.
+    pub(super) fn copy(
+        &self,
+        plan: &Plan<'_>,
+        dst: &CStr,
+        to: &CStr,
+        flags: MountFlags,
+    ) -> Result<(), Errno> {
+        const LINKED: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | ATTR_RDONLY;
+        let Some((target, kind)) = self.coverable(plan, dst, flags)? else {
+            return Ok(());
+        };
+        if kind != FileKind::File {
+            return Err(Errno::INVAL);
+        }
+        let from = fs::openat2(
+            self.root(),
+            relative(dst)?,
+            O_RDONLY | O_NONBLOCK,
+            0,
+            RESOLVE,
+        )?;
+        let (found, opened) = (fs::fstat(target.borrow())?, fs::fstat(from.borrow())?);
+        if (found.dev, found.ino) != (opened.dev, opened.ino) {
+            return Err(Errno::STALE);
+        }
+        let (parent, name) = self.parent(to)?;
+        let made = O_WRONLY | O_CREAT | O_EXCL;
+        let copy = fs::openat2(parent.fd(), name, made, 0o644, RESOLVE)?;
+        let (mut chunk, mut copied) = ([0; 4096], 0);
+        loop {
+            let length = fs::read(from.borrow(), &mut chunk)?;
+            if length == 0 {
+                break;
+            }
+            copied += length;
+            if copied > MAX_COPY_BYTES {
+                return Err(Errno::FBIG);
+            }
+            fs::write_all(copy.borrow(), &chunk[..length])?;
+        }
+        fs::symlinkat(to, self.root(), LINK)?;
+        let link = fs::openat2(self.root(), LINK, FOUND, 0, RESOLVE)?;
+        let cover = mount::clone_tree(link.borrow(), Depth::One)?;
+        mount::set_attributes(cover.borrow(), LINKED, Depth::One)?;
+        mount::attach(cover.borrow(), target.borrow())?;
+        fs::unlinkat(self.root(), LINK)
     }
 
     /// What is at `dst`, with everything above it pinned; `None` for what is not there and need not be.

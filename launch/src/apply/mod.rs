@@ -256,6 +256,9 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
             Record::Protect { dst, flags } => {
                 view.protect(plan, dst, flags).during(Step::Protect, at)?
             }
+            Record::Copy { dst, to, flags } => {
+                view.copy(plan, dst, to, flags).during(Step::OwnCopy, at)?
+            }
             Record::Overlay {
                 index,
                 dst,

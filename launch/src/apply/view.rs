@@ -33,13 +33,13 @@ pub(super) struct View {
 pub(super) struct Sealed(View);
 
 /// The directory that something is placed in.
-enum Parent<'v> {
+pub(super) enum Parent<'v> {
     Root(FdRef<'v>),
     Opened(Fd),
 }
 
 impl Parent<'_> {
-    fn fd(&self) -> FdRef<'_> {
+    pub(super) fn fd(&self) -> FdRef<'_> {
         match self {
             Parent::Root(root) => *root,
             Parent::Opened(fd) => fd.borrow(),
@@ -156,7 +156,7 @@ impl View {
     }
 
     /// The directory that `path` lies in, made if need be, and its last component.
-    fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
+    pub(super) fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
         let path = relative(path)?;
         let bytes = path.to_bytes_with_nul();
         let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/') else {

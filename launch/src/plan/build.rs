@@ -201,6 +201,17 @@ impl PlanBuilder {
         self.record(kind::PROTECT, flags.bits(), &[], &[dst.as_ref()], &[])
     }
 
+    /// See [`super::Record::Copy`].
+    pub fn copy(
+        &mut self,
+        dst: impl AsRef<[u8]>,
+        to: impl AsRef<[u8]>,
+        flags: MountFlags,
+    ) -> &mut Self {
+        let strings = [dst.as_ref(), to.as_ref()];
+        self.record(kind::COPY, flags.bits(), &[], &strings, &[])
+    }
+
     /// See [`super::Record::Overlay`].
     pub fn overlay(
         &mut self,
@@ -411,6 +422,7 @@ pub(super) mod tests {
         plan.symlink("/bin", "usr/bin")
             .dir("/home/agent", 0o700)
             .mask("/work/.env", MountFlags::OPTIONAL);
+        plan.copy("/work/.git/config", "/tmp/config", MountFlags::OPTIONAL);
         plan.protect("/work/.envrc", MountFlags::PLACEHOLDER | MountFlags::FOLDER)
             .overlay(1, "/scratch", 1 << 20, 100, MountFlags::NOEXEC);
         plan.landlock(1, 2, 3, 4)

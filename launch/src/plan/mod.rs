@@ -84,7 +84,7 @@ impl MountFlags {
     /// `Bind`: when the source itself is a symbolic link, recreate the link instead of mounting (`/bin` on a merged-usr
     /// host). Without it a link is an error: sources are never followed.
     pub const KEEP_LINK: MountFlags = MountFlags(8);
-    /// `Protect`, `Mask`: where nothing is at the target, but its directory is there, the broker makes an empty file for it to cover, and removes it
+    /// `Protect`, `Mask`, `Copy`: where nothing is at the target, but its directory is there, the broker makes an empty file for it to cover, and removes it
     /// when the sandbox has ended; on an overlay the launcher makes it, and nothing is left of it anyway.
     pub const PLACEHOLDER: MountFlags = MountFlags(16);
     /// With `PLACEHOLDER`: an empty directory instead of a file.
@@ -94,7 +94,7 @@ impl MountFlags {
     /// `GrantMount`: what was granted is a character device, and nothing else; the only mounts without `nodev`.
     pub const DEVICE: MountFlags = MountFlags(128);
 
-    /// `Mask`, `Protect`: the file may have other names; whoever made the plan has seen to those in the view.
+    /// `Mask`, `Protect`, `Copy`: the file may have other names; whoever made the plan has seen to those in the view.
     pub const LINKED: MountFlags = MountFlags(256);
 
     /// `GrantMount`: nothing is mounted. What was granted is a regular file of at most [`MAX_SECRET_BYTES`], and what is in
@@ -350,6 +350,17 @@ pub enum Record<'a> {
         /// In the view.
         dst: &'a CStr,
         /// OPTIONAL, PLACEHOLDER, FOLDER, LINKED.
+        flags: MountFlags,
+    },
+    /// Let the sandbox change a copy of a file of the view, and pin the file as `Protect` does. The copy is made on a private
+    /// tmpfs, and a symbolic link to it mounted over the file: so programs can also replace it, as most do that write settings
+    /// (`git config`), which a mount point can't be.
+    Copy {
+        /// In the view.
+        dst: &'a CStr,
+        /// Where the copy is made; what is not there of its folders is made too.
+        to: &'a CStr,
+        /// OPTIONAL, PLACEHOLDER, LINKED.
         flags: MountFlags,
     },
     /// The Landlock ruleset. Bits that the running kernel does not know are dropped, unless its ABI is below `min_abi`:

@@ -45,6 +45,7 @@ pub(super) mod kind {
     pub const MQUEUE: u16 = 28;
     pub const EXEC_POLICY: u16 = 30;
     pub const HOST_NETWORK: u16 = 31;
+    pub const COPY: u16 = 32;
 
     /// Kinds that a plan holds at most once, as bits.
     pub const SINGLE: u64 = 1 << IDS
@@ -175,6 +176,7 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             | TMPFS
             | MASK
             | PROTECT
+            | COPY
             | LANDLOCK_PATH
             | CGROUP
             | EXEC_POLICY
@@ -278,6 +280,14 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
         PROTECT => Record::Protect {
             flags: allow(flags, cover)?,
             dst: fields.place()?,
+        },
+        COPY => Record::Copy {
+            flags: allow(
+                flags,
+                MountFlags::OPTIONAL | MountFlags::PLACEHOLDER | MountFlags::LINKED,
+            )?,
+            dst: fields.place()?,
+            to: fields.place()?,
         },
         LANDLOCK => {
             let (handled_fs, handled_net, scoped) = (fields.u64()?, fields.u64()?, fields.u64()?);

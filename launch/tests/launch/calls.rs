@@ -250,6 +250,7 @@ fn grants_scratch_folders_and_protections_take_no_other_call() {
             .protect("/scratch/.git/config", placed)
             .protect("/scratch/.envrc", placed)
             .protect("/work/.git/hooks", MountFlags::OPTIONAL)
+            .copy("/work/.git/config", "/copies/0/config", placed)
             .mask("/work/.env", MountFlags::NONE)
             .mqueue("/dev/mqueue");
         let unexpected = calls(mode, &plan, &grants, &declared(), |sandbox| {

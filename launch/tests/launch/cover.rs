@@ -88,6 +88,56 @@ fn what_is_protected_can_be_read_and_nothing_else() {
 }
 
 #[test]
+fn a_copy_takes_the_changes_and_the_file_stays() {
+    for mode in modes() {
+        let folder = workspace();
+        // As git writes its configuration: a new file beside the one that the link leads to, renamed over it.
+        let script = "cd /work; cat .git/config; to=$(readlink .git/config); echo; echo x >> .git/config; cat .git/config; \
+            echo new > $to.lock; mv $to.lock $to; cat .git/config; rm .git/config; mv .git/config .git/c; mv .git .g; \
+            mv src/main .git/config; ln -sf /etc/passwd .git/config; chmod 600 .git/config; cat .git/config";
+        let ended = run(mode, script, folder.path(), |plan| {
+            plan.grant_mount(0, "/work", MountFlags::NONE)
+                .tmpfs("/tmp", 1 << 20, 100, 0o1777, MountFlags::NONE)
+                .copy("/work/.git/config", "/tmp/a/config", MountFlags::OPTIONAL)
+                .copy("/work/absent", "/tmp/b/absent", MountFlags::OPTIONAL);
+        });
+        let expected = ".git/config\n.git/configx\nnew\nnew\n";
+        assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+        let read = |path| std::fs::read_to_string(folder.path().join(path)).unwrap();
+        assert_eq!(read(".git/config"), ".git/config");
+        assert_eq!(read("src/main"), "src/main");
+        assert!(!folder.path().join("absent").exists());
+        assert_eq!(
+            std::fs::read_dir(folder.path().join(".git"))
+                .unwrap()
+                .count(),
+            2
+        );
+    }
+}
+
+#[test]
+fn what_was_granted_is_mounted_whatever_stands_at_its_path_by_now() {
+    for mode in modes() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let (work, secret) = (place.path().join("work"), place.path().join("secret"));
+        for (folder, content) in [(&work, "mine"), (&secret, "secret")] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("file"), content).unwrap();
+        }
+        let mut plan = plan(mode, &["/bin/sh", "-c", "cat /work/file"]);
+        plan.grant_mount(0, "/work", MountFlags::NONE);
+        let grant = as_broker(Mode::Root, || grant(mode, &work, inside_id()));
+        // Between the grant and the mount.
+        std::fs::rename(&work, place.path().join("away")).unwrap();
+        std::os::unix::fs::symlink(&secret, &work).unwrap();
+        let ended = run_with(mode, &plan, &[grant]);
+        assert_eq!(ended.stdout, "mine", "{mode:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn a_mask_pins_the_directories_above_it() {
     for mode in modes() {
         let folder = workspace();

@@ -33,6 +33,8 @@ pub struct PlanSummary {
     pub masks: Vec<String>,
     /// Read-only inside what may be written.
     pub protected: Vec<String>,
+    /// Files of which the agent changes a copy.
+    pub copies: Vec<String>,
     /// 0 without Landlock.
     pub landlock_abi: u8,
     pub landlock: Vec<LandlockLine>,
@@ -82,6 +84,7 @@ pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> Pla
             .collect(),
         masks: parts.view.masks.iter().map(|c| show(&c.path)).collect(),
         protected: parts.view.protected.iter().map(|c| show(&c.path)).collect(),
+        copies: parts.view.copies.iter().map(|c| show(&c.path)).collect(),
         landlock_abi: parts.landlock_abi,
         landlock: parts
             .landlock_rules()

@@ -103,6 +103,8 @@ pub(crate) struct View {
     pub masks: Vec<Cover>,
     /// What is read-only inside what may be written.
     pub protected: Vec<Cover>,
+    /// Of what the sandbox changes a copy.
+    pub copies: Vec<Cover>,
     /// The program, where it is shown only because it is the program.
     pub program: Option<PathBuf>,
 }
@@ -114,7 +116,7 @@ impl View {
             let mount = self.mounts.iter().rfind(|m| path.starts_with(&m.dst));
             mount.is_some_and(|m| matches!(m.source, Source::Grant(_)))
         };
-        let mut covers = self.masks.iter().chain(&self.protected);
+        let mut covers = self.masks.iter().chain(&self.protected).chain(&self.copies);
         covers.any(|c| c.absent != Absent::Free && on_grant(&c.path))
     }
 
@@ -259,12 +261,17 @@ pub(crate) fn view(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Result<Vi
         ));
     }
 
-    let (masks, protected) = covers_of(policy, inputs, &mounts);
+    let Covers {
+        masks,
+        protected,
+        copies,
+    } = covers_of(policy, inputs, &mounts);
     Ok(View {
         home,
         mounts,
         masks,
         protected,
+        copies,
         program,
     })
 }
@@ -309,12 +316,14 @@ fn covers(paths: &[PathBuf], path: &Path) -> bool {
     paths.iter().any(|p| path.starts_with(p))
 }
 
-/// What is hidden, and what is read-only inside what may be written, without what is there already by a mount of its own.
-fn covers_of(
-    policy: &EffectivePolicy,
-    inputs: &LaunchInputs,
-    mounts: &[Mount],
-) -> (Vec<Cover>, Vec<Cover>) {
+/// What is hidden, and what keeps its content inside what may be written, without what is there already by a mount of its own.
+struct Covers {
+    masks: Vec<Cover>,
+    protected: Vec<Cover>,
+    copies: Vec<Cover>,
+}
+
+fn covers_of(policy: &EffectivePolicy, inputs: &LaunchInputs, mounts: &[Mount]) -> Covers {
     let fs = &policy.fs;
     let on = |path: &Path| mounts.iter().rfind(|m| path.starts_with(&m.dst));
     let is_writable = |path: &Path| {
@@ -346,24 +355,33 @@ fn covers_of(
         absent: Absent::Free,
         ..c
     };
-    let masks = fs
+    let masks: Vec<Cover> = fs
         .deny
         .iter()
         .filter_map(cover)
         .chain(fs.linked.iter().filter_map(cover).map(free))
-        .filter(|c| on(&c.path).is_some());
+        .filter(|c| on(&c.path).is_some())
+        .collect();
 
     // A line under `read` inside what may be written is kept as it is if it is there, whether or not a grant came for it.
     let writable = [&fs.write, &fs.scratch].map(|list| resolve_all(list, inputs));
     let is_read = |c: &Cover| !writable.iter().flatten().any(|w| w.starts_with(&c.path));
     let read = fs.read.iter().filter_map(cover).filter(is_read).map(free);
-    let protected = fs
-        .protect
-        .iter()
-        .filter_map(cover)
-        .chain(read)
-        .filter(|c| is_writable(&c.path) && !mounts.iter().any(|m| m.dst == c.path));
-    (sorted(masks.collect()), sorted(protected.collect()))
+    let is_kept = |c: &Cover| is_writable(&c.path) && !mounts.iter().any(|m| m.dst == c.path);
+    let protect = fs.protect.iter().filter_map(cover);
+    let protected: Vec<Cover> = protect.chain(read).filter(is_kept).collect();
+    // Whatever takes more away counts.
+    let is_taken = |c: &Cover| {
+        let mut above = masks.iter().chain(&protected);
+        above.any(|above| c.path.starts_with(&above.path))
+    };
+    let copies = fs.copy.iter().filter_map(cover).filter(is_kept);
+    let copies = copies.filter(|c| !is_taken(c)).collect();
+    Covers {
+        copies: sorted(copies),
+        masks: sorted(masks),
+        protected: sorted(protected),
+    }
 }
 
 /// What a policy makes of a grant.

@@ -23,6 +23,8 @@ const TRUST_BYTES: u64 = 4 << 20;
 const TRUST_INODES: u64 = 64;
 /// Where POSIX message queues are named.
 const MQUEUE: &str = "/dev/mqueue";
+/// Where the copies of `fs.copy` lie: in a private folder.
+const COPIES: &str = "/var/tmp/agentd-copies";
 const PAGE_BYTES: u64 = 4096;
 /// What a user namespace's signal queues and message queues may take of the kernel's memory; the usual defaults of a host.
 const SIGPENDING: u64 = 4096;
@@ -229,6 +231,12 @@ impl Parts<'_> {
         }
         for cover in &self.view.protected {
             plan.protect(bytes(&cover.path), cover_flags(cover));
+        }
+        for (number, cover) in self.view.copies.iter().enumerate() {
+            // A folder each: programs write the new content beside the old.
+            let name = cover.path.file_name().unwrap_or_default();
+            let to = Path::new(COPIES).join(number.to_string()).join(name);
+            plan.copy(bytes(&cover.path), bytes(&to), cover_flags(cover));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A line of a policy, its key, and the place it means.
+#[derive(Clone)]
 struct Place<'a> {
     key: &'static str,
     line: &'a Valued<PathTemplate>,
@@ -69,7 +70,12 @@ impl<'a> Files<'a> {
             read: side.places("fs.read", &fs.read),
             write: side.places("fs.write", &fs.write),
             exec: side.places("fs.exec", &fs.exec),
-            protect: side.places("fs.protect", &fs.protect),
+            // To the host, what changes in a copy does not change.
+            protect: [
+                side.places("fs.protect", &fs.protect),
+                side.places("fs.copy", &fs.copy),
+            ]
+            .concat(),
             scratch: side.places("fs.scratch", &fs.scratch),
             deny: side.places("fs.deny", &fs.deny),
         }

@@ -48,6 +48,7 @@ pub struct FsRules {
     pub exec: Vec<Valued<PathTemplate>>,
     /// Inside `write`: may be read, but neither changed nor renamed nor removed, nor made where it is not there yet.
     pub protect: Vec<Valued<PathTemplate>>,
+    pub copy: Vec<Valued<PathTemplate>>,
     /// Shown as writable; the host's files never change.
     pub scratch: Vec<Valued<PathTemplate>>,
     pub deny: Vec<Valued<PathTemplate>>,

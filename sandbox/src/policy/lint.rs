@@ -101,21 +101,45 @@ impl EffectivePolicy {
     /// What is handed over of the host beside files, and what is taken away again inside files.
     fn lint_host_objects(&self, out: &mut Vec<PolicyDiagnostic>) {
         let fs = &self.fs;
-        let written = |line: &Valued<PathTemplate>| {
-            let same = |s: &ShownValue| s.key == "fs.protect" && s.origin == line.origin;
+        let written = |key: &str, line: &Valued<PathTemplate>| {
+            let same = |s: &ShownValue| s.key == key && s.origin == line.origin;
             self.shown.iter().any(same)
         };
-        for entry in fs.protect.iter().filter(|e| written(e)) {
+        for entry in &fs.copy {
+            if entry.value.folder {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.copy",
+                    &entry.value,
+                    "only files are copied",
+                    "leave the last / out; for a folder whose changes vanish see fs.scratch",
+                ));
+            }
+            if covers_any(&fs.protect, &entry.value) {
+                out.push(warn(
+                    &entry.origin,
+                    "fs.copy",
+                    &entry.value,
+                    "fs.protect covers it as well, so there is no copy",
+                    "say which of the two is meant: a copy to change, or nothing to change",
+                ));
+            }
+        }
+        let kept = [("fs.protect", &fs.protect), ("fs.copy", &fs.copy)];
+        let kept = kept
+            .into_iter()
+            .flat_map(|(key, list)| list.iter().map(move |e| (key, e)));
+        for (key, entry) in kept.filter(|(key, entry)| written(key, entry)) {
             // A workspace that nobody may write yet is protected for the policies that extend this one.
             let for_later = entry.value.base == PathBase::Workspace
                 && !fs.write.iter().any(|w| w.value.base == PathBase::Workspace);
             if !for_later && !covers_any(&fs.write, &entry.value) {
                 out.push(warn(
                     &entry.origin,
-                    "fs.protect",
+                    key,
                     &entry.value,
                     "it is not inside fs.write, so it can't be changed anyway and is not shown either",
-                    "protect takes away inside what is writable; to show it, add it to fs.read",
+                    "it takes away inside what is writable; to show it, add it to fs.read",
                 ));
             }
         }

@@ -127,6 +127,7 @@ impl Merged {
                 write: paths("write"),
                 exec: paths("exec"),
                 protect: paths("protect"),
+                copy: paths("copy"),
                 scratch: paths("scratch"),
                 deny: paths("deny"),
                 linked: paths("linked"),

@@ -267,6 +267,10 @@ impl EffectivePolicy {
             let by = Some(line.origin.clone());
             return (Verdict::Deny, by, "fs.protect keeps it as it is".into());
         }
+        if let Some(line) = deepest(&fs.copy, &at, caller) {
+            let why = "fs.copy: the change vanishes at the end";
+            return (Verdict::Allow, Some(line.origin.clone()), why.into());
+        }
         // As in the view: the deeper line decides, and of equally deep ones the one that gives more.
         let lists = [
             (&fs.read, "fs.read shows it read-only", Verdict::Deny),

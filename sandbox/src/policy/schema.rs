@@ -103,6 +103,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("fs", "write", Kind::Paths, "Shown, and may be changed"),
     key("fs", "exec", Kind::Paths, "Programs there may be executed"),
     key("fs", "protect", Kind::Paths, "Inside fs.write: may be read, never changed, renamed, removed, or made where it is absent; a last / means a folder"),
+    key("fs", "copy", Kind::Paths, "Files inside fs.write: the agent changes a copy of its own, which vanishes at its end; the file stays as it is"),
     key("fs", "scratch", Kind::Paths, "Shown as writable; changes are kept in the sandbox's memory and vanish at its end"),
     key("fs", "deny", Kind::Paths, "Hidden inside what is shown; where it is absent it can't be made"),
     key("fs", "hard_links", Kind::Choice("a rule for hard links", &["any", "inside"]), "Whether a file may be shown that has another name outside of what is granted"),

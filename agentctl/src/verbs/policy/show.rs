@@ -106,6 +106,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         mounts,
         masks,
         protected,
+        copies,
         landlock_abi,
         landlock,
         ports,
@@ -159,6 +160,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
     table.print(out)?;
     lines(out, "  hidden: ", masks)?;
     lines(out, "  protected: ", protected)?;
+    lines(out, "  copied: ", copies)?;
     heading(out, &format!("Landlock, ABI {landlock_abi}"))?;
     let mut table = Table::new(&["  PATH", "RIGHTS"]);
     for rule in landlock {

@@ -42,6 +42,27 @@ pub const WORKLOADS: &[Workload] = &[
         ..Workload::PLAIN
     },
     Workload {
+        name: "git-config",
+        needs: &["git"],
+        prepare: r#"
+            git init -q -b main .; echo one > file; git add file
+            git -c user.name=you -c user.email=you@localhost commit -qm one; cp .git/config ../config.before
+        "#,
+        run: r#"
+            git config user.name agent; git config user.email agent@localhost; git init -q --bare remote.git
+            git remote add origin "$PWD/remote.git"; git switch -qc topic; echo two >> file; git commit -qam two
+            git push -qu origin topic; [ "$(git config branch.topic.remote)" = origin ]; git branch -qu origin/topic main
+            git remote rename origin there; git config --unset user.name; git branch -qm topic other
+            [ -z "$(git status --porcelain --untracked-files=no)" ]; git rev-parse there/topic
+        "#,
+        check: r#"
+            cmp .git/config ../config.before
+            [ "$(git -c safe.directory='*' -C remote.git log --format=%s topic | tr '\n' ' ')" = 'two one ' ]
+            [ "$(git -c safe.directory='*' log -1 --format=%an%ae other)" = 'agentagent@localhost' ]
+        "#,
+        ..Workload::PLAIN
+    },
+    Workload {
         name: "git-http",
         needs: &["git"],
         network: Network::StandIn,

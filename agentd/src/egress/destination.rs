@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::EgressContext;
 use super::consent::Consent;
+use super::tunnel::Fronted;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -85,6 +86,40 @@ impl Refused {
 }
 
 impl EgressContext {
+    /// Whether a tunnel to `destination` may carry TLS with `server`: itself, or another host that needs nobody's consent.
+    pub(super) fn is_meant(&self, destination: &Destination, server: &str) -> bool {
+        let server = server
+            .strip_suffix('.')
+            .unwrap_or(server)
+            .to_ascii_lowercase();
+        let host = destination
+            .host
+            .strip_suffix('.')
+            .unwrap_or(&destination.host);
+        server == host.to_ascii_lowercase()
+            || matches!(
+                self.rules.allows(&server, destination.port),
+                Decision::Allow { .. }
+            )
+    }
+
+    /// Counts and records a tunnel that was not used for what it was opened for.
+    pub(super) async fn deny_fronted(&self, destination: &Destination, fronted: &Fronted) {
+        let (target, why) = match &fronted.server {
+            Some(server) => (
+                format!("{server}:{}", destination.port),
+                format!(
+                    "TLS with {server} in a tunnel to {destination}, and no line of [net] allow is about it"
+                ),
+            ),
+            None => (
+                destination.to_string(),
+                format!("a tunnel to {destination} began like TLS and was not"),
+            ),
+        };
+        self.deny(&target, &why, None).await;
+    }
+
     /// Opens a connection to `destination` if the policy allows it. A refusal is counted and recorded.
     pub(super) async fn connect(&self, destination: &Destination) -> Result<TcpStream, Refused> {
         let target = destination.to_string();

@@ -4,8 +4,9 @@
 //! HTTP proxy: `CONNECT host:port`, and requests with a whole `http://` address. A host and port pass if the policy
 //! lists them ([`agentd_sandbox::EgressRules`]). Names are resolved here, outside; every address is judged
 //! ([`destination`]), and the connection goes to the very address that was judged, so a name that changes its mind
-//! between look and use gains nothing. What is inside a tunnel is not looked at, except for hosts that the policy names a credential
-//! for ([`terminate`]).
+//! between look and use gains nothing. Of what is inside a tunnel only the server's name is read
+//! with which TLS begins ([`hello`]): it must be the host that was asked for, or another that the policy allows. More is looked at
+//! for hosts alone that the policy names a credential for ([`terminate`]).
 //!
 //! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403 that says what to add
 //! to the policy, and a line on record. Start reading at [`server`].
@@ -15,6 +16,7 @@ mod consent;
 mod counters;
 mod credential;
 mod destination;
+mod hello;
 mod http;
 mod resolve;
 mod server;

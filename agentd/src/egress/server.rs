@@ -179,8 +179,14 @@ impl Shared {
                 },
                 () = shared.cancel.cancelled() => return,
             };
+            let (context, idle) = (&shared.context, shared.context.idle_timeout);
+            let is_meant = |server: &str| context.is_meant(&destination, server);
             tokio::select! {
-                () = tunnel::run(agent, network, &counters, shared.context.idle_timeout) => {}
+                ended = tunnel::run(agent, network, &counters, idle, is_meant) => {
+                    if let Err(fronted) = ended {
+                        context.deny_fronted(&destination, &fronted).await;
+                    }
+                }
                 () = shared.cancel.cancelled() => {}
             }
             drop((open, slot));

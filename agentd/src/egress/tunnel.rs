@@ -1,4 +1,5 @@
-//! Bytes both ways until both sides are done: half-closes are passed on, silence is bounded, everything is counted.
+//! Bytes both ways until both sides are done: half-closes are passed on, silence is bounded, everything is counted, and
+//! TLS is with the host that was asked for or with nobody.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::counters::EgressCounters;
+use super::hello::{self, Opening};
 
 const BUFFER_BYTES: usize = 16 << 10;
 
@@ -47,31 +49,85 @@ impl Activity {
     }
 }
 
+/// The TLS server that the agent wanted is not one that it may have through this tunnel, and nothing was sent to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fronted {
+    /// Its name; none where the opening could not be read.
+    pub server: Option<String>,
+}
+
 /// Relays between the agent and the network until both directions have ended, one of them failed, or nothing has
-/// moved for `idle`.
+/// moved for `idle`. Whether the server that a TLS client names may be spoken to, `is_meant` says.
 pub async fn run(
     agent: impl AsyncRead + AsyncWrite,
     network: impl AsyncRead + AsyncWrite,
     counters: &EgressCounters,
     idle: Duration,
-) {
-    let (agent_read, agent_write) = tokio::io::split(agent);
-    let (network_read, network_write) = tokio::io::split(network);
+    is_meant: impl Fn(&str) -> bool,
+) -> Result<(), Fronted> {
+    let (mut agent_read, agent_write) = tokio::io::split(agent);
+    let (network_read, mut network_write) = tokio::io::split(network);
     let activity = Activity::new();
-    let both = async {
-        tokio::try_join!(
-            copy(agent_read, network_write, &activity, |n| counters.sent(n)),
-            copy(network_read, agent_write, &activity, |n| counters
-                .received(n)),
-        )
+    let outward = async {
+        let opening = opening(&mut agent_read, &activity, is_meant).await?;
+        network_write.write_all(&opening).await?;
+        counters.sent(opening.len());
+        copy(agent_read, network_write, &activity, |n| counters.sent(n)).await?;
+        Ok::<(), Ended>(())
     };
+    let inward = async {
+        let received = |n| counters.received(n);
+        copy(network_read, agent_write, &activity, received).await?;
+        Ok(())
+    };
+    let both = async { tokio::try_join!(outward, inward) };
     tokio::select! {
         ended = both => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a tunnel broke");
+            match ended {
+                Ok(_) => {}
+                Err(Ended::Broke(error)) => tracing::debug!(%error, "a tunnel broke"),
+                Err(Ended::Fronted(fronted)) => return Err(fronted),
             }
         }
         () = activity.idle_for(idle) => tracing::debug!("a tunnel was silent for {idle:?}"),
+    }
+    Ok(())
+}
+
+/// Why a direction ended before its time.
+enum Ended {
+    Broke(io::Error),
+    Fronted(Fronted),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Broke(error)
+    }
+}
+
+/// What the agent begins with, read until it is clear whom it wants to speak to.
+async fn opening(
+    agent: &mut (impl AsyncRead + Unpin),
+    activity: &Activity,
+    is_meant: impl Fn(&str) -> bool,
+) -> Result<Vec<u8>, Ended> {
+    let mut bytes = Vec::new();
+    loop {
+        let read = agent.read_buf(&mut bytes).await?;
+        activity.touch();
+        if read == 0 {
+            // Half a hello opens nothing.
+            return Ok(bytes);
+        }
+        let server = match hello::read(&bytes) {
+            Opening::Unfinished => continue,
+            Opening::Nameless => return Ok(bytes),
+            Opening::Server(name) if is_meant(&name) => return Ok(bytes),
+            Opening::Server(name) => Some(name),
+            Opening::Broken => None,
+        };
+        return Err(Ended::Fronted(Fronted { server }));
     }
 }
 
@@ -113,6 +169,7 @@ mod tests {
                 inner_network,
                 &counted,
                 Duration::from_secs(60),
+                |_| true,
             )
             .await
         });
@@ -126,7 +183,7 @@ mod tests {
         text.clear();
         agent.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "answer");
-        tunnel.await.unwrap();
+        assert_eq!(tunnel.await.unwrap(), Ok(()));
         let s = counters.snapshot();
         assert_eq!((s.sent_bytes, s.received_bytes), (8, 6));
     }

@@ -201,6 +201,61 @@ async fn a_tunnel_to_an_allowed_host_carries_bytes_both_ways_and_half_closes() {
     }
 }
 
+/// A TLS 1.2 ClientHello that names a server.
+fn client_hello(name: &str) -> Vec<u8> {
+    let counted = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap();
+        [&length.to_be_bytes()[..], bytes].concat()
+    };
+    let entry = [&[0][..], &counted(name.as_bytes())].concat();
+    let extension = [&[0, 0][..], &counted(&counted(&entry))].concat();
+    let fixed = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0xc0, 0x2f, 1, 0]].concat();
+    let body = [&fixed[..], &counted(&extension)].concat();
+    let message = [&[1, 0][..], &counted(&body)].concat();
+    [&[22, 3, 1][..], &counted(&message)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_carries_tls_with_no_other_host_than_its_own_or_an_allowed_one() {
+    let server = shouting("127.0.0.1:0").await;
+    let port = server.port();
+    let resolver = Rebinding::new(&["127.0.0.1"], &["127.0.0.1"]);
+    let rules = ["front.example", "also.example"].map(|name| rule(exact(name), port, true));
+    let lab = Lab::with(rules.to_vec(), |c| c.with_resolver(resolver)).await;
+    let front = format!("front.example:{port}");
+    for name in ["front.example", "FRONT.example", "also.example"] {
+        let (mut agent, _) = lab.connect(&front).await;
+        let hello = client_hello(name);
+        // In pieces: nothing is passed on before the name is clear.
+        agent.write_all(&hello[..20]).await.unwrap();
+        agent.write_all(&hello[20..]).await.unwrap();
+        let mut answer = vec![0; hello.len()];
+        agent.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, hello.to_ascii_uppercase(), "{name}");
+    }
+    let before = lab.counters.snapshot().sent_bytes;
+    for hello in [client_hello("other.example"), vec![22, 2, 0, 0, 0]] {
+        let (mut agent, head) = lab.connect(&front).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        agent.write_all(&hello).await.unwrap();
+        let mut rest = Vec::new();
+        // An end or a reset, and no answer.
+        agent.read_to_end(&mut rest).await.ok();
+        assert_eq!(rest, b"");
+    }
+    let counters = lab.counters.clone();
+    let record = lab.stop().await;
+    let seen = counters.snapshot();
+    assert_eq!((seen.sent_bytes, seen.denied), (before, 2));
+    let targets: Vec<String> = record
+        .denials()
+        .await
+        .into_iter()
+        .map(|d| d.target)
+        .collect();
+    assert_eq!(targets, [format!("other.example:{port}"), front]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_policy_does_not_list_is_refused_with_the_line_to_add_and_recorded_once() {
     let lab = Lab::start(vec![rule(exact("packages.example"), 443, false)]).await;

@@ -17,6 +17,10 @@ pub enum Need {
     Optional,
 }
 
+/// How an ordinary user's agentd gets a cgroup that it may divide: it keeps the one that it was started in.
+const DELEGATE: &str =
+    "agentctl shutdown; systemd-run --user --scope -p Delegate=yes agentctl run ...";
+
 macro_rules! features {
     ($( $variant:ident, $name:literal, $need:ident, lost $lost:literal, fix $fix:expr; )*) => {
         /// Something the host may or may not offer.
@@ -104,13 +108,13 @@ features! {
         fix Some("run agentd as root, on a file system that allows it: ext4, xfs, btrfs, tmpfs (Linux 6.3)");
     CgroupMemory, "cgroup-memory", Degrade,
         lost "memory limits: an agent can use all of the host's memory",
-        fix Some("sudo systemctl set-property user@$UID.service Delegate='cpu memory pids'");
+        fix Some(DELEGATE);
     CgroupPids, "cgroup-pids", Degrade,
         lost "process limits hold per uid only (RLIMIT_NPROC), not per agent",
-        fix Some("sudo systemctl set-property user@$UID.service Delegate='cpu memory pids'");
+        fix Some(DELEGATE);
     CgroupCpu, "cgroup-cpu", Degrade,
         lost "CPU limits: an agent can keep every core busy",
-        fix Some("sudo systemctl set-property user@$UID.service Delegate='cpu memory pids'");
+        fix Some(DELEGATE);
     CgroupKill, "cgroup-kill", Optional,
         lost "killing a whole agent in one write; its pid namespace is killed through its init instead (Linux 5.14)",
         fix None;

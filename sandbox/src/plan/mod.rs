@@ -98,7 +98,7 @@ pub fn plan(
         host,
     };
     let properties = property::statuses(circumstances);
-    let degradations = settle(policy, inputs, &properties)?;
+    let degradations = settle(policy, inputs, &properties, host)?;
     depth(policy, &properties)?;
     let view = view::view(policy, inputs)?;
     let listeners = listeners(policy);
@@ -180,6 +180,7 @@ fn settle(
     policy: &EffectivePolicy,
     inputs: &LaunchInputs,
     properties: &[PropertyStatus],
+    host: &HostCaps,
 ) -> Result<Vec<Degradation>, PlanRefused> {
     let mut out = Vec::new();
     for status in properties.iter().filter(|s| s.by.is_empty()) {
@@ -193,6 +194,7 @@ fn settle(
                 return Err(PlanRefused::Property {
                     property: property.name().into(),
                     missing,
+                    fix: property.fix(host),
                 });
             }
             None => {

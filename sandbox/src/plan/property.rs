@@ -434,6 +434,17 @@ impl Property {
         self.row().promise
     }
 
+    /// What makes the first of its mechanisms available that this host's probes know a remedy for.
+    pub(super) fn fix(self, host: &HostCaps) -> Option<String> {
+        self.row().mechanisms.iter().find_map(|mechanism| {
+            let Needs(_, feature) = mechanism else {
+                return None;
+            };
+            let probe = host.probe(*feature).filter(|probe| !probe.is_supported())?;
+            probe.fix.clone()
+        })
+    }
+
     fn row(self) -> &'static Row {
         ROWS.iter()
             .find(|r| r.property == self)

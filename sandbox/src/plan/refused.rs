@@ -6,9 +6,15 @@ pub enum PlanRefused {
     #[error("this build confines x86_64 programs only and the host is {machine}")]
     Machine { machine: String },
     #[error(
-        "property {property}: {missing}; to launch without it, add {property:?} to allow under [degrade] in the policy"
+        "property {property}: {missing}; {}to launch without it, add {property:?} to allow under [degrade] in the policy",
+        fix.as_ref().map(|fix| format!("to get it: {fix}; ")).unwrap_or_default()
     )]
-    Property { property: String, missing: String },
+    Property {
+        property: String,
+        missing: String,
+        /// What the caller can do, where it is known.
+        fix: Option<String>,
+    },
     #[error("property {property}: {missing}; {fix}")]
     Required {
         property: String,

@@ -537,6 +537,63 @@ fn protected_and_denied_names_inside_what_may_be_written_are_kept_before_they_ex
 }
 
 #[test]
+fn strict_without_a_cgroup_is_refused_with_the_command_that_gets_one() {
+    let host = host(7, &[Feature::CgroupMemory, Feature::CgroupCpu]);
+    let mut i = inputs(Mode::User);
+    i.grants.clear();
+    i.workspace = None;
+    let refused = plan(&named("strict"), &i, &host).expect_err("refused");
+    assert_eq!(
+        refused.to_string(),
+        "property memory-limit: cgroup memory controller: it is not there; to get it: agentctl shutdown; systemd-run --user \
+         --scope -p Delegate=yes agentctl run ...; to launch without it, add \"memory-limit\" to allow under [degrade] in the policy"
+    );
+}
+
+#[test]
+fn of_what_is_copied_nothing_is_hidden_or_protected_as_well() {
+    let policy = load(
+        "extends = \"coding\"\n[fs]\ncopy = [\"${workspace}/a/settings\", \"${workspace}/kept\", \"${workspace}/secret/key\", \"~/.gitconfig\"]\n\
+         protect = [\"${workspace}/kept\"]\ndeny = [\"${workspace}/secret\"]\n",
+    )
+    .expect("loads");
+    for mode in MODES {
+        let plan = plan(&policy, &inputs(mode), &host(7, &[])).expect("planned");
+        let parsed = Plan::parse(&plan.wire).expect("a plan");
+        let copies: Vec<_> = parsed
+            .records()
+            .filter_map(|record| match record {
+                Record::Copy { dst, to, flags } => {
+                    let placed = flags.contains(MountFlags::PLACEHOLDER);
+                    Some((text(dst).to_owned(), text(to).to_owned(), placed))
+                }
+                _ => None,
+            })
+            .collect();
+        let is = |path: &str, to: &str| (path.to_owned(), to.to_owned(), true);
+        assert_eq!(
+            copies,
+            [
+                is(
+                    "/home/ada/repo/.git/config",
+                    "/var/tmp/agentd-copies/0/config"
+                ),
+                is(
+                    "/home/ada/repo/a/settings",
+                    "/var/tmp/agentd-copies/1/settings"
+                ),
+            ]
+        );
+        let [protected, masks] = covers(&plan);
+        let named =
+            |list: &[(String, bool, bool)], path| list.iter().any(|(name, ..)| name == path);
+        assert!(named(&protected, "/home/ada/repo/kept"), "{protected:?}");
+        assert!(named(&masks, "/home/ada/repo/secret"), "{masks:?}");
+        assert!(!named(&protected, "/home/ada/repo/.git/config"));
+    }
+}
+
+#[test]
 fn a_scratch_workspace_is_an_overlay_and_what_is_read_or_protected_in_it_stays_so() {
     let policy = load(
         "extends = \"base\"\n[fs]\nscratch = [\"${workspace}\"]\nread = [\"${workspace}/.git\"]\nprotect = { replace = [\"${workspace}/.envrc\"] }\n\

@@ -290,6 +290,101 @@ pub const CASES: &[Case] = &[
         None => unavailable("the host has no address but loopback"),
     })
     .cannot("a host without a network has no such address"),
+    heard("px_connect_spelt", "the proxy: CONNECT to 0177.0.0.1, 0x7f000001, 127.000.000.001, ① and kin", |s| {
+        proxied_any(s, &["0177.0.0.1", "0x7f000001", "017700000001", "127.000.000.001", "127.0.1", "\u{2460}27.0.0.1", "127\u{3002}0.0.1", "127.0.0.1.", "localhost."])
+    }),
+    heard("px_connect_inside6", "the proxy: CONNECT to IPv4 inside IPv6, in each of its forms", |s| {
+        proxied_any(s, &["[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::127.0.0.1]", "[2002:7f00:1::]", "[::]", "[0:0:0:0:0:ffff:127.0.0.1]", "[::1%lo]", "[fe80::1%25lo]"])
+    }),
+    heard("px_connect_zero", "the proxy: CONNECT to 0.0.0.0, another loopback address and broadcast", |s| {
+        proxied_any(s, &["0.0.0.0", "127.255.255.254", "127.0.0.2", "255.255.255.255", "224.0.0.1"])
+    }),
+    heard("px_userinfo", "the proxy: CONNECT with an allowed name before or behind an @", |s| {
+        let port = s.tcp;
+        [
+            format!("github.com@127.0.0.1:{port}"),
+            format!("github.com:443@127.0.0.1:{port}"),
+            format!("127.0.0.1:{port}@github.com:443"),
+            format!("127.0.0.1:{port}#github.com:443"),
+            format!("127.0.0.1:{port}/github.com:443"),
+            format!("127.0.0.1:{port}?github.com:443"),
+            format!("127.0.0.1:{port}\\@github.com:443"),
+        ]
+        .iter()
+        .find_map(|target| proxied(s, target).ok())
+        .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("without a proxy there is nothing to confuse"),
+    Case::new("px_suffix", "the proxy: names that only look like an allowed one", |s| {
+        ["github.com.secret.example:443", "secretgithub.com:443", "github.com\0.secret.example:443", "github.com%2esecret.example:443", "xn--gthub-n4a.com:443"]
+            .iter()
+            .find_map(|target| proxied(s, target).ok())
+            .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("the names do not exist, so without a proxy nothing answers"),
+    Case::new("px_port", "the proxy: other ports of an allowed name", |s| {
+        ["github.com:22", "github.com:80", "github.com:25", "github.com:0", "github.com:65979", "github.com:-1", "github.com", "github.com:443:22"]
+            .iter()
+            .find_map(|target| proxied(s, target).ok())
+            .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("not every host has a way to the network"),
+    heard("px_forms", "the proxy: other schemes, and addresses without one", |s| {
+        let target = format!("127.0.0.1:{}", s.tcp);
+        [
+            format!("GET ftp://{target}/{} HTTP/1.1\r\nHost: {target}\r\n\r\n", s.case),
+            format!("GET https://{target}/{} HTTP/1.1\r\nHost: {target}\r\n\r\n", s.case),
+            format!("GET file:///etc/hostname HTTP/1.1\r\nHost: {target}\r\n\r\n"),
+            format!("GET //{target}/{} HTTP/1.1\r\nHost: {target}\r\n\r\n", s.case),
+            format!("GET /{} HTTP/1.1\r\nHost: {target}\r\n\r\n", s.case),
+            format!("CONNECT http://{target}/ HTTP/1.1\r\nHost: {target}\r\n\r\n"),
+            format!("CONNECT {target} HTTP/1.0\r\n\r\n"),
+            format!("connect {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"),
+            format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            format!("GET http://{target}/{} HTTP/1.1\r\nHost: {target}\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", s.case),
+            format!("\u{4}\u{1}{}\u{7f}\0\0\u{1}x\0", char::from(80)),
+            "\u{5}\u{1}\0".to_owned(),
+        ]
+        .iter()
+        .find_map(|request| judged(&asked(request).ok()?).ok())
+        .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("without a proxy most of these are no request"),
+    heard("px_length", "the proxy: a request hidden behind two lengths, and behind an odd chunk", |s| {
+        let inner = format!("GET http://127.0.0.1:{0}/{1} HTTP/1.1\r\nHost: 127.0.0.1:{0}\r\n\r\n", s.tcp, s.case);
+        let head = "POST http://github.com/ HTTP/1.1\r\nHost: github.com\r\n";
+        [
+            format!("{head}Content-Length: 0\r\nContent-Length: {}\r\n\r\n{inner}", inner.len()),
+            format!("{head}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{inner}"),
+            format!("{head}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{inner}"),
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n0;x\n\r\n\r\n{inner}"),
+            format!("{head}Expect: 100-continue\r\nContent-Length: 0\r\n\r\n{inner}"),
+        ]
+        .iter()
+        .find_map(|request| judged(&asked(request).ok()?).ok())
+        .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("without a proxy there is nothing to confuse"),
+    heard("px_service_ports", "the host's server by way of agentd's other services", |s| {
+        let target = format!("127.0.0.1:{}", s.tcp);
+        for port in [8080_u16, 8090, 3128, 9100, 9200] {
+            let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+                continue;
+            };
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let path = format!("//{target}/../@{target}/{}", s.case);
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nX-Forwarded-Host: {target}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
+            let mut answer = Vec::new();
+            // Whatever comes: the server's own word counts.
+            stream.take(4096).read_to_end(&mut answer).ok();
+            if let Ok(found) = judged(&String::from_utf8_lossy(&answer)) {
+                return Ok(found);
+            }
+        }
+        Err(Refused::without_errno("refused"))
+    })
+    .cannot("there is no agentd without a sandbox"),
     heard("px_get", "the proxy: GET http://127.0.0.1/", |s| {
         let answer = asked(&format!("GET http://127.0.0.1:{0}/{1} HTTP/1.1\r\nHost: 127.0.0.1:{0}\r\nConnection: close\r\n\r\n", s.tcp, s.case))?;
         judged(&answer)
@@ -316,7 +411,44 @@ pub const CASES: &[Case] = &[
     .cannot("not every host has one"),
     Case::new("X23", "the proxy: a name that nobody allowed, with a secret in it", |s| proxied(s, &format!("{}.secret.example:443", s.mark)))
         .cannot("the name does not exist, so without a proxy nothing answers"),
-    Case::new("X19", "the proxy: CONNECT to an allowed name, then TLS for another", |s| {
+    Case::new("X23_plain", "the proxy: plain requests for names that nobody allowed, each with a piece of a secret", |s| {
+        ["a", "b", "c"]
+            .iter()
+            .find_map(|piece| {
+                let host = format!("{piece}-{}.secret.example", s.mark);
+                judged(&asked(&format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).ok()?).ok()
+            })
+            .ok_or(Refused::without_errno("refused"))
+    })
+    .cannot("the name does not exist, so without a proxy nothing answers"),
+    Case::new("X23_resolver", "the C library asked for a name with a secret in it, and a DNS server by UDP and TCP", |s| {
+        use std::net::ToSocketAddrs;
+        let name = format!("{}.secret.example", s.mark);
+        if format!("{name}:80").to_socket_addrs().is_ok() {
+            return done("it has an address");
+        }
+        let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len()).unwrap_or(0));
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(&[0, 0, 1, 0, 1]);
+        for server in ["8.8.8.8:53", "1.1.1.1:53", "127.0.0.53:53", "[2001:4860:4860::8888]:53"] {
+            let Ok(socket) = UdpSocket::bind(if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }) else {
+                continue;
+            };
+            if socket.send_to(&query, server).is_ok() && !server.starts_with("127.") {
+                return done(format!("a query left for {server}"));
+            }
+            let address = server.parse().map_err(|_| Refused::without_errno("no address"))?;
+            if TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok() {
+                return done(format!("a connection to {server}"));
+            }
+        }
+        Err(Refused::without_errno("no query leaves"))
+    })
+    .cannot("not every host has a network"),
+    Case::new("X19",  "the proxy: CONNECT to an allowed name, then TLS for another", |s| {
         let mut stream = proxy()?;
         stream.write_all(b"CONNECT github.com:443 HTTP/1.1\r\nHost: github.com:443\r\n\r\n")?;
         let mut answer = [0; 512];
@@ -326,6 +458,26 @@ pub const CASES: &[Case] = &[
             return Err(Refused::without_errno(format!("{}: {}", s.case, first_line(&said))));
         }
         stream.write_all(&client_hello("unlisted.example"))?;
+        match stream.read(&mut answer)? {
+            0 => Err(Refused::without_errno("closed")),
+            count => done(format!("{count} bytes came back")),
+        }
+    })
+    .cannot("without a proxy there is no rule to get around"),
+    Case::new("X19_pieces", "the proxy: the same, the name cut over TLS records and writes", |_| {
+        let mut stream = proxy()?;
+        stream.write_all(b"CONNECT github.com:443 HTTP/1.1\r\nHost: github.com:443\r\n\r\n")?;
+        let mut answer = [0; 512];
+        let count = stream.read(&mut answer)?;
+        let said = String::from_utf8_lossy(&answer[..count]).into_owned();
+        if !said.contains(" 200") {
+            return Err(Refused::without_errno(first_line(&said)));
+        }
+        let hello = client_hello("unlisted.example");
+        for piece in hello[5..].chunks(11) {
+            let record = [&[22, 3, 1, 0, u8::try_from(piece.len()).unwrap_or(0)][..], piece].concat();
+            stream.write_all(&record)?;
+        }
         match stream.read(&mut answer)? {
             0 => Err(Refused::without_errno("closed")),
             count => done(format!("{count} bytes came back")),
@@ -412,6 +564,17 @@ fn proxied(s: &Scene, target: &str) -> Try {
     stream.write_all(s.case.as_bytes())?;
     let count = stream.read(&mut answer)?;
     Ok(Attempt::Loot(answer[..count].to_vec()))
+}
+
+/// The host's server by any of these names for it.
+fn proxied_any(s: &Scene, hosts: &[&str]) -> Try {
+    hosts
+        .iter()
+        .find_map(|host| {
+            let port = if host.starts_with('[') { s.tcp6 } else { s.tcp };
+            proxied(s, &format!("{host}:{port}")).ok()
+        })
+        .ok_or(Refused::without_errno("refused"))
 }
 
 fn direct(target: &str, s: &Scene) -> Try {

@@ -138,6 +138,12 @@ pub const CASES: &[Case] = &[
         done("locks of others show")
     })
     .cannot("whether anybody holds a lock is the host's affair"),
+    Case::new(
+        "proc_cmdline",
+        "the command line of the host's kernel",
+        |_| loot("/proc/cmdline"),
+    )
+    .effect(Effect::SameAs("/proc/cmdline")),
     Case::new("proc_keys", "keys", |s| found("/proc/keys", &s.key_name)),
     Case::new("proc_kallsyms", "the kernel's addresses", |_| {
         let text = fs::read_to_string("/proc/kallsyms")?;

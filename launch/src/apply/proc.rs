@@ -13,8 +13,10 @@ use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR
 use super::view::{RESOLVE, View};
 
 /// Hidden where they are there at all: what anybody may read of kernel addresses and configuration, keys of this uid, others'
-/// locks, disks, and timers and interrupts, of which keystrokes can be read.
-const MASKED: [&CStr; 15] = [
+/// locks, disks, the command line that the kernel was started with (which may hold what unlocks a disk), and timers and interrupts, of which keystrokes can be read.
+const MASKED: [&CStr; 19] = [
+    c"bootconfig",
+    c"cmdline",
     c"config.gz",
     c"diskstats",
     c"interrupts",
@@ -24,11 +26,13 @@ const MASKED: [&CStr; 15] = [
     c"key-users",
     c"keys",
     c"locks",
+    c"mdstat",
     c"modules",
     c"partitions",
     c"sched_debug",
     c"schedstat",
     c"softirqs",
+    c"swaps",
     c"timer_list",
 ];
 

@@ -31,7 +31,7 @@ pub struct Args {
     /// Only these cases or families
     #[arg(long = "case", value_name = "ID", value_delimiter = ',')]
     cases: Vec<String>,
-    /// Also attack bubblewrap, sandlock and Codex's sandbox, with the same cases, victims and verdicts
+    /// Also attack bubblewrap, sandlock, Codex's sandbox and srt, with the same cases, victims and verdicts
     #[arg(long)]
     peers: bool,
     /// Attack nothing: which cases succeed without any sandbox

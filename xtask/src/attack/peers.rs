@@ -1,6 +1,6 @@
 //! Other people's sandboxes, at pinned versions, each with a command line as tight as an agent would still work under.
 //!
-//! bubblewrap comes from the distribution, sandlock from PyPI, Codex from npm, each by its ordinary client and into
+//! bubblewrap comes from the distribution, sandlock from PyPI, Codex and sandbox-runtime from npm, each by its ordinary client and into
 //! `target/tools`; what sessions execute is copied to where an ordinary user can reach it, and gone afterwards. What can't
 //! be had is a named skip. The session is the same as agentd's: an ordinary user, the workspace writable, one folder for
 //! reading, two files that nobody may read.
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::suite::{Place, SOMEBODY};
 use crate::child::{capture, run};
-use crate::demo::npm::CODEX;
+use crate::demo::npm::{CODEX, SANDBOX_RUNTIME};
 use crate::test::needs::which;
 use crate::workspace::Metadata;
 
@@ -56,7 +56,7 @@ impl Peer {
     }
 }
 
-pub const ALL: [Peer; 3] = [
+pub const ALL: [Peer; 4] = [
     Peer {
         name: "bubblewrap",
         prepare: bubblewrap,
@@ -68,6 +68,10 @@ pub const ALL: [Peer; 3] = [
     Peer {
         name: "codex",
         prepare: codex,
+    },
+    Peer {
+        name: "srt",
+        prepare: sandbox_runtime,
     },
 ];
 
@@ -149,6 +153,50 @@ fn codex() -> Result<Prepared> {
     ];
     Ok(Prepared {
         command: session(words),
+        _place: Some(place),
+    })
+}
+
+/// Claude Code's sandbox as a command: the workspace writable but for the denied files, no domain allowed.
+fn sandbox_runtime() -> Result<Prepared> {
+    /// Its settings are a file, which the session's paths have to be written to first.
+    const SESSION: &str = r#"
+        at=$1 work=$2 home=$3; shift 3
+        printf '{"network":{"allowedDomains":[],"deniedDomains":[]},"filesystem":{"denyRead":["%s/.env","%s/conf/secret.key","%s"],"allowWrite":["%s"],"denyWrite":[]}}' \
+            "$work" "$work" "$home" "$work" > "$at/settings.json"
+        cd "$work" && HOME=$at exec /usr/bin/env node "$at/package/dist/cli.js" --settings "$at/settings.json" -- "$@"
+    "#;
+    let missing: Vec<&str> = ["node", "rg", "socat", "bwrap"]
+        .into_iter()
+        .filter(|program| which(program).is_none())
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "{} needs {}: sudo apt-get install -y nodejs ripgrep socat bubblewrap",
+            SANDBOX_RUNTIME.title,
+            missing.join(", ")
+        );
+    }
+    let program = SANDBOX_RUNTIME.install()?;
+    // …/node_modules/@scope/package/dist/cli.js; what it needs is beside it in node_modules.
+    let modules = program
+        .ancestors()
+        .nth(4)
+        .context("it is in node_modules")?;
+    let place = Place::own()?;
+    copy(modules, &place)?;
+    let link = place.path().join("package");
+    let package = Path::new("node_modules").join(SANDBOX_RUNTIME.package);
+    std::os::unix::fs::symlink(package, &link).context("link the package")?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(place.path(), Some(SOMEBODY), Some(SOMEBODY))
+            .with_context(|| format!("give away {}", place.path().display()))?;
+    }
+    let words = ["/bin/sh", "-euc", SESSION, "srt"].map(str::to_owned);
+    let at = place.path().display().to_string();
+    let values = [at, "{work}".to_owned(), "{home}".to_owned()];
+    Ok(Prepared {
+        command: session(words.into_iter().chain(values)),
         _place: Some(place),
     })
 }

@@ -6,7 +6,7 @@ use agentd_kernel::sys::nr;
 /// Sorted by number.
 #[rustfmt::skip]
 pub const SYSTEM_CALLS: &[(u32, &str)] = &[
-    (nr::READ, "the id of a mount's namespace, files that are copied, signals that arrived, the init's switches"),
+    (nr::READ, "the id of a mount's namespace, signals that arrived, the init's switches"),
     (nr::WRITE, "files of the plan, and copies"),
     (nr::CLOSE, "what is no longer needed"),
     (nr::FSTAT, "what was opened is what was meant"),

@@ -8,13 +8,12 @@
 use core::ffi::CStr;
 
 use agentd_kernel::sys::fs::{
-    self, FileKind, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_WRONLY,
-    RESOLVE_NO_XDEV,
+    self, FileKind, O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, RESOLVE_NO_XDEV,
 };
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
 use agentd_kernel::sys::{Errno, Fd};
 
-use super::view::{PathBuffer, RESOLVE, View, place_directory, place_file, relative};
+use super::view::{PathBuffer, RESOLVE, View, copy_content, place_directory, place_file, relative};
 use crate::plan::{MountFlags, Plan, Record};
 
 /// Where a mask for a file is made.
@@ -22,7 +21,7 @@ const EMPTY: &CStr = c".masked";
 /// Where the link to a copy is made.
 const LINK: &CStr = c".copied";
 /// The longest file that is copied: settings, no more.
-const MAX_COPY_BYTES: usize = 1 << 20;
+const MAX_COPY_BYTES: u64 = 1 << 20;
 const FOUND: u32 = O_PATH | O_NOFOLLOW;
 
 impl View {
@@ -86,21 +85,8 @@ impl View {
         if (found.dev, found.ino) != (opened.dev, opened.ino) {
             return Err(Errno::STALE);
         }
-        let (parent, name) = self.parent(to)?;
-        let made = O_WRONLY | O_CREAT | O_EXCL;
-        let copy = fs::openat2(parent.fd(), name, made, 0o644, RESOLVE)?;
-        let (mut chunk, mut copied) = ([0; 4096], 0);
-        loop {
-            let length = fs::read(from.borrow(), &mut chunk)?;
-            if length == 0 {
-                break;
-            }
-            copied += length;
-            if copied > MAX_COPY_BYTES {
-                return Err(Errno::FBIG);
-            }
-            fs::write_all(copy.borrow(), &chunk[..length])?;
-        }
+        let copy = self.new_file(to, 0o644)?;
+        copy_content(from.borrow(), copy.borrow(), MAX_COPY_BYTES)?;
         fs::symlinkat(to, self.root(), LINK)?;
         let link = fs::openat2(self.root(), LINK, FOUND, 0, RESOLVE)?;
         let cover = mount::clone_tree(link.borrow(), Depth::One)?;

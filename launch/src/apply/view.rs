@@ -33,13 +33,13 @@ pub(super) struct View {
 pub(super) struct Sealed(View);
 
 /// The directory that something is placed in.
-pub(super) enum Parent<'v> {
+enum Parent<'v> {
     Root(FdRef<'v>),
     Opened(Fd),
 }
 
 impl Parent<'_> {
-    pub(super) fn fd(&self) -> FdRef<'_> {
+    fn fd(&self) -> FdRef<'_> {
         match self {
             Parent::Root(root) => *root,
             Parent::Opened(fd) => fd.borrow(),
@@ -156,7 +156,7 @@ impl View {
     }
 
     /// The directory that `path` lies in, made if need be, and its last component.
-    pub(super) fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
+    fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
         let path = relative(path)?;
         let bytes = path.to_bytes_with_nul();
         let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/') else {
@@ -294,22 +294,10 @@ impl View {
             return Err(Errno::INVAL);
         }
         let file = self.new_file(dst, 0o400)?;
-        let (mut buffer, mut copied) = ([0; 4096], 0);
-        loop {
-            let len = fs::read_at(grant.borrow(), &mut buffer, copied)?;
-            let read = buffer.get(..len).ok_or(Errno::INVAL)?;
-            if read.is_empty() {
-                return Ok(());
-            }
-            copied += len as u64;
-            if copied > MAX_SECRET_BYTES {
-                return Err(Errno::FBIG);
-            }
-            fs::write_all(file.borrow(), read)?;
-        }
+        copy_content(grant.borrow(), file.borrow(), MAX_SECRET_BYTES)
     }
 
-    fn new_file(&self, dst: &CStr, mode: u32) -> Result<Fd, Errno> {
+    pub(super) fn new_file(&self, dst: &CStr, mode: u32) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(dst)?;
         let flags = O_WRONLY | O_CREAT | O_EXCL;
         fs::openat2(parent.fd(), name, flags, mode, RESOLVE)
@@ -373,6 +361,23 @@ impl Sealed {
             mount::detach_here()
         };
         enter().during(Step::Pivot, NO_RECORD)
+    }
+}
+
+/// All that is in a file, up to a limit.
+pub(super) fn copy_content(from: FdRef<'_>, to: FdRef<'_>, most: u64) -> Result<(), Errno> {
+    let (mut buffer, mut copied) = ([0; 4096], 0);
+    loop {
+        let len = fs::read_at(from, &mut buffer, copied)?;
+        let read = buffer.get(..len).ok_or(Errno::INVAL)?;
+        if read.is_empty() {
+            return Ok(());
+        }
+        copied += len as u64;
+        if copied > most {
+            return Err(Errno::FBIG);
+        }
+        fs::write_all(to, read)?;
     }
 }
 

@@ -340,7 +340,7 @@ pub const CASES: &[Case] = &[
             format!("CONNECT http://{target}/ HTTP/1.1\r\nHost: {target}\r\n\r\n"),
             format!("CONNECT {target} HTTP/1.0\r\n\r\n"),
             format!("connect {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"),
-            format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
             format!("GET http://{target}/{} HTTP/1.1\r\nHost: {target}\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", s.case),
             format!("\u{4}\u{1}{}\u{7f}\0\0\u{1}x\0", char::from(80)),
             "\u{5}\u{1}\0".to_owned(),

@@ -7,7 +7,7 @@ use super::Mode;
 use super::surface::Circumstances;
 use crate::policy::{LoopbackPorts, Memfd, NetMode};
 use crate::seccomp::{MemoryFiles, SyscallSet};
-use agentd_kernel::probe::{Feature, ProbeState};
+use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use serde::{Serialize, Serializer};
 
 /// One promise.

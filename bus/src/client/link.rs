@@ -125,6 +125,8 @@ struct LinkState {
     expected: HashMap<u32, Expected>,
     channels: HashMap<u32, Registered>,
     follows: HashMap<u32, Arc<Mailbox<OfferedLog>>>,
+    /// Queues that this client takes messages from.
+    consumers: HashMap<u32, Arc<Mailbox<Frame>>>,
     /// Readers of this client's logs: which log.
     readers: HashMap<u32, u32>,
     /// Channels that ended while their offers waited here.
@@ -179,6 +181,70 @@ impl Link {
                 }
             })?;
         Ok(link)
+    }
+
+    /// Sends `frame` under a fresh correlation id; [`Self::finish_call`] waits for the answer.
+    pub fn start_call(&self, mut frame: Frame) -> Result<Receiver<Arrived>, ClientError> {
+        let (correlation, receiver) = self.begin(None)?;
+        frame.header.correlation = correlation.into();
+        if let Err(error) = self.send(frame, None) {
+            self.abandon(correlation);
+            return Err(error);
+        }
+        Ok(receiver)
+    }
+
+    /// Waits for the answer to a call that was started.
+    pub fn finish_call(
+        &self,
+        receiver: &Receiver<Arrived>,
+        wait: Duration,
+    ) -> Result<Arrived, ClientError> {
+        self.await_answer(receiver, Some(wait))
+    }
+
+    /// Deliveries of that queue go there from now on.
+    pub fn add_consumer(&self, queue: u32, mailbox: &Arc<Mailbox<Frame>>) {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            mailbox.close();
+        }
+        state.consumers.insert(queue, mailbox.clone());
+    }
+
+    /// Whether they still went there.
+    pub fn remove_consumer(&self, queue: u32, mailbox: &Arc<Mailbox<Frame>>) -> bool {
+        let mut state = self.lock();
+        let ours = state.consumers.get(&queue);
+        if !ours.is_some_and(|held| Arc::ptr_eq(held, mailbox)) {
+            return false;
+        }
+        state.consumers.remove(&queue);
+        true
+    }
+
+    /// Deliveries of a queue, if that is what the command is.
+    fn delivered(&self, frame: &Frame) -> bool {
+        let Some((head, _)) = frame.payload.split_first_chunk::<8>() else {
+            return false;
+        };
+        let [27, 0, 0, 0, queue @ ..] = *head else {
+            return false;
+        };
+        // What nobody takes any more goes back when the bus hears that.
+        if let Some(mailbox) = self.lock().consumers.get(&u32::from_le_bytes(queue)) {
+            mailbox.push(frame.clone());
+        }
+        true
+    }
+
+    /// A notice under a queue's number: the consumer has ended, if it says so.
+    fn queue_notice(&self, frame: &Frame) {
+        let ended = Response::parse(&frame.payload)
+            .is_ok_and(|notice| matches!(notice.status, Status::NO_SUCH_QUEUE | Status::DENIED));
+        if ended && let Some(mailbox) = self.lock().consumers.remove(&frame.correlation()) {
+            mailbox.close();
+        }
     }
 
     pub fn set_heartbeat(&self, period: Duration) {
@@ -402,7 +468,11 @@ impl Link {
         } else if bits & kind::EVENT != 0 {
             self.event(&arrived.frame);
         } else if bits == kind::COMMAND {
-            self.command(arrived);
+            if !self.delivered(&arrived.frame) {
+                self.command(arrived);
+            }
+        } else if bits == kind::ERROR && frame.correlation() != 0 {
+            self.queue_notice(&arrived.frame);
         } else if bits == kind::ERROR && frame.correlation() == 0 {
             // Said by the bus before it closes a connection.
             if let Ok(notice) = Response::parse(&frame.payload) {
@@ -645,6 +715,10 @@ impl Link {
         for mailbox in state.follows.values() {
             mailbox.close();
         }
+        for mailbox in state.consumers.values() {
+            mailbox.close();
+        }
+        state.consumers.clear();
         state.expected.clear();
         state.channels.clear();
         state.readers.clear();

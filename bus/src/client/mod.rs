@@ -28,9 +28,11 @@ mod lanes;
 mod link;
 mod logs;
 mod mailbox;
+mod queue;
 mod route;
 mod sealed;
 mod serve;
+mod topics;
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -43,7 +45,7 @@ use crate::channel::Tier;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::{InboxBatch, PeerEntry, Welcome};
 use crate::message::{
-    Control, Delivery, Event, HELLO_SHARED_MEMORY, MessageError, Request, Response, Status,
+    self, Control, Event, HELLO_SHARED_MEMORY, MessageError, Request, Response, Status,
     SubscribeOptions,
 };
 use crate::protect::policy::Addressee;
@@ -59,8 +61,10 @@ pub use lanes::{
 };
 pub use logs::{FollowOptions, LogError, LogOptions, LogReader, LogReaders, LogWriter};
 pub use mailbox::Received;
+pub use queue::{Consumer, Delivery, ProduceError, Producer, Queue};
 pub use sealed::{Body, HELD_MAX as SEALED_HELD_MAX, InPlaceError, SealedSendError};
 pub use serve::{Incoming, Requests, Subscription};
+pub use topics::PublishOptions;
 
 use guard::Guard;
 use link::Link;
@@ -404,13 +408,22 @@ impl Client {
 
     /// Messages to topics that `pattern` covers, as they come.
     pub fn subscribe(&self, pattern: &str) -> Result<Subscription, ClientError> {
-        Subscription::start(self.clone(), pattern)
+        self.subscribe_with(pattern, SubscribeOptions::default())
+    }
+
+    /// The same, with what happens when this program reads too slowly, and whether what the topics retain comes first.
+    pub fn subscribe_with(
+        &self,
+        pattern: &str,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, ClientError> {
+        Subscription::start(self.clone(), pattern, options)
     }
 
     /// From now on, messages to topics that `pattern` covers come into the agent's inbox.
     pub fn follow(&self, pattern: &str) -> Result<(), ClientError> {
         let answer = self.control(Control::Subscribe {
-            delivery: Delivery::Inbox,
+            delivery: message::Delivery::Inbox,
             options: SubscribeOptions::default(),
             pattern,
         })?;
@@ -437,13 +450,25 @@ impl Client {
         payload: Vec<u8>,
         wait: Option<Duration>,
     ) -> Result<Frame, ClientError> {
+        self.acknowledged_with(bits, 1, (to, addressee), payload, wait)
+    }
+
+    /// With these flags besides the one that asks for the answer.
+    fn acknowledged_with(
+        &self,
+        bits: u16,
+        header_flags: u32,
+        (to, addressee): (PeerId, Addressee<'_>),
+        payload: Vec<u8>,
+        wait: Option<Duration>,
+    ) -> Result<Frame, ClientError> {
         let (len, limit) = (payload.len(), self.max_payload() as usize);
         let too_large = |len| ClientError::TooLarge { len, limit };
         if len > limit {
             return Err(too_large(len));
         }
         let mut frame = Frame::new(bits, to, 0, payload);
-        frame.header.flags = (frame.header.flags.get() | flags::ACK).into();
+        frame.header.flags = (header_flags | flags::ACK).into();
         let (frame, asked) = self.guard.outgoing(frame, self.id(), to, addressee)?;
         if frame.payload.len() > limit {
             return Err(too_large(frame.payload.len()));

@@ -242,6 +242,7 @@ pub struct Subscription {
     client: Client,
     opener: Opener,
     pattern: String,
+    options: SubscribeOptions,
     now: Mutex<Followed>,
 }
 
@@ -253,7 +254,11 @@ struct Followed {
 }
 
 impl Followed {
-    fn start(client: &Client, pattern: &str) -> Result<Self, ClientError> {
+    fn start(
+        client: &Client,
+        pattern: &str,
+        options: SubscribeOptions,
+    ) -> Result<Self, ClientError> {
         let followed = Self {
             link: client.link()?,
             mailbox: Arc::new(Mailbox::new(EVENTS_HELD)),
@@ -265,7 +270,7 @@ impl Followed {
         });
         let subscribe = Control::Subscribe {
             delivery: Delivery::Push,
-            options: SubscribeOptions::default(),
+            options,
             pattern,
         };
         let answer = command(&followed.link, subscribe);
@@ -298,12 +303,17 @@ impl Followed {
 }
 
 impl Subscription {
-    pub(super) fn start(client: Client, pattern: &str) -> Result<Self, ClientError> {
-        let now = Mutex::new(Followed::start(&client, pattern)?);
+    pub(super) fn start(
+        client: Client,
+        pattern: &str,
+        options: SubscribeOptions,
+    ) -> Result<Self, ClientError> {
+        let now = Mutex::new(Followed::start(&client, pattern, options)?);
         Ok(Self {
             opener: client.guard.opener(),
             client,
             pattern: pattern.to_owned(),
+            options,
             now,
         })
     }
@@ -329,7 +339,7 @@ impl Subscription {
     fn take(&self, deadline: Option<Instant>) -> Received<Frame> {
         let followed = self.now().clone();
         match followed.link.take(&followed.mailbox, left(deadline)) {
-            Received::Closed => match Followed::start(&self.client, &self.pattern) {
+            Received::Closed => match Followed::start(&self.client, &self.pattern, self.options) {
                 Ok(anew) => {
                     *self.now() = anew;
                     Received::Replaced

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime};
 
 use agentd_bus::access::SameUser;
@@ -36,9 +36,15 @@ struct State {
     seen: Vec<Frame>,
 }
 
+/// The bus, and a bell for those that wait until more may be read from them.
+struct Shared {
+    state: Mutex<State>,
+    resumed: Condvar,
+}
+
 /// A running bus; its threads end with the sockets of its clients.
 pub struct Bus {
-    state: Arc<Mutex<State>>,
+    state: Arc<Shared>,
     dir: tempfile::TempDir,
 }
 
@@ -55,28 +61,31 @@ fn now() -> Now {
 impl Bus {
     pub fn new() -> Self {
         Self {
-            state: Arc::new(Mutex::new(State {
-                router: Router::new(Limits::default()),
-                streams: HashMap::new(),
-                tamper: None,
-                seen: Vec::new(),
-            })),
+            state: Arc::new(Shared {
+                state: Mutex::new(State {
+                    router: Router::new(Limits::default()),
+                    streams: HashMap::new(),
+                    tamper: None,
+                    seen: Vec::new(),
+                }),
+                resumed: Condvar::new(),
+            }),
             dir: tempfile::tempdir().unwrap(),
         }
     }
 
     /// From now on every frame to a client goes through `tamper`.
     pub fn tamper(&self, tamper: impl FnMut(Frame) -> Vec<Frame> + Send + 'static) {
-        self.state.lock().unwrap().tamper = Some(Box::new(tamper));
+        self.state.state.lock().unwrap().tamper = Some(Box::new(tamper));
     }
 
     pub fn be_honest(&self) {
-        self.state.lock().unwrap().tamper = None;
+        self.state.state.lock().unwrap().tamper = None;
     }
 
     /// Every frame that came from clients so far.
     pub fn seen(&self) -> Vec<Frame> {
-        self.state.lock().unwrap().seen.clone()
+        self.state.state.lock().unwrap().seen.clone()
     }
 
     /// A new agent; the path of its socket.
@@ -90,7 +99,7 @@ impl Bus {
             access: Arc::new(SameUser),
         };
         let mut effects = Effects::default();
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.state.lock().unwrap();
         state.router.attach(spec, now(), &mut effects).unwrap();
         state.flush(effects);
         drop(state);
@@ -108,9 +117,9 @@ impl Bus {
     }
 }
 
-fn serve(shared: &Mutex<State>, mut stream: UnixStream, peer: PeerId) {
+fn serve(shared: &Shared, mut stream: UnixStream, peer: PeerId) {
     let conn = {
-        let mut state = shared.lock().unwrap();
+        let mut state = shared.state.lock().unwrap();
         let conn = state.router.connect(peer, ConnKind::Socket, now()).unwrap();
         state.streams.insert(conn, stream.try_clone().unwrap());
         conn
@@ -120,22 +129,28 @@ fn serve(shared: &Mutex<State>, mut stream: UnixStream, peer: PeerId) {
     while let Ok(len @ 1..) = stream.read(&mut buffer) {
         decoder.feed(&buffer[..len]);
         while let Ok(Some(frame)) = decoder.next_frame() {
-            let mut state = shared.lock().unwrap();
+            let mut state = shared.state.lock().unwrap();
             let mut effects = Effects::default();
             state.seen.push(frame.clone());
             state.router.frame(conn, frame, None, now(), &mut effects);
-            state.flush(effects);
+            if state.flush(effects) {
+                shared.resumed.notify_all();
+            }
+            let congested = |state: &mut State| state.router.is_congested(conn);
+            drop(shared.resumed.wait_while(state, congested).unwrap());
         }
     }
-    let mut state = shared.lock().unwrap();
+    let mut state = shared.state.lock().unwrap();
     let mut effects = Effects::default();
     state.streams.remove(&conn);
     state.router.disconnect(conn, now(), &mut effects);
     state.flush(effects);
+    shared.resumed.notify_all();
 }
 
 impl State {
-    fn flush(&mut self, mut effects: Effects<NoMemory>) {
+    /// Writes what there is to write; whether somebody may be read from again.
+    fn flush(&mut self, mut effects: Effects<NoMemory>) -> bool {
         while let Some(conn) = effects.wake.pop() {
             while let Some(out) = self.router.pull(conn, &mut effects) {
                 let frames = match &mut self.tamper {
@@ -152,5 +167,6 @@ impl State {
                 }
             }
         }
+        !effects.resume.is_empty()
     }
 }

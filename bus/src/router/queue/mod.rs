@@ -454,7 +454,7 @@ impl<F: Descriptor> Router<F> {
     ) {
         let Refusal { status, text } = refusal;
         if correlation == 0 {
-            self.notice(id, 0, status, &text, fx);
+            self.notice(id, number, status, &text, fx);
         } else {
             self.answer(id, correlation, status, &text, &taken.to_le_bytes(), fx);
         }
@@ -606,7 +606,7 @@ impl<F: Descriptor> Router<F> {
         let consumer = match consumer {
             Ok(consumer) => consumer,
             Err(Refusal { status, text }) if correlation == 0 => {
-                self.notice(id, 0, status, &text, fx);
+                self.notice(id, number, status, &text, fx);
                 return;
             }
             Err(Refusal { status, text }) => {
@@ -661,7 +661,7 @@ impl<F: Descriptor> Router<F> {
                 if correlation != 0 {
                     self.answer(id, correlation, Status::NO_SUCH_QUEUE, text, &[], fx);
                 } else {
-                    self.notice(id, 0, Status::NO_SUCH_QUEUE, text, fx);
+                    self.notice(id, number, Status::NO_SUCH_QUEUE, text, fx);
                 }
                 fx.resume.push(id);
             }

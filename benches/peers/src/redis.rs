@@ -2,7 +2,7 @@
 //!
 //! Publishes are pipelined: gathered into writes of 64 KiB, and their replies read without waiting for them, which is
 //! many times what one round trip per message would give. Publish-subscribe is the fastest that Redis has for this:
-//! streams (XADD, XREAD) cost it about twice as much per message.
+//! its streams are in [`crate::streams`].
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -56,7 +56,7 @@ pub struct Subscriber {
     wire: Wire<UnixStream>,
 }
 
-fn connect() -> Result<UnixStream> {
+pub(crate) fn connect() -> Result<UnixStream> {
     SOCKET
         .with_borrow(|path| UnixStream::connect(path))
         .context("connect to redis-server")
@@ -97,14 +97,19 @@ impl Transport for Redis {
             "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n$",
             channel.len()
         );
-        Ok(Publisher {
-            wire: Wire::new(connect()?),
-            head: head.into_bytes(),
-        })
+        Publisher::with_head(head.into_bytes())
     }
 }
 
 impl Publisher {
+    /// Sends commands that end with the payload, of which this is all before its length.
+    pub(crate) fn with_head(head: Vec<u8>) -> Result<Self> {
+        Ok(Self {
+            wire: Wire::new(connect()?),
+            head,
+        })
+    }
+
     /// Takes the replies that are there: the server stops reading from a client that never reads.
     fn take_replies(&self) -> Result<()> {
         let mut replies = [0; 16 << 10];

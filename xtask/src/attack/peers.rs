@@ -179,15 +179,17 @@ fn sandbox_runtime() -> Result<Prepared> {
     }
     let program = SANDBOX_RUNTIME.install()?;
     // …/node_modules/@scope/package/dist/cli.js; what it needs is beside it in node_modules.
-    let modules = program
-        .ancestors()
-        .nth(4)
-        .context("it is in node_modules")?;
+    let above = |levels| {
+        program
+            .ancestors()
+            .nth(levels)
+            .context("it is in node_modules")
+    };
+    let (package, modules, tools) = (above(2)?, above(4)?, above(5)?);
     let place = Place::own()?;
     copy(modules, &place)?;
     let link = place.path().join("package");
-    let package = Path::new("node_modules").join(SANDBOX_RUNTIME.package);
-    std::os::unix::fs::symlink(package, &link).context("link the package")?;
+    std::os::unix::fs::symlink(package.strip_prefix(tools)?, &link).context("link the package")?;
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(place.path(), Some(SOMEBODY), Some(SOMEBODY))
             .with_context(|| format!("give away {}", place.path().display()))?;

@@ -157,6 +157,7 @@ fn host(choice: u64) -> HostCaps {
         probes: probes.collect(),
         landlock_abi: 0,
         cgroup: CgroupHost::default(),
+        gvisor_release: Some(20240729),
     };
     if host.has(Feature::Landlock) {
         host.landlock_abi = 1 + (choice >> 56) as u8 % 11;

@@ -11,7 +11,7 @@ use core::panic::PanicInfo;
 
 use agentd_kernel::sys::process;
 use agentd_launch::apply;
-use agentd_launch::parent::{Arguments, LAUNCH_FAILED};
+use agentd_launch::parent::{Arguments, INSIDE, LAUNCH_FAILED};
 
 global_asm!(
     ".globl _start",
@@ -33,6 +33,9 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
         // SAFETY: the caller's promise: `count` pointers to strings that end in NUL follow, and live for ever.
         unsafe { CStr::from_ptr(*stack.add(at).cast::<*const c_char>()) }
     });
+    if argv.clone().nth(1) == Some(INSIDE) && count == 2 {
+        apply::run_inside();
+    }
     // SAFETY: nothing else runs in this process, and whoever started it placed the descriptors.
     unsafe { apply::run(Arguments::from_argv(argv)) }
 }

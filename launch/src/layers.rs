@@ -47,6 +47,10 @@ pub const LAYER_MDWE: u64 = 1 << 18;
 /// The Landlock ruleset says which TCP ports may be listened on and connected to.
 pub const LAYER_LANDLOCK_NET: u64 = 1 << 19;
 
+/// The program runs under gVisor: its system calls are answered by a kernel of its own in user space, which the layers
+/// above confine in turn.
+pub const LAYER_GVISOR: u64 = 1 << 20;
+
 /// Every layer that exists; a plan that requires another bit is malformed.
 pub const LAYERS_ALL: u64 = (1 << NAMES.len()) - 1;
 
@@ -82,7 +86,7 @@ pub const fn floor_layers(network: Network) -> u64 {
     }
 }
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "user-ns",
     "mount-ns",
     "pid-ns",
@@ -103,6 +107,7 @@ const NAMES: [&str; 20] = [
     "memfd-noexec",
     "mdwe",
     "landlock-net",
+    "gvisor",
 ];
 
 /// The names of the layers in `layers`, lowest bit first; unknown bits are left out.

@@ -48,6 +48,9 @@ pub const LAUNCH_FAILED: i32 = 125;
 /// The launcher's exit code when it ended because its lifelines had gone.
 pub const LIFELINES_LOST: i32 = 113;
 
+/// The only argument of the launcher that gVisor's runsc starts: it becomes the program.
+pub const INSIDE: &CStr = c"inside";
+
 /// Capability numbers, all in the new user namespace: `CAP_DAC_OVERRIDE` (for the working directory of an overlay, which the
 /// kernel makes with mode 0), `CAP_SETPCAP`, `CAP_NET_ADMIN`, `CAP_SYS_ADMIN`.
 pub const NEEDED_CAPABILITIES: [u32; 4] = [1, 8, 12, 21];

@@ -208,6 +208,10 @@ steps! {
     OwnCopy = 43, "give a copy of its own of";
     /// `PR_SET_MDWE`, for another reason than that the kernel does not know it.
     Mdwe = 40, "refuse executable memory to the program";
+    /// gVisor's program is not where it is looked for, or its bundle can't be made.
+    Runtime = 50, "prepare gVisor's runsc (in /usr/local/bin or /usr/bin; agentctl doctor shows what is found)";
+    /// runsc ended before the program ran in it.
+    RuntimeStart = 51, "start the program under gVisor's runsc";
 }
 
 impl fmt::Display for Step {
@@ -276,7 +280,9 @@ impl Failure {
                     .collect::<Vec<_>>()
                     .join(", ")
             ),
-            Step::Died => format!("its process ended first (wait status {:#x})", self.detail),
+            Step::Died | Step::RuntimeStart if self.errno == 0 => {
+                format!("its process ended first (wait status {:#x})", self.detail)
+            }
             Step::ParsePlan | Step::Floor if self.errno == 0 => String::from("refused"),
             _ => std::io::Error::from_raw_os_error(self.errno).to_string(),
         };

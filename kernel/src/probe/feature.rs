@@ -127,6 +127,9 @@ features! {
     Mdwe, "mdwe", Optional,
         lost "the second layer under the filter against memory that is written and then executed (PR_SET_MDWE; Linux 6.3)",
         fix None;
+    Gvisor, "gvisor", Optional,
+        lost "the runtime gvisor: agents run on the host's kernel, behind the filter and Landlock",
+        fix Some("sudo apt-get install runsc");
     NewUidMap, "newuidmap", Optional,
         lost "nothing today: a sandbox maps a single id and needs no subordinate range",
         fix Some("sudo apt-get install uidmap");

@@ -1,7 +1,8 @@
 //! Puts every question and gathers the answers.
 
 use super::{
-    Feature, HostCaps, Probe, ProbeState, Roots, calls, cgroups, facilities, idmap, namespaces,
+    Feature, HostCaps, Probe, ProbeState, Roots, calls, cgroups, facilities, gvisor, idmap,
+    namespaces,
 };
 use std::collections::BTreeMap;
 
@@ -43,6 +44,8 @@ pub fn probe_host(roots: &Roots) -> HostCaps {
     for (feature, state, detail) in facilities::probe(roots) {
         answers.insert(feature, (state, detail, None));
     }
+    let (gvisor, gvisor_release, detail) = gvisor::probe(roots);
+    answers.insert(Feature::Gvisor, (gvisor, detail, None));
     let uname = rustix::system::uname();
     let probes = Feature::ALL
         .iter()
@@ -79,6 +82,7 @@ pub fn probe_host(roots: &Roots) -> HostCaps {
         probes,
         landlock_abi,
         cgroup,
+        gvisor_release,
     }
 }
 

@@ -15,11 +15,13 @@ mod cgroups;
 mod child;
 mod facilities;
 mod feature;
+mod gvisor;
 mod host;
 mod idmap;
 mod namespaces;
 
 pub use feature::{Feature, Need};
+pub use gvisor::RUNSC_PLACES;
 pub use host::probe_host;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,8 @@ pub struct Roots {
     pub sys: PathBuf,
     /// The device folder, normally `/dev`.
     pub dev: PathBuf,
+    /// Where programs are, normally `/`.
+    pub root: PathBuf,
 }
 
 impl Default for Roots {
@@ -42,6 +46,7 @@ impl Default for Roots {
             proc: "/proc".into(),
             sys: "/sys".into(),
             dev: "/dev".into(),
+            root: "/".into(),
         }
     }
 }
@@ -137,6 +142,9 @@ pub struct HostCaps {
     /// 0 when Landlock is missing.
     pub landlock_abi: u8,
     pub cgroup: CgroupHost,
+    /// The date of gVisor's release, such as 20240729, where there is one that can be used.
+    #[serde(default)]
+    pub gvisor_release: Option<u32>,
 }
 
 impl HostCaps {

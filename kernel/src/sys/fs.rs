@@ -246,6 +246,24 @@ pub fn fchdir(dir: FdRef<'_>) -> Result<(), Errno> {
     unsafe { call(nr::FCHDIR, [dir.arg()]) }.map(drop)
 }
 
+/// Makes `path` the working directory, links followed.
+pub fn chdir(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe { call(nr::CHDIR, [path.as_ptr().expose_provenance()]) }.map(drop)
+}
+
+/// Opens `path` as it is, for where there is no [`openat2`].
+pub fn open(path: &CStr, flags: u32) -> Result<Fd, Errno> {
+    let args = [
+        FdRef::CWD.arg(),
+        path.as_ptr().expose_provenance(),
+        (flags | O_CLOEXEC) as usize,
+        0,
+    ];
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe { call_retry(nr::OPENAT, args) }.map(Fd::returned)
+}
+
 /// A pipe: read end, write end; both closed on exec.
 pub fn pipe() -> Result<(Fd, Fd), Errno> {
     let mut ends = [0u32; 2];
@@ -278,6 +296,35 @@ pub unsafe fn dup_to(from: FdRef<'_>, to: i32) -> Result<(), Errno> {
 pub unsafe fn close_from(first: u32) -> Result<(), Errno> {
     // SAFETY: no memory is involved; that nobody uses the numbers is the caller's promise.
     unsafe { call(nr::CLOSE_RANGE, [first as usize, u32::MAX as usize, 0]) }.map(drop)
+}
+
+/// A copy of what is in a file of at most `most` bytes, from where it is read, in memory that is never given back.
+pub fn read_whole(fd: FdRef<'_>, most: usize) -> Result<&'static [u8], Errno> {
+    const PROT_READ: usize = 1;
+    const PROT_WRITE: usize = 2;
+    const MAP_PRIVATE: usize = 2;
+    const MAP_ANONYMOUS: usize = 0x20;
+    let len = usize::try_from(fstat(fd)?.size).map_err(|_| Errno::INVAL)?;
+    if len == 0 || len > most {
+        return Err(Errno::INVAL);
+    }
+    let protection = PROT_READ | PROT_WRITE;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+    let address = unsafe { call(nr::MMAP, [0, len, protection, flags, usize::MAX, 0]) }?;
+    // SAFETY: the mapping is `len` bytes of zeros that can be read and written, that nobody else knows of, and that is never
+    // unmapped.
+    let bytes = unsafe {
+        core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address), len)
+    };
+    let mut filled = 0;
+    while filled < len {
+        match read(fd, &mut bytes[filled..])? {
+            0 => return Err(Errno::INVAL),
+            more => filled += more,
+        }
+    }
+    Ok(bytes)
 }
 
 /// The seals of a memfd.

@@ -9,6 +9,7 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const SOCK_STREAM: usize = 1;
 const SOCK_DGRAM: usize = 2;
+const SOCK_SEQPACKET: usize = 5;
 const SOCK_NONBLOCK: usize = 0o4000;
 const SOCK_CLOEXEC: usize = 0o2_000_000;
 const BACKLOG: usize = 128;
@@ -45,9 +46,18 @@ pub fn listen_loopback(port: u16) -> Result<Fd, Errno> {
     Ok(socket)
 }
 
-/// A non-blocking socket that listens at `name` in the working directory.
+/// A non-blocking stream socket that listens at `name` in the working directory.
 pub fn listen_unix(name: &CStr) -> Result<Fd, Errno> {
-    let socket = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)?;
+    listen_at(name, SOCK_STREAM)
+}
+
+/// The same for packets.
+pub fn listen_packets(name: &CStr) -> Result<Fd, Errno> {
+    listen_at(name, SOCK_SEQPACKET)
+}
+
+fn listen_at(name: &CStr, kind: usize) -> Result<Fd, Errno> {
+    let socket = socket(AF_UNIX, kind | SOCK_NONBLOCK)?;
     let name = name.to_bytes_with_nul();
     let mut address = [0u8; 110];
     address[0..2].copy_from_slice(&AF_UNIX.to_ne_bytes());
@@ -57,6 +67,36 @@ pub fn listen_unix(name: &CStr) -> Result<Fd, Errno> {
         .copy_from_slice(name);
     bind_and_listen(&socket, &address[..2 + name.len()])?;
     Ok(socket)
+}
+
+/// A socket for packets, connected to the one that listens at `path`.
+pub fn connect_packets(path: &CStr) -> Result<Fd, Errno> {
+    let socket = socket(AF_UNIX, SOCK_SEQPACKET)?;
+    let path = path.to_bytes_with_nul();
+    let mut address = [0u8; 110];
+    address[0..2].copy_from_slice(&AF_UNIX.to_ne_bytes());
+    address
+        .get_mut(2..2 + path.len())
+        .ok_or(Errno::NAMETOOLONG)?
+        .copy_from_slice(path);
+    let args = [
+        socket.borrow().arg(),
+        address.as_ptr().expose_provenance(),
+        2 + path.len(),
+    ];
+    // SAFETY: the kernel reads as many bytes of `address` as the length says, which are there.
+    unsafe { call(nr::CONNECT, args) }?;
+    Ok(socket)
+}
+
+/// The next connection that waits at a listener; `None` where none waits.
+pub fn accept(listener: FdRef<'_>) -> Result<Option<Fd>, Errno> {
+    // SAFETY: no memory is involved.
+    match unsafe { call_retry(nr::ACCEPT4, [listener.arg(), 0, 0, SOCK_CLOEXEC]) } {
+        Ok(fd) => Ok(Some(Fd::returned(fd))),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Brings `lo` up in the network namespace of the caller.

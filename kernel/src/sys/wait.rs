@@ -120,10 +120,20 @@ pub fn default_signals() -> Result<(), Errno> {
     Ok(())
 }
 
-/// A descriptor that becomes readable when a child changes state; `SIGCHLD` must be blocked.
-pub fn child_events() -> Result<Fd, Errno> {
+/// What a terminal sends to its foreground: `SIGINT`, `SIGQUIT`, `SIGTSTP`, `SIGWINCH`.
+pub const TERMINAL_SIGNALS: [u32; 4] = [2, 3, 20, 28];
+
+/// Bytes of one record of [`signals`]; it begins with the signal's number.
+pub const SIGNAL_RECORD: usize = 128;
+
+/// A descriptor that becomes readable when a child changes state or one of `others` arrives; all must be blocked.
+pub fn signals(others: &[u32]) -> Result<Fd, Errno> {
     const SFD_NONBLOCK_CLOEXEC: usize = 0o4000 | 0o2_000_000;
-    let mask = 1u64 << (SIGCHLD - 1);
+    let bit = |signal: &u32| 1u64 << (signal - 1);
+    let mask = others
+        .iter()
+        .map(bit)
+        .fold(bit(&SIGCHLD), |all, one| all | one);
     let args = [
         usize::MAX,
         (&raw const mask).expose_provenance(),

@@ -11,6 +11,8 @@ use core::ptr;
 use agentd_kernel::sys::{Errno, FdRef, fs, process, spawn_vfork, wait};
 
 use super::confine::{self, CapsDropped, LandlockEnforced, NoNewPrivs, SeccompLoaded};
+use super::inside::LAYERS_INSIDE;
+use super::stage;
 use super::stdio::Streams;
 use super::view::PathBuffer;
 use super::{During, Outcome};
@@ -19,7 +21,7 @@ use crate::layers::{
     LAYER_RLIMITS, LAYER_SECCOMP, floor_layers,
 };
 use crate::parent::LAUNCH_FAILED;
-use crate::plan::{ExecFlags, MAX_RECORDS, Plan, Record};
+use crate::plan::{ExecFlags, GvisorFlags, MAX_RECORDS, Plan, Record};
 use crate::status::{Failure, NO_RECORD, Step};
 
 /// A program that is running.
@@ -29,6 +31,31 @@ pub(super) struct Started {
     pub layers: u64,
     pub landlock_abi: u32,
 }
+
+/// On which kernel the process is, and what it becomes there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The program, on the host's.
+    Host,
+    /// `runsc`, on the host's.
+    Runtime(GvisorFlags),
+    /// The program, on gVisor's.
+    Sentry,
+}
+
+impl Place {
+    /// The layers that are not this process's to make.
+    fn elsewhere(self) -> u64 {
+        match self {
+            Place::Host => 0,
+            Place::Runtime(_) => LAYERS_INSIDE,
+            Place::Sentry => !LAYERS_INSIDE & !LAYERS_SENTRY,
+        }
+    }
+}
+
+/// What gVisor's kernel does for the program again, as the host's does for gVisor.
+const LAYERS_SENTRY: u64 = LAYER_NO_NEW_PRIVS | LAYER_CAPS_DROPPED | LAYER_SECCOMP;
 
 /// Holds a few paths of 4 KiB and the frames around them.
 const STACK_LEN: usize = 48 << 10;
@@ -58,10 +85,40 @@ impl Strings {
     }
 }
 
+/// runsc's own arguments and environment.
+fn runtime_strings(
+    gvisor: GvisorFlags,
+    arguments: &mut Strings,
+    environment: &mut Strings,
+) -> (*const *const c_char, *const *const c_char) {
+    let files = gvisor
+        .contains(GvisorFlags::NO_DIRECTFS)
+        .then_some(c"--directfs=false");
+    let before = [
+        c"runsc",
+        c"--root=/run",
+        c"--log=/dev/null",
+        // It is no root but that of its own user namespace, and the cgroup is the broker's.
+        c"--rootless",
+        c"--ignore-cgroups",
+        // The sandbox's network namespace, which has its loopback and agentd's listeners on it.
+        c"--network=host",
+        // The sockets of the view: agentd's and those that were granted.
+        c"--host-uds=open",
+        // What is writable is written where it was granted.
+        c"--overlay2=none",
+    ];
+    let after = [c"run", c"--bundle=/bundle", c"agent"];
+    let arguments = arguments.fill(before.into_iter().chain(files).chain(after));
+    let environment = environment.fill([c"PATH=/", c"TMPDIR=/tmp"].into_iter());
+    (arguments, environment)
+}
+
 /// What the child gets.
 struct Child<'a> {
     plan: &'a Plan<'a>,
     streams: &'a Streams,
+    place: Place,
     arguments: *const *const c_char,
     environment: *const *const c_char,
     /// `None` once the child has taken them.
@@ -83,22 +140,31 @@ struct Report {
 pub(super) fn start(
     plan: &Plan<'_>,
     streams: &Streams,
+    place: Place,
     layers: u64,
     no_new_privs: NoNewPrivs,
     caps: CapsDropped,
 ) -> Outcome<Started> {
     let (mut arguments, mut environment) = (Strings::new(), Strings::new());
+    let (arguments, environment) = match place {
+        Place::Runtime(gvisor) => runtime_strings(gvisor, &mut arguments, &mut environment),
+        Place::Host | Place::Sentry => (
+            arguments.fill(plan.records().filter_map(|record| match record {
+                Record::Arg(arg) => Some(arg),
+                _ => None,
+            })),
+            environment.fill(plan.records().filter_map(|record| match record {
+                Record::Env(variable) => Some(variable),
+                _ => None,
+            })),
+        ),
+    };
     let mut child = Child {
         plan,
         streams,
-        arguments: arguments.fill(plan.records().filter_map(|record| match record {
-            Record::Arg(arg) => Some(arg),
-            _ => None,
-        })),
-        environment: environment.fill(plan.records().filter_map(|record| match record {
-            Record::Env(variable) => Some(variable),
-            _ => None,
-        })),
+        place,
+        arguments,
+        environment,
         proofs: Some((no_new_privs, caps)),
         report: Report {
             layers,
@@ -148,19 +214,36 @@ impl Child<'_> {
         let plan = self.plan;
         let invalid = Failure::new(Step::Process, Errno::INVAL.raw(), NO_RECORD);
         let (no_new_privs, caps) = self.proofs.take().ok_or(invalid)?;
-        process::new_process_group().during(Step::Process, NO_RECORD)?;
+        match self.place {
+            Place::Host | Place::Sentry => process::new_process_group(),
+            // No terminal of the sandbox's init is its own, so it may read from it in the background.
+            Place::Runtime(_) => process::setsid(),
+        }
+        .during(Step::Process, NO_RECORD)?;
         // SAFETY: this is the program's process; 0 to 2 are the parent's `/dev/null` and owned by nobody.
         unsafe { self.streams.install(process::pid()) }.during(Step::Stdio, NO_RECORD)?;
         wait::default_signals().during(Step::Process, NO_RECORD)?;
         process::umask(UMASK);
-        enter_directory(plan)?;
+        match self.place {
+            Place::Host => enter_directory(plan)?,
+            Place::Runtime(_) => {}
+            Place::Sentry => fs::chdir(plan.cwd()).during(Step::Cwd, NO_RECORD)?,
+        }
 
-        let landlock = LandlockEnforced::enforce(plan, &no_new_privs)?;
-        // SAFETY: descriptors are this process's own, and nothing below uses one.
-        unsafe { fs::close_from(3) }.during(Step::Process, NO_RECORD)?;
-        let limited = limit_resources(plan)?;
+        let landlock = match self.place {
+            Place::Host | Place::Runtime(_) => LandlockEnforced::enforce(plan, &no_new_privs)?,
+            Place::Sentry => LandlockEnforced::outside(),
+        };
+        // On gVisor's kernel there is nothing but what this program opened, all of which an execution closes.
+        if self.place != Place::Sentry {
+            // SAFETY: descriptors are this process's own, and nothing below uses one.
+            unsafe { fs::close_from(3) }.during(Step::Process, NO_RECORD)?;
+        }
+        let limited = limit_resources(plan, self.place)?;
         // It holds for the init too, whose memory this still is, and which maps nothing executable either.
-        let denied = plan.exec().contains(ExecFlags::MDWE) && confine::deny_write_execute()?;
+        let denied = self.place == Place::Host
+            && plan.exec().contains(ExecFlags::MDWE)
+            && confine::deny_write_execute()?;
         let when = |condition, layer| if condition { layer } else { 0 };
         self.report.landlock_abi = landlock.abi;
         self.report.layers |= LAYER_NO_NEW_PRIVS
@@ -170,7 +253,9 @@ impl Child<'_> {
             | when(landlock.net, LAYER_LANDLOCK_NET)
             | when(denied, LAYER_MDWE)
             | when(limited, LAYER_RLIMITS);
-        let missing = (plan.required_layers() | floor_layers(plan.network())) & !self.report.layers;
+        let missing = (plan.required_layers() | floor_layers(plan.network()))
+            & !self.report.layers
+            & !self.place.elsewhere();
         if missing != 0 {
             return Err(Failure {
                 detail: missing,
@@ -178,58 +263,72 @@ impl Child<'_> {
             });
         }
         wait::block_signals(0).during(Step::Process, NO_RECORD)?;
+        let (arguments, environment) = (self.arguments, self.environment);
+        if let Place::Runtime(_) = self.place {
+            SeccompLoaded::load_for_runtime(&no_new_privs, &caps, &landlock)?;
+            self.report.arrived = true;
+            // SAFETY: both lists were filled in `start` with static strings and end in a null pointer.
+            let errno = unsafe { process::execve(stage::PROGRAM, arguments, environment) };
+            return Err(Failure::new(Step::RuntimeStart, errno.raw(), NO_RECORD));
+        }
         let seccomp = SeccompLoaded::load(plan, &no_new_privs, &caps, &landlock)?;
         self.report.arrived = true;
-        Err(self.execute(no_new_privs, caps, landlock, seccomp))
-    }
-
-    /// Executes the program, looked up in `PATH` if its name holds no slash. Takes every proof; returns only on failure.
-    fn execute(
-        &self,
-        _: NoNewPrivs,
-        _: CapsDropped,
-        _: LandlockEnforced,
-        _: SeccompLoaded,
-    ) -> Failure {
-        let mut program = (NO_RECORD, c"");
-        let mut search = DEFAULT_PATH;
-        for (at, record) in (0u16..).zip(self.plan.records()) {
-            match record {
-                Record::Arg(arg) if program.0 == NO_RECORD => program = (at, arg),
-                Record::Env(variable) => {
-                    search = variable.to_bytes().strip_prefix(b"PATH=").unwrap_or(search)
-                }
-                _ => {}
-            }
-        }
-        let (at, program) = program;
+        let proofs = (no_new_privs, caps, landlock, seccomp);
         // SAFETY: both lists were filled in `start` with strings of the plan and end in a null pointer.
-        let try_path =
-            |path: &CStr| unsafe { process::execve(path, self.arguments, self.environment) };
-        let fail = |errno: Errno| Failure::new(Step::Exec, errno.raw(), at);
-        if program.is_empty() {
-            return fail(Errno::NOENT);
-        }
-        if program.to_bytes().contains(&b'/') {
-            return fail(try_path(program));
-        }
-        let mut buffer = PathBuffer::new();
-        let mut worst = Errno::NOENT;
-        for directory in search
-            .split(|byte| *byte == b':')
-            .filter(|directory| !directory.is_empty())
-        {
-            let Ok(path) = buffer.join(&[directory, b"/", program.to_bytes()]) else {
-                continue;
-            };
-            match try_path(path) {
-                Errno::NOENT | Errno::NOTDIR => {}
-                Errno::ACCES => worst = Errno::ACCES,
-                errno => return fail(errno),
-            }
-        }
-        fail(worst)
+        Err(unsafe { execute(plan, arguments, environment, proofs) })
     }
+}
+
+/// Everything that must be in place before any code of the agent runs.
+type Proofs = (NoNewPrivs, CapsDropped, LandlockEnforced, SeccompLoaded);
+
+/// Executes the program, looked up in `PATH` if its name holds no slash. Takes every proof; returns only on failure.
+///
+/// # Safety
+/// Both lists are of pointers to strings that end in NUL, and end in a null pointer.
+unsafe fn execute(
+    plan: &Plan<'_>,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+    _: Proofs,
+) -> Failure {
+    let mut program = (NO_RECORD, c"");
+    let mut search = DEFAULT_PATH;
+    for (at, record) in (0u16..).zip(plan.records()) {
+        match record {
+            Record::Arg(arg) if program.0 == NO_RECORD => program = (at, arg),
+            Record::Env(variable) => {
+                search = variable.to_bytes().strip_prefix(b"PATH=").unwrap_or(search)
+            }
+            _ => {}
+        }
+    }
+    let (at, program) = program;
+    // SAFETY: the caller's promise.
+    let try_path = |path: &CStr| unsafe { process::execve(path, arguments, environment) };
+    let fail = |errno: Errno| Failure::new(Step::Exec, errno.raw(), at);
+    if program.is_empty() {
+        return fail(Errno::NOENT);
+    }
+    if program.to_bytes().contains(&b'/') {
+        return fail(try_path(program));
+    }
+    let mut buffer = PathBuffer::new();
+    let mut worst = Errno::NOENT;
+    for directory in search
+        .split(|byte| *byte == b':')
+        .filter(|directory| !directory.is_empty())
+    {
+        let Ok(path) = buffer.join(&[directory, b"/", program.to_bytes()]) else {
+            continue;
+        };
+        match try_path(path) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCES => worst = Errno::ACCES,
+            errno => return fail(errno),
+        }
+    }
+    fail(worst)
 }
 
 fn enter_directory(plan: &Plan<'_>) -> Outcome<()> {
@@ -248,16 +347,27 @@ fn enter_directory(plan: &Plan<'_>) -> Outcome<()> {
     .during(Step::Cwd, at.map_or(NO_RECORD, |(at, _)| at))
 }
 
-/// Whether there was anything to limit.
-fn limit_resources(plan: &Plan<'_>) -> Outcome<bool> {
+/// Whether there was anything to limit. runsc has no more than its core limited: the rest is for the program in it, of which
+/// gVisor's kernel in turn knows neither signal and message queues nor priorities.
+fn limit_resources(plan: &Plan<'_>, place: Place) -> Outcome<bool> {
+    const CORE: u32 = 4;
+    const SIGPENDING_TO_RTPRIO: core::ops::RangeInclusive<u32> = 11..=14;
     let mut limited = false;
     for (at, record) in (0u16..).zip(plan.records()) {
-        if let Record::Rlimit {
+        let Record::Rlimit {
             resource,
             soft,
             hard,
         } = record
-        {
+        else {
+            continue;
+        };
+        let skipped = match place {
+            Place::Host => false,
+            Place::Runtime(_) => resource != CORE,
+            Place::Sentry => SIGPENDING_TO_RTPRIO.contains(&resource),
+        };
+        if !skipped {
             process::lower_rlimit(resource, soft, hard).during(Step::Rlimit, at)?;
             limited = true;
         }

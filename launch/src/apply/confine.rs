@@ -8,7 +8,7 @@ use agentd_kernel::sys::security::{self, landlock};
 use agentd_kernel::sys::{Errno, FdRef, SockFilter, fs};
 
 use super::{During, Outcome};
-use crate::floor::base_filter;
+use crate::floor::{base_filter, runtime_filter};
 use crate::plan::{Plan, Record};
 use crate::status::{Failure, NO_RECORD, Step};
 
@@ -82,7 +82,27 @@ impl CapsDropped {
     }
 }
 
+impl CapsDropped {
+    /// Nothing to drop: runsc has started this process without any, on a kernel on which nothing gives it some.
+    pub(super) fn found(_: &NoNewPrivs) -> Outcome<CapsDropped> {
+        let found = || match security::has_no_capabilities()? {
+            true => Ok(CapsDropped(())),
+            false => Err(Errno::PERM),
+        };
+        found().during(Step::Caps, NO_RECORD)
+    }
+}
+
 impl LandlockEnforced {
+    /// gVisor's kernel has no Landlock. Its processes are in the domain that its parent entered.
+    pub(super) fn outside() -> LandlockEnforced {
+        LandlockEnforced {
+            abi: 0,
+            active: false,
+            net: false,
+        }
+    }
+
     /// Enforces the plan's ruleset, if it has one. Paths are looked up from the working root.
     pub(super) fn enforce(plan: &Plan<'_>, _: &NoNewPrivs) -> Outcome<LandlockEnforced> {
         let abi = landlock::abi();
@@ -188,6 +208,16 @@ impl SeccompLoaded {
             }
             security::load_seccomp_filter(program).during(Step::PlanFilter, at)?;
         }
+        Ok(SeccompLoaded(()))
+    }
+
+    /// What `runsc` runs under, whatever the plan says.
+    pub(super) fn load_for_runtime(
+        _: &NoNewPrivs,
+        _: &CapsDropped,
+        _: &LandlockEnforced,
+    ) -> Outcome<SeccompLoaded> {
+        security::load_seccomp_filter(runtime_filter()).during(Step::BaseFilter, NO_RECORD)?;
         Ok(SeccompLoaded(()))
     }
 }

@@ -22,13 +22,20 @@ mod calls;
 mod confine;
 mod cover;
 mod device;
+mod inside;
 mod overlay;
 mod proc;
+mod sentry;
+mod stage;
 mod stdio;
 mod supervise;
 mod view;
 
 pub use calls::SYSTEM_CALLS;
+pub use inside::run_inside;
+pub use stage::RUNSC;
+
+use agent::Place;
 
 /// A step's outcome.
 type Outcome<T> = Result<T, Failure>;
@@ -180,14 +187,33 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     }
     // While the host's /proc is still there.
     let memfd_noexec = confine::memfd_noexec();
-    let view = view::View::new()?;
+    let (stage, view) = match plan.gvisor() {
+        None => (None, view::View::new()?),
+        Some(_) => {
+            let (stage, view) = stage::Stage::new(plan, bytes)?;
+            (Some(stage), view)
+        }
+    };
     let listeners = place_all(plan, &view, &mut grants)?;
-    let stdio = stdio::Streams::open(plan.stdio(), &view)?;
-    view.seal(plan)?.enter()?;
+    let stdio = match &stage {
+        None => stdio::Streams::open(plan.stdio(), &view, false)?,
+        Some(stage) => stdio::Streams::open(plan.stdio(), stage.view(), true)?,
+    };
+    let inside = match stage {
+        None => {
+            view.seal(plan)?.enter()?;
+            None
+        }
+        Some(stage) => Some(stage.enter(plan, view)?),
+    };
     drop(grants);
     process::setsid().during(Step::Init, NO_RECORD)?;
     stdio.take_terminal()?;
-    let children = wait::child_events().during(Step::Init, NO_RECORD)?;
+    let relayed: &[u32] = match plan.gvisor() {
+        None => &[],
+        Some(_) => &wait::TERMINAL_SIGNALS,
+    };
+    let children = wait::signals(relayed).during(Step::Init, NO_RECORD)?;
 
     let mut layers = arguments.layers & LAYERS_FROM_PARENT | LAYER_MOUNT_VIEW | LAYER_KEYRING;
     if memfd_noexec {
@@ -195,12 +221,22 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     }
     let no_new_privs = confine::NoNewPrivs::set()?;
     let caps = confine::CapsDropped::drop_all(&no_new_privs)?;
-    let started = agent::start(plan, &stdio, layers, no_new_privs, caps)?;
+    let place = plan.gvisor().map_or(Place::Host, Place::Runtime);
+    let mut started = agent::start(plan, &stdio, place, layers, no_new_privs, caps)?;
+    let sentry = match inside {
+        None => None,
+        Some(listener) => Some(sentry::await_program(
+            &listener,
+            &children,
+            &lifelines,
+            &mut started,
+        )?),
+    };
 
     send_ready(status, &started, &stdio, &listeners)?;
     drop(listeners);
     let terminal = stdio.into_terminal();
-    let mut sandbox = supervise::Sandbox::new(
+    let sandbox = supervise::Sandbox::new(
         status,
         status_file,
         lifelines,
@@ -209,6 +245,10 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
         started.pid,
         plan.lifeline_grace_ms(),
     );
+    let mut sandbox = match sentry {
+        None => sandbox,
+        Some(connection) => sandbox.of_sentry(connection),
+    };
     Ok(sandbox.run())
 }
 
@@ -242,6 +282,9 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
                 view.tmpfs(dst, size_bytes, inodes, mode, flags)
                     .during(Step::Tmpfs, at)?;
             }
+            // gVisor's kernel has devices, processes and queues of its own.
+            Record::Proc { .. } | Record::Mqueue { .. } | Record::Dev { .. }
+                if plan.gvisor().is_some() => {}
             Record::Proc { dst } => view.proc(dst).during(Step::Proc, at)?,
             Record::Mqueue { dst } => view.mqueue(dst).during(Step::Mqueue, at)?,
             Record::Dev { dst, shm_bytes } => view.devices(dst, shm_bytes).during(Step::Dev, at)?,
@@ -277,7 +320,7 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
                     .during(Step::Listener, at)?;
             }
             Record::UnixListener { path, mode, .. } => {
-                view.listen(path, mode)
+                view.listen(path, mode, net::listen_unix)
                     .and_then(|fd| listeners.add(fd))
                     .during(Step::Listener, at)?;
             }

@@ -23,11 +23,18 @@ pub(super) enum Streams {
     Terminal {
         slave: Fd,
         master: Option<Fd>,
+        /// Whether the init gets what the terminal sends to its foreground, to pass it on: the program is in a session of
+        /// its own on another kernel.
+        relayed: bool,
+    },
+    /// Under gVisor: 0 to 2 are the program's already, a terminal or not.
+    Inherited {
+        terminal: Option<Fd>,
     },
 }
 
 impl Streams {
-    pub(super) fn open(stdio: Stdio, view: &View) -> Outcome<Streams> {
+    pub(super) fn open(stdio: Stdio, view: &View, relayed: bool) -> Outcome<Streams> {
         let open = || match stdio {
             Stdio::Null => Ok(Streams::Null {
                 null: fs::openat2(view.root(), c"dev/null", O_RDWR, 0, 0)?,
@@ -52,10 +59,23 @@ impl Streams {
                 Ok(Streams::Terminal {
                     slave,
                     master: Some(master),
+                    relayed,
                 })
             }
         };
         open().during(Step::Stdio, NO_RECORD)
+    }
+
+    /// What gVisor has placed at 0 to 2.
+    ///
+    /// # Safety
+    /// Nobody owns the number 0.
+    pub(super) unsafe fn inherited(stdio: Stdio) -> Streams {
+        let terminal = matches!(stdio, Stdio::Pty { .. });
+        Streams::Inherited {
+            // SAFETY: the caller's promise.
+            terminal: terminal.then(|| unsafe { Fd::from_raw(0) }),
+        }
     }
 
     /// Makes the terminal, if there is one, the controlling terminal of the caller's new session.
@@ -67,7 +87,7 @@ impl Streams {
             Streams::Terminal { slave, .. } => {
                 tty::make_controlling(slave.borrow()).during(Step::Stdio, NO_RECORD)
             }
-            Streams::Null { .. } | Streams::Pipes { .. } => Ok(()),
+            Streams::Null { .. } | Streams::Pipes { .. } | Streams::Inherited { .. } => Ok(()),
         }
     }
 
@@ -79,9 +99,17 @@ impl Streams {
         let inner = match self {
             Streams::Null { null } => [null.borrow(); 3],
             Streams::Pipes { inner, .. } => inner.each_ref().map(Fd::borrow),
-            Streams::Terminal { slave, .. } => {
-                tty::set_foreground(slave.borrow(), group)?;
+            Streams::Terminal { slave, relayed, .. } => {
+                if !relayed {
+                    tty::set_foreground(slave.borrow(), group)?;
+                }
                 [slave.borrow(); 3]
+            }
+            Streams::Inherited { terminal } => {
+                return match terminal {
+                    Some(terminal) => tty::set_foreground(terminal.borrow(), group),
+                    None => Ok(()),
+                };
             }
         };
         for (number, fd) in (0..).zip(inner) {
@@ -94,7 +122,7 @@ impl Streams {
     /// What goes out with `Ready`, in order.
     pub(super) fn outer(&self) -> [Option<&Fd>; 3] {
         match self {
-            Streams::Null { .. } => [None; 3],
+            Streams::Null { .. } | Streams::Inherited { .. } => [None; 3],
             Streams::Pipes { outer, .. } => outer.each_ref().map(Option::as_ref),
             Streams::Terminal { master, .. } => [master.as_ref(), None, None],
         }
@@ -105,6 +133,7 @@ impl Streams {
     pub(super) fn into_terminal(self) -> Option<Fd> {
         match self {
             Streams::Terminal { master, .. } => master,
+            Streams::Inherited { terminal } => terminal,
             Streams::Null { .. } | Streams::Pipes { .. } => None,
         }
     }

@@ -36,6 +36,8 @@ pub(super) struct Sandbox {
     children: Fd,
     terminal: Option<Fd>,
     program: u32,
+    /// Under gVisor: the init on its kernel, which has the program; `program` is runsc.
+    sentry: Option<Fd>,
     /// A report that did not fit into the socket's buffer; a later one replaces it.
     unsent: Option<Status>,
     /// The code to exit with once the last report is out.
@@ -61,8 +63,17 @@ impl Sandbox {
             children,
             terminal,
             program,
+            sentry: None,
             unsent: None,
             ended: None,
+        }
+    }
+
+    /// The program is on gVisor's kernel, and its init there is at the other end of `connection`.
+    pub(super) fn of_sentry(self, connection: Fd) -> Sandbox {
+        Sandbox {
+            sentry: Some(connection),
+            ..self
         }
     }
 
@@ -92,11 +103,14 @@ impl Sandbox {
                 Self::watch(&self.lifelines[0]),
                 Self::watch(&self.lifelines[1]),
                 Poll::on(self.children.borrow(), POLLIN),
+                self.sentry
+                    .as_ref()
+                    .map_or(Poll::off(), |fd| Poll::on(fd.borrow(), POLLIN)),
             ];
             if wait::poll(&mut polls, timeout).is_err() {
                 return LIFELINES_LOST;
             }
-            let [status, agentd, broker, children] = polls.map(|poll| poll.happened);
+            let [status, agentd, broker, children, sentry] = polls.map(|poll| poll.happened);
             // First: a renewal that waits counts before the end of the lifeline that it replaces.
             let renewed = if status & POLLIN != 0 {
                 self.obey_all()
@@ -110,6 +124,10 @@ impl Sandbox {
                 }
             }
             self.count_lifelines();
+            // First: what the program's init says of its end is more than that runsc has ended.
+            if sentry != 0 {
+                self.hear_sentry();
+            }
             if children != 0 {
                 self.reap();
             }
@@ -151,12 +169,25 @@ impl Sandbox {
     }
 
     fn reap(&mut self) {
-        let mut drained = [0; 128];
-        // One record or many: the children are asked below either way.
-        fs::read(self.children.borrow(), &mut drained).unwrap_or(0);
+        let mut record = [0; wait::SIGNAL_RECORD];
+        // Of children's signals one record or many: they are asked below either way.
+        let len = fs::read(self.children.borrow(), &mut record).unwrap_or(0);
+        if let (wait::SIGNAL_RECORD, [a, b, c, d, ..]) = (len, record) {
+            match u32::from_le_bytes([a, b, c, d]) {
+                wait::SIGCHLD => {}
+                from_terminal => self.signal(from_terminal, Target::Foreground),
+            }
+        }
         while let Ok(Some((pid, status))) = wait::next_child_event() {
             if pid != self.program || self.ended.is_some() {
                 continue;
+            }
+            // Its init's last word may be on its way.
+            if self.sentry.is_some() && !matches!(status & 0xff, 0x7f | 0xff) {
+                self.hear_sentry();
+                if self.ended.is_some() {
+                    continue;
+                }
             }
             match status & 0xff {
                 0x7f => self.report(Status::Stopped {
@@ -188,6 +219,30 @@ impl Sandbox {
         if self.unsent.is_some() {
             // The init has to stay until it can report; nothing else has a reason to. Only an empty sandbox is an error.
             process::kill(-1, SIGKILL).unwrap_or(());
+        }
+    }
+
+    /// What the program's init on gVisor's kernel has to say.
+    fn hear_sentry(&mut self) {
+        while let Some(sentry) = self.sentry.as_ref().map(Fd::borrow) {
+            let mut packet = [0; MESSAGE_LEN];
+            match net::receive_packet(sentry, &mut packet) {
+                Ok(None) => return,
+                Ok(Some(Packet { len: 0, .. })) | Err(_) => self.sentry = None,
+                Ok(Some(Packet { len, .. })) => match packet.get(..len).and_then(Status::decode) {
+                    Some(report @ (Status::Stopped { .. } | Status::Continued)) => {
+                        self.report(report)
+                    }
+                    Some(Status::Exited { wait_status, .. }) if self.ended.is_none() => {
+                        let code = match wait_status & 0x7f {
+                            0 => wait_status >> 8 & 0xff,
+                            signal => 128 + signal,
+                        };
+                        self.end(wait_status, code);
+                    }
+                    _ => {}
+                },
+            }
         }
     }
 
@@ -233,6 +288,11 @@ impl Sandbox {
     }
 
     fn signal(&self, signal: u32, target: Target) {
+        if let Some(sentry) = &self.sentry {
+            // It can't be too full for a signal for long, and when it is gone so is the program.
+            let control = Control::Signal { signal, target };
+            return net::send_packet(sentry.borrow(), &control.encode(), &[]).unwrap_or(());
+        }
         let program = self.program.cast_signed();
         let pid = match target {
             _ if self.ended.is_some() => return, // its pid may be someone else's by now

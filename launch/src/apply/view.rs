@@ -11,7 +11,7 @@ use agentd_kernel::sys::fs::{
     RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS,
 };
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
-use agentd_kernel::sys::{Errno, Fd, FdRef, net, process};
+use agentd_kernel::sys::{Errno, Fd, FdRef, process};
 
 use super::{During, Outcome};
 use crate::plan::{MAX_PATH, MAX_SECRET_BYTES, Mode, MountFlags, Plan, Record};
@@ -127,17 +127,19 @@ impl View {
     pub(super) fn new() -> Outcome<View> {
         let make = || {
             let host = fs::openat2(FdRef::CWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
-            let options = [
-                (c"size", ROOT_SIZE),
-                (c"nr_inodes", ROOT_INODES),
-                (c"mode", c"0755"),
-            ];
-            let root =
-                mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
+            let root = new_root()?;
             mount::attach(root.borrow(), host.borrow())?;
             Ok(View { root, host })
         };
         make().during(Step::Root, NO_RECORD)
+    }
+
+    /// A view at `place` of another, for a root that holds more than the view.
+    pub(super) fn beneath(stage: &View, place: &CStr) -> Result<View, Errno> {
+        let host = fs::openat2(FdRef::CWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
+        let root = new_root()?;
+        stage.attach(&root, place, FileKind::Directory)?;
+        Ok(View { root, host })
     }
 
     pub(super) fn root(&self) -> FdRef<'_> {
@@ -315,12 +317,17 @@ impl View {
     }
 
     /// A listening socket in the view; changes the working directory, as a socket's address has no room for a path.
-    pub(super) fn listen(&self, path: &CStr, mode: u32) -> Result<Fd, Errno> {
+    pub(super) fn listen(
+        &self,
+        path: &CStr,
+        mode: u32,
+        listen: fn(&CStr) -> Result<Fd, Errno>,
+    ) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(path)?;
         // An `O_PATH` descriptor is enough to change into.
         fs::fchdir(parent.fd())?;
         process::umask(!mode & 0o777);
-        let listener = net::listen_unix(name);
+        let listener = listen(name);
         process::umask(0);
         listener
     }
@@ -344,6 +351,11 @@ impl View {
                 seal().during(Step::ReadOnly, at)?;
             }
         }
+        self.seal_root()
+    }
+
+    /// Makes the root read-only, and nothing that is mounted on it.
+    pub(super) fn seal_root(self) -> Outcome<Sealed> {
         mount::set_attributes(self.root(), ATTR_RDONLY, Depth::One)
             .during(Step::ReadOnly, NO_RECORD)?;
         Ok(Sealed(self))
@@ -379,6 +391,15 @@ pub(super) fn copy_content(from: FdRef<'_>, to: FdRef<'_>, most: u64) -> Result<
         }
         fs::write_all(to, read)?;
     }
+}
+
+fn new_root() -> Result<Fd, Errno> {
+    let options = [
+        (c"size", ROOT_SIZE),
+        (c"nr_inodes", ROOT_INODES),
+        (c"mode", c"0755"),
+    ];
+    mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
 }
 
 /// The directory `name`, made if it is not there; never a link.

@@ -200,6 +200,40 @@ const TABLE: &[Entry] = &[
     refuse(nr::OPEN_TREE_ATTR, nr::OPEN_TREE_ATTR),
 ];
 
+/// What `runsc` may do beyond [`TABLE`] while it builds its own jail, and what its sentry may do to the processes that hold
+/// the agent's memory. It holds a user namespace of its own for it, below the sandbox's, so it is root over nothing that is
+/// not the sandbox's already. No code of the agent's runs under this filter alone: its system calls end in the sentry.
+///
+/// Let through: namespaces (`clone`, `unshare`), `mount`, `umount2`, `pivot_root`, `chroot`, `ptrace`. The rest is refused as
+/// it is to everybody, set-id bits above all: what the sentry's file server makes lies in the caller's folders.
+const RUNTIME_TABLE: &[Entry] = &{
+    let mut table = [refuse(0, 0); TABLE.len() - 2];
+    let (mut from, mut to) = (0, 0);
+    while from < TABLE.len() {
+        let entry = TABLE[from];
+        from += 1;
+        match entry.first {
+            nr::CLONE | nr::UNSHARE | nr::PTRACE | nr::CHROOT => {}
+            nr::VHANGUP => {
+                table[to] = refuse(nr::VHANGUP, nr::PIVOT_ROOT - 1);
+                table[to + 1] = refuse(nr::SYSCTL, entry.last);
+                to += 2;
+            }
+            nr::ACCT => {
+                table[to] = refuse(nr::ACCT, nr::MOUNT - 1);
+                table[to + 1] = refuse(nr::UMOUNT2 + 1, entry.last);
+                to += 2;
+            }
+            _ => {
+                table[to] = entry;
+                to += 1;
+            }
+        }
+    }
+    assert!(to == table.len(), "four entries go and two are split");
+    table
+};
+
 const CAPACITY: usize = 256;
 
 struct Program {
@@ -262,18 +296,18 @@ impl Program {
         }
     }
 
-    /// The search through `TABLE[from..to]`, with the number in the accumulator.
-    const fn search(self, from: usize, to: usize, debug: bool) -> Program {
+    /// The search through `table[from..to]`, with the number in the accumulator.
+    const fn search(self, table: &[Entry], from: usize, to: usize, debug: bool) -> Program {
         if to - from == 1 {
-            return self.entry(&TABLE[from], debug);
+            return self.entry(&table[from], debug);
         }
         let start = self.len;
         let middle = usize::midpoint(from, to);
         let mut program = self
-            .push(JGE, TABLE[middle].first, 0, 0)
-            .search(from, middle, debug);
+            .push(JGE, table[middle].first, 0, 0)
+            .search(table, from, middle, debug);
         program.code[start].jt = distance(start, program.len);
-        let program = program.search(middle, to, debug);
+        let program = program.search(table, middle, to, debug);
         if to - from <= SHARING && to - from > SHARING / 2 {
             program.share(start)
         } else {
@@ -328,11 +362,11 @@ const fn is_debug_call(number: u32) -> bool {
     false
 }
 
-const fn program(debug: bool) -> Program {
+const fn program(table: &[Entry], debug: bool) -> Program {
     let mut at = 1;
-    while at < TABLE.len() {
+    while at < table.len() {
         assert!(
-            TABLE[at - 1].last < TABLE[at].first,
+            table[at - 1].last < table[at].first,
             "the table is not sorted"
         );
         at += 1;
@@ -353,7 +387,7 @@ const fn program(debug: bool) -> Program {
     .push(LD_ABS, DATA_NR, 0, 0)
     .push(JSET, X32_BIT, 0, 1)
     .ret(RET_ERRNO | ENOSYS as u32)
-    .search(0, TABLE.len(), debug)
+    .search(table, 0, table.len(), debug)
 }
 
 const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
@@ -370,10 +404,17 @@ const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
     code
 }
 
-const PROGRAM: Program = program(false);
-const PROGRAM_DEBUG: Program = program(true);
+const PROGRAM: Program = program(TABLE, false);
+const PROGRAM_DEBUG: Program = program(TABLE, true);
+const PROGRAM_RUNTIME: Program = program(RUNTIME_TABLE, false);
 static BASE: [SockFilter; PROGRAM.len] = trim(&PROGRAM);
 static BASE_DEBUG: [SockFilter; PROGRAM_DEBUG.len] = trim(&PROGRAM_DEBUG);
+static RUNTIME: [SockFilter; PROGRAM_RUNTIME.len] = trim(&PROGRAM_RUNTIME);
+
+/// The built-in filter for `runsc`, which in turn holds the program.
+pub fn runtime_filter() -> &'static [SockFilter] {
+    &RUNTIME
+}
 
 /// The built-in filter for a plan that says `exec`: with [`ExecFlags::DEBUG`] it lets [`DEBUG_CALLS`] through.
 pub fn base_filter(exec: ExecFlags) -> &'static [SockFilter] {
@@ -390,6 +431,10 @@ mod tests {
 
     /// Runs the program as the kernel would, on the few instructions it uses.
     fn run(exec: ExecFlags, arch: u32, number: u32, args: [u64; 6]) -> u32 {
+        run_filter(base_filter(exec), arch, number, args)
+    }
+
+    fn run_filter(filter: &[SockFilter], arch: u32, number: u32, args: [u64; 6]) -> u32 {
         let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
@@ -398,7 +443,7 @@ mod tests {
         }
         let (mut accumulator, mut at) = (0u32, 0usize);
         loop {
-            let SockFilter { code, jt, jf, k } = base_filter(exec)[at];
+            let SockFilter { code, jt, jf, k } = filter[at];
             let taken = match code {
                 LD_ABS => {
                     let word = &data[k as usize..k as usize + 4];
@@ -449,6 +494,27 @@ mod tests {
             };
             assert_eq!(debugged, expected, "system call {number}");
         }
+    }
+
+    #[test]
+    fn the_runtime_is_let_do_six_things_and_no_other() {
+        let runtime = |number, args| run_filter(runtime_filter(), AUDIT_ARCH_X86_64, number, args);
+        for number in 0..1024 {
+            let expected = match number {
+                nr::MOUNT | nr::UMOUNT2 | nr::PIVOT_ROOT | nr::CHROOT | nr::PTRACE => RET_ALLOW,
+                _ => native(number, [0; 6]),
+            };
+            assert_eq!(runtime(number, [0; 6]), expected, "system call {number}");
+        }
+        let user_namespace = 0x1000_0000;
+        for number in [nr::CLONE, nr::UNSHARE] {
+            assert_eq!(runtime(number, [user_namespace, 0, 0, 0, 0, 0]), RET_ALLOW);
+        }
+        assert_eq!(runtime(nr::FCHMOD, [0, 0o4755, 0, 0, 0, 0]), REFUSED);
+        assert_eq!(
+            run_filter(runtime_filter(), 0x4000_0003, 4, [0; 6]),
+            RET_KILL_PROCESS
+        );
     }
 
     #[test]

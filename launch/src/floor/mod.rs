@@ -12,7 +12,7 @@ use crate::plan::{MAX_GRANTS, Mode, MountFlags, Network, Plan, Record};
 mod filter;
 mod sources;
 
-pub use filter::base_filter;
+pub use filter::{base_filter, runtime_filter};
 pub use sources::ROOT_SOURCES;
 
 /// The longest an agent may outlive one of its lifelines.
@@ -83,6 +83,8 @@ pub enum FloorViolation {
         /// The record.
         record: u16,
     },
+    /// gVisor in the host's network namespace: its `runsc` is let mount and make namespaces, but nowhere near the host.
+    GvisorOnHostNetwork,
     /// A grace beyond [`MAX_LIFELINE_GRACE_MS`].
     LifelineGrace {
         /// Asked for.
@@ -135,6 +137,9 @@ impl fmt::Display for FloorViolation {
                 f,
                 "plan record {record}: no TCP listener is made in the host's network"
             ),
+            FloorViolation::GvisorOnHostNetwork => {
+                f.write_str("plan asks for gVisor and the host's network at once; it may have one")
+            }
             FloorViolation::LifelineGrace { ms } => {
                 write!(
                     f,
@@ -166,6 +171,9 @@ pub fn check(plan: &Plan<'_>, context: &FloorContext) -> Result<(), FloorViolati
     }
     if plan.network() == Network::Host && context.network == Network::Own {
         return Err(FloorViolation::HostNetwork);
+    }
+    if plan.gvisor().is_some() && plan.network() == Network::Host {
+        return Err(FloorViolation::GvisorOnHostNetwork);
     }
     let mut mounted = [false; MAX_GRANTS];
     for (record, content) in (0u16..).zip(plan.records()) {
@@ -211,7 +219,7 @@ fn check_bind(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{PlanBuilder, Stdio};
+    use crate::plan::{GvisorFlags, PlanBuilder, Stdio};
 
     fn verdict(
         mode: Mode,
@@ -386,6 +394,24 @@ mod tests {
                 assert_eq!(check(&Plan::parse(&bytes).unwrap(), &context), expected);
             }
         }
+    }
+
+    #[test]
+    fn gvisor_is_not_for_the_hosts_network() {
+        let gvisor = |p: &mut PlanBuilder| p.gvisor(GvisorFlags::NONE).clone();
+        let verdict = |plan: PlanBuilder| {
+            let bytes = plan.finish().unwrap();
+            let context = FloorContext {
+                mode: Mode::User,
+                grants: 0,
+            };
+            check(&Plan::parse(&bytes).unwrap(), &context)
+        };
+        let mut plan = PlanBuilder::new(Mode::User);
+        plan.ids(1, 1).cwd("/").stdio(Stdio::Pipes).arg("true");
+        assert_eq!(verdict(gvisor(&mut plan)), Ok(()));
+        plan.host_network();
+        assert_eq!(verdict(plan), Err(FloorViolation::GvisorOnHostNetwork));
     }
 
     #[test]

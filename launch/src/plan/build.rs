@@ -4,8 +4,8 @@
 
 use super::parse::{FLAG_OPTIONAL, FLAG_REQUIRED, kind};
 use super::{
-    CgroupLimits, ExecFlags, HEADER_LEN, MAGIC, MAX_RECORDS, Mode, MountFlags, Plan, PlanError,
-    RECORD_HEADER_LEN, RecordFault, Stdio, VERSION,
+    CgroupLimits, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC, MAX_RECORDS, Mode, MountFlags, Plan,
+    PlanError, RECORD_HEADER_LEN, RecordFault, Stdio, VERSION,
 };
 
 /// Collects the records of a plan. A fault in one of them is reported by `finish`.
@@ -125,6 +125,11 @@ impl PlanBuilder {
     /// See [`super::Record::HostNetwork`].
     pub fn host_network(&mut self) -> &mut Self {
         self.record(kind::HOST_NETWORK, 0, &[], &[], &[])
+    }
+
+    /// See [`super::Record::Gvisor`].
+    pub fn gvisor(&mut self, flags: GvisorFlags) -> &mut Self {
+        self.record(kind::GVISOR, flags.bits(), &[], &[], &[])
     }
 
     /// See [`super::Record::Tmpfs`].
@@ -438,7 +443,8 @@ pub(super) mod tests {
             .tcp_listener(8080, super::super::GATEWAY);
         plan.unix_listener("/run/agentd/bus.sock", super::super::BUS, 0o600)
             .require(3)
-            .exec_policy(ExecFlags::MDWE | ExecFlags::DEBUG);
+            .exec_policy(ExecFlags::MDWE | ExecFlags::DEBUG)
+            .gvisor(GvisorFlags::NO_DIRECTFS);
         plan.finish().unwrap()
     }
 

@@ -202,6 +202,50 @@ impl fmt::Debug for ExecFlags {
     }
 }
 
+/// How gVisor's `runsc` is started: what differs between its releases, and nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct GvisorFlags(u16);
+
+impl GvisorFlags {
+    /// A release that has no switch for it reaches files through its file server alone.
+    pub const NONE: GvisorFlags = GvisorFlags(0);
+    /// The release would open files itself (`directfs`, from 2023 on): it is told not to.
+    pub const NO_DIRECTFS: GvisorFlags = GvisorFlags(1);
+
+    const ALL: u16 = 1;
+
+    /// The bits.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Whether all of `other` is set.
+    pub const fn contains(self, other: GvisorFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub(crate) fn from_bits(bits: u16) -> Option<GvisorFlags> {
+        (bits & !Self::ALL == 0).then_some(GvisorFlags(bits))
+    }
+}
+
+impl core::ops::BitOr for GvisorFlags {
+    type Output = GvisorFlags;
+    fn bitor(self, other: GvisorFlags) -> GvisorFlags {
+        GvisorFlags(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for GvisorFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut set = f.debug_set();
+        if self.contains(Self::NO_DIRECTFS) {
+            set.entry(&format_args!("NO_DIRECTFS"));
+        }
+        set.finish()
+    }
+}
+
 /// What the program's standard streams are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stdio {
@@ -437,6 +481,8 @@ pub enum Record<'a> {
     ExecPolicy(ExecFlags),
     /// The host's own network namespace instead of one with loopback only; at most once. No TCP listener goes with it.
     HostNetwork,
+    /// The program runs under gVisor, whose `runsc` is the host's own, instead of on the host's kernel; at most once.
+    Gvisor(GvisorFlags),
 }
 
 /// Which network namespace a sandbox is in.
@@ -474,6 +520,7 @@ pub(crate) struct Summary<'a> {
     pub envs: u16,
     pub exec: ExecFlags,
     pub network: Network,
+    pub gvisor: Option<GvisorFlags>,
 }
 
 impl<'a> Plan<'a> {
@@ -565,6 +612,11 @@ impl<'a> Plan<'a> {
     /// Which network namespace it asks for.
     pub fn network(&self) -> Network {
         self.summary.network
+    }
+
+    /// See [`Record::Gvisor`]; `None` for a program that runs on the host's kernel.
+    pub fn gvisor(&self) -> Option<GvisorFlags> {
+        self.summary.gvisor
     }
 
     /// How many environment variables there are.

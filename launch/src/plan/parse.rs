@@ -3,7 +3,7 @@
 use core::ffi::CStr;
 
 use super::{
-    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, ExecFlags, HEADER_LEN, MAGIC, MAX_BYTES,
+    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC, MAX_BYTES,
     MAX_FILTER_INSTRUCTIONS, MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode, MountFlags,
     Network, Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
 };
@@ -46,6 +46,7 @@ pub(super) mod kind {
     pub const EXEC_POLICY: u16 = 30;
     pub const HOST_NETWORK: u16 = 31;
     pub const COPY: u16 = 32;
+    pub const GVISOR: u16 = 40;
 
     /// Kinds that a plan holds at most once, as bits.
     pub const SINGLE: u64 = 1 << IDS
@@ -61,7 +62,8 @@ pub(super) mod kind {
         | 1 << STDIO
         | 1 << REQUIRE
         | 1 << EXEC_POLICY
-        | 1 << HOST_NETWORK;
+        | 1 << HOST_NETWORK
+        | 1 << GVISOR;
 }
 
 /// Takes fields off the front of a payload.
@@ -180,6 +182,7 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             | LANDLOCK_PATH
             | CGROUP
             | EXEC_POLICY
+            | GVISOR
     );
     if flags != 0 && !has_flags {
         return Err(RecordFault::Flags(flags));
@@ -240,6 +243,7 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
         EXEC_POLICY => {
             Record::ExecPolicy(ExecFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?)
         }
+        GVISOR => Record::Gvisor(GvisorFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?),
         TMPFS => Record::Tmpfs {
             flags: allow(flags, mount)?,
             size_bytes: fields.not_zero("tmpfs size must not be 0")?,
@@ -515,6 +519,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         envs: 0,
         exec: ExecFlags::NONE,
         network: Network::Own,
+        gvisor: None,
     };
     let mut walk = Records::new(records, count);
     for index in 0..count {
@@ -533,6 +538,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
             Record::Cgroup(limits) => summary.cgroup = Some(limits),
             Record::Require { layers } => summary.required = layers,
             Record::ExecPolicy(flags) => summary.exec = flags,
+            Record::Gvisor(flags) => summary.gvisor = Some(flags),
             Record::GrantMount { .. } | Record::Overlay { .. } => summary.grants += 1,
             Record::Arg(_) => summary.args += 1,
             Record::Env(_) => summary.envs += 1,

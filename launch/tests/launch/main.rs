@@ -4,6 +4,7 @@
 mod attack;
 mod calls;
 mod cover;
+mod gvisor;
 mod harness;
 mod life;
 mod limits;

@@ -75,6 +75,7 @@ fn host(landlock_abi: u8, without: &[Feature]) -> HostCaps {
         probes: probes.collect(),
         landlock_abi,
         cgroup: CgroupHost::default(),
+        gvisor_release: Some(20240729),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod policy;
 pub mod ports;
 pub mod rules;
+pub mod runtime;
 pub mod seccomp;
 
 pub use plan::{
@@ -30,3 +31,4 @@ pub use rules::{
     Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,
     ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr,
 };
+pub use runtime::RuntimeKind;

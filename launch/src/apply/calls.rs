@@ -19,7 +19,6 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::DUP2, "the program's streams"),
     (nr::GETPID, "the foreground process group"),
     (nr::SOCKET, "listeners"),
-    (nr::CONNECT, "under gVisor: from the program's side to the init"),
     (nr::SENDMSG, "reports, with descriptors"),
     (nr::RECVMSG, "what agentd and the broker say"),
     (nr::BIND, "listeners"),
@@ -29,7 +28,6 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::WAIT4, "children that have ended"),
     (nr::KILL, "signals for the program"),
     (nr::FCNTL, "the plan's seals, the note's lock"),
-    (nr::CHDIR, "under gVisor: where the program starts"),
     (nr::FCHDIR, "sockets and the new root are made where they are"),
     (nr::UMASK, "modes of what is made"),
     (nr::GETRUSAGE, "what the program used"),
@@ -46,13 +44,11 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::CLOCK_GETTIME, "the grace of a lifeline"),
     (nr::EXIT_GROUP, "the end"),
     (nr::KEYCTL, "a session keyring of its own"),
-    (nr::OPENAT, "under gVisor, which has no openat2: the plan"),
     (nr::MKDIRAT, "folders of the view"),
     (nr::UNLINKAT, "the empty file behind a mask, the link behind a copy; placeholders"),
     (nr::SYMLINKAT, "links of the view"),
     (nr::READLINKAT, "links of the host that are kept; where a grant lies"),
     (nr::PPOLL, "wait for anything"),
-    (nr::ACCEPT4, "under gVisor: the program's side"),
     (nr::SIGNALFD4, "children that end, as a descriptor"),
     (nr::PIPE2, "the program's streams"),
     (nr::PRLIMIT64, "resource limits"),
@@ -68,6 +64,15 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::LANDLOCK_CREATE_RULESET, "the ruleset, and which ABI there is"),
     (nr::LANDLOCK_ADD_RULE, "its rules"),
     (nr::LANDLOCK_RESTRICT_SELF, "enforcing it"),
+];
+
+/// What a launch under gVisor takes beyond them; all but the first are answered by gVisor's kernel.
+#[rustfmt::skip]
+pub const GVISOR_CALLS: &[(u32, &str)] = &[
+    (nr::ACCEPT4, "the init: the program's side calls"),
+    (nr::CONNECT, "the program's side calls the init"),
+    (nr::CHDIR, "where the program starts"),
+    (nr::OPENAT, "the plan, as gVisor has no openat2"),
 ];
 
 const _: () = {

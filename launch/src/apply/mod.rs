@@ -31,7 +31,7 @@ mod stdio;
 mod supervise;
 mod view;
 
-pub use calls::SYSTEM_CALLS;
+pub use calls::{GVISOR_CALLS, SYSTEM_CALLS};
 pub use inside::run_inside;
 pub use stage::RUNSC;
 

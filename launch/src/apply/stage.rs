@@ -241,6 +241,8 @@ impl<'f> Config<'f> {
         self.put(r#""options":["rbind","ro","nosuid","nodev"]}"#)?;
         for record in plan.records() {
             match record {
+                // It lies on a tmpfs, which is one of them.
+                Record::GrantMount { flags, .. } if flags.contains(MountFlags::COPY) => {}
                 Record::Bind { dst, flags, .. }
                 | Record::GrantMount { dst, flags, .. }
                 | Record::Overlay { dst, flags, .. }

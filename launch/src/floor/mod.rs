@@ -403,6 +403,7 @@ mod tests {
             let bytes = plan.finish().unwrap();
             let context = FloorContext {
                 mode: Mode::User,
+                network: Network::Host,
                 grants: 0,
             };
             check(&Plan::parse(&bytes).unwrap(), &context)

@@ -523,7 +523,7 @@ pub(super) mod tests {
                 mode: 0o600
             }
         );
-        assert_eq!(records.len(), 28);
+        assert_eq!(records.len(), 29);
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn a_terminal_is_one_and_interrupts() {
             &[
                 "/bin/sh",
                 "-c",
-                "trap 'exit 9' INT; test -t 0 && echo terminal; stty size; echo up; while :; do read -r line; done",
+                "trap 'exit 9' INT; test -t 0 && echo terminal; stty size; echo up; while :; do sleep 0.01; done",
             ],
             Stdio::Pty { rows: 24, cols: 80 },
         );

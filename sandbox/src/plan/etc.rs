@@ -2,6 +2,7 @@
 
 use super::LaunchInputs;
 use crate::policy::NetMode;
+use crate::runtime::RuntimeKind;
 use std::path::Path;
 
 /// (path, content), all mode 0644.
@@ -9,11 +10,20 @@ pub(crate) fn files(
     inputs: &LaunchInputs,
     home: &Path,
     net: NetMode,
+    runtime: RuntimeKind,
 ) -> Vec<(&'static str, Vec<u8>)> {
-    let LaunchInputs { uid, gid, .. } = inputs;
+    let (uid, gid) = runtime.runtime().ids(inputs);
     let user = user_name(&inputs.user_name);
     let host = host_name(&inputs.name);
     let home = home.display();
+    // Under gVisor the agent's own id is 0, and files of the host's root are nobody's.
+    let (root, root_group) = match uid {
+        0 => ("", ""),
+        _ => (
+            "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n",
+            "root:x:0:\n",
+        ),
+    };
     // Names are resolved outside, by the proxy: nothing inside could answer. In the host's network programs ask for themselves.
     let (hosts, resolver) = match (net, &inputs.resolver) {
         (NetMode::Host, Some(resolver)) => ("files dns", resolver.clone()),
@@ -26,14 +36,14 @@ pub(crate) fn files(
         (
             "/etc/passwd",
             format!(
-                "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n\
+                "{root}\
                  {user}:x:{uid}:{gid}:{user}:{home}:/bin/bash\n\
                  nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
             ),
         ),
         (
             "/etc/group",
-            format!("root:x:0:\n{user}:x:{gid}:\nnogroup:x:65534:\n"),
+            format!("{root_group}{user}:x:{gid}:\nnogroup:x:65534:\n"),
         ),
         (
             "/etc/hosts",

@@ -53,7 +53,9 @@ pub(crate) const TCP: u64 = BIND_TCP | CONNECT_TCP;
 /// What is allowed for a service of agentd's: to use it.
 pub(crate) const USE_TCP: u64 = CONNECT_TCP;
 
-/// ABI 6: abstract unix sockets, signals.
+/// The ABI that knows scopes.
+pub(crate) const SCOPES_ABI: u8 = 6;
+/// Abstract unix sockets, signals.
 const SCOPES: u64 = 1 << 0 | 1 << 1;
 
 /// Rights under a path of the view.
@@ -124,7 +126,7 @@ pub(crate) fn handled(abi: u8) -> u64 {
 }
 
 pub(crate) fn scopes(abi: u8) -> u64 {
-    if abi >= 6 { SCOPES } else { 0 }
+    if abi >= SCOPES_ABI { SCOPES } else { 0 }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 use crate::policy::{EffectivePolicy, Limits, NetMode};
 use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
+use crate::runtime::Reach;
 use crate::seccomp;
 use agentd_kernel::probe::{Feature, HostCaps, Need};
 use agentd_launch::{layers, plan as wire_plan};
@@ -91,6 +92,8 @@ pub fn plan(
     inputs.check()?;
     unheld::check(policy)?;
     host_network(policy)?;
+    let runtime = policy.runtime.runtime();
+    runtime.check(policy, host)?;
     required_features(host)?;
     let circumstances = Circumstances {
         policy,
@@ -118,6 +121,7 @@ pub fn plan(
         filter: seccomp::compile(&surface),
         surface,
         exec: circumstances.exec_flags(),
+        gvisor: runtime.gvisor(host),
         ports: circumstances.ports().map(<[u16]>::to_vec),
     };
     let wire = parts.encode()?;
@@ -131,7 +135,10 @@ pub fn plan(
         listeners,
         egress: policy.egress.clone(),
         model: policy.model.clone(),
-        ipc: policy.ipc.clone(),
+        ipc: IpcRules {
+            shared_memory: policy.ipc.shared_memory && runtime.shares_memory(),
+            ..policy.ipc.clone()
+        },
         tools: policy.tools.clone(),
         ssh: policy.ssh.clone(),
         limits: policy.limits.clone(),
@@ -304,10 +311,15 @@ fn required_layers(circumstances: Circumstances<'_>) -> u64 {
     };
     add(host.has(Feature::CgroupNs), layers::LAYER_CGROUP_NS);
     add(host.has(Feature::TimeNs), layers::LAYER_TIME_NS);
-    add(host.landlock_abi > 0, layers::LAYER_LANDLOCK);
+    let files = circumstances.reaches(Reach::LandlockFiles);
+    let scopes = circumstances.ports().is_some() || host.landlock_abi >= landlock::SCOPES_ABI;
+    add(
+        host.landlock_abi > 0 && (files || scopes),
+        layers::LAYER_LANDLOCK,
+    );
     add(circumstances.ports().is_some(), layers::LAYER_LANDLOCK_NET);
     add(
-        !policy.exec.write_exec && host.has(Feature::Mdwe),
+        !policy.exec.write_exec && host.has(Feature::Mdwe) && circumstances.reaches(Reach::Mdwe),
         layers::LAYER_MDWE,
     );
     add(
@@ -321,5 +333,5 @@ fn required_layers(circumstances: Circumstances<'_>) -> u64 {
     let idmap =
         inputs.mode == Mode::Root && host.has(Feature::IdmappedMounts) && !inputs.grants.is_empty();
     add(idmap, layers::LAYER_IDMAP);
-    bits
+    bits | circumstances.runtime().layers()
 }

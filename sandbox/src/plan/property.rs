@@ -6,6 +6,7 @@
 use super::Mode;
 use super::surface::Circumstances;
 use crate::policy::{LoopbackPorts, Memfd, NetMode};
+use crate::runtime::Reach;
 use crate::seccomp::{MemoryFiles, SyscallSet};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use serde::{Serialize, Serializer};
@@ -104,7 +105,12 @@ const ROWS: &[Row] = &[
         property: Property::FileRules,
         name: "file-rules",
         promise: "file access is checked a second time, under the mount view",
-        mechanisms: &[Landlock("Landlock file rules", 1)],
+        mechanisms: &[
+            Landlock("Landlock file rules", 1),
+            Chosen("gVisor's own mounts, over those of the view", |c| {
+                c.runtime().reaches(Reach::SecondView)
+            }),
+        ],
         degradable: true,
     },
     Row {
@@ -243,6 +249,9 @@ const ROWS: &[Row] = &[
         mechanisms: &[
             Needs("seccomp allow list", Feature::Seccomp),
             Needs("the floor's filter, under it", Feature::Seccomp),
+            Chosen("gVisor's kernel, which answers in the host's place", |c| {
+                c.runtime().reaches(Reach::OwnKernel)
+            }),
         ],
         degradable: false,
     },
@@ -265,6 +274,7 @@ const ROWS: &[Row] = &[
                 chosen(c.policy.exec.memfd == Memfd::Refused, "exec.memfd is data")
             }),
             Chosen("vm.memfd_noexec = 2 in its pid namespace", |c| {
+                c.runtime().reaches(Reach::MemfdNoexec)?;
                 if c.sets_memfd_noexec() {
                     Ok(())
                 } else if c.seals_exist() {
@@ -274,6 +284,7 @@ const ROWS: &[Row] = &[
                 }
             }),
             Chosen("seccomp: memory files only with MFD_NOEXEC_SEAL", |c| {
+                c.runtime().reaches(Reach::MemfdNoexec)?;
                 let why = if c.seals_exist() {
                     NOT_NEEDED
                 } else {
@@ -294,6 +305,7 @@ const ROWS: &[Row] = &[
             }),
             Chosen("PR_SET_MDWE", |c| {
                 chosen(!c.allows(SyscallSet::Debug), TRACERS_WRITE_CODE)?;
+                c.runtime().reaches(Reach::Mdwe)?;
                 chosen(
                     c.host.has(Feature::Mdwe),
                     "this kernel has none (Linux 6.3)",
@@ -367,7 +379,9 @@ const ROWS: &[Row] = &[
         // Counted per user namespace since Linux 5.14, so the agent's own namespace has its own count.
         mechanisms: &[
             Needs("cgroup pids controller", Feature::CgroupPids),
-            Always("RLIMIT_NPROC in its own user namespace"),
+            Chosen("RLIMIT_NPROC in its own user namespace", |c| {
+                c.runtime().reaches(Reach::ProcessCount)
+            }),
         ],
         degradable: true,
     },
@@ -544,10 +558,20 @@ fn available(
         })
     };
     let absent = |why: String| Err(Absent { why, denied: false });
+    let unreached = |abi| {
+        let reach = match abi {
+            super::landlock::TCP_ABI | super::landlock::SCOPES_ABI => Reach::LandlockScopes,
+            _ => Reach::LandlockFiles,
+        };
+        circumstances.runtime().reaches(reach).err()
+    };
     match mechanism {
         Always(name) => Ok(name),
         Needs(name, feature) if host.has(feature) => Ok(name),
         Needs(name, feature) => lacks(name, feature),
+        Landlock(name, abi) if unreached(abi).is_some() => {
+            absent(format!("{name}: {}", unreached(abi).unwrap_or_default()))
+        }
         Landlock(name, abi) if host.landlock_abi >= abi => Ok(name),
         Landlock(name, _) if host.landlock_abi == 0 => lacks(name, Feature::Landlock),
         Landlock(name, abi) => absent(format!(

@@ -4,6 +4,7 @@ use super::property::PropertyStatus;
 use super::view::Source;
 use super::wire::Parts;
 use crate::policy::units::show_size;
+use crate::runtime::RuntimeKind;
 use crate::seccomp::SyscallSet;
 use agentd_launch::layers;
 use serde::Serialize;
@@ -27,6 +28,8 @@ pub struct LandlockLine {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanSummary {
+    /// On whose kernel the program runs.
+    pub runtime: RuntimeKind,
     pub properties: Vec<PropertyStatus>,
     pub layers: Vec<&'static str>,
     pub mounts: Vec<MountLine>,
@@ -54,6 +57,7 @@ pub struct PlanSummary {
 pub(crate) fn summary(parts: &Parts<'_>, properties: Vec<PropertyStatus>) -> PlanSummary {
     let show = |path: &std::path::Path| path.display().to_string();
     PlanSummary {
+        runtime: parts.policy.runtime,
         properties,
         layers: layers::layer_names(parts.required_layers).collect(),
         mounts: parts

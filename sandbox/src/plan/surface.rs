@@ -3,6 +3,7 @@
 
 use super::{LaunchInputs, Mode};
 use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd, NetMode};
+use crate::runtime::{Reach, Runtime};
 use crate::seccomp::{Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use agentd_launch::plan::ExecFlags;
@@ -49,8 +50,19 @@ impl Circumstances<'_> {
     pub(crate) fn exec_flags(self) -> ExecFlags {
         let when = |condition, flag| if condition { flag } else { ExecFlags::NONE };
         when(self.sets_memfd_noexec(), ExecFlags::MEMFD_NOEXEC)
-            | when(!self.policy.exec.write_exec, ExecFlags::MDWE)
+            | when(
+                !self.policy.exec.write_exec && self.reaches(Reach::Mdwe),
+                ExecFlags::MDWE,
+            )
             | when(self.allows(SyscallSet::Debug), ExecFlags::DEBUG)
+    }
+
+    pub(crate) fn runtime(self) -> &'static dyn Runtime {
+        self.policy.runtime.runtime()
+    }
+
+    pub(crate) fn reaches(self, reach: Reach) -> bool {
+        self.runtime().reaches(reach).is_ok()
     }
 
     pub(crate) fn allows(self, set: SyscallSet) -> bool {
@@ -62,12 +74,14 @@ impl Circumstances<'_> {
         self.policy.exec.memfd != Memfd::Any
             && self.inputs.mode == Mode::Root
             && self.host.has(Feature::MemfdNoexec)
+            && self.reaches(Reach::MemfdNoexec)
     }
 
     /// Whether this kernel knows memory files that are sealed against execution, whoever may set the sysctl.
     pub(crate) fn seals_exist(self) -> bool {
         let probe = self.host.probe(Feature::MemfdNoexec);
-        probe.is_some_and(|p| !matches!(p.state, ProbeState::Unsupported { .. }))
+        self.reaches(Reach::MemfdNoexec)
+            && probe.is_some_and(|p| !matches!(p.state, ProbeState::Unsupported { .. }))
     }
 
     pub(crate) fn memory_files(self) -> MemoryFiles {

@@ -8,7 +8,7 @@ use crate::seccomp::SyscallSet;
 use crate::seccomp::{self, Surface};
 use agentd_kernel::sys::SockFilter;
 use agentd_launch::plan::{
-    self as wire, CgroupLimits, ExecFlags, MountFlags, Network, PlanBuilder, Stdio,
+    self as wire, CgroupLimits, ExecFlags, GvisorFlags, MountFlags, Network, PlanBuilder, Stdio,
 };
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -46,6 +46,8 @@ pub(crate) struct Parts<'a> {
     pub surface: Surface,
     pub filter: Vec<SockFilter>,
     pub exec: ExecFlags,
+    /// The runtime is gVisor, and this is how it is started.
+    pub gvisor: Option<GvisorFlags>,
     /// The agent's own TCP ports, where there is a list and a kernel that holds it.
     pub ports: Option<Vec<u16>>,
 }
@@ -67,6 +69,9 @@ impl Parts<'_> {
         self.mounts(&mut plan)?;
         self.landlock(&mut plan);
         plan.exec_policy(self.exec);
+        if let Some(flags) = self.gvisor {
+            plan.gvisor(flags);
+        }
         if network(self.policy) == Network::Host {
             plan.host_network();
         }
@@ -206,7 +211,12 @@ impl Parts<'_> {
                 }
             };
         }
-        for (path, content) in etc::files(self.inputs, &self.view.home, self.policy.net.mode) {
+        for (path, content) in etc::files(
+            self.inputs,
+            &self.view.home,
+            self.policy.net.mode,
+            self.policy.runtime,
+        ) {
             plan.file(path, 0o644, content);
         }
         if let Some(trust) = &self.inputs.trust {
@@ -247,7 +257,7 @@ impl Parts<'_> {
 
     /// (path, rights, whether it may be absent)
     pub(crate) fn landlock_rules(&self) -> Vec<(PathBuf, Rights, bool)> {
-        if self.landlock_abi == 0 {
+        if self.landlock_abi == 0 || self.gvisor.is_some() {
             return Vec::new();
         }
         let mut rules = vec![
@@ -287,6 +297,12 @@ impl Parts<'_> {
         )
     }
 
+    /// Whether there is anything for Landlock to hold.
+    fn has_landlock(&self) -> bool {
+        let abi = self.landlock_abi;
+        abi > 0 && (self.gvisor.is_none() || self.ports.is_some() || landlock::scopes(abi) != 0)
+    }
+
     fn landlock(&self, plan: &mut PlanBuilder) {
         let abi = self.landlock_abi;
         if abi == 0 {
@@ -294,7 +310,14 @@ impl Parts<'_> {
         }
         let rules = self.landlock_ports();
         let net = if rules.is_some() { landlock::TCP } else { 0 };
-        plan.landlock(landlock::handled(abi), net, landlock::scopes(abi), abi);
+        if !self.has_landlock() {
+            return;
+        }
+        let files = match self.gvisor {
+            None => landlock::handled(abi),
+            Some(_) => 0,
+        };
+        plan.landlock(files, net, landlock::scopes(abi), abi);
         for (port, access) in rules.into_iter().flatten() {
             plan.landlock_port(port, access);
         }

@@ -133,6 +133,10 @@ impl Compare<'_> {
             self.exceed_single("exec.memfd", own.memfd, top.memfd);
         }
         self.flag("exec.write_exec", own.write_exec, top.write_exec);
+        let (own, top) = (self.own.policy.runtime, self.top.policy.runtime);
+        if own > top {
+            self.exceed_single("runtime.kind", own, top);
+        }
     }
 
     fn network(&mut self) {

@@ -5,6 +5,7 @@ use super::path::PathTemplate;
 use super::{Origin, PolicyError, PolicyRef, Sources, Valued};
 use crate::plan::{Access, Property};
 use crate::rules::{EgressRules, HeldBy, IpcRules, ModelRules, SshRules, ToolRules};
+use crate::runtime::RuntimeKind;
 use crate::seccomp::SyscallSet;
 use agentd_kernel::grant::Kind;
 use serde::{Deserialize, Serialize};
@@ -204,6 +205,8 @@ pub struct EffectivePolicy {
     pub files: Vec<String>,
     pub fs: FsRules,
     pub exec: ExecRules,
+    /// `[runtime] kind`.
+    pub runtime: RuntimeKind,
     pub net: NetRules,
     /// `[ipc] sockets`: unix sockets of the host, opened by the caller.
     pub sockets: Vec<Valued<PathTemplate>>,

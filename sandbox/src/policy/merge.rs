@@ -16,6 +16,7 @@ use crate::plan::Property;
 use crate::rules::held;
 use crate::rules::ipc::NamePattern;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRule, ToolRules};
+use crate::runtime::RuntimeKind;
 use crate::seccomp::SyscallSet;
 use std::collections::BTreeMap;
 
@@ -145,6 +146,10 @@ impl Merged {
                 write_exec: self
                     .single("exec", "write_exec", |_, v| value::flag(v))
                     .unwrap_or(false),
+            },
+            runtime: match self.is("runtime", "kind", "gvisor") {
+                true => RuntimeKind::Gvisor,
+                false => RuntimeKind::Native,
             },
             net: NetRules {
                 mode,

@@ -110,6 +110,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("fs", "linked", Kind::Paths, "Hidden; all further names (hard links) of the file are listed as well. agentctl fills it in"),
     key("exec", "memfd", Kind::Choice("a rule for memory files", &["any", "data", "none"]), "Memory files: executable too, for data only, or none at all"),
     key("exec", "write_exec", Kind::Flag, "Memory that is written and then executed, as just-in-time compilers need it"),
+    key("runtime", "kind", Kind::Choice("a runtime", &["native", "gvisor"]), "On whose kernel programs run: the host's, or gVisor's in user space"),
     key("net", "mode", Kind::Choice("a network mode", &["none", "proxy", "host"]), "The way out: none, agentd's proxy, or the host's own network"),
     key("net", "allow", Kind::Hosts, "Destinations that the proxy lets through"),
     key("net", "ask", Kind::Hosts, "Destinations that a person approves when they are wanted"),

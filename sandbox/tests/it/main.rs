@@ -11,6 +11,7 @@ mod harness;
 mod host_network;
 mod planning;
 mod policies;
+mod runtimes;
 mod secrets;
 mod workloads;
 

@@ -12,7 +12,7 @@ use agentd_kernel::sys::{SockFilter, process};
 use agentd_launch::floor::base_filter;
 use agentd_launch::plan::ExecFlags;
 use agentd_sandbox::seccomp::{
-    Ioctls, Listening, MemoryFiles, Surface, SyscallSet, WriteExec, compile,
+    Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec, compile,
 };
 
 const ROUNDS: usize = 400;
@@ -58,6 +58,7 @@ fn main() {
         write_exec: WriteExec::Refused,
         ioctls: Ioctls::Known,
         listening: Listening::Allowed,
+        netlink: Netlink::Interfaces,
     };
     let (floor, plan) = (base_filter(ExecFlags::NONE), compile(&surface));
     let (mut with, mut without) = (Vec::new(), Vec::new());

@@ -507,23 +507,23 @@ pub(super) mod tests {
             }
         );
         assert_eq!(
-            records[15],
+            records[16],
             Record::LandlockPath {
                 path: c"/usr",
                 access: 5,
                 optional: true
             }
         );
-        assert_eq!(records[22], Record::Cwd(c"/work"));
+        assert_eq!(records[23], Record::Cwd(c"/work"));
         assert_eq!(
-            records[25],
+            records[26],
             Record::UnixListener {
                 path: c"/run/agentd/bus.sock",
                 tag: 4,
                 mode: 0o600
             }
         );
-        assert_eq!(records.len(), 29);
+        assert_eq!(records.len(), 30);
     }
 
     #[test]

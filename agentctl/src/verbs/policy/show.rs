@@ -4,7 +4,7 @@ use agentd_api::ErrorCode;
 use agentd_kernel::probe::{Roots, probe_host};
 use agentd_sandbox::{
     CallerContext, EffectivePolicy, GrantInput, LaunchInputs, Mode, PlanSummary, PolicyRef,
-    SandboxPlan, StdioMode,
+    RuntimeKind, SandboxPlan, StdioMode,
 };
 use serde_json::json;
 
@@ -101,6 +101,7 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         plan.policy, plan.policy_hash
     ))?;
     let PlanSummary {
+        runtime,
         properties,
         layers,
         mounts,
@@ -119,6 +120,9 @@ fn print_plan(plan: &SandboxPlan, out: &mut Out) -> Result<(), Failure> {
         cwd,
         argv,
     } = &plan.summary;
+    if *runtime != RuntimeKind::Native {
+        out.line(format!("runtime {runtime}"))?;
+    }
     let heading = |out: &mut Out, text: &str| {
         let text = out.colour.paint(Style::Bold, text);
         out.line("")?;

@@ -70,6 +70,7 @@ pub trait Receiver {
     fn receive<T>(&mut self, see: impl FnOnce(&[u8]) -> T) -> Result<T>;
 
     /// Waits for at least one message, and shows as many as one call of the contender's interface brings, up to `most`.
+    #[inline]
     fn drain(&mut self, most: u64, see: impl FnMut(&[u8])) -> Result<u64> {
         let _: u64 = most;
         self.receive(see)?;

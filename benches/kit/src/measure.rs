@@ -96,10 +96,16 @@ fn prepare<T: Transport>(task: &Task, direction: &str) -> Result<T> {
 }
 
 /// The payload, with `first` as its first word.
+#[inline]
 fn mark(payload: &mut [u8], first: u64) {
     let word = first.to_le_bytes();
-    let len = payload.len().min(8);
-    payload[..len].copy_from_slice(&word[..len]);
+    // The usual case without a call: at ten nanoseconds per message that shows.
+    if let Some(whole) = payload.first_chunk_mut() {
+        *whole = word;
+        return;
+    }
+    let len = payload.len();
+    payload.copy_from_slice(&word[..len]);
 }
 
 /// Not all zeroes, so that a sum says something.

@@ -57,15 +57,47 @@ pub(crate) fn store_two(to: &[AtomicU64; 2], words: [u64; 2]) {
     }
 }
 
-/// Whether [`store_two`] is one atomic store there: processors with AVX promise that of 16 aligned bytes (Intel SDM
-/// vol. 3, 9.1.1; AMD APM vol. 2, 7.3.2).
+/// Six words of private memory in three stores, and read word by word: what their owner has just stored there in words
+/// can't be loaded in anything larger before those stores have left the store buffer. No more of it is promised than of
+/// six relaxed atomic stores.
 #[cfg(all(
     target_arch = "x86_64",
     not(any(loom, miri, test, feature = "crash-points"))
 ))]
 #[inline(always)]
-pub(crate) fn is_pair_atomic(to: &[AtomicU64; 2]) -> bool {
-    to.as_ptr().addr().is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx")
+pub(crate) fn store_six(to: &[AtomicU64; 6], bytes: &[u8; 48]) {
+    // SAFETY: reads 48 borrowed bytes; writes 48 bytes of borrowed atomics, which may be written through a shared borrow,
+    // unseen by the compiler; neither instruction minds the alignment. Every x86-64 has SSE2. The registers that change
+    // are declared.
+    unsafe {
+        std::arch::asm!(
+            "movq {a}, [{from}]",
+            "movhps {a}, [{from} + 8]",
+            "movups [{to}], {a}",
+            "movq {b}, [{from} + 16]",
+            "movhps {b}, [{from} + 24]",
+            "movups [{to} + 16], {b}",
+            "movq {c}, [{from} + 32]",
+            "movhps {c}, [{from} + 40]",
+            "movups [{to} + 32], {c}",
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            from = in(reg) bytes.as_ptr(),
+            to = in(reg) to.as_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Whether [`store_two`] at a whole number of lines into `words` is one atomic store: processors with AVX promise that of
+/// 16 aligned bytes (Intel SDM vol. 3, 9.1.1; AMD APM vol. 2, 7.3.2).
+#[cfg(all(
+    target_arch = "x86_64",
+    not(any(loom, miri, test, feature = "crash-points"))
+))]
+pub(crate) fn are_pairs_atomic(words: &[AtomicU64]) -> bool {
+    words.as_ptr().addr().is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx")
 }
 
 /// The counterpart of [`store_two`]: no more is promised than of two relaxed atomic loads.

@@ -119,7 +119,8 @@ impl Patience {
     #[inline(always)]
     pub fn glances(&self) -> u32 {
         match self.waiting {
-            Waiting::Busy | Waiting::Adaptive => LOOKS_MIN,
+            Waiting::Busy => LOOKS_MAX,
+            Waiting::Adaptive => LOOKS_MIN,
             Waiting::Blocking => 0,
         }
     }

@@ -55,6 +55,20 @@ impl<W: Words> Own<W> {
     pub fn len(&self) -> usize {
         self.0.words().len()
     }
+
+    pub fn pairs(&self) -> Pairs {
+        #[cfg(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        ))]
+        let atomic = super::copy::are_pairs_atomic(self.0.words());
+        #[cfg(not(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        )))]
+        let atomic = false;
+        Pairs { atomic }
+    }
 }
 
 impl<W: Words> Peers<W> {
@@ -98,6 +112,22 @@ pub(crate) fn load_pair(line: &Line, at: usize) -> [u64; 2] {
     ]
 }
 
+/// Whether the first two words of a line of this memory can be stored at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs {
+    #[cfg_attr(
+        any(
+            not(target_arch = "x86_64"),
+            loom,
+            miri,
+            test,
+            feature = "crash-points"
+        ),
+        allow(dead_code, reason = "words are stored one by one there")
+    )]
+    atomic: bool,
+}
+
 /// A cache line that this side may write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnLine<'a>(&'a Line);
@@ -121,15 +151,16 @@ impl OwnLine<'_> {
     /// Stores the first two words of the line, of which the first commits what is in the line: with the second or
     /// after it, and after everything before.
     #[inline(always)]
-    pub fn commit(&self, words: [u64; 2]) {
+    pub fn commit(&self, words: [u64; 2], pairs: Pairs) {
         #[cfg(all(
             target_arch = "x86_64",
             not(any(loom, miri, test, feature = "crash-points"))
         ))]
-        if super::copy::is_pair_atomic(self.pair(0)) {
+        if pairs.atomic {
             // Stores of x86 are seen in the order of the program: this is a release store.
             return self.store_two(0, words);
         }
+        let _: Pairs = pairs;
         self.store(1, words[1], Ordering::Relaxed);
         self.store(0, words[0], Ordering::Release);
     }
@@ -160,12 +191,26 @@ impl OwnLine<'_> {
         self.0[at..].first_chunk().expect("within the line")
     }
 
+    /// Stores `bytes`, at most six words, from the third word of the line on. As [`Self::store_bytes`], quick where all six
+    /// are full.
+    #[inline(always)]
+    pub fn store_inline(&self, bytes: &[u8]) {
+        #[cfg(all(
+            target_arch = "x86_64",
+            not(any(loom, miri, test, feature = "crash-points"))
+        ))]
+        if let (Ok(bytes), Some(words)) = (bytes.try_into(), self.0.last_chunk()) {
+            return super::copy::store_six(words, bytes);
+        }
+        self.store_bytes(2, bytes);
+    }
+
     /// Stores `bytes`, at most what is left of the line, from the word `at` on. What is behind them in their last
     /// word becomes 0. Ordering: none among the bytes, all of them before the next release store.
     ///
     /// They are read word by word, also where they are stored in pairs: what their owner has just stored there in
     /// words can't be loaded in anything larger before those stores have left the store buffer.
-    #[inline]
+    #[inline(never)]
     pub fn store_bytes(&self, at: usize, bytes: &[u8]) {
         let mut at = at;
         let (words, rest) = bytes.as_chunks::<8>();
@@ -179,9 +224,10 @@ impl OwnLine<'_> {
             at += 1;
         }
         if !rest.is_empty() {
-            let mut last = [0; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            self.store(at, u64::from_le_bytes(last), Ordering::Relaxed);
+            // A copy of so few bytes would be a call.
+            let last = rest.iter().rev();
+            let last = last.fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.store(at, last, Ordering::Relaxed);
         }
     }
 }

@@ -18,6 +18,16 @@ pub(crate) const fn is_due(number: u64) -> bool {
     !cfg!(loom) && number.is_multiple_of(SAMPLE_EVERY)
 }
 
+/// How many messages come before the next one of those, from message `number` on.
+#[inline]
+pub(crate) const fn until_due(number: u64) -> u64 {
+    if cfg!(loom) {
+        u64::MAX
+    } else {
+        number.wrapping_neg() % SAMPLE_EVERY
+    }
+}
+
 /// To be called before message `number` is committed.
 #[inline(never)]
 pub(crate) fn put<W: Words>(data: &Own<W>, number: u64) {
@@ -58,5 +68,9 @@ mod tests {
         put(&Own(page), 128);
         assert_eq!(latency(&reader, 64), None);
         assert!(is_due(SAMPLE_EVERY) && !is_due(SAMPLE_EVERY + 1));
+        for number in [0, 1, 5, SAMPLE_EVERY - 1, SAMPLE_EVERY, SAMPLE_EVERY + 1] {
+            assert!(is_due(number + until_due(number)), "{number}");
+            assert!(until_due(number) < SAMPLE_EVERY, "{number}");
+        }
     }
 }

@@ -93,14 +93,14 @@ impl Transport for Lane {
 }
 
 impl Sender for Producer {
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, payload: &[u8]) -> Result<()> {
         Ok(self.0.send(TAG, payload, FOREVER)?)
     }
 }
 
 impl Receiver for Consumer {
-    #[inline]
+    #[inline(always)]
     fn receive<T>(&mut self, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
         Ok(self.0.recv_with(FOREVER, |_, payload| see(payload))?)
     }

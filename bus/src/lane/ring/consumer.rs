@@ -45,6 +45,10 @@ pub struct Consumer<D: Words, C: Words> {
     published: u64,
     /// Slots of a step.
     step: u64,
+    /// Slots of a step when there is nothing else to do.
+    idle_step: u64,
+    /// Until this slot number a message is nothing but to be copied and counted; there, [`Self::plan`] says why it is more.
+    quick_until: u64,
     /// The first slot number that the producer may not write.
     limit: u64,
     credit: Credit,
@@ -57,6 +61,7 @@ pub struct Consumer<D: Words, C: Words> {
     patience: Patience,
     /// Since the last message: the producer may have put a stamp on the next one.
     slept: bool,
+    /// What is counted seldom; see [`Self::received`].
     counts: Received,
     /// Where messages of more than one slot are put together; as long as the longest.
     scratch: Box<[u64]>,
@@ -137,6 +142,8 @@ impl<D: Words, C: Words> Consumer<D, C> {
             next: first,
             published: first,
             step: (capacity as u64 / 4).max(1),
+            idle_step: (capacity as u64 / 8).max(1),
+            quick_until: first,
             limit,
             credit: options.credit,
             closer,
@@ -175,7 +182,22 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     /// What this end has counted.
     pub fn received(&self) -> Received {
-        self.counts
+        let line = self.cursor.line(COUNTERS_WORD / LINE_WORDS);
+        Received {
+            messages: line.load(0),
+            bytes: line.load(1),
+            ..self.counts
+        }
+    }
+
+    /// Shows all that is counted in its own page.
+    fn publish_counts(&self) {
+        self.received().publish(&self.cursor);
+    }
+
+    /// How many messages were taken.
+    fn messages(&self) -> u64 {
+        self.cursor.line(COUNTERS_WORD / LINE_WORDS).load(0)
     }
 
     /// The number of the slot that the next message begins at.
@@ -191,7 +213,6 @@ impl<D: Words, C: Words> Consumer<D, C> {
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<Option<R>, RecvError> {
         if let Some(plain) = self.take_plainly() {
-            self.release();
             return Ok(Some(take(plain.tag, plain.payload())));
         }
         if !self.poll()? {
@@ -215,10 +236,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<R, RecvError> {
         match self.glance() {
-            Some(plain) => {
-                self.release();
-                Ok(take(plain.tag, plain.payload()))
-            }
+            Some(plain) => Ok(take(plain.tag, plain.payload())),
             None => {
                 if !self.poll()? {
                     self.wait(timeout)?;
@@ -228,19 +246,26 @@ impl<D: Words, C: Words> Consumer<D, C> {
         }
     }
 
-    /// Looks a few times for a plain message and at nothing else, so that one which is under way already is taken the
-    /// moment that it comes.
+    /// The next message, if it is a plain one, waiting for a moment: whoever looks at nothing else takes a message that is
+    /// under way already the moment that it comes.
     #[inline(always)]
     fn glance(&mut self) -> Option<Plain> {
+        let next = self.next;
+        let empty = empty(next, self.capacity);
+        if self.sequence() == empty && next.wrapping_sub(self.published) >= self.idle_step {
+            self.publish();
+        }
+        let line = self.data.line(line_of(next, self.capacity));
         let mut left = self.patience.glances();
-        loop {
-            let plain = self.take_plainly();
-            if plain.is_some() || left == 0 || self.sequence() != empty(self.next, self.capacity) {
-                return plain;
-            }
+        // SYNC: commit.
+        while line[SEQUENCE].load(Ordering::Acquire) == empty && left > 0 {
             left -= 1;
+            // Each look takes the line away from the producer, who may be filling it.
             spin_loop();
         }
+        let plain = self.plain_in(line, next)?;
+        self.next = next.wrapping_add(1);
+        Some(plain)
     }
 
     /// The message in slot number `next`, which is committed, whatever it is.
@@ -251,28 +276,58 @@ impl<D: Words, C: Words> Consumer<D, C> {
         taken.ok_or_else(|| self.refuse_reference(slot))
     }
 
-    /// The next message, if it is there, has nothing but up to 48 bytes, and the lane is open.
+    /// As [`Self::glance`], without waiting.
     #[inline(always)]
     fn take_plainly(&mut self) -> Option<Plain> {
-        let line = self.data.line(line_of(self.next, self.capacity));
+        let next = self.next;
+        let line = self.data.line(line_of(next, self.capacity));
+        let plain = self.plain_in(line, next)?;
+        self.next = next.wrapping_add(1);
+        Some(plain)
+    }
+
+    /// A copy of the message in `line`, which is that of slot number `next`, and counts it: if it is there, has nothing but
+    /// up to 48 bytes, and the lane is open.
+    #[inline(always)]
+    fn plain_in(&self, line: &Line, next: u64) -> Option<Plain> {
         // SYNC: commit. Pairs with the release store in `Producer::fill`.
         if self.closer.status().is_some()
-            || line[SEQUENCE].load(Ordering::Acquire) != committed(self.next)
+            || line[SEQUENCE].load(Ordering::Acquire) != committed(next)
+            || next == self.quick_until
         {
             return None;
         }
         let head = Head(line[HEAD].load(Ordering::Relaxed));
         let len = head.plain()?;
-        if stamp::is_due(self.counts.messages) || self.slept {
-            return None;
-        }
         let words = inline_words(line);
-        self.advance(1, len);
+        self.count(len);
         Some(Plain {
             tag: head.tag(),
             len,
             words,
         })
+    }
+
+    /// Counts a message where all can see it, and nowhere else.
+    #[inline(always)]
+    fn count(&self, bytes: usize) {
+        let line = self.cursor.line(COUNTERS_WORD / LINE_WORDS);
+        let [messages, before] = [line.load(0), line.load(1)];
+        line.store(0, messages.wrapping_add(1), Ordering::Relaxed);
+        line.store(1, before.wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+
+    /// Finds out up to where nothing is to be done but to copy and to count: the message there carries a stamp, or fills a
+    /// step.
+    fn plan(&mut self) {
+        let to_stamp = if self.slept {
+            0
+        } else {
+            stamp::until_due(self.messages())
+        };
+        let unpublished = self.next.wrapping_sub(self.published);
+        let to_step = self.step.saturating_sub(unpublished.saturating_add(1));
+        self.quick_until = self.next.wrapping_add(to_stamp.min(to_step));
     }
 
     /// As [`Self::recv_with`], into `buffer`, which is cleared first.
@@ -334,22 +389,20 @@ impl<D: Words, C: Words> Consumer<D, C> {
         self.take(take)
     }
 
-    /// All messages taken so far are done with: counts them where all can see it, and tells the producer when a
-    /// step is full.
+    /// All messages taken so far are done with: tells the producer when a step is full.
     #[inline]
     pub fn release(&mut self) {
-        let counters = self.cursor.line(COUNTERS_WORD / LINE_WORDS);
-        counters.store(0, self.counts.messages, Ordering::Relaxed);
-        counters.store(1, self.counts.bytes, Ordering::Relaxed);
         if self.next.wrapping_sub(self.published) >= self.step {
             self.publish();
+        } else {
+            self.plan();
         }
     }
 
     /// Counts a message that was taken as one that was refused.
     pub fn refuse(&mut self) {
         self.counts.refused = self.counts.refused.wrapping_add(1);
-        self.counts.publish(&self.cursor);
+        self.publish_counts();
     }
 
     /// Allows the producer `slots` more, as far as there is room; says how many. Nothing is left to grant where
@@ -534,21 +587,22 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     #[inline]
     fn advance(&mut self, slots: u64, bytes: usize) {
-        if stamp::is_due(self.counts.messages) || self.slept {
+        if self.slept || stamp::until_due(self.messages()) == 0 {
             self.slept = false;
             self.sample();
         }
         self.next = self.next.wrapping_add(slots);
-        self.counts.messages = self.counts.messages.wrapping_add(1);
-        self.counts.bytes = self.counts.bytes.wrapping_add(bytes as u64);
+        // Until somebody plans.
+        self.quick_until = self.next;
+        self.count(bytes);
     }
 
-    /// Message number `counts.messages` has been taken: how long was it under way, if its stamp is still there?
+    /// The next message in the count has been taken: how long was it under way, if its stamp is still there?
     #[inline(never)]
     fn sample(&self) {
         // The checker's pages have no room for a histogram.
         #[cfg(not(loom))]
-        if let Some(ns) = stamp::latency(&self.data, self.counts.messages) {
+        if let Some(ns) = stamp::latency(&self.data, self.messages()) {
             histogram::record(&self.cursor, ns);
         }
     }
@@ -579,7 +633,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             }
             slept = Slept::Yes;
             self.counts.sleeps += 1;
-            self.counts.publish(&self.cursor);
+            self.publish_counts();
             self.arm(Park::Futex);
             self.patience.barrier();
             // The kernel looks at the word once more before it sleeps.
@@ -626,6 +680,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             }
             Credit::Manual => self.wake_producer(CONSUMED_WORD),
         }
+        self.plan();
     }
 
     /// After a store into the word that the producer may be sleeping on.
@@ -635,7 +690,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             return;
         }
         self.counts.wakes += 1;
-        self.counts.publish(&self.cursor);
+        self.publish_counts();
         match (how, &self.ringer) {
             (parked::BELL, Some(ringer)) => ringer.ring(),
             // The bell is still on its way, and is rung when it comes.
@@ -684,6 +739,7 @@ impl<D: Words, C: Words> Source for Consumer<D, C> {
 
     fn disarm(&mut self) {
         self.slept = true;
+        self.quick_until = self.next;
         self.cursor
             .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
     }

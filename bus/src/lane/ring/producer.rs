@@ -28,7 +28,7 @@ use crate::shm::counters::{
 };
 use crate::shm::park::{Closer, sleep, wake_word};
 use crate::shm::patience::{Look, Patience, Slept, Step};
-use crate::shm::region::{LINE_WORDS, Own, Peers, Words};
+use crate::shm::region::{LINE_WORDS, Own, Pairs, Peers, Words};
 use crate::shm::stamp;
 use crate::simd::crc32c;
 use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
@@ -45,6 +45,10 @@ pub struct Producer<D, C> {
     limit: u64,
     /// How far the consumer had read when last looked.
     consumed: u64,
+    /// Until this slot number a message is nothing but to be written; there, [`Self::plan`] says why it is more.
+    quick_until: u64,
+    /// Two words can be stored at once ([`OwnLine::commit`]).
+    pairs: Pairs,
     closer: Closer,
     look: Look,
     patience: Patience,
@@ -94,13 +98,15 @@ impl<D: Words, C: Words> Producer<D, C> {
         // Read once: the consumer may change the word, but not what we go by.
         let peers_setup = cursor.load(SETUP_WORD, Ordering::Relaxed);
         Ok(Self {
-            data,
-            cursor,
             capacity,
             base: first,
             // What the consumer allows is found out with the first message.
             limit: first,
             consumed: first,
+            quick_until: first,
+            pairs: data.pairs(),
+            data,
+            cursor,
             closer,
             look: Look::after(peers_setup),
             patience: Patience::new(options.waiting, own_setup),
@@ -213,6 +219,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.check_open()?;
         self.put(tag, payload)?;
         self.wake_if_parked();
+        self.look_ahead();
         Ok(())
     }
 
@@ -351,31 +358,61 @@ impl<D: Words, C: Words> Producer<D, C> {
         }
         self.stamp_if_due();
         self.fill(tag, payload);
+        self.plan();
         Ok(())
     }
 
     /// As [`Self::put`], if it is nothing but filling one slot; otherwise does nothing.
     #[inline(always)]
     fn put_plainly(&mut self, tag: Tag, payload: &[u8]) -> bool {
-        let plain = payload.len() <= INLINE_BYTES
-            && self.extension == Extension::None
-            && self.limit != self.next()
-            && !self.stamp_is_due();
+        let plain = payload.len() <= INLINE_BYTES && self.next() != self.quick_until;
         if plain {
             self.fill(tag, payload);
         }
         plain
     }
 
+    /// Finds out up to where nothing is to be done but to fill a slot: the message there carries a stamp, or more must be
+    /// known of how far the consumer is.
+    fn plan(&mut self) {
+        let next = self.next();
+        let room = self.limit.wrapping_sub(next);
+        let half = self.capacity as u64 / 2;
+        let to_look = room
+            .checked_sub(half)
+            .unwrap_or_else(|| room.min(half.div_ceil(4)));
+        let quick = stamp::until_due(self.messages()).min(to_look);
+        self.quick_until = match self.extension {
+            Extension::None => next.wrapping_add(quick),
+            Extension::Time | Extension::TimeAndCrc => next,
+        };
+    }
+
+    /// Looks how far the consumer is before there is no more room: after a message, while it is on its way, and not before the
+    /// next one, which would wait for that line.
+    fn look_ahead(&mut self) {
+        if self.limit.wrapping_sub(self.next()) <= self.capacity as u64 / 2 {
+            // A consumer that talks nonsense is found out when the room is needed.
+            let (limit, consumed) = self.cursor_says();
+            let next = self.next();
+            let high = consumed.wrapping_add(self.capacity as u64);
+            if is_between(self.consumed, consumed, next) && is_between(self.limit, limit, high) {
+                (self.limit, self.consumed) = (limit, consumed);
+            }
+        }
+        self.plan();
+    }
+
     /// Fills the next slot, which is free, with a message of up to 48 bytes.
     #[inline(always)]
     fn fill(&mut self, tag: Tag, payload: &[u8]) {
-        let line = self.data.line(line_of(self.next(), self.capacity));
-        line.store_bytes(INLINE, payload);
+        let next = self.next();
+        let line = self.data.line(line_of(next, self.capacity));
+        line.store_inline(payload);
         // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
         let head = Head::new(tag, 0, payload.len());
-        line.commit([committed(self.next()), head.0]);
+        line.commit([committed(next), head.0], self.pairs);
         self.advance(1, payload.len() as u64);
     }
 
@@ -422,8 +459,9 @@ impl<D: Words, C: Words> Producer<D, C> {
         line.store_bytes(at, inline);
         // SYNC: commit. See `fill`.
         let head = Head::new(tag, own_flags, payload.len());
-        line.commit([committed(self.next()), head.0]);
+        line.commit([committed(self.next()), head.0], self.pairs);
         self.advance(slots, bytes);
+        self.plan();
         Ok(())
     }
 
@@ -438,17 +476,10 @@ impl<D: Words, C: Words> Producer<D, C> {
         line.store_two(0, [messages.wrapping_add(1), before.wrapping_add(bytes)]);
     }
 
-    /// Of every so many messages, one says when it was sent; so does one that the consumer has to be woken for,
+    /// Of every so many messages, one says when it was sent; so does one that the consumer is woken for ([`Self::wake`]),
     /// which costs far more.
-    #[inline(always)]
-    fn stamp_is_due(&self) -> bool {
-        stamp::is_due(self.messages())
-            || self.look != Look::Never
-                && self.cursor.load(PARKED_WORD, Ordering::Relaxed) != parked::AWAKE
-    }
-
     fn stamp_if_due(&self) {
-        if self.stamp_is_due() {
+        if stamp::is_due(self.messages()) {
             stamp::put(&self.data, self.messages());
         }
     }
@@ -472,6 +503,8 @@ impl<D: Words, C: Words> Producer<D, C> {
             return;
         }
         self.woken = Some(slot);
+        // Late, but the receiver looks for it only when it has been woken, or finds that it is not there.
+        stamp::put(&self.data, self.messages().wrapping_sub(1));
         self.counts.wakes += 1;
         self.publish_counts();
         match (how, &self.ringer) {
@@ -503,15 +536,21 @@ impl<D: Words, C: Words> Producer<D, C> {
     }
 
     fn look_at_cursor(&mut self) -> Result<(), SendError> {
+        let (limit, consumed) = self.cursor_says();
+        self.consumed = self.checked("position", consumed, self.consumed, self.next())?;
+        let high = consumed.wrapping_add(self.capacity as u64);
+        self.limit = self.checked("limit", limit, self.limit, high)?;
+        Ok(())
+    }
+
+    /// The limit and the position in the consumer's page, unchecked.
+    fn cursor_says(&self) -> (u64, u64) {
         // SYNC: limit. Pairs with the release store in `Consumer::publish` and `grant`: the consumer's reads of the
         // slots are done before we write them again.
         let limit = self.cursor.load(LIMIT_WORD, Ordering::Acquire);
         // SYNC: consumed. Likewise, for what the slots refer to. Read after the limit, so never older than it.
         let consumed = self.cursor.load(CONSUMED_WORD, Ordering::Acquire);
-        self.consumed = self.checked("position", consumed, self.consumed, self.next())?;
-        let high = consumed.wrapping_add(self.capacity as u64);
-        self.limit = self.checked("limit", limit, self.limit, high)?;
-        Ok(())
+        (limit, consumed)
     }
 
     /// `found`, if it is between `low` and `high` modulo 2^64.
@@ -522,7 +561,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         low: u64,
         high: u64,
     ) -> Result<u64, SendError> {
-        if found.wrapping_sub(low) <= high.wrapping_sub(low) {
+        if is_between(low, found, high) {
             return Ok(found);
         }
         self.closer.close(Status::MALFORMED);
@@ -599,6 +638,11 @@ impl<D: Words, C: Words> Producer<D, C> {
             self.disarm();
         }
     }
+}
+
+/// Modulo 2^64.
+fn is_between(low: u64, found: u64, high: u64) -> bool {
+    found.wrapping_sub(low) <= high.wrapping_sub(low)
 }
 
 /// Ready when the consumer allows more than it did when last looked, or the lane has ended.

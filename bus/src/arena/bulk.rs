@@ -21,6 +21,7 @@ use super::{
 use crate::channel::Tag;
 use crate::lane::ring::{Consumer, Producer, RecvError, SendError};
 use crate::message::Status;
+use crate::shm::atomics::spin_loop;
 use crate::shm::park::Closer;
 use crate::shm::region::Words;
 
@@ -28,12 +29,15 @@ use crate::shm::region::Words;
 /// `threshold_*`, compares both ways around it.
 pub const THRESHOLD_DEFAULT: usize = 512;
 
-/// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much, and so much memory it
-/// goes round in: what the caches next to two cores hold. More was never quicker (docs/journal, "What a bulk copy goes
-/// round in").
+/// The sender looks at the consumer's cursor when the arena is full, or when it has stored this much; and when so much is
+/// unread, it waits a little rather than spread over more memory. It is what the caches next to two cores hold: more was
+/// never quicker (docs/journal, "What a bulk copy goes round in").
 const LOOK_BYTES: u64 = 1 << 20;
 /// Large payloads: so many of them, lest one side waits for the other at every one.
 const LOOK_PAYLOADS: u64 = 8;
+/// A sender that waits a little looks so often, and once more for each cache line of its payload: about as long as the
+/// receiver takes to copy one of that size.
+const LINGER_LOOKS: usize = 256;
 
 /// The receiver says how far it is when it has copied this much, whatever the lane's step: the sender's arena
 /// is smaller than its ring is long.
@@ -118,6 +122,8 @@ pub struct BulkSender<D: Words, C: Words, S: Supply> {
     options: BulkOptions,
     /// Bytes stored since the cursor was looked at last: the next look is after [`LOOK_BYTES`] or [`LOOK_PAYLOADS`].
     stored: u64,
+    /// How far the receiver was when it was waited for in vain: not again before it has gone on.
+    stuck_at: Option<u64>,
     began: Instant,
     pace: Pace,
 }
@@ -138,6 +144,7 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
                 ..options
             },
             stored: 0,
+            stuck_at: None,
             began: Instant::now(),
             pace: Pace::new(),
         };
@@ -156,6 +163,11 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         &self.producer
     }
 
+    /// For references to memory that is no arena's, in order with all other messages.
+    pub(crate) fn producer_mut(&mut self) -> &mut Producer<D, C> {
+        &mut self.producer
+    }
+
     /// How full the arena is, as far as the cursor has been looked at.
     pub fn usage(&self) -> Usage {
         self.arena.usage()
@@ -168,12 +180,12 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         }
         // Before the copy, which may be long.
         self.producer.room(REFERENCE_BYTES)?;
-        if self.stored >= LOOK_BYTES.max(LOOK_PAYLOADS * payload.len() as u64) {
-            self.reclaim()?;
+        if self.stored >= window(payload.len()) {
+            self.look()?;
         }
         let stored = match self.arena.store(payload) {
             Err(ArenaError::Full { .. }) => {
-                self.reclaim()?;
+                self.look()?;
                 self.arena.store(payload)
             }
             other => other,
@@ -205,6 +217,9 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         payload: &[u8],
         timeout: Duration,
     ) -> Result<(), BulkSendError<S::Error>> {
+        if payload.len() > self.options.threshold && self.arena.unread() > window(payload.len()) {
+            self.linger(payload.len())?;
+        }
         let mut deadline = None;
         let least = payload.len() as u64 + HEADER_BYTES;
         loop {
@@ -238,16 +253,42 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         }
     }
 
+    /// Much is unread: gives a receiver that is reading the time to read one more, so that its block is used again while the
+    /// caches have it.
+    #[cold]
+    fn linger(&mut self, len: usize) -> Result<(), SendError> {
+        let mut left = LINGER_LOOKS + len / 64;
+        loop {
+            let consumed = self.producer.consumed()?;
+            self.arena.note_consumed(consumed);
+            if self.arena.unread() <= window(len) || self.stuck_at == Some(consumed) {
+                return Ok(());
+            }
+            if left == 0 {
+                self.stuck_at = Some(consumed);
+                return Ok(());
+            }
+            left -= 1;
+            spin_loop();
+        }
+    }
+
     /// Takes back the blocks of all that the receiver has read.
     pub fn reclaim(&mut self) -> Result<usize, SendError> {
+        let consumed = self.look()?;
+        Ok(self.arena.reclaim(consumed))
+    }
+
+    /// Sees how far the receiver is: what it has read may be written over.
+    fn look(&mut self) -> Result<u64, SendError> {
         let consumed = self.producer.consumed()?;
-        let count = self.arena.reclaim(consumed);
+        self.arena.note_consumed(consumed);
         // Is the receiver behind, or is it waiting for each message?
         let behind = self.arena.oldest_held().is_some();
         let sent = std::mem::take(&mut self.stored);
         let stores = self.pace.note(self.began.elapsed(), sent, behind);
         self.arena.set_stores(stores);
-        Ok(count)
+        Ok(consumed)
     }
 
     /// Adds a segment that takes a block of `least` bytes. For those who know that much is coming; touches all of
@@ -280,6 +321,11 @@ impl<D: Words, C: Words, S: Supply> BulkSender<D, C, S> {
         }
         Ok(count)
     }
+}
+
+/// What the sender goes round in, bytes, with payloads of `len` bytes.
+fn window(len: usize) -> u64 {
+    LOOK_BYTES.max(LOOK_PAYLOADS * len as u64)
 }
 
 /// Why no message was received.
@@ -358,6 +404,9 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
                     Some(Taken::Reference(tag, reference)) => (tag, self.believed(reference)?),
                 },
             };
+            if reference.is_sealed() {
+                return Err(self.refuse_sealed());
+            }
             if let Some(tag) = self.follow(tag, reference, buffer, None)? {
                 return Ok(Some(tag));
             }
@@ -374,6 +423,19 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
         buffer: &mut Vec<u8>,
         timeout: Duration,
     ) -> Result<Tag, BulkRecvError<A::Error>> {
+        match self.recv_any(buffer, timeout)? {
+            (tag, None) => Ok(tag),
+            (_, Some(_)) => Err(self.refuse_sealed()),
+        }
+    }
+
+    /// As [`Self::recv`]; of a sealed payload the reference, whose slot counts as read once the caller has said so
+    /// ([`Self::done_with_sealed`]).
+    pub(crate) fn recv_any(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        timeout: Duration,
+    ) -> Result<(Tag, Option<Reference>), BulkRecvError<A::Error>> {
         let mut deadline = None;
         loop {
             let (tag, reference) = match self.waiting.take() {
@@ -385,22 +447,25 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
                     match self.consumer.next(left, |message| take(buffer, &message))? {
                         Taken::Whole(tag) => {
                             self.consumer.release();
-                            return Ok(tag);
+                            return Ok((tag, None));
                         }
                         Taken::Reference(tag, reference) => (tag, self.believed(reference)?),
                     }
                 }
             };
+            if reference.is_sealed() {
+                return Ok((tag, Some(reference)));
+            }
             if self.reader.has(reference.segment) || reference.is_gone() {
                 // The usual case asks for no time.
                 if let Some(tag) = self.follow(tag, reference, buffer, None)? {
-                    return Ok(tag);
+                    return Ok((tag, None));
                 }
                 continue;
             }
             let until = *deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
             if let Some(tag) = self.follow(tag, reference, buffer, until)? {
-                return Ok(tag);
+                return Ok((tag, None));
             }
             if self.waiting.is_some() {
                 return Err(match self.closer().status() {
@@ -445,6 +510,9 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
             self.consumer.release();
             return Ok(None);
         }
+        if let Some(next) = self.consumer.peek_reference() {
+            self.reader.prefetch(&next);
+        }
         loop {
             match self.reader.read(&reference, buffer) {
                 Ok(()) => {
@@ -472,6 +540,25 @@ impl<D: Words, C: Words, A: Arrivals> BulkReceiver<D, C, A> {
                 Err(error) => return Err(self.broken(BulkRecvError::Arrival(error))),
             }
         }
+    }
+
+    /// The sender may let go of the sealed payload that was taken last, and should: it holds much.
+    pub(crate) fn done_with_sealed(&mut self) {
+        self.consumer.release();
+        self.consumer.publish();
+    }
+
+    pub(crate) fn arrivals_mut(&mut self) -> &mut A {
+        &mut self.arrivals
+    }
+
+    /// Skips what this receiver has no way to read.
+    #[cold]
+    pub(crate) fn refuse_sealed(&mut self) -> BulkRecvError<A::Error> {
+        self.consumer.refuse();
+        self.done_with_sealed();
+        let slot = self.consumer.next_slot().wrapping_sub(1);
+        RecvError::Reference { slot }.into()
     }
 
     fn believed(

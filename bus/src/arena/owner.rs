@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::space::{BlockId, Space};
+use super::space::{BLOCK_MIN, BlockId, Space};
 use super::{
     ALIGNMENT, GENERATION_WORD, GRANULE_WORDS, HEADER_BYTES, HEADER_WORDS, LENGTH_WORD, Reference,
     SEGMENT_MAX, SEGMENT_MIN, SEGMENTS_MAX,
@@ -18,6 +18,10 @@ use crate::shm::region::{Own, Words};
 
 /// Shorter payloads always go through the cache: a streamed one is on its way to memory for longer than that.
 const STREAM_MIN: usize = 2048;
+
+/// Blocks that have been read are used again as they are if they are no more than this many granules, or so many.
+const REUSE_MAX: u64 = (1 << 20) / ALIGNMENT;
+const REUSE_BLOCKS: u64 = 8;
 
 /// Why a segment was not added, or a payload not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +80,8 @@ struct Held {
     slot: u64,
     segment: u32,
     block: BlockId,
+    /// That the payload and its header need.
+    granules: u64,
 }
 
 /// The blocks of one channel's sender.
@@ -89,6 +95,11 @@ pub struct Arena<W> {
     stores: Stores,
     /// In the order of their slots.
     held: VecDeque<Held>,
+    /// So many of the oldest have been read: they are used again as they are, or given back when something else is needed or
+    /// they are many, so that what comes next stays in little memory.
+    read: usize,
+    /// Granules of those that have not.
+    unread: u64,
 }
 
 impl<W: Words> Arena<W> {
@@ -101,6 +112,8 @@ impl<W: Words> Arena<W> {
             generation: 0,
             stores: Stores::Cached,
             held: VecDeque::with_capacity(in_flight),
+            read: 0,
+            unread: 0,
         }
     }
 
@@ -156,20 +169,15 @@ impl<W: Words> Arena<W> {
             return Err(ArenaError::Empty);
         }
         let granules = granules_for(length).ok_or_else(|| self.too_long(length))?;
-        let mut found = None;
-        for segment in &mut self.segments {
-            if let Some(block) = segment.space.take(granules) {
-                found = Some((segment, block));
-                break;
-            }
-        }
-        let Some((segment, block)) = found else {
+        let found = self.reuse(granules).or_else(|| self.take(granules));
+        let Some((at, block)) = found else {
             return Err(if self.segments.iter().any(|s| s.space.fits(granules)) {
                 ArenaError::Full { length }
             } else {
                 self.too_long(length)
             });
         };
+        let segment = &mut self.segments[at];
         self.generation += 1;
         if self.generation as u32 == 0 {
             self.generation += 1;
@@ -206,6 +214,35 @@ impl<W: Words> Arena<W> {
         })
     }
 
+    /// The oldest block, if it has been read and is of about this size: streams of payloads of one size go round in the same
+    /// blocks, without a search.
+    fn reuse(&mut self, granules: u32) -> Option<(usize, BlockId)> {
+        let oldest = self.held.front().filter(|_| self.read > 0)?;
+        let number = oldest.segment;
+        let at = self.segments.iter().position(|s| s.number == number)?;
+        let segment = &self.segments[at];
+        let (begin, size) = segment.space.extent(oldest.block);
+        let same = (granules..=granules + granules / 16 + BLOCK_MIN).contains(&size);
+        if !same
+            || self.read as u64 * u64::from(size) > REUSE_MAX.max(REUSE_BLOCKS * u64::from(size))
+        {
+            self.reclaim_read();
+            return None;
+        }
+        self.read -= 1;
+        // SYNC: arena-reuse. As in `free`.
+        let generation = begin as usize * GRANULE_WORDS + GENERATION_WORD;
+        segment.memory.store(generation, 0, Ordering::Relaxed);
+        self.held.pop_front().map(|oldest| (at, oldest.block))
+    }
+
+    fn take(&mut self, granules: u32) -> Option<(usize, BlockId)> {
+        let segments = self.segments.iter_mut().enumerate();
+        segments
+            .filter_map(|(at, segment)| Some((at, segment.space.take(granules)?)))
+            .next()
+    }
+
     /// Says how payloads are written from now on: past the cache pays while the receivers are behind, and costs
     /// them time when they wait.
     pub(crate) fn set_stores(&mut self, stores: Stores) {
@@ -219,11 +256,18 @@ impl<W: Words> Arena<W> {
                 .back()
                 .is_none_or(|last| !is_before(slot, last.slot))
         );
+        self.unread += granules_of(stored.reference.length);
         self.held.push_back(Held {
             slot,
             segment: stored.reference.segment,
             block: stored.block,
+            granules: granules_of(stored.reference.length),
         });
+    }
+
+    /// Bytes of the payloads that have not been read, headers included, as far as the cursor has been looked at.
+    pub(crate) fn unread(&self) -> u64 {
+        self.unread * ALIGNMENT
     }
 
     /// Takes back a block whose reference did not get into a slot.
@@ -233,25 +277,33 @@ impl<W: Words> Arena<W> {
 
     /// Takes back every block whose slot is before slot number `consumed`. Returns how many.
     pub fn reclaim(&mut self, consumed: u64) -> usize {
-        let mut count = 0;
-        while let Some(held) = self
-            .held
-            .pop_front_if(|held| is_before(held.slot, consumed))
+        self.note_consumed(consumed);
+        self.reclaim_read()
+    }
+
+    /// The slots before slot number `consumed` have been read: their blocks may be used again.
+    pub(crate) fn note_consumed(&mut self, consumed: u64) {
+        while let Some(held) = self.held.get(self.read)
+            && is_before(held.slot, consumed)
         {
+            self.unread -= held.granules;
+            self.read += 1;
+        }
+    }
+
+    fn reclaim_read(&mut self) -> usize {
+        let count = std::mem::take(&mut self.read);
+        for _ in 0..count {
+            let held = self.held.pop_front().expect("those read are held");
             self.free(held.segment, held.block);
-            count += 1;
         }
         count
     }
 
     /// Takes back every block: nobody will read them.
     pub fn reclaim_all(&mut self) -> usize {
-        let mut count = 0;
-        while let Some(held) = self.held.pop_front() {
-            self.free(held.segment, held.block);
-            count += 1;
-        }
-        count
+        (self.read, self.unread) = (self.held.len(), 0);
+        self.reclaim_read()
     }
 
     /// Bytes in blocks that are taken.
@@ -260,12 +312,16 @@ impl<W: Words> Arena<W> {
             .segments
             .iter()
             .map(|segment| u64::from(segment.space.taken()));
-        granules.sum::<u64>() * ALIGNMENT
+        let read = self.held.range(..self.read).map(|held| {
+            let segment = self.segments.iter().find(|s| s.number == held.segment);
+            segment.map_or(0, |segment| u64::from(segment.space.extent(held.block).1))
+        });
+        (granules.sum::<u64>() - read.sum::<u64>()) * ALIGNMENT
     }
 
     /// The slot of the oldest block that is still held.
     pub fn oldest_held(&self) -> Option<u64> {
-        self.held.front().map(|held| held.slot)
+        self.held.get(self.read).map(|held| held.slot)
     }
 
     pub fn usage(&self) -> Usage {
@@ -277,7 +333,7 @@ impl<W: Words> Arena<W> {
                 .map(|segment| segment.memory.len() as u64 * 8)
                 .sum(),
             taken: self.taken(),
-            held: self.held.len(),
+            held: self.held.len() - self.read,
         }
     }
 
@@ -318,6 +374,10 @@ fn is_before(slot: u64, other: u64) -> bool {
 
 /// Cache lines of the block for a payload.
 fn granules_for(length: usize) -> Option<u32> {
-    let bytes = (length as u64).checked_add(HEADER_BYTES)?;
-    u32::try_from(bytes.div_ceil(ALIGNMENT)).ok()
+    (length as u64).checked_add(HEADER_BYTES)?;
+    u32::try_from(granules_of(length as u64)).ok()
+}
+
+fn granules_of(length: u64) -> u64 {
+    (length + HEADER_BYTES).div_ceil(ALIGNMENT)
 }

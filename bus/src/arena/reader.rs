@@ -8,11 +8,14 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    GENERATION_WORD, HEADER_WORDS, LENGTH_WORD, Reference, ReferenceError, SEGMENT_MAX,
+    ALIGNMENT, GENERATION_WORD, HEADER_WORDS, LENGTH_WORD, Reference, ReferenceError, SEGMENT_MAX,
     SEGMENTS_MAX,
 };
 use crate::shm::atomics::{Ordering, fence};
-use crate::shm::region::{Peers, Words};
+use crate::shm::region::{LINE_WORDS, Peers, Words};
+
+/// Header and first lines of the payload; the copy asks for those behind them in time.
+const PREFETCH_LINES: u64 = 9;
 
 /// Why a segment was not taken from its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +94,23 @@ impl<W: Words> Reader<W> {
             .iter()
             .map(|(_, memory)| memory.len() as u64 * 8)
             .sum()
+    }
+
+    /// Asks for the beginning of what `reference` says, if it leads anywhere: it comes while something else is copied. Nothing
+    /// of it is believed or looked at.
+    pub(super) fn prefetch(&self, reference: &[u8]) {
+        let Ok(reference) = Reference::parse(reference) else {
+            return;
+        };
+        let segment = reference.segment;
+        let Some((_, memory)) = self.segments.iter().find(|(number, _)| *number == segment) else {
+            return;
+        };
+        let lines = (memory.len() / LINE_WORDS) as u64;
+        let first = (reference.offset / ALIGNMENT).min(lines);
+        for line in first..(first + PREFETCH_LINES).min(lines) {
+            memory.prefetch(line as usize);
+        }
     }
 
     /// Copies what `reference` names into `buffer`, which is cleared first and left empty on any error.

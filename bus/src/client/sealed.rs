@@ -206,11 +206,111 @@ fn left(deadline: Option<Instant>) -> Duration {
     })
 }
 
+/// The memories that have come for a receiver: sealed payloads, and those of an arena if it has one.
+#[derive(Debug)]
+pub(super) struct Memories {
+    arrivals: SegmentArrivals,
+    sealed: BTreeMap<u32, OwnedFd>,
+    /// An arena's, in order; `None` for a receiver without one.
+    segments: Option<VecDeque<(u32, OwnedFd)>>,
+}
+
+impl Memories {
+    /// Of a receiver without an arena.
+    pub fn new(arrivals: SegmentArrivals) -> Self {
+        Self {
+            arrivals,
+            sealed: BTreeMap::new(),
+            segments: None,
+        }
+    }
+
+    /// Of a receiver with one.
+    pub fn with_segments(arrivals: SegmentArrivals) -> Self {
+        Self {
+            segments: Some(VecDeque::new()),
+            ..Self::new(arrivals)
+        }
+    }
+
+    /// The arena's next segment, waiting until `deadline`.
+    pub fn next_segment(&mut self, deadline: Option<Instant>) -> Option<(u32, OwnedFd)> {
+        loop {
+            if let Some(segment) = self.segments.as_mut().and_then(VecDeque::pop_front) {
+                return Some(segment);
+            }
+            let arrival = self.arrivals.next_arrival(deadline)?;
+            self.sort(arrival, None);
+        }
+    }
+
+    /// The payload that `reference` leads to.
+    pub fn fetch<E: std::error::Error>(
+        &mut self,
+        end: &End,
+        reference: &Reference,
+    ) -> Result<SealedPayload, InPlaceError<E>> {
+        let index = reference.segment;
+        self.take_up(index);
+        if !self.sealed.contains_key(&index) {
+            // Its sender waited until the bus had it queued for us. So once the bus has answered anything at all, it is
+            // here, or it will never be.
+            match end.round_trip() {
+                Ok(()) | Err(ClientError::Lost { .. } | ClientError::Closed { .. }) => {}
+                Err(error) => return Err(InPlaceError::Client(error)),
+            }
+            self.take_up(index);
+        }
+        let memory = self
+            .sealed
+            .remove(&index)
+            .ok_or(InPlaceError::Gone { index })?;
+        // Those before it belong to messages that this reader has lost.
+        self.sealed = self.sealed.split_off(&index);
+        let payload = SealedPayload::open(memory)?;
+        if payload.len() as u64 != reference.length {
+            return Err(InPlaceError::Reference(ReferenceError::Disagrees {
+                expected: reference.length,
+                found: payload.len() as u64,
+            }));
+        }
+        Ok(payload)
+    }
+
+    fn take_up(&mut self, wanted: u32) {
+        while let Some(arrival) = self.arrivals.next_arrival(None) {
+            self.sort(arrival, Some(wanted));
+        }
+    }
+
+    /// `wanted` is what the message that is pending refers to: its sender may count it as read already.
+    fn sort(&mut self, arrival: SegmentArrival, wanted: Option<u32>) {
+        match arrival {
+            SegmentArrival::Added {
+                index,
+                sealed: true,
+                memory,
+            } => {
+                self.sealed.insert(index, memory);
+            }
+            SegmentArrival::Added { index, memory, .. } => {
+                if let Some(segments) = &mut self.segments {
+                    segments.push_back((index, memory));
+                }
+            }
+            SegmentArrival::Dropped { index } if Some(index) != wanted => {
+                // Of an arena's segments the lane itself says when they are not referred to any more.
+                self.sealed.remove(&index);
+            }
+            SegmentArrival::Dropped { .. } => {}
+        }
+    }
+}
+
 /// The sealed payloads that have come for a receiver.
 #[derive(Debug)]
 pub(super) struct Incoming<M> {
-    arrivals: SegmentArrivals,
-    held: BTreeMap<u32, OwnedFd>,
+    memories: Memories,
     /// A message that was taken out of the ring, whose payload has not come yet.
     pending: Option<(M, Reference)>,
 }
@@ -218,8 +318,7 @@ pub(super) struct Incoming<M> {
 impl<M: Copy> Incoming<M> {
     pub fn boxed(end: &End) -> Box<Self> {
         Box::new(Self {
-            arrivals: SegmentArrivals::new(end),
-            held: BTreeMap::new(),
+            memories: Memories::new(SegmentArrivals::new(end)),
             pending: None,
         })
     }
@@ -244,51 +343,11 @@ impl<M: Copy> Incoming<M> {
     /// The pending message, with its payload.
     pub fn fetch<E: std::error::Error>(&mut self, end: &End) -> Result<(M, Body), InPlaceError<E>> {
         let (message, reference) = self.pending.expect("the caller has begun");
-        let index = reference.segment;
-        self.take_up(index);
-        if !self.held.contains_key(&index) {
-            // Its sender waited until the bus had it queued for us. So once the bus has answered anything at all, it is
-            // here, or it will never be.
-            match end.round_trip() {
-                Ok(()) | Err(ClientError::Lost { .. } | ClientError::Closed { .. }) => {}
-                Err(error) => return Err(InPlaceError::Client(error)),
-            }
-            self.take_up(index);
+        let fetched = self.memories.fetch(end, &reference);
+        if !matches!(fetched, Err(InPlaceError::Client(_))) {
+            self.pending = None;
         }
-        self.pending = None;
-        let memory = self
-            .held
-            .remove(&index)
-            .ok_or(InPlaceError::Gone { index })?;
-        // Those before it belong to messages that this reader has lost.
-        self.held = self.held.split_off(&index);
-        let payload = SealedPayload::open(memory)?;
-        if payload.len() as u64 != reference.length {
-            return Err(InPlaceError::Reference(ReferenceError::Disagrees {
-                expected: reference.length,
-                found: payload.len() as u64,
-            }));
-        }
-        Ok((message, Body::InPlace(payload)))
-    }
-
-    fn take_up(&mut self, wanted: u32) {
-        while let Some(arrival) = self.arrivals.next_arrival(None) {
-            match arrival {
-                SegmentArrival::Added {
-                    index,
-                    sealed: true,
-                    memory,
-                } => {
-                    self.held.insert(index, memory);
-                }
-                SegmentArrival::Dropped { index } if index != wanted => {
-                    self.held.remove(&index);
-                }
-                // An arena's; or what the message that is pending refers to, which its sender counts as read.
-                SegmentArrival::Added { .. } | SegmentArrival::Dropped { .. } => {}
-            }
-        }
+        Ok((message, Body::InPlace(fetched?)))
     }
 }
 

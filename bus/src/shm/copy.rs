@@ -100,6 +100,19 @@ pub(crate) fn are_pairs_atomic(words: &[AtomicU64]) -> bool {
     words.as_ptr().addr().is_multiple_of(16) && std::arch::is_x86_feature_detected!("avx")
 }
 
+/// Asks for a cache line, without waiting for it.
+#[inline(always)]
+pub(crate) fn prefetch(line: &super::region::Line) {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    // SAFETY: a prefetch accesses nothing as far as the program can tell, wherever it points; every x86-64 has SSE.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    let _: &super::region::Line = line;
+}
+
 /// The counterpart of [`store_two`]: no more is promised than of two relaxed atomic loads.
 #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 #[inline(always)]

@@ -83,6 +83,12 @@ impl<W: Words> Peers<W> {
         line_of(self.0.words(), line)
     }
 
+    /// Asks for a cache line, without waiting for it or looking at it.
+    #[inline]
+    pub(crate) fn prefetch(&self, line: usize) {
+        super::copy::prefetch(self.line(line));
+    }
+
     /// For waiting on, which needs no right to write.
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         &self.0.words()[index]

@@ -364,3 +364,37 @@ fn a_budget_is_shared_and_given_back() {
     drop((first, second));
     assert_eq!(budget.left(), 1 << 20);
 }
+
+#[test]
+fn a_sender_waits_a_little_for_who_reads_and_not_at_all_for_who_does_not() {
+    let (producer, consumer) = lane(256, SenderOptions::default());
+    let road = Road::default();
+    let options = BulkOptions {
+        first: 8 << 20,
+        ..BulkOptions::default()
+    };
+    let mut sender = BulkSender::new(producer, road.clone(), options).unwrap();
+    let mut receiver = BulkReceiver::new(consumer, road, 1 << 30);
+    // More than the sender likes to have under way, to a receiver that is elsewhere.
+    let payload = vec![7; 64 << 10];
+    for n in 0..100 {
+        sender.send(tag(n), &payload, Duration::ZERO).unwrap();
+    }
+    let mut buffer = Vec::new();
+    for n in 0..100 {
+        assert_eq!(receiver.recv(&mut buffer, WATCHDOG).unwrap(), tag(n));
+        assert_eq!(buffer, payload);
+    }
+    let receiving = std::thread::spawn(move || {
+        for n in 0..1000 {
+            assert_eq!(receiver.recv(&mut buffer, WATCHDOG).unwrap(), tag(n));
+            assert_eq!(buffer.len(), 64 << 10);
+        }
+    });
+    for n in 0..1000 {
+        sender.send(tag(n), &payload, WATCHDOG).unwrap();
+    }
+    receiving.join().unwrap();
+    sender.reclaim().unwrap();
+    assert_eq!((sender.usage().taken, sender.usage().held), (0, 0));
+}

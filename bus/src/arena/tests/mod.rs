@@ -143,3 +143,74 @@ fn heap_memory_conforms() {
         conforms(bytes, heap);
     }
 }
+
+#[test]
+fn payloads_of_one_size_go_round_in_the_same_blocks_and_others_find_all_the_room() {
+    let (mine, theirs) = heap(1 << 20);
+    let mut arena = Arena::new(16);
+    let mut reader = Reader::new(SEGMENT_MAX);
+    reader.add(arena.add(mine).unwrap(), theirs).unwrap();
+    let mut buffer = Vec::new();
+    let mut references = Vec::new();
+    for slot in 0..4 {
+        let stored = arena.store(&pattern(5000, slot)).unwrap();
+        references.push(stored.reference());
+        arena.hold(slot, stored);
+    }
+    let (taken, unread) = (arena.taken(), arena.unread());
+    assert_eq!(unread, 4 * (5000_u64 + 64).next_multiple_of(ALIGNMENT));
+    arena.note_consumed(2);
+    assert_eq!((arena.taken(), arena.unread()), (taken / 2, unread / 2));
+    assert_eq!((arena.usage().held, arena.oldest_held()), (2, Some(2)));
+
+    // The block read first is the one that is written next, and its old reference leads nowhere.
+    let stored = arena.store(&pattern(4990, 9)).unwrap();
+    let again = stored.reference();
+    assert_eq!(again.offset, references[0].offset);
+    assert!(matches!(
+        reader.read(&references[0], &mut buffer),
+        Err(ReferenceError::Stale { .. })
+    ));
+    reader.read(&again, &mut buffer).unwrap();
+    assert_eq!(buffer, pattern(4990, 9));
+    arena.hold(4, stored);
+    assert_eq!(arena.usage().held, 3);
+
+    // What is of another size gets everything that was read.
+    arena.note_consumed(5);
+    let limit = arena.payload_limit() as usize;
+    let stored = arena.store(&pattern(limit, 5)).unwrap();
+    reader.read(&stored.reference(), &mut buffer).unwrap();
+    assert_eq!(buffer, pattern(limit, 5));
+    arena.release(stored);
+    assert_eq!(
+        (arena.taken(), arena.unread(), arena.usage().held),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn after_a_burst_payloads_are_close_together_again() {
+    let mut arena = Arena::new(1024);
+    arena.add(heap(4 << 20).0).unwrap();
+    let mut slot = 0;
+    let mut send = |arena: &mut Arena<Heap>| {
+        let stored = arena.store(&[1; 4032]).unwrap();
+        let end = stored.reference().offset + 4096;
+        arena.hold(slot, stored);
+        slot += 1;
+        (slot, end)
+    };
+    for _ in 0..900 {
+        send(&mut arena);
+    }
+    let mut reach = 0;
+    for n in 0..3000 {
+        let (sent, end) = send(&mut arena);
+        arena.note_consumed(sent);
+        if n > 1000 {
+            reach = reach.max(end);
+        }
+    }
+    assert!(reach <= 1 << 20, "{reach}");
+}

@@ -399,6 +399,22 @@ impl<D: Words, C: Words> Consumer<D, C> {
         }
     }
 
+    /// The bytes of the reference that comes next, if it is there already, and asks for the slot behind it. Takes nothing.
+    pub(crate) fn peek_reference(&self) -> Option<[u8; 32]> {
+        let line = self.data.line(line_of(self.next, self.capacity));
+        self.data
+            .prefetch(line_of(self.next.wrapping_add(1), self.capacity));
+        if line[SEQUENCE].load(Ordering::Acquire) != committed(self.next) {
+            return None;
+        }
+        let head = Head(line[HEAD].load(Ordering::Relaxed));
+        if !head.has(REFERENCE) || head.single().is_none() {
+            return None;
+        }
+        let words = [load_pair(line, INLINE), load_pair(line, INLINE + 2)];
+        words.as_bytes().try_into().ok()
+    }
+
     /// Counts a message that was taken as one that was refused.
     pub fn refuse(&mut self) {
         self.counts.refused = self.counts.refused.wrapping_add(1);
@@ -511,7 +527,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
         let slot = self.next;
         let line = self.data.line(line_of(slot, self.capacity));
         let head = Head(line[HEAD].load(Ordering::Relaxed));
-        let Some(len) = head.plain() else {
+        let Some(len) = head.single() else {
             let long = self.take_long(head)?;
             let payload = &self.scratch.as_bytes()[..head.len()];
             return Ok(take(Message {
@@ -527,7 +543,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
         Ok(take(Message {
             tag: head.tag(),
             slot,
-            reference: false,
+            reference: head.has(REFERENCE),
             ext: None,
             payload: &words.as_bytes()[..len],
         }))

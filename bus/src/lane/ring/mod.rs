@@ -194,6 +194,12 @@ impl Head {
         (self.0 >> 24) as u8 & own_flag != 0
     }
 
+    /// The length of a message that is up to 48 bytes in one slot, which may be a reference.
+    #[inline]
+    pub const fn single(self) -> Option<usize> {
+        Self(self.0 & !((REFERENCE as u64) << 24)).plain()
+    }
+
     /// The length of a message that is nothing but up to 48 bytes in one slot.
     #[inline]
     pub const fn plain(self) -> Option<usize> {

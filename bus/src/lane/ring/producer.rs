@@ -298,7 +298,17 @@ impl<D: Words, C: Words> Producer<D, C> {
         bytes: u64,
     ) -> Result<(), SendError> {
         self.check_open()?;
-        self.put_long(tag, REFERENCE, reference, bytes)?;
+        let next = self.next();
+        if next == self.quick_until {
+            self.put_long(tag, REFERENCE, reference, bytes)?;
+        } else {
+            let line = self.data.line(line_of(next, self.capacity));
+            line.store_bytes(INLINE, reference);
+            // SYNC: commit. See `fill`.
+            let head = Head::new(tag, REFERENCE, reference.len());
+            line.commit([committed(next), head.0], self.pairs);
+            self.advance(1, bytes);
+        }
         self.wake_if_parked();
         Ok(())
     }

@@ -11,6 +11,9 @@ pub enum Who {
     PingPong,
     Futex,
     Bare,
+    /// The bare ring with messages over several slots, and with larger slots.
+    Spilled,
+    Wide,
     Memcpy,
     Lane,
     Arena,
@@ -29,6 +32,8 @@ pub enum Who {
 pub enum Work {
     RoundTrip,
     Throughput,
+    /// Throughput of messages that take more than one cache line.
+    Inline,
     /// Copied in by one process, copied out by the other.
     Bulk,
     /// Messages due per second.
@@ -91,6 +96,10 @@ const fn throughput(who: Who, waiting: Waiting) -> Cell {
 
 const fn open(who: Who, waiting: Waiting, rate: u64) -> Cell {
     cell(who, waiting, Work::OpenLoop(rate), 48)
+}
+
+const fn inline(who: Who, bytes: usize) -> Cell {
+    cell(who, Busy, Work::Inline, bytes)
 }
 
 const fn bulk(who: Who, bytes: usize) -> Cell {
@@ -290,6 +299,26 @@ pub const GROUPS: &[&[Cell]] = &[
         throughput(Who::Nats, Blocking),
         throughput(Who::Redis, Blocking),
     ],
+    &[
+        inline(Who::Lane, 64),
+        inline(Who::Spilled, 64),
+        inline(Who::Wide, 64),
+    ],
+    &[
+        inline(Who::Lane, 112),
+        inline(Who::Spilled, 112),
+        inline(Who::Wide, 112),
+    ],
+    &[
+        inline(Who::Lane, 200),
+        inline(Who::Spilled, 200),
+        inline(Who::Wide, 200),
+    ],
+    &[
+        oneway(Who::Spilled, Busy, 112),
+        oneway(Who::Wide, Busy, 112),
+        oneway(Who::Lane, Busy, 112),
+    ],
     &[oneway(Who::Lane, Adaptive, 48)],
     &[
         oneway(Who::Futex, Blocking, 48),
@@ -334,6 +363,8 @@ impl Who {
             Self::PingPong => "pingpong",
             Self::Futex => "futex",
             Self::Bare => "bare",
+            Self::Spilled => "spilled",
+            Self::Wide => "wide",
             Self::Memcpy => "memcpy",
             Self::Lane => "lane",
             Self::Arena => "arena",
@@ -373,6 +404,7 @@ impl Cell {
         let work = match self.work {
             Work::RoundTrip => "oneway".to_owned(),
             Work::Throughput => "throughput".to_owned(),
+            Work::Inline => "inline".to_owned(),
             Work::Bulk => "bulk".to_owned(),
             Work::FanOut(readers, Delivery::Lossy) => format!("fanout{readers}_"),
             Work::FanOut(readers, Delivery::Reliable) => format!("fanout{readers}_reliable_"),

@@ -166,7 +166,7 @@ fn figures(measured: &Measured) -> Vec<Row> {
             row(".p99", "ns", Figure::P99),
             row(".p999", "ns", Figure::P999),
         ],
-        Work::Throughput => vec![row("", "msg/s", Figure::Rate)],
+        Work::Throughput | Work::Inline => vec![row("", "msg/s", Figure::Rate)],
         Work::FanOut(..) => vec![
             row(".cpu", "ns", Figure::Cpu),
             row(".rate", "msg/s", Figure::Rate),

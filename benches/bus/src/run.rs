@@ -10,7 +10,7 @@ use bench_kit::extra;
 use bench_kit::measure::{Sample, Shape, Task, sample};
 
 use crate::cells::{Cell, Figure, Who, Work};
-use crate::floor::{memcpy, pingpong, ring};
+use crate::floor::{inline, memcpy, pingpong, ring};
 use crate::ours::{arena, lane, log};
 use crate::peers::{nats, redis, unix};
 
@@ -124,7 +124,7 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
     let task = Task {
         shape: match cell.work {
             Work::RoundTrip => Shape::RoundTrip,
-            Work::Throughput => Shape::Throughput,
+            Work::Throughput | Work::Inline => Shape::Throughput,
             Work::Bulk => Shape::Bulk,
             Work::OpenLoop(rate) => Shape::OpenLoop(rate),
             Work::FanOut(readers, delivery) => return log::fan_out(readers, delivery, messages),
@@ -136,6 +136,8 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
     match cell.who {
         Who::PingPong | Who::Futex => sample::<pingpong::Line>(&task),
         Who::Bare => sample::<ring::Ring>(&task),
+        Who::Spilled => sample::<inline::Ring<inline::Spilled>>(&task),
+        Who::Wide => sample::<inline::Ring<inline::Wide>>(&task),
         Who::Lane => sample::<lane::Lane>(&task),
         Who::Seqpacket => sample::<unix::Seqpacket>(&task),
         Who::Stream => sample::<unix::Stream>(&task),

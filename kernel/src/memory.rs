@@ -139,15 +139,21 @@ pub fn current_node() -> io::Result<u32> {
     answer(result).map(|_| node)
 }
 
+/// The set of one node, as the kernel takes sets.
+fn mask_of(node: u32) -> io::Result<[u64; NODES_MAX as usize / 64]> {
+    if node >= NODES_MAX {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let mut mask = [0; NODES_MAX as usize / 64];
+    mask[node as usize / 64] |= 1 << (node % 64);
+    Ok(mask)
+}
+
 /// Asks that pages of this range come from `node` where it has room. For pages that don't exist yet.
 #[doc(alias = "MPOL_PREFERRED")]
 pub fn prefer_node(start: usize, bytes: usize, node: u32) -> io::Result<()> {
     const MPOL_PREFERRED: usize = 1;
-    if node >= NODES_MAX {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    let mut mask = [0u64; NODES_MAX as usize / 64];
-    mask[node as usize / 64] |= 1 << (node % 64);
+    let mask = mask_of(node)?;
     // SAFETY: the kernel reads `NODES_MAX` bits of `mask`, which outlives the call. The range need not be ours to be
     // safe: the call sets where future pages come from and touches none.
     let result = unsafe {
@@ -296,6 +302,72 @@ VmFlags: rd wr sh mr mw me ms de ht
             fs::write(nodes.join("has_memory"), text).expect("file");
             assert_eq!(memory_nodes(sys.path()).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_set_of_one_node_has_its_bit_alone() {
+        for node in [0, 1, 63, 64, 65, 127, 1023] {
+            let mask = mask_of(node).expect("a node");
+            let bits: u32 = mask.iter().map(|word| word.count_ones()).sum();
+            let at = mask.iter().position(|word| *word != 0).expect("a bit");
+            assert_eq!(bits, 1);
+            assert_eq!(at as u32 * 64 + mask[at].trailing_zeros(), node);
+        }
+        assert!(mask_of(NODES_MAX).is_err());
+    }
+
+    /// What the kernel remembers of a range that has no page yet: its policy and the set of nodes.
+    fn policy_of(address: usize) -> io::Result<(i32, Vec<u64>)> {
+        const MPOL_F_ADDR: usize = 2;
+        let (mut policy, mut mask) = (0i32, vec![0u64; NODES_MAX as usize / 64]);
+        // SAFETY: the kernel writes one int and at most `NODES_MAX` bits, both of which outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_get_mempolicy,
+                &raw mut policy,
+                mask.as_mut_ptr(),
+                NODES_MAX as usize + 1,
+                address,
+                MPOL_F_ADDR,
+            )
+        };
+        answer(result).map(|_| (policy, mask))
+    }
+
+    #[test]
+    fn the_kernel_remembers_the_node_that_was_asked_for() {
+        const MPOL_PREFERRED: i32 = 1;
+        const BYTES: usize = 1 << 16;
+        // SAFETY: a null hint maps fresh addresses, which this test alone uses and unmaps.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        let address = start.addr();
+        let nodes = memory_nodes(Path::new("/sys")).expect("nodes");
+        for node in &nodes {
+            match prefer_node(address, BYTES, *node) {
+                Ok(()) => {
+                    let (policy, mask) = policy_of(address + BYTES / 2).expect("a policy");
+                    assert_eq!(policy, MPOL_PREFERRED);
+                    assert_eq!(mask, mask_of(*node).expect("a node"));
+                }
+                // A kernel without NUMA.
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOSYS)),
+            }
+        }
+        let absent = (0..NODES_MAX).find(|node| !nodes.contains(node));
+        let refused = prefer_node(address, BYTES, absent.expect("no host has them all"));
+        assert!(refused.is_err(), "a node that is not there");
+        // SAFETY: the range that was mapped above, of which nothing is used any more.
+        assert_eq!(unsafe { libc::munmap(start, BYTES) }, 0);
     }
 
     #[test]

@@ -96,6 +96,18 @@ pub enum Placement {
     Node(u32),
 }
 
+impl Placement {
+    /// The node to ask the kernel for, on the host whose `/sys` is at `sys`; `here` says on which node this thread runs.
+    /// `None`: there is nothing to choose, or nothing is known, and the kernel places pages where they are touched.
+    fn node(self, sys: &Path, here: impl FnOnce() -> io::Result<u32>) -> Option<u32> {
+        match self {
+            Self::Node(node) => Some(node),
+            Self::Local if nodes(sys) > 1 => here().ok(),
+            Self::Local => None,
+        }
+    }
+}
+
 /// What an arena's segments are to be like.
 #[derive(Clone, Debug)]
 pub struct SegmentOptions {
@@ -173,11 +185,7 @@ impl Segment {
             .budget
             .take(bytes)
             .map_err(|left| SegmentMakeError::Budget { bytes, left })?;
-        let node = match options.placement {
-            Placement::Node(node) => Some(node),
-            Placement::Local if nodes() > 1 => memory::current_node().ok(),
-            Placement::Local => None,
-        };
+        let node = options.placement.node(Path::new(SYS), memory::current_node);
         let (mapping, fd) = memfd::create_segment(bytes, options.largest, node)?;
         let segment = Self {
             mapping,
@@ -192,14 +200,16 @@ impl Segment {
             bytes: self.words().len() as u64 * 8,
             pages: self.mapping.pages().ok(),
             node: self.mapping.node().ok(),
-            nodes: nodes(),
+            nodes: nodes(Path::new(SYS)),
         }
     }
 }
 
+const SYS: &str = "/sys";
+
 /// Nodes with memory; one where it can't be asked.
-fn nodes() -> usize {
-    memory::memory_nodes(Path::new("/sys")).map_or(1, |nodes| nodes.len().max(1))
+fn nodes(sys: &Path) -> usize {
+    memory::memory_nodes(sys).map_or(1, |nodes| nodes.len().max(1))
 }
 
 /// Carries segments to the receivers of a channel: the bus, or a test.
@@ -280,5 +290,52 @@ impl<F: FnMut(Option<Instant>) -> Option<(u32, OwnedFd)> + Send> Arrivals for Fd
             return Ok(None);
         };
         Ok(Some((number, memfd::open_segment(fd.as_fd())?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_segment_comes_from_the_node_that_was_named_or_else_from_that_of_its_maker() {
+        let sys = tempfile::tempdir().unwrap();
+        let has_memory = sys.path().join("devices/system/node/has_memory");
+        let local = |here: io::Result<u32>| Placement::Local.node(sys.path(), || here);
+        assert_eq!(local(Ok(1)), None, "a kernel without NUMA");
+        fs::create_dir_all(has_memory.parent().unwrap()).unwrap();
+        for (nodes, expected) in [
+            ("0\n", None),
+            ("0-1\n", Some(1)),
+            ("0,2-3\n", Some(1)),
+            ("no list", None),
+        ] {
+            fs::write(&has_memory, nodes).unwrap();
+            assert_eq!(local(Ok(1)), expected, "{nodes}");
+            let asked = Placement::Node(3).node(sys.path(), || panic!("where we are is no matter"));
+            assert_eq!(asked, Some(3), "{nodes}");
+        }
+        fs::write(&has_memory, "0-1\n").unwrap();
+        let refused = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(local(Err(refused)), None, "a sandbox without the call");
+    }
+
+    #[test]
+    fn a_node_that_is_not_there_is_no_reason_to_have_no_segment() {
+        let nodes = memory::memory_nodes(Path::new(SYS)).unwrap();
+        let absent = (0..).find(|node| !nodes.contains(node)).unwrap();
+        for node in [absent, u32::MAX] {
+            let options = SegmentOptions {
+                placement: Placement::Node(node),
+                largest: PageKind::Small,
+                ..SegmentOptions::default()
+            };
+            let (segment, _fd) = Segment::create(&options, 1 << 16).unwrap();
+            let report = segment.report();
+            assert_eq!((report.bytes, report.nodes), (1 << 16, nodes.len()));
+            // Where the kernel says where a page is, it says the truth.
+            assert!(report.node.is_none_or(|node| nodes.contains(&node)));
+        }
     }
 }

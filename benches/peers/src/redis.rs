@@ -117,7 +117,8 @@ impl Publisher {
             let flags = rustix::net::RecvFlags::DONTWAIT;
             match rustix::net::recv(&self.wire.socket, &mut replies, flags) {
                 Ok((0, _)) => bail!("the server closed the connection"),
-                Ok((taken, _)) if replies[..taken].contains(&b'-') => {
+                // An error is a line of its own that begins with a minus; ids of streams have one inside.
+                Ok((taken, _)) if replies[..taken].windows(2).any(|two| two == b"\n-") => {
                     bail!("{}", String::from_utf8_lossy(&replies[..taken]))
                 }
                 Ok(_) => {}

@@ -68,6 +68,8 @@ impl Client {
 
 impl Queue {
     fn open(client: Client, name: &str, spec: Option<QueueSpec>) -> Result<Self, ClientError> {
+        // Queues are what shared memory with the bus is for.
+        let client = client.routed();
         let link = client.link()?;
         let number = open_on(&link, name, spec)?;
         Ok(Self {

@@ -146,7 +146,7 @@ struct Inner {
     tier: Mutex<Tier>,
     routing: Routing,
     /// A second connection, whose frames go by shared memory, once something wanted one.
-    routed: Mutex<Option<Client>>,
+    routed: Mutex<Routed>,
     /// What was published so far.
     published: AtomicU32,
     /// Ids of agents that were addressed by name.
@@ -165,7 +165,16 @@ pub enum Routing {
     Whole,
 }
 
-/// Publishes over the socket before rings are opened for them: they cost a connection, some 130 KiB and a millisecond.
+/// The connection whose frames go by shared memory.
+#[derive(Debug, Default)]
+enum Routed {
+    #[default]
+    NotTried,
+    Open(Client),
+    Refused,
+}
+
+/// Publishes over the socket before rings are opened for them: they cost a connection, half a mebibyte and a millisecond.
 const PUBLISHED_BEFORE_ROUTE: u32 = 16;
 
 impl Client {
@@ -256,14 +265,17 @@ impl Client {
             .routed
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let client = match &*routed {
-            Some(client) => client.clone(),
-            None => match Self::connect_with(&self.inner.path, Routing::Whole) {
-                Ok(client) => routed.insert(client).clone(),
-                // Too many connections, perhaps: the socket that is there does it too.
-                Err(_) => return self.clone(),
-            },
+        if matches!(*routed, Routed::NotTried) {
+            *routed = match Self::connect_with(&self.inner.path, Routing::Whole) {
+                Ok(client) if client.is_routed() => Routed::Open(client),
+                // An older bus, or too many connections: the socket that is there does it too.
+                Ok(_) | Err(_) => Routed::Refused,
+            };
+        }
+        let Routed::Open(client) = &*routed else {
+            return self.clone();
         };
+        let client = client.clone();
         Self {
             guard: self.guard.clone(),
             ..client

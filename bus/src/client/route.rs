@@ -30,8 +30,9 @@ use crate::shm::memfd::{self, Mapping};
 use crate::shm::park::{Closer, probe_waitv, sleep_any};
 use crate::wait::{Park, Parking, Source};
 
-/// Slots of the ring to the bus, and of the one back: 64 KiB each.
-pub const ROUTE_SLOTS: usize = 1024;
+/// Slots of the ring to the bus, and of the one back: 256 KiB each, so that a batch is a quarter of it at most, and what
+/// goes on while the other side waits for a processor is a few thousand messages.
+pub const ROUTE_SLOTS: usize = 4096;
 /// How long the bus has to offer its lane back.
 const OFFER: Duration = Duration::from_secs(10);
 /// Messages that are taken before those who wait are looked after.

@@ -1,7 +1,8 @@
-//! `bench bus`: builds the workspace `benches/` and lets it measure; docs/benchmarks.md says what.
+//! `bench bus` and `bench router`: builds the workspace `benches/` and lets it measure; docs/benchmarks.md says what.
 //!
 //! It lands in a directory of its own below `target`, with its own lock file: what other people's software needs to be
-//! built never reaches the product. The measuring is all in `benches/bus`; here its samples become a report.
+//! built never reaches the product. The measuring is all in `benches/bus` and `benches/router`; here
+//! its samples become a report.
 
 use std::process::{Command, Stdio};
 
@@ -36,11 +37,36 @@ struct Skipped {
     why: String,
 }
 
-pub fn measure(report: &mut Report, effort: Effort, only: &[String]) -> Result<()> {
+/// A program of `benches/` that measures.
+#[derive(Clone, Copy, Debug)]
+pub enum Driver {
+    /// Two processes and one way between them.
+    Bus,
+    /// A router in between.
+    Router,
+}
+
+impl Driver {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Bus => "bench-bus",
+            Self::Router => "bench-router",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Bus => "bus",
+            Self::Router => "router",
+        }
+    }
+}
+
+pub fn measure(which: Driver, report: &mut Report, effort: Effort, only: &[String]) -> Result<()> {
     let place = Place::below(&Metadata::of_members()?.target_directory);
-    place.build("bench-bus")?;
+    place.build(which.package())?;
     let driver = || {
-        let mut driver = Command::new(place.program("bus"));
+        let mut driver = Command::new(place.program(which.program()));
         if !only.is_empty() {
             driver.arg("--only").arg(only.join(","));
         }
@@ -57,7 +83,7 @@ pub fn measure(report: &mut Report, effort: Effort, only: &[String]) -> Result<(
     // Its progress goes to standard error, as it comes.
     let text = capture(measure.stderr(Stdio::inherit()))?;
     let found: Found = serde_json::from_str(&text)
-        .with_context(|| format!("the bus benchmark printed {} bytes, no report", text.len()))?;
+        .with_context(|| format!("the benchmark printed {} bytes, no report", text.len()))?;
     for row in found.rows {
         match (row.at_least, row.at_most) {
             (Some(limit), _) => report.row_at_least(&row.id, row.unit, &row.samples, limit),

@@ -36,7 +36,7 @@ pub struct Args {
     /// First seed of `crash`, to repeat a run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only these rows of `bus`, or parts of the names of its further rows
+    /// Only these rows of `bus` or `router`, or parts of the names of its further rows
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
     /// Use the programs in this directory instead of building them
@@ -62,6 +62,8 @@ enum Name {
     Submit,
     /// Lanes, logs and arenas beside the machine's own limits and other people's ways between processes
     Bus,
+    /// Work queues through the router beside NATS and Redis streams; every pattern of a hundred agents mixed
+    Router,
 }
 
 /// Nothing that a benchmark waits for takes longer unless it hangs.
@@ -103,7 +105,8 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Tree => tree::measure(&mut report, &programs()?, effort)?,
         Name::Syscall => syscall::measure(&mut report, programs()?, effort)?,
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
-        Name::Bus => bus::measure(&mut report, effort, &args.only)?,
+        Name::Bus => bus::measure(bus::Driver::Bus, &mut report, effort, &args.only)?,
+        Name::Router => bus::measure(bus::Driver::Router, &mut report, effort, &args.only)?,
     }
     report.conclude(args.form)
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::agents::log::MIN_LIMIT_BYTES;
 use crate::ceilings::Ceiling;
 use crate::egress::NetConfig;
-use crate::gateway::ModelConfig;
+use crate::gateway::{ModelConfig, PriceConfig, PriceList};
 
 /// The checked configuration.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub net: NetConfig,
     /// What launches of each user may be at most.
     pub ceilings: Vec<Ceiling>,
+    /// `[[price]]`: what the tokens of models cost.
+    pub prices: PriceList,
     /// The same for people and programs: `file`, `present`, `values` (key, value, file, line), `unit_dirs`,
     /// `pool_ceiling`.
     pub document: serde_json::Value,
@@ -140,6 +142,7 @@ struct RawConfig {
     model: ModelConfig,
     net: NetConfig,
     ceiling: Vec<Ceiling>,
+    price: Vec<PriceConfig>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -394,6 +397,7 @@ impl Config {
             model: raw.model,
             net: raw.net,
             ceilings: raw.ceiling,
+            prices: PriceList::from_config(&raw.price),
         })
     }
 }

@@ -182,6 +182,8 @@ pub struct AgentSummary {
     pub ended_at_ms: Option<u64>,
     pub input_tokens: u64,
     pub output_tokens: u64,
+    /// At the configured prices, in billionths of a US dollar; absent without a price.
+    pub cost_nano_usd: Option<u64>,
     pub exit_cause: Option<ExitCause>,
     /// What a shell would show in `$?`.
     pub exit_code: Option<u8>,
@@ -205,6 +207,7 @@ impl AgentSummary {
             "ended_at_ms": self.ended_at_ms,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
+            "cost_nano_usd": self.cost_nano_usd,
             "exit_cause": self.exit_cause,
             "exit_code": self.exit_code,
         })

@@ -66,6 +66,7 @@ fn summary(state: AgentState, exit_code: Option<u8>) -> AgentSummary {
         ended_at_ms: None,
         input_tokens: 2,
         output_tokens: 3,
+        cost_nano_usd: None,
         exit_cause: exit_code.map(|_| ExitCause::Exited),
         exit_code,
     }

@@ -109,6 +109,7 @@ pub fn adopt(workshop: &Workshop, info: &Launched, fds: Vec<OwnedFd>) -> Result<
         status,
         kept: fds.collect(),
         group: Some(group),
+        meter: None,
         placeholders: None,
         grace: Grace::Whole,
         state: State::Running,

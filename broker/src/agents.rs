@@ -36,6 +36,8 @@ pub struct Agent {
     /// Until it is removed.
     pub group: Option<Group>,
     /// Until they are removed; those of an adopted agent are on a note only.
+    /// The process that holds its limit of disk, if it has one and this broker started it.
+    pub meter: Option<PidFd>,
     pub placeholders: Option<Placeholders>,
     /// What happens to it while no agentd is there.
     pub grace: Grace,
@@ -142,6 +144,19 @@ impl Agent {
             .map_err(|error| failed(ErrorCode::Cgroup, "killing the agent's init", &error))
     }
 
+    /// Without its meter the agent has no limit of disk any more: it ends. (One that found it over has killed it already.)
+    pub fn mind_meter(&mut self) {
+        let ended = |meter: &PidFd| !matches!(meter.try_reap(), Ok(None));
+        if self.meter.as_ref().is_some_and(ended) {
+            self.meter = None;
+            if matches!(self.state, State::Running)
+                && let Err(failure) = self.kill()
+            {
+                log!("{failure}");
+            }
+        }
+    }
+
     /// Notes the init's end, and reaps it if it is our child. The group's figures are read first, while it still exists.
     pub fn reap(&mut self, now: Instant) {
         if !matches!(self.state, State::Running) {
@@ -184,6 +199,11 @@ impl Agent {
             return None;
         };
         let slot = self.info.slot;
+        // It sees the init's end as we do, and is in the cgroup.
+        if self.meter.is_some() && now < dying.give_up {
+            dying.next_try = now + RETRY_INTERVAL;
+            return None;
+        }
         if dying.wait_status == WaitStatus::Awaited {
             dying.wait_status = match self.pidfd.exit_status() {
                 Ok(ExitStatus::Known(status)) => WaitStatus::Known(status),

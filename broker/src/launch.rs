@@ -175,6 +175,7 @@ impl Workshop {
             require(plan, layers)?;
             let (uid, gid) = plan.ids();
             let grants = objects.iter().map(AsFd::as_fd).collect();
+            let writable = writable(plan).filter_map(|at| objects.get(at));
             let memfd_noexec =
                 self.mode == Mode::Root && plan.exec().contains(ExecFlags::MEMFD_NOEXEC);
             let spawn = Spawn {
@@ -192,6 +193,9 @@ impl Workshop {
                 group: &group,
                 memfd_noexec,
                 network: plan.network(),
+                disk: plan
+                    .disk()
+                    .map(|limit| (limit, writable.map(AsFd::as_fd).collect())),
             };
             let spawned = self.launcher.spawn(&spawn)?;
             Ok((spawned, layers))
@@ -224,6 +228,7 @@ impl Workshop {
             status: spawned.status,
             kept: Vec::new(),
             group: Some(group),
+            meter: spawned.meter,
             placeholders: None,
             grace: Grace::Whole,
             state: State::Running,
@@ -407,6 +412,28 @@ fn receive(sockets: impl Iterator<Item = OwnedFd>, plan: &Plan<'_>) -> Result<Ve
 
 /// The giver's side, and the launcher's.
 const _: () = assert!(grant::MAX_CONTENT == plan::MAX_SECRET_BYTES);
+
+/// The grants that may be written, without those inside another: their files are counted there.
+fn writable<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = usize> + 'p {
+    let places = || {
+        plan.records().filter_map(|record| match record {
+            Record::GrantMount { index, dst, flags } => {
+                let file =
+                    !flags.contains(MountFlags::SOCKET) && !flags.contains(MountFlags::DEVICE);
+                let writable = file && !flags.contains(MountFlags::RDONLY);
+                writable.then_some((index as usize, dst.to_bytes()))
+            }
+            _ => None,
+        })
+    };
+    places().filter_map(move |(index, dst)| {
+        let inside = |outer: &[u8]| {
+            dst.strip_prefix(outer)
+                .is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        (!places().any(|(_, outer)| inside(outer))).then_some(index)
+    })
+}
 
 /// What every sandbox has: null, zero, full, random, urandom, tty, and terminals of its own.
 const DEVICES: [&str; 8] = [

@@ -19,6 +19,7 @@ mod harden;
 mod idmap;
 mod launch;
 mod log;
+mod meter;
 mod placeholder;
 mod server;
 mod spawn;

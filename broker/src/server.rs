@@ -173,6 +173,8 @@ impl Server {
                 }
                 State::Gone { .. } => {}
             }
+            let meter = agent.meter.as_ref();
+            fds.extend(meter.map(|meter| PollFd::new(meter, PollFlags::IN)));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -270,6 +272,7 @@ impl Server {
         let mut adopted_ended = false;
         for agent in self.agents.iter_mut() {
             agent.reap(now);
+            agent.mind_meter();
             let gone = agent.bury(now);
             adopted_ended |= gone.is_some() && agent.parentage == Parentage::Adopted;
             events.extend(gone);

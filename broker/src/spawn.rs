@@ -17,7 +17,7 @@ use agentd_launch::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, NOTE_FD,
     PLAN_FD, STATUS_FD, STATUS_FILE_FD,
 };
-use agentd_launch::plan::Network;
+use agentd_launch::plan::{DiskLimit, Network};
 use agentd_launch::status::{self, Status, Step};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::cell::Cell;
@@ -66,6 +66,8 @@ pub struct Spawn<'a> {
     /// Set `vm.memfd_noexec` in the new pid namespace; root mode only, an ordinary user may not.
     pub memfd_noexec: bool,
     pub network: Network,
+    /// What may be added to these grants.
+    pub disk: Option<(DiskLimit, Vec<BorrowedFd<'a>>)>,
 }
 
 /// A started launcher.
@@ -79,6 +81,8 @@ pub struct Spawned {
     pub status: OwnedFd,
     /// The same for agentd.
     pub client_status: OwnedFd,
+    /// What holds its limit of disk.
+    pub meter: Option<PidFd>,
 }
 
 /// What the child needs, computed before it exists.
@@ -236,18 +240,37 @@ impl Launcher {
                 .as_fd()
                 .try_clone_to_owned()
                 .map_err(fault("duplicating the pidfd"))?;
-            rustix::io::write(&release, &[1]).map_err(|errno| {
-                failed(ErrorCode::Spawn, "releasing the launcher", &errno.into())
-            })?;
-            Ok(client_pidfd)
+            let meter = match &spawn.disk {
+                // It lets the launcher go on once it has seen what is there.
+                Some((limit, places)) => Some(crate::meter::start(&crate::meter::Meter {
+                    mode: spawn.mode,
+                    limit: *limit,
+                    places: places.clone(),
+                    init: pidfd.as_fd(),
+                    status_file: spawn.status_file,
+                    release: release.as_fd(),
+                    ids: (spawn.uid, spawn.gid),
+                    maps: (&uid_map, &gid_map),
+                    cgroup: spawn.group.unified(),
+                    tasks: &tasks,
+                })?),
+                None => {
+                    rustix::io::write(&release, &[1]).map_err(|errno| {
+                        failed(ErrorCode::Spawn, "releasing the launcher", &errno.into())
+                    })?;
+                    None
+                }
+            };
+            Ok((client_pidfd, meter))
         });
         match released {
-            Ok(client_pidfd) => Ok(Spawned {
+            Ok((client_pidfd, meter)) => Ok(Spawned {
                 pid,
                 pidfd,
                 client_pidfd,
                 status,
                 client_status,
+                meter,
             }),
             Err(failure) => {
                 discard(&pidfd);
@@ -267,7 +290,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The parent's part while the child waits: the id maps, in root mode.
-fn write_maps(pid: i32, maps: Option<(&CStr, &CStr)>) -> Result<(), Failure> {
+pub fn write_maps(pid: i32, maps: Option<(&CStr, &CStr)>) -> Result<(), Failure> {
     let Some((uid_map, gid_map)) = maps else {
         return Ok(());
     };
@@ -295,7 +318,7 @@ fn write_maps(pid: i32, maps: Option<(&CStr, &CStr)>) -> Result<(), Failure> {
 }
 
 /// Kills and reaps a child that waits at the barrier.
-fn discard(pidfd: &PidFd) {
+pub fn discard(pidfd: &PidFd) {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let reaped = pidfd.kill().and_then(|()| {
         waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
@@ -341,11 +364,7 @@ impl Child<'_> {
                 check(libc::write(tasks, c"0".as_ptr().cast(), 1) as i32)?;
             }
             if let Some((uid_map, gid_map)) = self.own_maps {
-                // The copy of a non-dumpable process is not dumpable either, and its /proc files then belong to root.
-                check(libc::prctl(libc::PR_SET_DUMPABLE, 1))?;
-                write_file(c"/proc/self/setgroups", c"deny")?;
-                write_file(c"/proc/self/uid_map", uid_map)?;
-                write_file(c"/proc/self/gid_map", gid_map)?;
+                own_maps((uid_map, gid_map))?;
             }
             if self.shielded {
                 write_file(c"/proc/self/oom_score_adj", c"0")?;
@@ -408,6 +427,15 @@ impl Child<'_> {
         }
         Ok(program)
     }
+}
+
+/// The id maps of a process that has just entered a user namespace of its own (user mode). Async-signal-safe.
+pub fn own_maps((uid_map, gid_map): (&CStr, &CStr)) -> Result<(), i32> {
+    // SAFETY: numbers only. The copy of a non-dumpable process is not dumpable either, and its /proc files then belong to root.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+    write_file(c"/proc/self/setgroups", c"deny")?;
+    write_file(c"/proc/self/uid_map", uid_map)?;
+    write_file(c"/proc/self/gid_map", gid_map)
 }
 
 /// All of them, and the program.

@@ -47,6 +47,32 @@ pub enum Status {
         /// The largest resident set of one of its processes, in KiB.
         maxrss_kb: u64,
     },
+    /// In the status file only: the broker's meter is about to kill the sandbox for this.
+    OverDisk(OverDisk),
+}
+
+/// What an agent has added to its writable grants, and may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverDisk {
+    /// Bytes on disk.
+    Bytes {
+        /// As measured.
+        added: u64,
+        /// Allowed.
+        limit: u64,
+    },
+    /// Files.
+    Inodes {
+        /// As measured.
+        added: u64,
+        /// Allowed.
+        limit: u64,
+    },
+    /// Folders in folders, more than anybody measures.
+    Depth {
+        /// Allowed.
+        limit: u64,
+    },
 }
 
 /// Where a launch failed.
@@ -300,6 +326,7 @@ const FAILED: u16 = 2;
 const STOPPED: u16 = 3;
 const CONTINUED: u16 = 4;
 const EXITED: u16 = 5;
+const OVER_DISK: u16 = 6;
 const SIGNAL: u16 = 16;
 const LIFELINE: u16 = 17;
 
@@ -362,6 +389,14 @@ impl Status {
                 wait_status.cast_unsigned(),
                 [utime_us, stime_us, maxrss_kb],
             ),
+            Status::OverDisk(over) => {
+                let (what, words) = match over {
+                    OverDisk::Bytes { added, limit } => (0, [added, limit, 0]),
+                    OverDisk::Inodes { added, limit } => (1, [added, limit, 0]),
+                    OverDisk::Depth { limit } => (2, [0, limit, 0]),
+                };
+                pack(OVER_DISK, what, 0, words)
+            }
         }
     }
 
@@ -388,6 +423,15 @@ impl Status {
                 stime_us: words[1],
                 maxrss_kb: words[2],
             },
+            OVER_DISK => {
+                let [added, limit, _] = words;
+                Status::OverDisk(match a {
+                    0 => OverDisk::Bytes { added, limit },
+                    1 => OverDisk::Inodes { added, limit },
+                    2 => OverDisk::Depth { limit },
+                    _ => return None,
+                })
+            }
             _ => return None,
         })
     }
@@ -471,6 +515,9 @@ mod tests {
                 stime_us: 2,
                 maxrss_kb: 3,
             },
+            Status::OverDisk(OverDisk::Bytes { added: 2, limit: 1 }),
+            Status::OverDisk(OverDisk::Inodes { added: 2, limit: 1 }),
+            Status::OverDisk(OverDisk::Depth { limit: 1 }),
         ];
         for status in fixed
             .into_iter()

@@ -29,6 +29,6 @@ pub use policy::{
 };
 pub use rules::{
     Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,
-    ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr,
+    ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr, matches_model,
 };
 pub use runtime::RuntimeKind;

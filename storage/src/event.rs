@@ -346,6 +346,9 @@ pub struct Usage {
     pub aborted: bool,
     /// The counts are an estimate, because the provider's never came.
     pub estimated: bool,
+    /// What it cost at the configured prices, in billionths of a US dollar; `None` without a price.
+    #[serde(default)]
+    pub cost_nano_usd: Option<u64>,
 }
 
 /// One refusal.

@@ -65,6 +65,11 @@ fn migrations() -> Vec<Migration> {
             "streams",
             include_str!("../../migrations/sqlite/0009_streams.sql"),
         ),
+        (
+            10,
+            "usage cost",
+            include_str!("../../migrations/sqlite/0010_usage_cost.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

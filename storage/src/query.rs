@@ -47,7 +47,8 @@ impl Store {
                         (SELECT total(output) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS output,
                         (SELECT total(cache_read) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS cache_read,
                         (SELECT total(cache_write) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS cache_write,
-                        (SELECT total(aborted) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS aborted
+                        (SELECT total(aborted) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS aborted,
+                        (SELECT sum(cost_nano_usd) FROM usage u WHERE u.launch = l.id AND u.source = 'gateway') AS cost_nano_usd
                  FROM launches l LEFT JOIN exits e ON e.launch = l.id
                  WHERE (?1 IS NULL OR l.uid = ?1) ORDER BY l.seq DESC LIMIT ?2",
             )
@@ -445,6 +446,9 @@ fn usage_text(usage: &Usage) -> String {
         "{} {}: {} in, {} out, {} cache read, {} cache written",
         usage.provider, usage.model, usage.input, usage.output, usage.cache_read, usage.cache_write
     );
+    if let Some(nano) = usage.cost_nano_usd {
+        text.push_str(&format!(", {nano} nano-dollars"));
+    }
     if usage.aborted {
         text.push_str(", aborted");
     }
@@ -480,6 +484,9 @@ fn totals(usage: &[At<Usage>]) -> TokenTotals {
         totals.cache_read += it.cache_read;
         totals.cache_write += it.cache_write;
         totals.aborted += u64::from(it.aborted);
+        if let Some(cost) = it.cost_nano_usd {
+            totals.cost_nano_usd = Some(totals.cost_nano_usd.unwrap_or(0).saturating_add(cost));
+        }
     }
     totals
 }
@@ -512,6 +519,7 @@ async fn usage(
                     cache_write: count(row, "cache_write")?,
                     aborted: row.try_get("aborted")?,
                     estimated: row.try_get("estimated")?,
+                    cost_nano_usd: perhaps(row, "cost_nano_usd")?,
                 },
             )
         })
@@ -632,6 +640,7 @@ fn summary(row: &SqliteRow) -> Result<LaunchSummary, sqlx::Error> {
             cache_read: whole(row, "cache_read")?,
             cache_write: whole(row, "cache_write")?,
             aborted: whole(row, "aborted")?,
+            cost_nano_usd: perhaps(row, "cost_nano_usd")?,
         },
     })
 }
@@ -656,6 +665,11 @@ fn at<T>(row: &SqliteRow, what: T) -> Result<At<T>, sqlx::Error> {
 
 fn count(row: &SqliteRow, column: &str) -> Result<u64, sqlx::Error> {
     Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
+}
+
+fn perhaps(row: &SqliteRow, column: &str) -> Result<Option<u64>, sqlx::Error> {
+    let value: Option<i64> = row.try_get(column)?;
+    Ok(value.map(|n| u64::try_from(n).unwrap_or(0)))
 }
 
 /// A `total()`, which SQLite gives as a float that can't overflow.

@@ -77,6 +77,9 @@ pub struct TokenTotals {
     pub cache_write: u64,
     /// How many of the requests ended early.
     pub aborted: u64,
+    /// What those with a price cost, in billionths of a US dollar; `None` where none has one.
+    #[serde(default)]
+    pub cost_nano_usd: Option<u64>,
 }
 
 impl TokenTotals {

@@ -164,7 +164,8 @@ pub(crate) async fn insert(
                 .set("cache_read", int(it.cache_read))
                 .set("cache_write", int(it.cache_write))
                 .set("aborted", it.aborted)
-                .set("estimated", it.estimated);
+                .set("estimated", it.estimated)
+                .set("cost_nano_usd", it.cost_nano_usd.map(int));
             row.insert(db, written).await
         }
         Fact::Denial(it) => {

@@ -3,6 +3,7 @@
 //! The record is a JSON document that the daemon keeps; `--json` prints it as it came. The types here
 //! name what is shown to people, with defaults for what an older or newer daemon leaves out.
 
+use agentd_api::NanoUsd;
 use serde::Deserialize;
 
 use crate::connect::Daemon;
@@ -41,6 +42,8 @@ pub struct Tokens {
     pub cache_read: u64,
     pub cache_write: u64,
     pub aborted: u64,
+    #[serde(default)]
+    pub cost_nano_usd: Option<NanoUsd>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +70,8 @@ struct Usage {
     aborted: bool,
     #[serde(default)]
     estimated: bool,
+    #[serde(default)]
+    cost_nano_usd: Option<NanoUsd>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -330,7 +335,10 @@ fn show_tokens(record: &Record, out: &mut Out) -> Result<(), Failure> {
         grouped(t.cache_read),
         grouped(t.cache_write),
     ))?;
-    let mut table = Table::new(&["  AT", "MODEL", "INPUT", "OUTPUT", ""]);
+    if let Some(cost) = t.cost_nano_usd {
+        out.line(format!("  {cost} at the prices of agentd's configuration"))?;
+    }
+    let mut table = Table::new(&["  AT", "MODEL", "INPUT", "OUTPUT", "COST", ""]);
     for usage in record.usage.iter().filter(|u| u.source == "gateway") {
         let mut notes = Vec::new();
         if usage.aborted {
@@ -344,6 +352,10 @@ fn show_tokens(record: &Record, out: &mut Out) -> Result<(), Failure> {
             format!("{} ({})", usage.model, usage.provider).into(),
             grouped(usage.input).into(),
             grouped(usage.output).into(),
+            usage
+                .cost_nano_usd
+                .map_or_else(|| "-".to_owned(), |cost| cost.to_string())
+                .into(),
             Cell::styled(Style::Warn, notes.join(", ")),
         ]);
     }

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use agentd_api::{AgentId, Driver, ExitCause, ExitInfo};
+use agentd_api::{AgentId, Driver, ExitCause, ExitInfo, NanoUsd};
 use agentd_broker::client::HeldAgent;
 use agentd_broker::protocol::{Gone, HeldState};
 use agentd_storage::{Event, Fact, LaunchFailure, LaunchId, Viewer};
@@ -27,7 +27,7 @@ use super::standing::{Place, Standing, Streams};
 use super::status::{StatusLink, last_report};
 use crate::daemon::Daemon;
 use crate::driver::History;
-use crate::gateway::TokenCounts;
+use crate::gateway::{Spent, TokenCounts};
 
 /// An agent, and the unit it was started from.
 pub type Adopted = (Arc<Agent>, Option<String>);
@@ -152,11 +152,14 @@ impl Daemon {
             hold,
             status,
             streams,
-            spent: TokenCounts {
-                input: spent.input,
-                output: spent.output,
-                cache_read: spent.cache_read,
-                cache_write: spent.cache_write,
+            spent: Spent {
+                tokens: TokenCounts {
+                    input: spent.input,
+                    output: spent.output,
+                    cache_read: spent.cache_read,
+                    cache_write: spent.cache_write,
+                },
+                cost: spent.cost_nano_usd.map(NanoUsd),
             },
             history,
         };

@@ -225,6 +225,7 @@ impl Agent {
             ended_at_ms: ended.as_ref().map(|(_, at)| *at),
             input_tokens: tokens.spent.input,
             output_tokens: tokens.spent.output,
+            cost_nano_usd: tokens.cost.map(|cost| cost.0),
             exit_cause: ended.as_ref().map(|(exit, _)| exit.cause),
             exit_code: ended.as_ref().map(|(exit, _)| exit.exit_code()),
         }

@@ -33,7 +33,7 @@ use super::session::Ending;
 use super::standing::{Place, Standing, Streams};
 use super::status::{StatusError, StatusLink};
 use crate::daemon::Daemon;
-use crate::gateway::TokenCounts;
+use crate::gateway::Spent;
 
 /// How long to wait before an exit that could not be recorded is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
@@ -340,7 +340,7 @@ impl Daemon {
             hold: up.hold,
             status: up.status,
             streams,
-            spent: TokenCounts::default(),
+            spent: Spent::default(),
             history: None,
         };
         self.bring_up(standing, Place::New(reservation), spec.attach == Some(true))

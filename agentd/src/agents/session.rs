@@ -11,7 +11,7 @@ use std::time::Duration;
 use agentd_api::attach::AttachFrame;
 use agentd_api::{AgentState, ExitCause, ExitInfo};
 use agentd_broker::protocol::Gone;
-use agentd_launch::status::{Status, Target};
+use agentd_launch::status::{OverDisk, Status, Target};
 use agentd_orchestrator::agent::{Happening, Life, State};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -93,7 +93,7 @@ impl Session {
                             self.agent.notify(AttachFrame::Continued);
                         }
                     }
-                    Ok((Status::Ready { .. } | Status::Failed(_), _)) | Err(StatusError::Malformed) => {
+                    Ok((Status::Ready { .. } | Status::Failed(_) | Status::OverDisk(_), _)) | Err(StatusError::Malformed) => {
                         tracing::error!(agent = %self.agent.identity, "its init broke the status protocol; killing it");
                         self.kill().await;
                         break None;
@@ -249,6 +249,9 @@ async fn until(at: Option<Instant>) {
 
 /// What the init's exit report says; `None` for any other report.
 pub(super) fn reported_exit(status: &Status) -> Option<ExitInfo> {
+    if let Status::OverDisk(over) = status {
+        return Some(over_disk(*over));
+    }
     let Status::Exited {
         wait_status,
         utime_us,
@@ -264,6 +267,26 @@ pub(super) fn reported_exit(status: &Status) -> Option<ExitInfo> {
         max_rss_kb: Some(maxrss_kb),
         ..ExitInfo::from_wait_status(wait_status)
     })
+}
+
+/// Killed for what it added to the disk.
+fn over_disk(over: OverDisk) -> ExitInfo {
+    let text = match over {
+        OverDisk::Bytes { added, limit } => format!(
+            "it added {added} bytes to the folders that it may write, and limits.disk allows {limit}"
+        ),
+        OverDisk::Inodes { added, limit } => format!(
+            "it added {added} files to the folders that it may write, and limits.disk_inodes allows {limit}"
+        ),
+        OverDisk::Depth { limit } => format!(
+            "it made folders more than {limit} deep, which can't be measured for limits.disk"
+        ),
+    };
+    let killed = ExitInfo {
+        signal: Some(rustix::process::Signal::KILL.as_raw()),
+        ..ExitInfo::new(ExitCause::Signaled)
+    };
+    killed.because(ExitCause::Limit, text)
 }
 
 /// The state as the control interface names it.
@@ -309,6 +332,21 @@ mod tests {
             assert_eq!((exit.exit_code(), exit.cause), (124, ExitCause::TimedOut));
             assert_eq!(exit.text.as_deref(), late);
         }
+    }
+
+    #[test]
+    fn what_the_meter_left_behind_is_the_reason() {
+        let over = OverDisk::Bytes {
+            added: 3_000,
+            limit: 2_000,
+        };
+        let exit = explain(reported_exit(&Status::OverDisk(over)), None, None);
+        assert_eq!((exit.exit_code(), exit.cause), (137, ExitCause::Limit));
+        let text = exit.text.expect("a reason");
+        assert!(
+            text.contains("3000 bytes") && text.contains("limits.disk allows 2000"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ use super::stdio::{self, Input, Output};
 use super::viewer::Begin;
 use crate::daemon::Daemon;
 use crate::driver::History;
-use crate::gateway::{TokenBudget, TokenCounts};
+use crate::gateway::{Spent, TokenBudget};
 use crate::mcp::Rights;
 use crate::tasks::Delegation;
 
@@ -48,7 +48,7 @@ pub struct Standing {
     pub streams: Streams,
     pub log: OutputLog,
     /// What it has cost so far.
-    pub spent: TokenCounts,
+    pub spent: Spent,
     /// What was said with a driven agent so far.
     pub history: Option<History>,
 }
@@ -196,7 +196,7 @@ impl Daemon {
             layers: agentd_launch::layers::layer_names(kept.layers).collect(),
             host_pid: kept.ready.pid,
         };
-        let budget = TokenBudget::resumed(kept.rules.model.max_tokens_total, spent);
+        let budget = TokenBudget::resumed(&kept.rules.model, spent);
         let (agent, channels) = Agent::new(
             kept.identity.clone(),
             facts,
@@ -380,6 +380,7 @@ impl Daemon {
                         identity,
                         rules: kept.rules.model.clone(),
                         budget: Arc::clone(budget),
+                        prices: self.config.prices.clone(),
                         upstreams: Arc::clone(&self.upstreams),
                         store: self.store.clone(),
                     };

@@ -1,14 +1,20 @@
-//! Tokens of one agent: what it spent, what its running requests may still spend, and its ceiling.
+//! What one agent spends: tokens and their price, spent and set aside for running requests, and its ceilings on both.
 //!
 //! Every request first takes a [`Reservation`] for its estimated input and the most it may write, so requests that
-//! run side by side can't spend the same tokens twice. When the tokens are merely reserved by others, a request
+//! run side by side can't spend the same tokens or dollars twice. When they are merely reserved by others, a request
 //! waits for them to be settled; when they are spent, it is refused. A reservation that is dropped bills what was
-//! seen so far: no path out of a request is free. Counts all kinds of tokens alike, cached ones included.
+//! seen so far: no path out of a request is free. Counts all kinds of tokens alike, cached ones included; dollars by
+//! kind, where the model has a price.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use agentd_api::NanoUsd;
+use agentd_sandbox::ModelRules;
 use serde::Serialize;
 use tokio::sync::Notify;
+
+use super::price::Price;
 
 /// Tokens by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -39,61 +45,154 @@ impl TokenCounts {
     }
 }
 
+/// The most that an agent may spend; `None` means that there is no ceiling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Ceilings {
+    /// `limits.tokens`.
+    pub tokens: Option<u64>,
+    /// `limits.cost`.
+    pub cost: Option<NanoUsd>,
+}
+
+impl From<Option<u64>> for Ceilings {
+    /// Of tokens alone.
+    fn from(tokens: Option<u64>) -> Self {
+        Self { tokens, cost: None }
+    }
+}
+
+impl From<&ModelRules> for Ceilings {
+    fn from(rules: &ModelRules) -> Self {
+        Self {
+            tokens: rules.max_tokens_total,
+            cost: rules.max_cost_nano_usd.map(NanoUsd),
+        }
+    }
+}
+
+/// What an agent has spent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Spent {
+    pub tokens: TokenCounts,
+    /// Of the requests whose model has a price; `None` while there was none.
+    pub cost: Option<NanoUsd>,
+}
+
 /// The state of a budget at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct BudgetSnapshot {
-    /// The ceiling; `None` means there is none.
+    /// The ceiling of tokens; `None` means there is none.
     pub limit: Option<u64>,
     /// Tokens billed so far.
     pub spent: TokenCounts,
     /// Tokens that running requests may still spend.
     pub reserved: u64,
+    /// The ceiling of dollars.
+    pub cost_limit: Option<NanoUsd>,
+    /// Dollars billed so far.
+    pub cost: Option<NanoUsd>,
+    /// Dollars that running requests may still cost.
+    pub cost_reserved: NanoUsd,
     /// Requests billed so far.
     pub requests: u64,
     /// Requests under way.
     pub in_flight: u64,
 }
 
-/// The ceiling is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the token ceiling of this agent is reached: {spent} of {limit} tokens are spent and {wanted} more are needed"
-)]
-pub struct Exhausted {
-    /// The ceiling.
-    pub limit: u64,
-    /// Billed so far, running requests included.
-    pub spent: u64,
-    /// The least the refused step needs.
-    pub wanted: u64,
+/// A ceiling is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    Tokens(Reached<u64>),
+    Cost(Reached<NanoUsd>),
 }
 
-/// The tokens of one agent. Shared by its gateway and whoever shows the figures.
+/// How far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached<T> {
+    /// The ceiling.
+    pub limit: T,
+    /// Billed so far, running requests included.
+    pub spent: T,
+    /// The least the refused step needs.
+    pub wanted: T,
+}
+
+impl Exhausted {
+    /// The policy's key.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Tokens(_) => "limits.tokens",
+            Self::Cost(_) => "limits.cost",
+        }
+    }
+
+    /// For the record.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Tokens(_) => "tokens",
+            Self::Cost(_) => "cost",
+        }
+    }
+}
+
+impl std::error::Error for Exhausted {}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens(Reached {
+                limit,
+                spent,
+                wanted,
+            }) => write!(
+                f,
+                "the token ceiling of this agent is reached: {spent} of {limit} tokens are spent and {wanted} more are needed"
+            ),
+            Self::Cost(Reached {
+                limit,
+                spent,
+                wanted,
+            }) => write!(
+                f,
+                "the cost ceiling of this agent is reached: {spent} of {limit} are spent and {wanted} more may be needed"
+            ),
+        }
+    }
+}
+
+/// The tokens and dollars of one agent. Shared by its gateway and whoever shows the figures.
 #[derive(Debug)]
 pub struct TokenBudget {
-    limit: Option<u64>,
+    ceilings: Ceilings,
     state: Mutex<State>,
     settled: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    spent: TokenCounts,
+    spent: Spent,
     reserved: u64,
+    cost_reserved: NanoUsd,
     requests: u64,
     in_flight: u64,
 }
 
+impl State {
+    fn cost(&self) -> NanoUsd {
+        self.spent.cost.unwrap_or_default()
+    }
+}
+
 impl TokenBudget {
     /// A budget with nothing spent.
-    pub fn new(limit: Option<u64>) -> Arc<Self> {
-        Self::resumed(limit, TokenCounts::default())
+    pub fn new(ceilings: impl Into<Ceilings>) -> Arc<Self> {
+        Self::resumed(ceilings, Spent::default())
     }
 
     /// A budget of which `spent` is gone already.
-    pub fn resumed(limit: Option<u64>, spent: TokenCounts) -> Arc<Self> {
+    pub fn resumed(ceilings: impl Into<Ceilings>, spent: Spent) -> Arc<Self> {
         Arc::new(Self {
-            limit,
+            ceilings: ceilings.into(),
             state: Mutex::new(State {
                 spent,
                 ..State::default()
@@ -113,29 +212,33 @@ impl TokenBudget {
     pub fn snapshot(&self) -> BudgetSnapshot {
         let s = self.lock();
         BudgetSnapshot {
-            limit: self.limit,
-            spent: s.spent,
+            limit: self.ceilings.tokens,
+            spent: s.spent.tokens,
             reserved: s.reserved,
+            cost_limit: self.ceilings.cost,
+            cost: s.spent.cost,
+            cost_reserved: s.cost_reserved,
             requests: s.requests,
             in_flight: s.in_flight,
         }
     }
 
-    /// Sets tokens aside for a request of about `input` tokens that wants to write up to `output`.
+    /// Sets aside what a request of about `input` tokens that wants to write up to `output` may spend, at this price.
     ///
     /// Grants less output where less is left, but at least one token. Waits while only the reservations of
-    /// running requests stand in the way.
+    /// running requests stand in the way. Under a ceiling of dollars the caller knows the price: without one a request costs nothing.
     pub async fn reserve(
         self: &Arc<Self>,
         input: u64,
         output: u64,
+        price: Option<Price>,
     ) -> Result<Reservation, Exhausted> {
         loop {
             let settled = self.settled.notified();
             tokio::pin!(settled);
             // Registered before the look, so that no settlement in between is missed.
             settled.as_mut().enable();
-            if let Some(reservation) = self.try_reserve(input, output)? {
+            if let Some(reservation) = self.try_reserve(input, output, price)? {
                 return Ok(reservation);
             }
             settled.await;
@@ -147,29 +250,29 @@ impl TokenBudget {
         self: &Arc<Self>,
         input: u64,
         output: u64,
+        price: Option<Price>,
     ) -> Result<Option<Reservation>, Exhausted> {
         let mut state = self.lock();
-        let least = input.saturating_add(1);
-        let granted = match self.limit {
-            None => output,
-            Some(limit) => {
-                let unspent = limit.saturating_sub(state.spent.total());
-                if least > unspent {
-                    return Err(Exhausted {
-                        limit,
-                        spent: state.spent.total(),
-                        wanted: least,
-                    });
-                }
-                let free = unspent.saturating_sub(state.reserved);
-                if least > free {
-                    return Ok(None);
-                }
-                output.clamp(1, free - input)
-            }
+        let (Some(by_tokens), Some(by_cost)) = (
+            self.tokens_for(&state, input)?,
+            self.output_paid(&state, input, price)?,
+        ) else {
+            return Ok(None);
+        };
+        let most = by_tokens.min(by_cost);
+        let granted = match self.ceilings {
+            Ceilings {
+                tokens: None,
+                cost: None,
+            } => output,
+            _ => output.clamp(1, most.max(1)),
         };
         let held = input.saturating_add(granted);
+        let cost_held = price.map_or(NanoUsd::default(), |p| {
+            p.most_for_input(input).plus(p.for_output(granted))
+        });
         state.reserved = state.reserved.saturating_add(held);
+        state.cost_reserved = state.cost_reserved.plus(cost_held);
         state.in_flight += 1;
         drop(state);
         let seen = TokenCounts {
@@ -178,18 +281,65 @@ impl TokenBudget {
         };
         Ok(Some(Reservation {
             budget: self.clone(),
+            price,
             held,
+            cost_held,
             granted_output: granted,
             seen,
         }))
     }
+
+    /// The most output that the ceiling of tokens leaves; `None` while others hold what is needed.
+    fn tokens_for(&self, state: &State, input: u64) -> Result<Option<u64>, Exhausted> {
+        let Some(limit) = self.ceilings.tokens else {
+            return Ok(Some(u64::MAX));
+        };
+        let least = input.saturating_add(1);
+        let spent = state.spent.tokens.total();
+        let unspent = limit.saturating_sub(spent);
+        if least > unspent {
+            return Err(Exhausted::Tokens(Reached {
+                limit,
+                spent,
+                wanted: least,
+            }));
+        }
+        let free = unspent.saturating_sub(state.reserved);
+        Ok((least <= free).then(|| free - input))
+    }
+
+    /// The most output that the ceiling of dollars leaves; `None` while others hold what is needed.
+    fn output_paid(
+        &self,
+        state: &State,
+        input: u64,
+        price: Option<Price>,
+    ) -> Result<Option<u64>, Exhausted> {
+        let (Some(limit), Some(price)) = (self.ceilings.cost, price) else {
+            return Ok(Some(u64::MAX));
+        };
+        let input = price.most_for_input(input);
+        let least = input.plus(price.for_output(1));
+        let unspent = limit.less(state.cost());
+        if least > unspent {
+            return Err(Exhausted::Cost(Reached {
+                limit,
+                spent: state.cost(),
+                wanted: least,
+            }));
+        }
+        let free = unspent.less(state.cost_reserved);
+        Ok((least <= free).then(|| price.output_for(free.less(input))))
+    }
 }
 
-/// Tokens set aside for one request. Dropping it bills what was last [seen](Self::observe).
+/// What is set aside for one request. Dropping it bills what was last [seen](Self::observe).
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<TokenBudget>,
+    price: Option<Price>,
     held: u64,
+    cost_held: NanoUsd,
     granted_output: u64,
     seen: TokenCounts,
 }
@@ -200,30 +350,49 @@ impl Reservation {
         self.granted_output
     }
 
+    /// What so many tokens cost here; `None` where the model has no price.
+    pub fn cost(&self, counts: &TokenCounts) -> Option<NanoUsd> {
+        self.price.map(|price| price.cost(counts))
+    }
+
     /// Notes what the request has used by now; takes more from what is left when it is more than was set aside.
     ///
-    /// With an error the request must be stopped: the ceiling is reached.
+    /// With an error the request must be stopped: a ceiling is reached.
     pub fn observe(&mut self, seen: TokenCounts) -> Result<(), Exhausted> {
         self.seen = seen;
         let used = seen.total();
-        if used <= self.held {
+        let cost = self.cost(&seen).unwrap_or_default();
+        let more = used.saturating_sub(self.held);
+        let dearer = cost.less(self.cost_held);
+        if more == 0 && dearer == NanoUsd(0) {
             return Ok(());
         }
         let mut state = self.budget.lock();
-        let more = used - self.held;
-        if let Some(limit) = self.budget.limit {
-            let spent = state.spent.total();
+        if let Some(limit) = self.budget.ceilings.tokens {
+            let spent = state.spent.tokens.total();
             let free = limit.saturating_sub(spent).saturating_sub(state.reserved);
             if more > free {
-                return Err(Exhausted {
+                return Err(Exhausted::Tokens(Reached {
                     limit,
                     spent: spent.saturating_add(used),
                     wanted: more,
-                });
+                }));
+            }
+        }
+        if let Some(limit) = self.budget.ceilings.cost {
+            let free = limit.less(state.cost()).less(state.cost_reserved);
+            if dearer > free {
+                return Err(Exhausted::Cost(Reached {
+                    limit,
+                    spent: state.cost().plus(cost),
+                    wanted: dearer,
+                }));
             }
         }
         state.reserved = state.reserved.saturating_add(more);
-        self.held = used;
+        state.cost_reserved = state.cost_reserved.plus(dearer);
+        self.held = self.held.max(used);
+        self.cost_held = self.cost_held.max(cost);
         Ok(())
     }
 
@@ -240,12 +409,17 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        let cost = self.cost(&self.seen);
         let mut state = self.budget.lock();
         state.reserved = state.reserved.saturating_sub(self.held);
+        state.cost_reserved = state.cost_reserved.less(self.cost_held);
         state.in_flight = state.in_flight.saturating_sub(1);
-        state.spent.add(&self.seen);
+        state.spent.tokens.add(&self.seen);
         if self.seen.total() > 0 {
             state.requests += 1;
+            if let Some(cost) = cost {
+                state.spent.cost = Some(state.cost().plus(cost));
+            }
         }
         drop(state);
         self.budget.settled.notify_waiters();
@@ -267,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn output_is_clamped_to_what_is_left() {
         let budget = TokenBudget::new(Some(100));
-        let r = budget.reserve(40, 1000).await.unwrap();
+        let r = budget.reserve(40, 1000, None).await.unwrap();
         assert_eq!(r.granted_output(), 60);
         r.settle(counts(30, 20));
         let snap = budget.snapshot();
@@ -276,19 +450,19 @@ mod tests {
             (counts(30, 20), 0, 1)
         );
         assert_eq!(
-            budget.reserve(50, 1).await.unwrap_err(),
-            Exhausted {
+            budget.reserve(50, 1, None).await.unwrap_err(),
+            Exhausted::Tokens(Reached {
                 limit: 100,
                 spent: 50,
                 wanted: 51
-            }
+            })
         );
     }
 
     #[tokio::test]
     async fn without_a_ceiling_everything_is_granted() {
         let budget = TokenBudget::new(None);
-        let mut r = budget.reserve(u64::MAX, u64::MAX).await.unwrap();
+        let mut r = budget.reserve(u64::MAX, u64::MAX, None).await.unwrap();
         assert_eq!(r.granted_output(), u64::MAX);
         assert!(r.observe(counts(u64::MAX, u64::MAX)).is_ok());
     }
@@ -296,10 +470,15 @@ mod tests {
     #[tokio::test]
     async fn a_request_waits_for_tokens_that_others_hold_and_gets_what_they_leave() {
         let budget = TokenBudget::new(Some(100));
-        let first = budget.reserve(10, 90).await.unwrap();
+        let first = budget.reserve(10, 90, None).await.unwrap();
         let waiting = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.reserve(10, 50).await.map(|r| r.granted_output()) }
+            async move {
+                budget
+                    .reserve(10, 50, None)
+                    .await
+                    .map(|r| r.granted_output())
+            }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
@@ -314,7 +493,7 @@ mod tests {
         for _ in 0..100 {
             let budget = budget.clone();
             tasks.spawn(async move {
-                if let Ok(r) = budget.reserve(10, 30).await {
+                if let Ok(r) = budget.reserve(10, 30, None).await {
                     let out = r.granted_output();
                     tokio::task::yield_now().await;
                     r.settle(counts(10, out));
@@ -333,11 +512,11 @@ mod tests {
     #[tokio::test]
     async fn more_input_than_estimated_is_taken_from_the_rest_or_stops_the_request() {
         let budget = TokenBudget::new(Some(100));
-        let mut r = budget.reserve(10, 20).await.unwrap();
+        let mut r = budget.reserve(10, 20, None).await.unwrap();
         assert!(r.observe(counts(70, 5)).is_ok());
         assert_eq!(budget.snapshot().reserved, 75);
         let stop = r.observe(counts(70, 31)).unwrap_err();
-        assert_eq!(stop.limit, 100);
+        assert_eq!(stop.key(), "limits.tokens");
         drop(r);
         assert_eq!(budget.snapshot().spent, counts(70, 31));
     }
@@ -345,9 +524,106 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_reservation_bills_the_estimated_input_and_a_released_one_nothing() {
         let budget = TokenBudget::new(Some(100));
-        drop(budget.reserve(10, 20).await.unwrap());
-        budget.reserve(10, 20).await.unwrap().release();
+        drop(budget.reserve(10, 20, None).await.unwrap());
+        budget.reserve(10, 20, None).await.unwrap().release();
         let snap = budget.snapshot();
         assert_eq!((snap.spent, snap.requests), (counts(10, 0), 1));
+    }
+
+    /// $1 for a million tokens of input, $10 of output.
+    fn price() -> Option<Price> {
+        let text = "[[price]]\nmodel = '*'\ninput = 1\noutput = 10\ncache_write = 1\n";
+        #[derive(serde::Deserialize)]
+        struct File {
+            price: Vec<super::super::price::PriceConfig>,
+        }
+        let file: File = toml::from_str(text).unwrap();
+        super::super::price::PriceList::from_config(&file.price).of("any")
+    }
+
+    fn dollars(nano: u64) -> Ceilings {
+        Ceilings {
+            tokens: None,
+            cost: Some(NanoUsd(nano)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ceiling_of_dollars_clamps_the_output_and_bills_by_kind() {
+        // 1,000 nanodollars a token of input, 10,000 of output.
+        let budget = TokenBudget::new(dollars(1_000_000));
+        let r = budget.reserve(100, 1_000_000, price()).await.unwrap();
+        assert_eq!(r.granted_output(), 90);
+        assert_eq!(budget.snapshot().cost_reserved, NanoUsd(1_000_000));
+        r.settle(counts(100, 30));
+        let snap = budget.snapshot();
+        assert_eq!(
+            (snap.cost, snap.cost_reserved),
+            (Some(NanoUsd(400_000)), NanoUsd(0))
+        );
+        let refused = budget.reserve(600, 1, price()).await.unwrap_err();
+        assert_eq!(refused.key(), "limits.cost");
+        assert_eq!(
+            refused.to_string(),
+            "the cost ceiling of this agent is reached: $0.0004 of $0.001 are spent and $0.00061 more may be needed"
+        );
+        let r = budget.reserve(590, 50, price()).await.unwrap();
+        assert_eq!(r.granted_output(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_nearer_of_both_ceilings_holds() {
+        let both = Ceilings {
+            tokens: Some(150),
+            ..dollars(1_000_000)
+        };
+        let budget = TokenBudget::new(both);
+        let r = budget.reserve(100, 1000, price()).await.unwrap();
+        assert_eq!(r.granted_output(), 50);
+        r.release();
+        assert_eq!(budget.snapshot().cost, None);
+    }
+
+    #[tokio::test]
+    async fn a_dearer_answer_is_paid_from_the_rest_or_stopped_and_billed_all_the_same() {
+        let budget = TokenBudget::new(dollars(1_000_000));
+        let mut r = budget.reserve(100, 10, price()).await.unwrap();
+        assert!(r.observe(counts(100, 90)).is_ok());
+        assert_eq!(r.observe(counts(100, 91)).unwrap_err().key(), "limits.cost");
+        drop(r);
+        assert_eq!(budget.snapshot().cost, Some(NanoUsd(1_010_000)));
+        let resumed = TokenBudget::resumed(
+            dollars(2_000_000),
+            Spent {
+                tokens: counts(100, 91),
+                cost: Some(NanoUsd(1_010_000)),
+            },
+        );
+        let r = resumed.reserve(0, 1000, price()).await.unwrap();
+        assert_eq!(r.granted_output(), 99);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_at_once_never_cost_more_than_the_ceiling() {
+        let budget = TokenBudget::new(dollars(10_000_000));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let budget = budget.clone();
+            tasks.spawn(async move {
+                if let Ok(r) = budget.reserve(10, 30, price()).await {
+                    let out = r.granted_output();
+                    tokio::task::yield_now().await;
+                    r.settle(counts(10, out));
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        let snap = budget.snapshot();
+        let cost = snap.cost.unwrap();
+        assert!(
+            cost <= NanoUsd(10_000_000) && cost > NanoUsd(9_900_000),
+            "{snap:?}"
+        );
+        assert_eq!((snap.cost_reserved, snap.in_flight), (NanoUsd(0), 0));
     }
 }

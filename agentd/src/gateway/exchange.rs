@@ -390,9 +390,10 @@ impl Exchange {
         let idle = self.context.upstreams.idle_timeout;
         self.settle(End::Aborted).await;
         self.context
-            .deny("tokens", &exhausted.to_string(), "limits.tokens")
+            .deny(exhausted.what(), &exhausted.to_string(), exhausted.key())
             .await;
-        let text = format!("{exhausted}; the answer was cut here (limits.tokens of the policy)");
+        let key = exhausted.key();
+        let text = format!("{exhausted}; the answer was cut here ({key} of the policy)");
         send_last(
             &sender,
             error_event(call, StatusCode::FORBIDDEN, &text),
@@ -429,6 +430,7 @@ impl Exchange {
         let Some(reservation) = self.reservation.take() else {
             return;
         };
+        let cost = reservation.cost(&counts);
         reservation.settle(counts);
         let usage = Usage {
             source: UsageSource::Gateway,
@@ -445,6 +447,7 @@ impl Exchange {
             cache_write: counts.cache_write,
             aborted: end == End::Aborted,
             estimated,
+            cost_nano_usd: cost.map(|c| c.0),
         };
         self.context.record(Fact::Usage(usage)).await;
     }

@@ -2,8 +2,8 @@
 //!
 //! An agent speaks plain HTTP to a port of its own network namespace; the daemon accepts there. Each request is
 //! checked against the policy ([`request`]), stripped of whatever credentials the agent put in ([`headers`]), given
-//! the daemon's key ([`upstream`]), metered ([`meter`]), and held to the agent's token ceiling ([`budget`]), streams
-//! included ([`exchange`]). Start reading at [`server`].
+//! the daemon's key ([`upstream`]), metered ([`meter`]), priced ([`price`]), and held to the agent's ceilings ([`budget`]),
+//! streams included ([`exchange`]). Start reading at [`server`].
 //!
 //! It never stores or logs what is asked or answered, only what it cost. Runs in the daemon's runtime, without
 //! privilege; one [`serve`] per agent, one [`Upstreams`] for all. Trouble with a provider reaches the agent as an
@@ -16,6 +16,7 @@ mod config;
 mod exchange;
 mod headers;
 mod meter;
+mod price;
 mod request;
 pub(crate) mod secret;
 mod server;
@@ -30,8 +31,11 @@ use agentd_sandbox::ModelRules;
 use agentd_storage::Store;
 
 pub use api::Provider;
-pub use budget::{BudgetSnapshot, Exhausted, Reservation, TokenBudget, TokenCounts};
+pub use budget::{
+    BudgetSnapshot, Ceilings, Exhausted, Reached, Reservation, Spent, TokenBudget, TokenCounts,
+};
 pub use config::{Auth, KeySource, ModelConfig, ProviderConfig};
+pub use price::{PriceConfig, PriceList};
 pub use server::serve;
 pub use upstream::{Upstream, Upstreams, UpstreamsError};
 
@@ -42,8 +46,10 @@ pub struct GatewayContext {
     pub identity: AgentIdentity,
     /// What its policy says about models.
     pub rules: ModelRules,
-    /// Its tokens.
+    /// Its tokens and dollars.
     pub budget: Arc<TokenBudget>,
+    /// What models cost.
+    pub prices: PriceList,
     /// The providers.
     pub upstreams: Arc<Upstreams>,
     /// Where usage and refusals are recorded.

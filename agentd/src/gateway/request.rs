@@ -204,7 +204,9 @@ impl<'a> ModelRequest<'a> {
             choices,
             asked_limit,
             thinking: thinking.and_then(|t| t.budget_tokens).unwrap_or(0),
-            capped: rules.max_tokens_total.is_some() || rules.max_tokens_per_request.is_some(),
+            capped: rules.max_tokens_total.is_some()
+                || rules.max_tokens_per_request.is_some()
+                || rules.max_cost_nano_usd.is_some(),
             fields,
             model,
         })
@@ -218,8 +220,8 @@ impl<'a> ModelRequest<'a> {
                 "tokens",
                 self.thinking.to_string(),
                 format!(
-                    "only {limit} tokens may be written under this agent's token ceiling, too few for a thinking \
-                     budget of {}; ask with less thinking, or raise limits.tokens",
+                    "only {limit} tokens may be written under this agent's ceilings, too few for a thinking \
+                     budget of {}; ask with less thinking, or raise limits.tokens or limits.cost",
                     self.thinking
                 ),
             ));

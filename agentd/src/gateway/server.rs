@@ -165,6 +165,18 @@ impl From<RequestRefused> for Refused {
     }
 }
 
+/// What it would cost nobody could say.
+fn no_price(model: &str) -> Refused {
+    Refused {
+        status: StatusCode::FORBIDDEN,
+        text: format!(
+            "the model {model:?} has no price, and this agent has a ceiling of dollars (limits.cost of the policy); agentd's \
+             administrator adds it to agentd.toml: [[price]] model = {model:?}, input = …, output = … (US dollars for a million tokens)"
+        ),
+        denied: Some(("price", model.into())),
+    }
+}
+
 /// Everything that is decided before the provider is asked.
 async fn prepare(
     context: &Arc<GatewayContext>,
@@ -227,14 +239,18 @@ async fn prepare(
             call != Call::Chat || checked.shows_usage,
         );
         let granted = if call.is_metered() {
+            let price = context.prices.of(&checked.model);
+            if price.is_none() && context.rules.max_cost_nano_usd.is_some() {
+                return Err(no_price(&checked.model));
+            }
             let reserved = context
                 .budget
-                .reserve(checked.input_estimate, checked.output_wanted)
+                .reserve(checked.input_estimate, checked.output_wanted, price)
                 .await;
             let reservation = reserved.map_err(|exhausted| Refused {
                 status: StatusCode::FORBIDDEN,
-                text: format!("{exhausted} (limits.tokens of the policy)"),
-                denied: Some(("tokens", exhausted.to_string())),
+                text: format!("{exhausted} ({} of the policy)", exhausted.key()),
+                denied: Some((exhausted.what(), exhausted.to_string())),
             })?;
             let granted = reservation.granted_output();
             exchange.reservation = Some(reservation);

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use agentd::gateway::{GatewayContext, ModelConfig, TokenBudget, TokenCounts, Upstreams, serve};
+use agentd::gateway::{
+    GatewayContext, ModelConfig, PriceConfig, PriceList, TokenBudget, TokenCounts, Upstreams, serve,
+};
+use agentd_api::NanoUsd;
 use agentd_sandbox::ModelRules;
 use agentd_testkit::standin::{End, Script, Standin};
 use serde_json::{Value, json};
@@ -35,6 +38,17 @@ fn rules(ceiling: Option<u64>) -> ModelRules {
     }
 }
 
+/// $1 for a million tokens of input, $10 of output; what no line matches has no price.
+fn prices() -> PriceList {
+    #[derive(serde::Deserialize)]
+    struct File {
+        price: Vec<PriceConfig>,
+    }
+    let text = "[[price]]\nmodel = 'm-*'\ninput = 1\noutput = 10.0\ncache_read = '$0.10'\ncache_write = 1.25\n";
+    let file: File = toml::from_str(text).expect("prices");
+    PriceList::from_config(&file.price)
+}
+
 impl Lab {
     async fn start(script: &str, rules: ModelRules) -> Self {
         let script = Script::from_text(script)
@@ -56,11 +70,12 @@ impl Lab {
             format!("idle_timeout_ms = 20000\n[anthropic]\n{provider}[openai]\n{provider}");
         let config: ModelConfig = toml::from_str(&config).unwrap();
         let record = Record::new().await;
-        let budget = TokenBudget::new(rules.max_tokens_total);
+        let budget = TokenBudget::new(&rules);
         let context = GatewayContext {
             identity: record.identity.clone(),
             rules,
             budget: budget.clone(),
+            prices: prices(),
             upstreams: Arc::new(Upstreams::from_config(&config).unwrap()),
             store: record.store.clone(),
         };
@@ -372,6 +387,92 @@ async fn a_stream_that_reaches_the_ceiling_is_cut_with_a_clear_error() {
     }
 }
 
+fn dollars(nano: u64) -> ModelRules {
+    ModelRules {
+        max_cost_nano_usd: Some(nano),
+        ..rules(None)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ceiling_of_dollars_clamps_refuses_and_is_on_record() {
+    let lab = Lab::start(
+        "[[rule]]\nreply = { text = 'x', usage = { input = 60, output = 100, cache_read = 1000, cache_write = 8 } }",
+        dollars(3_000_000),
+    )
+    .await;
+    let answer = lab.messages(json!({"max_tokens": 5000})).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let asked = lab.standin.requests()[0].body["max_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!((1..300).contains(&asked), "{asked}");
+    // 60 µ$ of input, 1000 of output, 100 read from the cache, 10 written to it.
+    let cost = 1_170_000;
+    assert_eq!(lab.budget.snapshot().cost, Some(NanoUsd(cost)));
+    assert_eq!(lab.record.usage().await[0].cost_nano_usd, Some(cost));
+
+    let long = "word ".repeat(1500);
+    let refused = lab
+        .messages(json!({"messages": [{"role": "user", "content": long}]}))
+        .await;
+    assert_eq!(refused.status, 403);
+    let (_, text) = refused.error();
+    assert!(
+        text.contains("cost ceiling") && text.contains("$0.00117 of $0.003"),
+        "{text}"
+    );
+    assert!(text.contains("limits.cost"), "{text}");
+    assert_eq!(lab.standin.requests().len(), 1);
+    assert_eq!(lab.record.denials().await[0].what, "cost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_ceiling_of_dollars_a_model_without_a_price_is_refused_and_otherwise_not() {
+    let lab = Lab::start(HELLO, dollars(1_000_000_000)).await;
+    let refused = lab.messages(json!({"model": "unknown"})).await;
+    assert_eq!(refused.status, 403);
+    let (_, text) = refused.error();
+    assert!(
+        text.contains("\"unknown\" has no price") && text.contains("[[price]]"),
+        "{text}"
+    );
+    assert!(lab.standin.requests().is_empty());
+    assert_eq!(lab.record.denials().await[0].what, "price");
+
+    let lab = Lab::start(HELLO, rules(Some(100_000))).await;
+    assert_eq!(lab.messages(json!({"model": "unknown"})).await.status, 200);
+    assert_eq!(lab.record.usage().await[0].cost_nano_usd, None);
+    assert_eq!(lab.budget.snapshot().cost, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_reaches_the_ceiling_of_dollars_is_cut_and_billed() {
+    for reply in [
+        "{ text = 'abcdefgh ', repeat = 400, usage = { input = 5000, output = 1 } }",
+        "{ text = 'abcdefgh ', repeat = 400, ignore_limit = true, usage = { input = 1, output = 1 } }",
+    ] {
+        let script = format!("[[rule]]\nreply = {{ event_delay_ms = 1, {}", &reply[1..]);
+        let lab = Lab::start(&script, dollars(2_000_000)).await;
+        let answer = lab.messages(json!({"stream": true})).await;
+        let last = answer.body.rsplit("event: ").next().unwrap();
+        assert!(
+            last.starts_with("error\n") && last.contains("cost ceiling"),
+            "{reply}: {}",
+            answer.body
+        );
+        assert_eq!(lab.ended(0), End::Aborted);
+        let usage = lab.record.usage().await;
+        assert!(
+            usage[0].aborted && usage[0].cost_nano_usd > Some(1_000_000),
+            "{usage:?}"
+        );
+        let snapshot = lab.budget.snapshot();
+        assert_eq!(snapshot.cost, usage[0].cost_nano_usd.map(NanoUsd));
+        assert_eq!(snapshot.cost_reserved, NanoUsd(0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_hangs_up_stops_the_provider_and_is_billed_for_what_it_saw() {
     let script = "[[rule]]\nreply = { text = 'abcdefgh', repeat = 100, chunk_chars = 8, hang = true, usage = { input = 40, output = 999 } }";
@@ -665,6 +766,7 @@ async fn an_unreachable_or_missing_provider_is_named() {
         identity: record.identity.clone(),
         rules: ModelRules::default(),
         budget: TokenBudget::new(None),
+        prices: PriceList::default(),
         upstreams: Arc::new(Upstreams::from_config(&config).unwrap()),
         store: record.store.clone(),
     };

@@ -4,6 +4,7 @@
 
 mod agents;
 mod death;
+mod disk;
 mod grants;
 mod harness;
 mod hostile;

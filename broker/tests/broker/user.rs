@@ -12,11 +12,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const USER: u32 = 61_003;
+pub const USER: u32 = 61_003;
 const MARK: &str = "BROKER_TEST_USER";
 
 /// True in the second process; in the first, runs `test` there and fails if it fails.
-fn as_ordinary_user(test: &str) -> bool {
+pub fn as_ordinary_user(test: &str) -> bool {
     if std::env::var_os(MARK).is_some() {
         return true;
     }

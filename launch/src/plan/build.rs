@@ -4,8 +4,8 @@
 
 use super::parse::{FLAG_OPTIONAL, FLAG_REQUIRED, kind};
 use super::{
-    CgroupLimits, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC, MAX_RECORDS, Mode, MountFlags, Plan,
-    PlanError, RECORD_HEADER_LEN, RecordFault, Stdio, VERSION,
+    CgroupLimits, DiskLimit, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC, MAX_RECORDS, Mode,
+    MountFlags, Plan, PlanError, RECORD_HEADER_LEN, RecordFault, Stdio, VERSION,
 };
 
 /// Collects the records of a plan. A fault in one of them is reported by `finish`.
@@ -120,6 +120,13 @@ impl PlanBuilder {
     /// See [`super::Record::ExecPolicy`].
     pub fn exec_policy(&mut self, flags: ExecFlags) -> &mut Self {
         self.record(kind::EXEC_POLICY, flags.bits(), &[], &[], &[])
+    }
+
+    /// See [`super::Record::DiskLimit`].
+    pub fn disk_limit(&mut self, limit: DiskLimit) -> &mut Self {
+        let fixed = [limit.bytes.to_le_bytes(), limit.inodes.to_le_bytes()];
+        let fixed = fixed.each_ref().map(|word| word.as_slice());
+        self.record(kind::DISK_LIMIT, 0, &fixed, &[], &[])
     }
 
     /// See [`super::Record::HostNetwork`].

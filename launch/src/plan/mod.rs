@@ -483,6 +483,17 @@ pub enum Record<'a> {
     HostNetwork,
     /// The program runs under gVisor, whose `runsc` is the host's own, instead of on the host's kernel; at most once.
     Gvisor(GvisorFlags),
+    /// For the broker; the launcher ignores it. At most once.
+    DiskLimit(DiskLimit),
+}
+
+/// What an agent may add to its writable grants together; 0 is no limit. The broker's meter holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskLimit {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Files, folders and everything else that has a name.
+    pub inodes: u64,
 }
 
 /// Which network namespace a sandbox is in.
@@ -521,6 +532,7 @@ pub(crate) struct Summary<'a> {
     pub exec: ExecFlags,
     pub network: Network,
     pub gvisor: Option<GvisorFlags>,
+    pub disk: Option<DiskLimit>,
 }
 
 impl<'a> Plan<'a> {
@@ -617,6 +629,11 @@ impl<'a> Plan<'a> {
     /// See [`Record::Gvisor`]; `None` for a program that runs on the host's kernel.
     pub fn gvisor(&self) -> Option<GvisorFlags> {
         self.summary.gvisor
+    }
+
+    /// What may be added to the writable grants.
+    pub fn disk(&self) -> Option<DiskLimit> {
+        self.summary.disk
     }
 
     /// How many environment variables there are.

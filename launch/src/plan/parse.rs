@@ -3,9 +3,10 @@
 use core::ffi::CStr;
 
 use super::{
-    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC, MAX_BYTES,
-    MAX_FILTER_INSTRUCTIONS, MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode, MountFlags,
-    Network, Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary, VERSION,
+    CgroupLimits, DEFAULT_LIFELINE_GRACE_MS, DiskLimit, ExecFlags, GvisorFlags, HEADER_LEN, MAGIC,
+    MAX_BYTES, MAX_FILTER_INSTRUCTIONS, MAX_GRANTS, MAX_LISTENERS, MAX_PATH, MAX_RECORDS, Mode,
+    MountFlags, Network, Plan, PlanError, RECORD_HEADER_LEN, Record, RecordFault, Stdio, Summary,
+    VERSION,
 };
 use crate::layers::LAYERS_ALL;
 
@@ -46,6 +47,7 @@ pub(super) mod kind {
     pub const EXEC_POLICY: u16 = 30;
     pub const HOST_NETWORK: u16 = 31;
     pub const COPY: u16 = 32;
+    pub const DISK_LIMIT: u16 = 33;
     pub const GVISOR: u16 = 40;
 
     /// Kinds that a plan holds at most once, as bits.
@@ -63,7 +65,8 @@ pub(super) mod kind {
         | 1 << REQUIRE
         | 1 << EXEC_POLICY
         | 1 << HOST_NETWORK
-        | 1 << GVISOR;
+        | 1 << GVISOR
+        | 1 << DISK_LIMIT;
 }
 
 /// Takes fields off the front of a payload.
@@ -240,6 +243,18 @@ fn decode(kind: u16, flags: u16, payload: &[u8]) -> Result<Record<'_>, RecordFau
             dst: fields.place()?,
         },
         HOST_NETWORK => Record::HostNetwork,
+        DISK_LIMIT => {
+            let limit = DiskLimit {
+                bytes: fields.u64()?,
+                inodes: fields.u64()?,
+            };
+            if limit == DiskLimit::default() {
+                return Err(RecordFault::Value(
+                    "a disk limit is of bytes, of inodes, or of both",
+                ));
+            }
+            Record::DiskLimit(limit)
+        }
         EXEC_POLICY => {
             Record::ExecPolicy(ExecFlags::from_bits(flags).ok_or(RecordFault::Flags(flags))?)
         }
@@ -520,6 +535,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         exec: ExecFlags::NONE,
         network: Network::Own,
         gvisor: None,
+        disk: None,
     };
     let mut walk = Records::new(records, count);
     for index in 0..count {
@@ -532,6 +548,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Plan<'_>, PlanError> {
         match record {
             Record::Ids { uid, gid } => ids = Some((uid, gid)),
             Record::Cwd(path) => cwd = Some(path),
+            Record::DiskLimit(limit) => summary.disk = Some(limit),
             Record::HostNetwork => summary.network = Network::Host,
             Record::Stdio(stdio) => summary.stdio = stdio,
             Record::LifelineGrace { ms } => summary.lifeline_grace_ms = ms,

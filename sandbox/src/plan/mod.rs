@@ -12,7 +12,6 @@ mod property;
 mod refused;
 mod summary;
 mod surface;
-mod unheld;
 mod view;
 mod wire;
 
@@ -90,7 +89,6 @@ pub fn plan(
         });
     }
     inputs.check()?;
-    unheld::check(policy)?;
     host_network(policy)?;
     let runtime = policy.runtime.runtime();
     runtime.check(policy, host)?;

@@ -38,6 +38,7 @@ pub enum Property {
     MemoryLimit,
     CpuLimit,
     ProcessLimit,
+    DiskLimit,
 }
 
 /// Something that can hold a property.
@@ -385,6 +386,15 @@ const ROWS: &[Row] = &[
         ],
         degradable: true,
     },
+    Row {
+        property: Property::DiskLimit,
+        name: "disk-limit",
+        promise: "an agent that has added more than limits.disk or limits.disk_inodes to the host's folders is ended",
+        mechanisms: &[Always(
+            "a meter that looks several times a second; not held by the kernel",
+        )],
+        degradable: true,
+    },
 ];
 
 /// A name for several properties at once.
@@ -499,6 +509,9 @@ impl Property {
             Self::MemoryLimit => policy.limits.memory_bytes.is_some(),
             Self::CpuLimit => policy.limits.cpu_percent.is_some(),
             Self::ProcessLimit => policy.limits.pids.is_some(),
+            Self::DiskLimit => {
+                policy.limits.disk_bytes.is_some() || policy.limits.disk_inodes.is_some()
+            }
             Self::MemfdExec => policy.exec.memfd != Memfd::Any,
             Self::WriteXorExecute => !policy.exec.write_exec,
             Self::Locks => !circumstances.allows(SyscallSet::Locks),

@@ -38,14 +38,6 @@ pub enum PlanRefused {
         problem: String,
         allowed: String,
     },
-    #[error(
-        "{origin}: {key} = {value}: nothing in this version of agentd holds it, so nothing is launched under it; take it out of the policy"
-    )]
-    Unheld {
-        origin: String,
-        key: String,
-        value: String,
-    },
     #[error("the plan does not fit the launcher's format: {0}")]
     Wire(String),
 }

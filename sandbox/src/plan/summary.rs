@@ -146,6 +146,17 @@ fn limits(parts: &Parts<'_>) -> Vec<String> {
         }
     }));
     let limits = &parts.policy.limits;
+    if let Some(bytes) = limits.disk_bytes {
+        out.push(format!(
+            "metered: {} added to the host's folders",
+            show_size(bytes)
+        ));
+    }
+    if let Some(inodes) = limits.disk_inodes {
+        out.push(format!(
+            "metered: {inodes} files added to the host's folders"
+        ));
+    }
     out.push(format!(
         "private folders {} and {} inodes each",
         show_size(parts.tmp_bytes()),

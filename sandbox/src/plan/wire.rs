@@ -8,7 +8,8 @@ use crate::seccomp::SyscallSet;
 use crate::seccomp::{self, Surface};
 use agentd_kernel::sys::SockFilter;
 use agentd_launch::plan::{
-    self as wire, CgroupLimits, ExecFlags, GvisorFlags, MountFlags, Network, PlanBuilder, Stdio,
+    self as wire, CgroupLimits, DiskLimit, ExecFlags, GvisorFlags, MountFlags, Network,
+    PlanBuilder, Stdio,
 };
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -71,6 +72,13 @@ impl Parts<'_> {
         plan.exec_policy(self.exec);
         if let Some(flags) = self.gvisor {
             plan.gvisor(flags);
+        }
+        let limits = &self.policy.limits;
+        if limits.disk_bytes.is_some() || limits.disk_inodes.is_some() {
+            plan.disk_limit(DiskLimit {
+                bytes: limits.disk_bytes.unwrap_or(0),
+                inodes: limits.disk_inodes.unwrap_or(0),
+            });
         }
         if network(self.policy) == Network::Host {
             plan.host_network();

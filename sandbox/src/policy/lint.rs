@@ -291,14 +291,24 @@ impl EffectivePolicy {
                 "model keys stay with the gateway; name variables one by one",
             ));
         }
-        if self.model.enabled && self.limits.tokens.is_none() {
+        let limits = &self.limits;
+        if self.model.enabled && limits.tokens.is_none() && limits.cost_micro_usd.is_none() {
             let origin = self.origin_of("model.access");
             out.push(warn(
                 &origin,
                 "limits.tokens",
                 &"",
                 "there is no ceiling on what the agent spends",
-                "set limits.tokens",
+                "set limits.tokens or limits.cost",
+            ));
+        }
+        if !self.model.enabled && limits.cost_micro_usd.is_some() {
+            out.push(warn(
+                &self.origin_of("limits.cost"),
+                "limits.cost",
+                &"",
+                "there is no model, and nothing else is counted in dollars",
+                "set model.access = \"gateway\", or take the line out",
             ));
         }
         if self.limits.memory_bytes.is_none() {

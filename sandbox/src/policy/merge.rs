@@ -121,6 +121,7 @@ impl Merged {
             () => NetMode::None,
         };
         let tokens = self.single("limits", "tokens", schema::Key::count);
+        let cost = self.single("limits", "cost", |_, v| value::dollars(v));
         let mut policy = EffectivePolicy {
             description: self.single("", "description", |_, v| value::text(v).map(str::to_owned)),
             fs: FsRules {
@@ -186,7 +187,7 @@ impl Merged {
                 wall_clock: self.single("limits", "wall_clock", |_, v| value::duration(v)),
                 output_bytes: self.single("limits", "output", schema::Key::size),
                 tokens,
-                cost_micro_usd: self.single("limits", "cost", |_, v| value::dollars(v)),
+                cost_micro_usd: cost,
                 disk_bytes: self.single("limits", "disk", schema::Key::size),
                 disk_inodes: self.single("limits", "disk_inodes", schema::Key::count),
             },
@@ -201,6 +202,7 @@ impl Merged {
                 models: self.typed("model", "models", |t, _| Some(t.to_owned())),
                 max_tokens_total: tokens,
                 max_tokens_per_request: self.single("model", "max_tokens", schema::Key::count),
+                max_cost_nano_usd: cost.map(|micro| micro.saturating_mul(1000)),
             },
             ipc: IpcRules {
                 send: names("send"),

@@ -13,6 +13,6 @@ pub mod tools;
 pub use egress::{Decision, EgressRule, EgressRules};
 pub use held::{FileGlob, HeldBy};
 pub use ipc::IpcRules;
-pub use model::ModelRules;
+pub use model::{ModelRules, matches_model};
 pub use ssh::SshRules;
 pub use tools::{Remembered, ToolDecision, ToolRule, ToolRules};

@@ -15,12 +15,20 @@ pub struct ModelRules {
     pub max_tokens_total: Option<u64>,
     /// The most output tokens one request may ask for (`model.max_tokens`).
     pub max_tokens_per_request: Option<u64>,
+    /// What the whole launch may cost (`limits.cost`), in billionths of a US dollar.
+    #[serde(default)]
+    pub max_cost_nano_usd: Option<u64>,
 }
 
 impl ModelRules {
     pub fn allows_model(&self, model: &str) -> bool {
         self.enabled && (self.models.is_empty() || self.models.iter().any(|p| glob(p, model)))
     }
+}
+
+/// Whether a model's name is one of those that a pattern means.
+pub fn matches_model(pattern: &str, model: &str) -> bool {
+    glob(pattern, model)
 }
 
 /// Whether `text` matches `pattern`, in which `*` stands for any run of characters, `/` included.

@@ -276,21 +276,29 @@ fn what_no_policy_can_do_without_refuses_with_the_remedy() {
 }
 
 #[test]
-fn a_line_that_nothing_holds_yet_refuses_the_launch() {
-    for (text, named) in [
-        (
-            "[limits]\ndisk = \"1GiB\"",
-            "example.toml:3: limits.disk = \"1GiB\": nothing in this version",
-        ),
-        ("[limits]\ncost = \"$5\"", "limits.cost"),
-    ] {
-        let policy = crate::load(&format!("extends = \"coding\"\n{text}\n")).expect("loads");
-        let refused = plan(&policy, &inputs(Mode::Root), &host(7, &[])).expect_err(text);
-        assert!(refused.to_string().contains(named), "{refused}");
+fn limits_of_disk_and_dollars_are_in_the_plan() {
+    let text =
+        "extends = \"coding\"\n[limits]\ncost = \"$5\"\ndisk = \"1GiB\"\ndisk_inodes = 1000\n";
+    let policy = crate::load(text).expect("loads");
+    for mode in [Mode::Root, Mode::User] {
+        let made = plan(&policy, &inputs(mode), &host(7, &[])).expect("a plan");
+        assert_eq!(made.model.max_cost_nano_usd, Some(5_000_000_000));
+        let wire = wire::Plan::parse(&made.wire).expect("parses");
+        let limit = wire::DiskLimit {
+            bytes: 1 << 30,
+            inodes: 1000,
+        };
+        assert_eq!(wire.disk(), Some(limit));
+        let held = made.summary.properties.iter();
+        let mut held = held.filter(|p| p.property.name() == "disk-limit");
+        assert!(held.next().expect("listed").by[0].contains("not held by the kernel"));
     }
-    let text = "extends = \"coding\"\n[limits]\ncost = \"none\"\n[net]\nports = \"any\"\n";
-    let open = crate::load(text).expect("loads");
-    assert!(plan(&open, &inputs(Mode::Root), &host(7, &[])).is_ok());
+    let unlimited = plan(&crate::named("coding"), &inputs(Mode::Root), &host(7, &[]));
+    let unlimited = unlimited.expect("a plan");
+    assert_eq!(
+        wire::Plan::parse(&unlimited.wire).expect("parses").disk(),
+        None
+    );
 }
 
 #[test]

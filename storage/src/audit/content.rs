@@ -77,7 +77,7 @@ tables! {
     ];
     USAGE = 5 "usage" Keyed::Seq, true, [
         "seq", "launch", "at_ms", "source", "provider", "model", "request_id", "input", "output", "cache_read",
-        "cache_write", "aborted", "estimated",
+        "cache_write", "aborted", "estimated", "cost_nano_usd",
     ];
     DENIALS = 6 "denials" Keyed::Seq, true, [
         "seq", "launch", "at_ms", "layer", "what", "target", "rule", "origin",

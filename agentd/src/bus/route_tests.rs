@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::client::{Client, Received, Routing};
-use agentd_bus::message::{Event, Status};
+use agentd_bus::message::{Event, Outcome, Status};
 use agentd_bus::router::Limits;
 use agentd_sandbox::IpcRules;
 
@@ -254,4 +254,41 @@ async fn users_are_served_by_shards_of_their_own_and_are_all_seen() {
     }
     assert!(server.peers().is_empty());
     assert_eq!(server.open(), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_go_by_shared_memory_by_themselves() {
+    const MESSAGES: u64 = 20_000;
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let (a, b) = (
+            Client::connect_to(&a).unwrap(),
+            Client::connect_to(&b).unwrap(),
+        );
+        let mut work = b.queue("numbers").unwrap().consume(512).unwrap();
+        let producing = std::thread::spawn(move || {
+            let mut producer = a.queue("numbers").unwrap().producer().unwrap();
+            for n in 0..MESSAGES {
+                producer.push(&n.to_le_bytes()).unwrap();
+            }
+            producer.flush().unwrap();
+            (producer.confirmed(), a)
+        });
+        let mut next = 0_u64;
+        while next < MESSAGES {
+            let taken = work.for_each(WATCHDOG, |delivery| {
+                assert_eq!(delivery.data, next.to_le_bytes());
+                next += 1;
+                Outcome::Ack
+            });
+            assert!(taken.unwrap() > 0, "nothing came after {next}");
+        }
+        let (confirmed, _a) = producing.join().unwrap();
+        assert_eq!(confirmed, MESSAGES);
+        assert!(server.peers().iter().all(|peer| peer.routed == 1));
+    })
+    .await;
 }

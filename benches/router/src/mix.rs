@@ -86,7 +86,11 @@ fn round(agents: usize, length: Duration) -> Result<Vec<(String, f64)>> {
             }
             let mut agent = Agent::start(client, number, agents)?;
             meet.wait();
-            agent.run(length)
+            let said = agent.run(length)?;
+            // Whoever has asked is answered before anybody leaves.
+            meet.wait();
+            agent.stop.store(true, Ordering::Relaxed);
+            Ok(said)
         })
     });
     let said = play(sides.collect())?;
@@ -179,7 +183,6 @@ impl Agent {
             round += 1;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        self.stop.store(true, Ordering::Relaxed);
         let Counts {
             queue,
             topic,
@@ -197,7 +200,10 @@ impl Agent {
             Err(error) if error.status() != Some(Status::QUEUE_FULL) => return Err(error.into()),
             _ => {}
         }
-        let reply = self.client.request(other, "echo", payload, WATCHDOG)?;
+        let reply = match self.client.request(other, "echo", payload, WATCHDOG) {
+            Err(error) if error.status() == Some(Status::QUEUE_FULL) => return Ok(()),
+            reply => reply?,
+        };
         if reply.result != payload {
             bail!("the answer is not what was asked");
         }

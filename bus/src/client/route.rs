@@ -11,7 +11,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::inbox::{Inbox, TheirBell};
@@ -43,7 +43,6 @@ const LEFT_TO_OTHERS: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 struct Out {
     producer: Producer<Mapping, Mapping>,
-    inbox: Arc<Inbox>,
     /// Longest piece.
     most: usize,
     buffer: Vec<u8>,
@@ -52,7 +51,6 @@ struct Out {
 #[derive(Debug)]
 struct Back {
     consumer: Consumer<Mapping, Mapping>,
-    inbox: Arc<Inbox>,
     assembler: Assembler,
 }
 
@@ -133,9 +131,8 @@ impl Route {
         let arrived = link.call_expecting(frame, Some(&data_fd), None, Some(expected))?;
         ok_result(&arrived.frame)?;
         let cursor = memfd::open(arrived.fd.ok_or(LaneError::NoMemory)?.as_fd())?;
-        let out = Out {
+        let mut out = Out {
             producer: Producer::new(data, cursor, closer.clone(), options)?,
-            inbox: registered.inbox,
             most: message_limit(slots / 4).max(HEAD),
             buffer: Vec::new(),
         };
@@ -148,11 +145,14 @@ impl Route {
         let data = memfd::open(offered.memory.as_fd())?;
         let (cursor, cursor_fd) = memfd::create("agentd-route-cursor", cursor_words())?;
         ring::format_cursor(&cursor, &options)?;
-        let back = Back {
+        let mut back = Back {
             consumer: Consumer::new(data, cursor, closer.clone(), options)?,
-            inbox: offered.registered.inbox,
             assembler: Assembler::new(Reading::FromBus, max_payload),
         };
+        // Before the first message: the bus may wait for it by its bell alone.
+        out.producer.set_ringer(bell_of(&registered.inbox)?);
+        back.consumer
+            .set_ringer(bell_of(&offered.registered.inbox)?);
         let taken = Response::ok(b"").encode()?;
         link.send_on_socket(
             Frame::new(kind::RESPONSE, PeerId::BUS, offered.lane, taken),
@@ -169,7 +169,6 @@ impl Route {
     /// Sends one frame whole; waits while the bus is not reading.
     pub fn send(&self, link: &Link, frame: Frame) -> Result<(), ClientError> {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        out.take_bells();
         let mut pieces = Pieces::to_bus(frame);
         loop {
             let Out {
@@ -274,33 +273,20 @@ impl Route {
     }
 }
 
-impl Out {
-    fn take_bells(&mut self) {
-        if self.inbox.has_bells() {
-            for TheirBell { bell, .. } in self.inbox.take_bells() {
-                // The bus made it; if it is no bell, nobody waits for it.
-                if let Ok(ringer) = Ringer::from_fd(bell) {
-                    self.producer.set_ringer(ringer);
-                }
-            }
-        }
-    }
+/// The bell that the bus has sent for one of the rings.
+fn bell_of(inbox: &Inbox) -> Result<Ringer, LaneError> {
+    inbox.wait(Instant::now().checked_add(OFFER));
+    let bell = inbox.take_bells().pop_front();
+    let TheirBell { bell, .. } = bell.ok_or(LaneError::NoMemory)?;
+    Ringer::from_fd(bell).map_err(|_| LaneError::NoMemory)
 }
 
 impl Back {
     /// Waits for a message, and takes those behind it too.
     fn read(&mut self, link: &Link, timeout: Duration) -> Result<(), RecvError> {
-        if self.inbox.has_bells() {
-            for TheirBell { bell, .. } in self.inbox.take_bells() {
-                if let Ok(ringer) = Ringer::from_fd(bell) {
-                    self.consumer.set_ringer(ringer);
-                }
-            }
-        }
         let Self {
             consumer,
             assembler,
-            ..
         } = self;
         let first = consumer.recv_with(timeout, |tag, message| assembler.take(tag, message))?;
         hand_out(link, first);
@@ -312,7 +298,6 @@ impl Back {
         let Self {
             consumer,
             assembler,
-            ..
         } = self;
         let mut count = 0;
         while count < AT_ONCE

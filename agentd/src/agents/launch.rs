@@ -181,6 +181,17 @@ impl Daemon {
                 policy.origin_of("fs.hard_links")
             )));
         }
+        let has_driver = !matches!(spec.driver, None | Some(Driver::None));
+        if let Some(glob) = policy.tools.file_globs().first()
+            && spec.unit.is_some()
+            && !has_driver
+        {
+            return Err(Error::LaunchRefused(format!(
+                "{}: {}: only `agentctl run` looks for the files that match, and a unit without a driver has no tools to \
+                 refuse it to, so nothing would hold it; name the files under [fs] deny or protect",
+                glob.rule.origin, glob.rule.text
+            )));
+        }
         let path = |text: &Option<String>| text.as_ref().map(PathBuf::from);
         let at = CallerContext {
             home: path(&spec.home),

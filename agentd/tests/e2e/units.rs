@@ -68,6 +68,25 @@ fn lines(path: &Path) -> usize {
 }
 
 #[test]
+fn a_rule_that_nothing_would_hold_refuses_the_unit() {
+    for mode in modes() {
+        let (daemon, units) = daemon(mode);
+        let unit = |deny| format!("[run]\ncommand = [\"true\"]\n\n[tools]\ndeny = [{deny:?}]\n");
+        write(units.path(), "pattern.toml", &unit("Read(.env*)"));
+        write(units.path(), "driver.toml", &unit("WebSearch"));
+        ok(&daemon, &["agents", "reload"]);
+        let start = ["agents", "start", "pattern"];
+        let (code, _, err) = text(&output(&mut daemon.agentctl(start)));
+        assert_ne!(code, 0);
+        assert!(
+            err.contains("Read(.env*)") && err.contains("nothing would hold it"),
+            "{err}"
+        );
+        ok(&daemon, &["agents", "start", "driver"]);
+    }
+}
+
+#[test]
 fn a_failing_unit_is_restarted_until_its_start_limit_which_says_so() {
     for mode in modes() {
         let (daemon, units) = daemon(mode);

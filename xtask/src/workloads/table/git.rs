@@ -63,6 +63,22 @@ pub const WORKLOADS: &[Workload] = &[
         ..Workload::PLAIN
     },
     Workload {
+        name: "git-placeholders",
+        needs: &["git"],
+        prepare: r#"
+            git init -q -b main .; echo one > file; git add file
+            git -c user.name=you -c user.email=you@localhost commit -qm one
+        "#,
+        run: r#"
+            [ -d .envrc ] && [ -d .vscode ]; [ -z "$(git status --porcelain --ignored)" ]; git add -A; git diff --cached --quiet
+            echo dirty >> file; git -c user.name=a -c user.email=a@localhost stash -q; [ -z "$(git status --porcelain)" ]
+        "#,
+        check: r#"
+            [ "$(ls -A | tr '\n' ' ')" = '.git file ' ]; git -c safe.directory='*' diff --quiet HEAD
+        "#,
+        ..Workload::PLAIN
+    },
+    Workload {
         name: "git-http",
         needs: &["git"],
         network: Network::StandIn,

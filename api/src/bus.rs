@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 use zbus::{DeserializeDict, OwnedFd, SerializeDict, Type};
 
+use crate::queues::{BusQueue, BusQueued, BusTopic, PeekOptions, ReplayOptions};
 use crate::vocabulary::words;
 use crate::{AgentId, Error};
 
@@ -435,6 +436,38 @@ pub trait Bus {
     ///
     /// Errors: `NotFound`.
     fn restore(&self, agent: &str) -> Result<RightsChange, Error>;
+
+    /// The work queues that the caller may see, by user and name.
+    fn queues(&self) -> Result<Vec<BusQueue>, Error>;
+
+    /// The topics that the caller may see, by user and name.
+    fn topics(&self) -> Result<Vec<BusTopic>, Error>;
+
+    /// Messages of a queue as they lie, contents included, by id.
+    ///
+    /// Errors: `NotFound` (the queue), `Denied` (another user's).
+    fn peek_queue(&self, name: &str, options: &PeekOptions) -> Result<Vec<BusQueued>, Error>;
+
+    /// Dead letters of these ids, of none: all, go back into their queue as far as there is room; how many did. `uid` as in
+    /// [`BusProxy::subscribe`].
+    ///
+    /// Errors: as [`BusProxy::peek_queue`].
+    fn requeue_dead(&self, name: &str, ids: &[u64], uid: u32) -> Result<u32, Error>;
+
+    /// Dead letters of these ids, of none: all, go for good; how many did.
+    ///
+    /// Errors: as [`BusProxy::peek_queue`].
+    fn drop_dead(&self, name: &str, ids: &[u64], uid: u32) -> Result<u32, Error>;
+
+    /// The queue and all that it holds go. Whoever uses it is told.
+    ///
+    /// Errors: as [`BusProxy::peek_queue`].
+    fn drop_queue(&self, name: &str, uid: u32) -> Result<(), Error>;
+
+    /// Stored messages of a durable topic or queue, and from which offset on to ask for more.
+    ///
+    /// Errors: `Unavailable` (nothing of that name is stored, or there is no store), `Denied` (another user's).
+    fn replay(&self, name: &str, options: &ReplayOptions) -> Result<(u64, Vec<BusQueued>), Error>;
 
     /// What agentd holds, for whoever looks for leaks.
     fn usage(&self) -> Result<DaemonUsage, Error>;

@@ -20,6 +20,7 @@ pub mod exit;
 pub mod launch;
 mod money;
 pub mod proxies;
+pub mod queues;
 pub mod tasks;
 pub mod units;
 pub mod upkeep;

@@ -19,6 +19,8 @@ Examples:
   agentctl bus top --sort p99
   agentctl bus tap --agent reviewer --json | jq .what
   agentctl bus subscribe 'build.#'
+  agentctl bus queue dead builds
+  agentctl bus queue requeue builds 17 18
   agentctl bus request fixer fix '{\"test\":\"adds\"}' --timeout 5m
   agentctl bus revoke crawler publish 'send=build.#'";
 
@@ -34,6 +36,15 @@ pub enum LowBusVerb {
     /// Print who sends what to whom, as the daemon routes it; never the contents
     #[command(after_long_help = TAP_NOTES)]
     Tap(TapArgs),
+    /// Print what becomes of one request: the lines of the tap with its number, until it is answered
+    #[command(after_long_help = TRACE_NOTES)]
+    Trace(TraceArgs),
+    /// List topics: what was published, delivered, dropped and retained
+    Topics,
+    /// Look at work queues, their messages and dead letters
+    Queue(QueueArgs),
+    /// Print stored messages of a durable topic or queue, from an offset or a time on
+    Replay(ReplayArgs),
     /// Publish to a topic, and print how many queues it was put in
     Publish(PublishArgs),
     /// Print messages to a topic as they come
@@ -126,6 +137,125 @@ pub struct TapArgs {
     /// End after so many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+}
+
+const TRACE_NOTES: &str = "\
+A request and its answer have one number, which `agentctl bus tap --json` shows
+as `correlation`. Without a number, the next request that AGENT sends or gets
+is followed. Contents are never shown.
+
+Exit code 124: --timeout passed before the answer.";
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// The request's number [default: the next one]
+    #[arg(value_name = "NUMBER")]
+    pub number: Option<u32>,
+
+    /// Only requests that this agent sends or gets
+    #[arg(long, value_name = "AGENT")]
+    pub agent: Option<String>,
+
+    /// How long to wait for the answer
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub timeout: String,
+}
+
+#[derive(Debug, Args)]
+pub struct QueueArgs {
+    #[command(subcommand)]
+    pub verb: LowQueueVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LowQueueVerb {
+    /// List work queues with what is in them
+    List,
+    /// Show one queue: bounds, consumers, everything that is counted
+    Show {
+        /// Name of the queue
+        #[arg(value_name = "QUEUE")]
+        queue: String,
+    },
+    /// Print messages that wait or are in hand, without taking them
+    Peek(PeekArgs),
+    /// Print dead letters, and why they are
+    Dead(PeekArgs),
+    /// Put dead letters back into their queue
+    Requeue(LetterArgs),
+    /// Drop dead letters, or with --queue-too the queue and all that it holds
+    Drop(DropArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PeekArgs {
+    /// Name of the queue
+    #[arg(value_name = "QUEUE")]
+    pub queue: String,
+
+    /// From this id on
+    #[arg(long, value_name = "ID")]
+    pub from: Option<u64>,
+
+    /// At most so many
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub count: u32,
+
+    /// Of this user; for root
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct LetterArgs {
+    /// Name of the queue
+    #[arg(value_name = "QUEUE")]
+    pub queue: String,
+
+    /// Ids, as `dead` lists them [default: all]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<u64>,
+
+    /// Of this user; for root
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct DropArgs {
+    #[command(flatten)]
+    pub letters: LetterArgs,
+
+    /// The whole queue, live messages and all
+    #[arg(long, conflicts_with = "ids")]
+    pub queue_too: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// A durable topic, or with --queue a queue
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// NAME is a queue
+    #[arg(long)]
+    pub queue: bool,
+
+    /// From this offset on
+    #[arg(long, value_name = "OFFSET", conflicts_with = "since")]
+    pub offset: Option<u64>,
+
+    /// What was stored in this time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+
+    /// At most so many
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub count: u32,
+
+    /// Of this user; for root
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
 }
 
 #[derive(Debug, Args)]

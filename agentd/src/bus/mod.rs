@@ -8,6 +8,7 @@
 mod channel_tests;
 mod channels;
 mod port;
+mod queues;
 mod record;
 mod requests;
 mod rights;
@@ -23,6 +24,7 @@ mod user;
 
 pub use channels::ChannelInfo;
 pub use port::AgentPort;
+pub use queues::Queued;
 pub use record::{MessageSink, Unrecorded};
 pub use requests::{IncomingRequest, Requests};
 pub use server::{AttachError, BusServer};

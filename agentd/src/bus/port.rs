@@ -295,7 +295,7 @@ impl AgentPort {
         Ok(payload)
     }
 
-    async fn control(&self, control: Control<'_>) -> Result<Vec<u8>, BusError> {
+    pub(super) async fn control(&self, control: Control<'_>) -> Result<Vec<u8>, BusError> {
         let payload = control.encode().map_err(malformed)?;
         self.call(kind::COMMAND, PeerId::BUS, payload)
             .await

@@ -368,6 +368,11 @@ impl BusServer {
         self.shared.taps.listen(filter)
     }
 
+    /// The router threads.
+    pub(super) fn shards(&self) -> &[Shard] {
+        self.shared.shards.all()
+    }
+
     /// Everybody on the bus, by user and name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let shards = self.shared.shards.all().iter();

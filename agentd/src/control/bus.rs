@@ -12,10 +12,13 @@ use agentd_api::bus::{
     BusChannel, BusMessage, BusPeer, BusReply, BusRequest, DaemonUsage, IpcRight, MAX_TIMEOUT_MS,
     MAX_TOPIC, Revocation, RightsChange, TapOptions,
 };
+use agentd_api::queues::{BusQueue, BusQueued, BusTopic, PeekOptions, ReplayOptions};
 use agentd_api::{AgentIdentity, Error};
 use agentd_bus::access::Right;
 use agentd_bus::frame::PeerId;
-use agentd_bus::message::{EVENT_TYPE_MAX, METHOD_MAX, Status};
+use agentd_bus::message::{
+    DeadAction, EVENT_TYPE_MAX, METHOD_MAX, QueuePart, ReplayFrom, Status, StreamKind,
+};
 use agentd_bus::topic;
 use agentd_storage::{Event, Fact, LaunchId};
 use base64::Engine as _;
@@ -24,9 +27,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 
-use super::seen;
+use super::{seen, streams};
 use crate::agents::Caller;
-use crate::bus::{BusError, Followed, TapFilter, Tapped};
+use crate::bus::{BusError, Followed, TapFilter, Tapped, UserPort};
 use crate::daemon::Daemon;
 
 /// How long a request waits for its answer when the caller does not say.
@@ -72,6 +75,18 @@ impl BusObject {
         }
     }
 
+    /// The user whose queue is meant, which must be there: a look must not make one.
+    async fn queue_of(&self, name: &str, uid: Option<u32>) -> Result<UserPort, Error> {
+        let uid = self.whose(uid)?;
+        let queues = self.daemon.bus.queues(Some(uid)).await;
+        if !queues.iter().any(|queue| queue.name == name) {
+            return Err(Error::NotFound(format!(
+                "there is no queue {name:?} of uid {uid}; `agentctl bus queue list` shows those that are"
+            )));
+        }
+        self.daemon.bus.user(uid).map_err(told)
+    }
+
     fn by(&self) -> String {
         format!("uid {}", self.caller.uid)
     }
@@ -109,7 +124,7 @@ fn told(error: BusError) -> Error {
     let text = error.text;
     match error.status {
         Status::DENIED => Error::Denied(text),
-        Status::NO_SUCH_AGENT => Error::NotFound(text),
+        Status::NO_SUCH_AGENT | Status::NO_SUCH_QUEUE => Error::NotFound(text),
         Status::DEADLINE => Error::TimedOut(text),
         Status::MALFORMED | Status::TOO_LARGE => Error::InvalidArgument(text),
         Status::QUEUE_FULL | Status::PEER_GONE => Error::Unavailable(text),
@@ -321,6 +336,79 @@ impl BusObject {
         let restored = Fact::RightsRestored { by: self.by() };
         self.remember(&agent, vec![restored]).await?;
         Ok(self.rights(&agent))
+    }
+
+    async fn queues(&self) -> Result<Vec<BusQueue>, Error> {
+        let uid = (self.caller.uid != 0).then_some(self.caller.uid);
+        let queues = self.daemon.bus.queues(uid).await;
+        Ok(queues.into_iter().map(streams::queue).collect())
+    }
+
+    async fn topics(&self) -> Result<Vec<BusTopic>, Error> {
+        let uid = (self.caller.uid != 0).then_some(self.caller.uid);
+        let topics = self.daemon.bus.topics(uid).await;
+        Ok(topics.into_iter().map(streams::topic).collect())
+    }
+
+    async fn peek_queue(&self, name: &str, options: PeekOptions) -> Result<Vec<BusQueued>, Error> {
+        let user = self.queue_of(name, options.uid).await?;
+        let dead = options.dead.unwrap_or(false);
+        let part = if dead {
+            QueuePart::Dead
+        } else {
+            QueuePart::Live
+        };
+        let (from, max) = (options.from.unwrap_or(0), options.max.unwrap_or(20));
+        let found = user.port().queue_peek(name, part, from, max).await;
+        let found = found.map_err(told)?.into_iter();
+        Ok(found
+            .map(|message| streams::queued(message, part))
+            .collect())
+    }
+
+    async fn requeue_dead(&self, name: &str, ids: Vec<u64>, uid: u32) -> Result<u32, Error> {
+        let user = self.queue_of(name, Some(uid)).await?;
+        let done = user.port().queue_dead(name, DeadAction::Requeue, &ids);
+        done.await.map_err(told)
+    }
+
+    async fn drop_dead(&self, name: &str, ids: Vec<u64>, uid: u32) -> Result<u32, Error> {
+        let user = self.queue_of(name, Some(uid)).await?;
+        let done = user.port().queue_dead(name, DeadAction::Drop, &ids);
+        done.await.map_err(told)
+    }
+
+    async fn drop_queue(&self, name: &str, uid: u32) -> Result<(), Error> {
+        let user = self.queue_of(name, Some(uid)).await?;
+        user.port().queue_drop(name).await.map_err(told)
+    }
+
+    async fn replay(
+        &self,
+        name: &str,
+        options: ReplayOptions,
+    ) -> Result<(u64, Vec<BusQueued>), Error> {
+        let user = self.daemon.bus.user(self.whose(options.uid)?);
+        let kind = if options.queue.unwrap_or(false) {
+            StreamKind::Queue
+        } else {
+            StreamKind::Topic
+        };
+        let from = match (options.offset, options.since_ns) {
+            (Some(_), Some(_)) => {
+                let text = "a replay begins at an offset or at a time, not both";
+                return Err(Error::InvalidArgument(text.to_owned()));
+            }
+            (_, Some(at)) => ReplayFrom::TimeNs(at),
+            (offset, None) => ReplayFrom::Offset(offset.unwrap_or(0)),
+        };
+        let user = user.map_err(told)?;
+        let read = user
+            .port()
+            .replay(kind, name, from, options.max.unwrap_or(100));
+        let (next, messages) = read.await.map_err(told)?;
+        let messages = messages.into_iter();
+        Ok((next, messages.map(|m| streams::replayed(m, kind)).collect()))
     }
 
     async fn usage(&self) -> Result<DaemonUsage, Error> {

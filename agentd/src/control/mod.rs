@@ -10,6 +10,7 @@ mod bus;
 mod manager;
 mod polkit;
 mod seen;
+mod streams;
 pub mod systembus;
 mod tasks;
 mod units;

@@ -144,6 +144,9 @@ pub enum Control<'a> {
         action: DeadAction,
         ids: Numbers<'a>,
     },
+    /// Up to `max` messages that are there now, into this connection's hands without its consuming. Answered as
+    /// [`Control::Delivered`], without the number. `queue u32 · max u32`
+    QueueTake { queue: u32, max: u32 },
     /// Messages to the group come to this agent from now on. `delivery u8 · 0 u8 · name`
     GroupJoin { delivery: Delivery, name: &'a str },
     /// The same layout.
@@ -334,7 +337,7 @@ const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubs
                      9 lost, 10 lane offer, 11 lane offered, 12 channel closed, 13 accept lanes, 14 log offer, \
                      15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
                      20 segment dropped, 21 bell, 22 queue declare, 23 queue open, 24 queue drop, 25 produce, \
-                     26 consume, 27 delivered, 28 settle, 29 queue peek, 30 queue dead, 33 group join, \
+                     26 consume, 27 delivered, 28 settle, 29 queue peek, 30 queue dead, 31 queue take, 33 group join, \
                      34 group leave, 36 topic declare, 40 replay";
 
 impl<'a> Control<'a> {
@@ -370,6 +373,7 @@ impl<'a> Control<'a> {
             Self::Settle { .. } => 28,
             Self::QueuePeek { .. } => 29,
             Self::QueueDead { .. } => 30,
+            Self::QueueTake { .. } => 31,
             Self::GroupJoin { .. } => 33,
             Self::GroupLeave { .. } => 34,
             Self::TopicDeclare { .. } => 36,
@@ -537,6 +541,10 @@ impl<'a> Control<'a> {
                     "0 requeue, 1 drop",
                 )?,
                 ids: Numbers::parse(reader.rest())?,
+            },
+            31 => Self::QueueTake {
+                queue: reader.u32("queue")?,
+                max: reader.u32("max")?,
             },
             33 | 34 => {
                 let (delivery, zero) = parse_delivery(&mut reader)?;
@@ -721,6 +729,10 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(&queue.to_le_bytes());
                 out.extend_from_slice(&[u8::from(action == DeadAction::Drop), 0, 0, 0]);
                 out.extend_from_slice(ids.as_bytes());
+            }
+            Self::QueueTake { queue, max } => {
+                out.extend_from_slice(&queue.to_le_bytes());
+                out.extend_from_slice(&max.to_le_bytes());
             }
             Self::GroupJoin { delivery, name } | Self::GroupLeave { delivery, name } => {
                 check_len(name.len(), QUEUE_NAME_MAX, "group name")?;

@@ -192,6 +192,7 @@ fn controls() -> Vec<Control<'static>> {
             action: DeadAction::Requeue,
             ids: Numbers::parse(&[]).unwrap(),
         },
+        Control::QueueTake { queue: 3, max: 2 },
         Control::GroupJoin {
             delivery: Delivery::Inbox,
             name: "builders",

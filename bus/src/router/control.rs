@@ -288,6 +288,7 @@ impl<F: Descriptor> Router<F> {
             Control::QueueDead { queue, action, ids } => {
                 self.queue_dead(id, queue, action, ids, now, fx)
             }
+            Control::QueueTake { queue, max } => self.queue_take(id, queue, max, now, fx),
             Control::GroupJoin { delivery, name } => {
                 self.group_join(id, delivery, name).map(|()| Vec::new())
             }

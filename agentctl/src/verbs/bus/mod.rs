@@ -5,6 +5,7 @@
 //! words and the command to try next.
 
 mod list;
+mod queues;
 mod stream;
 mod talk;
 mod top;
@@ -12,12 +13,15 @@ mod top;
 use std::time::Duration;
 
 use agentd_api::bus::{BusChannel, BusProxy, IpcRight, Revocation, TapOptions};
+use agentd_api::queues::{PeekOptions, ReplayOptions};
 use agentd_api::{Error, ErrorCode};
 
-use crate::cli::bus::{LowBusVerb, SortKey};
+use crate::cli::bus::{LetterArgs, LowBusVerb, LowQueueVerb, PeekArgs, SortKey};
 use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::resolve::{Context, time};
+
+use queues::{Fate, QueueTask};
 
 /// What was meant.
 #[derive(Debug)]
@@ -30,6 +34,17 @@ pub enum Task {
     Tap {
         options: TapOptions,
         count: Option<u64>,
+    },
+    Trace {
+        number: Option<u32>,
+        agent: Option<String>,
+        timeout: Duration,
+    },
+    Topics,
+    Queue(QueueTask),
+    Replay {
+        name: String,
+        options: ReplayOptions,
     },
     Publish {
         topic: String,
@@ -100,6 +115,26 @@ pub fn resolve(verb: LowBusVerb) -> Result<Task, Failure> {
             },
             count: a.count,
         },
+        LowBusVerb::Trace(a) => Task::Trace {
+            number: a.number,
+            agent: a.agent,
+            timeout: time("--timeout", &a.timeout)?,
+        },
+        LowBusVerb::Topics => Task::Topics,
+        LowBusVerb::Queue(a) => Task::Queue(queue_task(a.verb)),
+        LowBusVerb::Replay(a) => Task::Replay {
+            options: ReplayOptions {
+                queue: Some(a.queue),
+                offset: a.offset,
+                since_ns: a
+                    .since
+                    .map(|age| queues::since(time("--since", &age)?))
+                    .transpose()?,
+                max: Some(a.count),
+                uid: a.uid,
+            },
+            name: a.name,
+        },
         LowBusVerb::Publish(a) => Task::Publish {
             data: talk::contents(a.data, talk::NoData::IsAnError)?,
             topic: a.topic,
@@ -135,6 +170,36 @@ pub fn resolve(verb: LowBusVerb) -> Result<Task, Failure> {
     })
 }
 
+fn queue_task(verb: LowQueueVerb) -> QueueTask {
+    let look = |dead, a: PeekArgs| QueueTask::Peek {
+        name: a.queue,
+        options: PeekOptions {
+            dead: Some(dead),
+            from: a.from,
+            max: Some(a.count),
+            uid: a.uid,
+        },
+    };
+    let letters = |fate, a: LetterArgs| QueueTask::Dead {
+        name: a.queue,
+        ids: a.ids,
+        fate,
+        uid: a.uid,
+    };
+    match verb {
+        LowQueueVerb::List => QueueTask::List,
+        LowQueueVerb::Show { queue } => QueueTask::Show { name: queue },
+        LowQueueVerb::Peek(a) => look(false, a),
+        LowQueueVerb::Dead(a) => look(true, a),
+        LowQueueVerb::Requeue(a) => letters(Fate::Requeue, a),
+        LowQueueVerb::Drop(a) if a.queue_too => QueueTask::Drop {
+            name: a.letters.queue,
+            uid: a.letters.uid,
+        },
+        LowQueueVerb::Drop(a) => letters(Fate::Drop, a.letters),
+    }
+}
+
 /// `publish`, or `publish=build.#`.
 fn right(typed: &str) -> Result<Revocation, Failure> {
     let (right, pattern) = typed.split_once('=').unwrap_or((typed, "#"));
@@ -160,6 +225,17 @@ pub async fn perform(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Channels { agent } => list::channels(context, &proxy, agent.as_deref()).await,
         Task::Top(request) => top::top(context, &proxy, &request).await,
         Task::Tap { options, count } => stream::tap(context, &proxy, &options, count).await,
+        Task::Trace {
+            number,
+            agent,
+            timeout,
+        } => stream::trace(context, &proxy, number, agent, timeout).await,
+        Task::Topics => queues::topics(context, &proxy).await,
+        Task::Queue(task) => {
+            let own_uid = rustix::process::getuid().as_raw();
+            queues::queue(context, &proxy, task, own_uid).await
+        }
+        Task::Replay { name, options } => queues::replay(context, &proxy, &name, &options).await,
         Task::Publish {
             topic,
             kind,

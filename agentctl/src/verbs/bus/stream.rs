@@ -100,6 +100,45 @@ pub async fn tap(
     Ok(0)
 }
 
+/// Prints the lines of one request, until its answer.
+pub async fn trace(
+    context: &Context,
+    proxy: &BusProxy<'_>,
+    number: Option<u32>,
+    agent: Option<String>,
+    timeout: Duration,
+) -> Result<u8, Failure> {
+    let what = "can't trace a request";
+    let options = TapOptions { agent, topic: None };
+    let pipe = proxy.tap(&options).await.map_err(|e| failure(what, &e))?;
+    let mut objects = Objects::new(pipe.into(), Some(timeout), what)?;
+    let mut out = Out::stdout();
+    let mut number = number.map(u64::from);
+    loop {
+        let Next::Object(message) = objects.next().await? else {
+            stderr_line("agentctl: the time-out passed before the answer");
+            return Ok(TIMED_OUT);
+        };
+        let of = message["correlation"].as_u64().filter(|of| *of != 0);
+        let kind = message["kind"].as_str().unwrap_or_default();
+        if of.is_none() || (number.is_none() && kind != "request") {
+            continue;
+        }
+        if *number.get_or_insert(of.unwrap_or_default()) != of.unwrap_or_default() {
+            continue;
+        }
+        if context.is_json() {
+            out.json(&message)?;
+        } else {
+            out.line(tapped(&message, &out))?;
+        }
+        out.flush()?;
+        if kind == "response" {
+            return Ok(0);
+        }
+    }
+}
+
 /// `17:20:02.123 request  fixer → builder  fix  312 B  ok`.
 fn tapped(message: &Value, out: &Out) -> String {
     let text = |key: &str| visible(message[key].as_str().unwrap_or_default());

@@ -552,6 +552,49 @@ impl<F: Descriptor> Router<F> {
         Ok(Vec::new())
     }
 
+    /// Gives a connection what is there now, whether it consumes or not.
+    pub(super) fn queue_take(
+        &mut self,
+        id: ConnId,
+        number: u32,
+        max: u32,
+        now: Now,
+        fx: &mut Effects<F>,
+    ) -> Result<Vec<u8>, Refusal> {
+        self.opened_to_consume(id, number)?;
+        let limit = self.limits.max_consumers;
+        let room = (self.limits.max_payload - DELIVERY_ROOM) as usize;
+        let queue = self.queues.get_mut(&number).expect("it is open");
+        let store = &mut queue.store;
+        let at = match store.consumer(id) {
+            Some(at) => at,
+            None if store.consumers.len() >= limit => {
+                let text = format!(
+                    "{limit} connections take from {}, the most allowed",
+                    queue.name
+                );
+                return Err(Refusal::new(Status::QUEUE_FULL, text));
+            }
+            None => {
+                store.consumers.push(Consumer {
+                    conn: id,
+                    credit: 0,
+                    held: 0,
+                    woken: false,
+                });
+                let conn = self.conns.get_mut(&id).expect("dispatch has it");
+                conn.consuming.push(number);
+                store.consumers.len() - 1
+            }
+        };
+        let consumer = &mut store.consumers[at];
+        let credit = std::mem::replace(&mut consumer.credit, consumer.held.saturating_add(max));
+        let given = store.deliver(at, &[], room, now.mono_ns);
+        store.consumers[at].credit = credit;
+        self.after(number, now, fx);
+        Ok(given.map_or_else(Vec::new, |(deliveries, _)| deliveries.to_vec()))
+    }
+
     /// What it holds goes back. The caller sees to what follows.
     fn stop_consuming(&mut self, id: ConnId, number: u32) {
         if let Some(queue) = self.queues.get_mut(&number) {

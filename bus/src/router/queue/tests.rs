@@ -261,6 +261,26 @@ fn what_is_held_too_long_comes_back_and_dies_after_its_last_delivery() {
 }
 
 #[test]
+fn what_is_taken_at_once_is_held_like_any_delivery() {
+    let mut bus = Bus::new(Limits::default());
+    let conn = bus.join(1, "both");
+    let queue = bus.open(conn, "q");
+    bus.put(conn, 0, queue, &[(1, "a"), (1, "b"), (1, "c")]);
+    bus.say(conn, 4, Control::QueueTake { queue, max: 2 });
+    let answer = bus.take(conn);
+    let taken = list(Deliveries::parse(ok_result(&answer)).unwrap());
+    assert_eq!(data(&taken), ["a", "b"]);
+    assert!(bus.delivered(conn).is_empty(), "nothing comes by itself");
+    bus.settle(conn, 5, queue, Outcome::Ack, &[taken[0].0]);
+    assert_eq!(number(ok_result(&bus.take(conn))), 1);
+    bus.advance(30_001);
+    bus.say(conn, 4, Control::QueueTake { queue, max: 9 });
+    let answer = bus.take(conn);
+    let again = list(Deliveries::parse(ok_result(&answer)).unwrap());
+    assert_eq!(data(&again), ["b", "c"], "its time-out has passed");
+}
+
+#[test]
 fn competing_consumers_share_what_waits() {
     let mut bus = Bus::new(Limits::default());
     let producer = bus.join(1, "producer");

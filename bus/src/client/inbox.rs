@@ -13,6 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::wait_changed;
+use crate::wait::{Ringer, RingerSlot};
 
 /// More than the bus lets one channel have of readers and segments together.
 const HELD: usize = 1024;
@@ -52,6 +53,8 @@ struct State {
     news: VecDeque<News>,
     /// Apart from the news, because another part of an end takes them.
     bells: VecDeque<TheirBell>,
+    /// Of a lane, whose end may sleep when a bell comes: there is one bell, and its ringer goes here.
+    ringer: Option<RingerSlot>,
     closed: bool,
 }
 
@@ -82,8 +85,22 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// Ringers of bells go here from now on, and are rung at once; those that have come do, too.
+    pub fn put_ringers_into(&self, slot: RingerSlot) {
+        let mut state = self.lock();
+        for TheirBell { bell, .. } in state.bells.drain(..) {
+            put(&slot, bell);
+        }
+        self.rings.store(false, Ordering::Release);
+        state.ringer = Some(slot);
+    }
+
     pub fn push_bell(&self, bell: TheirBell) {
         let mut state = self.lock();
+        if let Some(slot) = &state.ringer {
+            // Under the lock, so that the bell that came last is the one that is there.
+            return put(slot, bell.bell);
+        }
         if state.bells.len() < HELD && !state.closed {
             state.bells.push_back(bell);
             self.rings.store(true, Ordering::Release);
@@ -141,9 +158,55 @@ impl Inbox {
     }
 }
 
+/// The bus has made sure that it is a bell; if it is not, nobody waits for it.
+fn put(slot: &RingerSlot, bell: OwnedFd) {
+    if let Ok(ringer) = Ringer::from_fd(bell) {
+        slot.put(ringer);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::Bell;
+    use rustix::event::epoll;
+
+    #[test]
+    fn a_bell_is_rung_when_it_comes_whatever_its_end_does() {
+        let inbox = Inbox::default();
+        let (early, late) = (Bell::new().unwrap(), Bell::new().unwrap());
+        let their = |bell: &Bell| TheirBell {
+            channel: 1,
+            bell: bell.share().unwrap(),
+        };
+        inbox.push_bell(their(&early));
+        assert!(inbox.has_bells());
+        let slot = RingerSlot::default();
+        inbox.put_ringers_into(slot.clone());
+        assert!(!inbox.has_bells());
+        inbox.push_bell(their(&late));
+        assert!(!inbox.has_bells(), "nobody has to take it");
+        // Edge-triggered, and watched only from here on: of what came before nothing is left but that it was.
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&events, &late, epoll::EventData::new_u64(0), edge).unwrap();
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let heard = || {
+            let mut room = Vec::with_capacity(4);
+            epoll::wait(
+                &events,
+                rustix::buffer::spare_capacity(&mut room),
+                Some(&now),
+            )
+            .unwrap()
+        };
+        heard();
+        slot.ring();
+        assert_eq!(heard(), 1, "the bell that came last");
+    }
 
     #[test]
     fn what_came_is_taken_once_and_the_flag_says_so() {

@@ -18,6 +18,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{FileType, fstat};
@@ -92,6 +93,30 @@ impl Ringer {
     }
 }
 
+/// Where the ringer of the other side's bell is once it has come, put there by whichever thread hears of it: a side that
+/// sleeps itself can't look after its post. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct RingerSlot(Arc<Mutex<Option<Ringer>>>);
+
+impl RingerSlot {
+    /// Puts a ringer there, in place of one that came before, and rings it: what happened before this was not told.
+    pub fn put(&self, ringer: Ringer) {
+        self.lock().insert(ringer).ring();
+    }
+
+    /// After a store that the owner of the bell waits for. If the ringer has not come yet, [`Self::put`] rings it after this,
+    /// and whoever hears that sees the store: the lock is between them.
+    pub fn ring(&self) {
+        if let Some(ringer) = &*self.lock() {
+            ringer.ring();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Ringer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Whether `fd` is an eventfd, so that ringing it can neither block nor write into anything. Rings it once.
 pub fn check_bell(fd: BorrowedFd<'_>) -> Result<(), BellError> {
     let mode = fstat(fd).map_err(failed("fstat"))?.st_mode;
@@ -156,6 +181,21 @@ mod tests {
             ringer.ring();
             assert_eq!(edges(), 1);
         }
+    }
+
+    #[test]
+    fn a_ringer_that_comes_late_rings_for_what_was_before() {
+        let slot = RingerSlot::default();
+        let bell = Bell::new().unwrap();
+        let mut edges = edges(&bell);
+        edges();
+        slot.ring();
+        assert_eq!(edges(), 0, "nobody can be rung for yet");
+        slot.clone()
+            .put(Ringer::from_fd(bell.share().unwrap()).unwrap());
+        assert_eq!(edges(), 1);
+        slot.ring();
+        assert_eq!(edges(), 1);
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub mod waiter;
 
 use std::io;
 
-pub use crate::shm::bell::{Bell, BellError, Ringer, check_bell};
+pub use crate::shm::bell::{Bell, BellError, Ringer, RingerSlot, check_bell};
 pub use crate::shm::waker::Waker;
 pub use source::{Armed, Park, Parking, Source, Watch, arm_bell};
 pub use timers::{Expired, TimerToken};

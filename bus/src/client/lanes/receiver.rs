@@ -8,14 +8,12 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::super::ends::{BellRefused, End, SegmentArrivals};
-use super::super::inbox::TheirBell;
 use super::super::sealed::{Body, InPlaceError, Incoming, recv_over_lane, recv_over_log};
 use crate::channel::{Class, Tag};
 use crate::frame::PeerId;
 use crate::lane::ring::{Consumer, RecvError};
 use crate::log;
 use crate::message::Status;
-use crate::shm::bell::Ringer;
 use crate::shm::counters::Received;
 use crate::shm::memfd::Mapping;
 use crate::shm::park::Closer;
@@ -47,6 +45,9 @@ pub struct LaneReceiver {
 
 impl LaneReceiver {
     pub(super) fn new(ring: ReceivingRing, from: PeerId, class: Class, end: End) -> Self {
+        if let ReceivingRing::Lane(consumer) = &ring {
+            end.inbox.put_ringers_into(consumer.ringer_slot());
+        }
         Self {
             ring,
             sealed: None,
@@ -58,30 +59,9 @@ impl LaneReceiver {
         }
     }
 
-    /// Takes the sender's bell, should it have come.
-    #[inline]
-    fn attend(&mut self) {
-        if self.end.inbox.has_bells() {
-            self.take_bells();
-        }
-    }
-
-    #[cold]
-    fn take_bells(&mut self) {
-        for TheirBell { bell, .. } in self.end.inbox.take_bells() {
-            // The bus has made sure that it is a bell; if it is not, nobody waits for it.
-            if let ReceivingRing::Lane(consumer) = &mut self.ring
-                && let Ok(ringer) = Ringer::from_fd(bell)
-            {
-                consumer.set_ringer(ringer);
-            }
-        }
-    }
-
     /// Takes the next message into `buffer`; `None`: there is none.
     #[inline]
     pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Tag>, RecvError> {
-        self.attend();
         match &mut self.ring {
             ReceivingRing::Lane(consumer) => consumer.try_recv(buffer),
             ReceivingRing::DropOldest(reader) => {
@@ -94,7 +74,6 @@ impl LaneReceiver {
     /// As [`Self::try_recv`], waiting up to `timeout`.
     #[inline]
     pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Tag, RecvError> {
-        self.attend();
         match &mut self.ring {
             ReceivingRing::Lane(consumer) => consumer.recv(buffer, timeout),
             ReceivingRing::DropOldest(reader) => {
@@ -111,7 +90,6 @@ impl LaneReceiver {
         buffer: &mut Vec<u8>,
         timeout: Duration,
     ) -> Result<(Tag, Body), InPlaceError<RecvError>> {
-        self.attend();
         match &mut self.ring {
             ReceivingRing::Lane(consumer) => {
                 let incoming = self
@@ -167,7 +145,6 @@ impl LaneReceiver {
 
     /// The ring itself: batches, references, credits, counters. `None` for a lane that drops its oldest messages.
     pub fn ring_mut(&mut self) -> Option<&mut Consumer<Mapping, Mapping>> {
-        self.attend();
         match &mut self.ring {
             ReceivingRing::Lane(consumer) => Some(consumer),
             ReceivingRing::DropOldest(_) => None,

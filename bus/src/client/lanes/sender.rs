@@ -42,6 +42,9 @@ pub struct LaneSender {
 
 impl LaneSender {
     pub(super) fn new(ring: SendingRing, end: End) -> Self {
+        if let SendingRing::Lane(producer) = &ring {
+            end.inbox.put_ringers_into(producer.ringer_slot());
+        }
         Self {
             ring,
             sealed: Outgoing::default(),
@@ -180,7 +183,7 @@ impl LaneSender {
         Ok(())
     }
 
-    /// Takes the receiver's bell, should it have come.
+    /// Takes the receiver's bell, should it have come and not gone where it belongs by itself (a lane's does).
     #[inline]
     fn attend(&mut self) {
         if self.end.inbox.has_bells() {
@@ -192,14 +195,11 @@ impl LaneSender {
     fn take_bells(&mut self) {
         for TheirBell { bell, .. } in self.end.inbox.take_bells() {
             // The bus has made sure that it is a bell; if it is not, nobody waits for it.
-            if let Ok(ringer) = Ringer::from_fd(bell) {
-                match &mut self.ring {
-                    SendingRing::Lane(producer) => producer.set_ringer(ringer),
-                    // It is attached from the beginning to the end.
-                    SendingRing::DropOldest(writer) => {
-                        writer.set_ringer(ONLY_READER, ringer).ok();
-                    }
-                }
+            if let SendingRing::DropOldest(writer) = &mut self.ring
+                && let Ok(ringer) = Ringer::from_fd(bell)
+            {
+                // It is attached from the beginning to the end.
+                writer.set_ringer(ONLY_READER, ringer).ok();
             }
         }
     }

@@ -31,7 +31,7 @@ use crate::shm::patience::{Look, Patience, Slept, Spin, Step};
 use crate::shm::region::{LINE_WORDS, Line, Own, Peers, Words, load_pair};
 use crate::shm::stamp;
 use crate::simd::crc32c;
-use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
+use crate::wait::{Bell, Park, Parking, Ringer, RingerSlot, Source, Watch};
 
 /// The receiving end. Dropping it tells the producer, and whoever else maps the page, how far it read.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ pub struct Consumer<D: Words, C: Words> {
     /// What the producer rings while this end waits in an event loop.
     bell: Option<Bell>,
     /// Rung when the producer says that it waits for its bell.
-    ringer: Option<Ringer>,
+    ringer: RingerSlot,
 }
 
 /// A copy of a message that is whole in one slot.
@@ -154,7 +154,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             slept: false,
             counts: Received::default(),
             bell: None,
-            ringer: None,
+            ringer: RingerSlot::default(),
             scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
         };
         // A producer that came first found no room, and may be asleep.
@@ -170,8 +170,12 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     /// Takes the copy of the producer's bell, and rings it: the producer may be waiting for it already.
     pub fn set_ringer(&mut self, ringer: Ringer) {
-        ringer.ring();
-        self.ringer = Some(ringer);
+        self.ringer.put(ringer);
+    }
+
+    /// Where that copy may be put from another thread, while this end sleeps.
+    pub fn ringer_slot(&self) -> RingerSlot {
+        self.ringer.clone()
     }
 
     /// Says to this end that the lane is over. What was committed by then can still be received, except after
@@ -707,10 +711,9 @@ impl<D: Words, C: Words> Consumer<D, C> {
         }
         self.counts.wakes += 1;
         self.publish_counts();
-        match (how, &self.ringer) {
-            (parked::BELL, Some(ringer)) => ringer.ring(),
-            // The bell is still on its way, and is rung when it comes.
-            (parked::BELL, None) => {}
+        match how {
+            // One that is still on its way is rung when it comes.
+            parked::BELL => self.ringer.ring(),
             _ => wake_word(self.cursor.word(word)),
         }
     }

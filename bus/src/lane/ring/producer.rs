@@ -31,7 +31,7 @@ use crate::shm::patience::{Look, Patience, Slept, Step};
 use crate::shm::region::{LINE_WORDS, Own, Pairs, Peers, Words};
 use crate::shm::stamp;
 use crate::simd::crc32c;
-use crate::wait::{Bell, Park, Parking, Ringer, Source, Watch};
+use crate::wait::{Bell, Park, Parking, Ringer, RingerSlot, Source, Watch};
 
 /// The sending end.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub struct Producer<D, C> {
     /// The consumer raises its limit by grants only.
     manual: bool,
     /// Rung when the consumer says that it waits for its bell.
-    ringer: Option<Ringer>,
+    ringer: RingerSlot,
     /// What the consumer rings while this end waits for room in an event loop.
     bell: Option<Bell>,
 }
@@ -117,15 +117,19 @@ impl<D: Words, C: Words> Producer<D, C> {
             woken: None,
             starved: false,
             manual: peers_setup & setup::MANUAL_CREDIT != 0,
-            ringer: None,
+            ringer: RingerSlot::default(),
             bell: None,
         })
     }
 
     /// Takes the copy of the consumer's bell, and rings it: the consumer may be waiting for it already.
     pub fn set_ringer(&mut self, ringer: Ringer) {
-        ringer.ring();
-        self.ringer = Some(ringer);
+        self.ringer.put(ringer);
+    }
+
+    /// Where that copy may be put from another thread, while this end sleeps.
+    pub fn ringer_slot(&self) -> RingerSlot {
+        self.ringer.clone()
     }
 
     /// Takes the bell of which the consumer has a copy (or soon will): for waiting for room in an event loop, or on more
@@ -517,10 +521,9 @@ impl<D: Words, C: Words> Producer<D, C> {
         stamp::put(&self.data, self.messages().wrapping_sub(1));
         self.counts.wakes += 1;
         self.publish_counts();
-        match (how, &self.ringer) {
-            (parked::BELL, Some(ringer)) => ringer.ring(),
-            // The bell is still on its way, and is rung when it comes.
-            (parked::BELL, None) => {}
+        match how {
+            // One that is still on its way is rung when it comes.
+            parked::BELL => self.ringer.ring(),
             _ => wake_word(
                 self.data
                     .word(line_of(slot, self.capacity) * LINE_WORDS + SEQUENCE),

@@ -582,11 +582,11 @@ proptest! {
     #[test]
     fn arbitrary_values_under_real_keys_never_panic(
         section in prop::sample::select(vec![
-            "fs", "exec", "net", "model", "ipc", "devices", "limits", "env", "secrets", "tools", "syscalls", "degrade",
+            "fs", "exec", "runtime", "net", "model", "ipc", "devices", "limits", "env", "secrets", "tools", "syscalls", "degrade",
         ]),
         key in prop::sample::select(vec![
             "read", "write", "exec", "deny", "mode", "allow", "access", "models", "max_tokens", "send", "publish",
-            "protect", "scratch", "memfd", "write_exec", "ports", "sockets", "files", "cost", "disk",
+            "kind", "protect", "scratch", "memfd", "write_exec", "ports", "sockets", "files", "cost", "disk",
             "memory", "pids", "cpu", "nofile", "tmp", "wall_clock", "tokens", "pass", "set",
         ]),
         value in prop_oneof![

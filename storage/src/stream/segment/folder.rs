@@ -27,7 +27,11 @@ use crate::stream::{
 
 const STREAM: &str = "stream.json";
 const LAST_ID: &str = "last-id";
+/// The next segment, as the thread that makes spares has finished it, and while it makes it.
 pub(super) const SPARE: &str = "spare";
+pub(super) const SPARE_PART: &str = "spare.part";
+/// A segment that has no name yet: the writer's alone.
+pub(super) const NEW: &str = "new";
 
 /// Takes the lock that keeps another agentd out, and makes the folder if need be.
 pub(super) fn lock(root: &Path) -> Result<File, StreamError> {

@@ -35,12 +35,14 @@ pub(super) fn open(described: Described, notes: &mut Vec<String>) -> Result<Stre
         described.path,
         State::new(described.spec),
     );
-    let spare = stream.folder.join(folder::SPARE);
-    match fs::remove_file(&spare) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(folder::open_error(&spare, &error));
+    for left in [folder::SPARE, folder::SPARE_PART, folder::NEW] {
+        let left = stream.folder.join(left);
+        match fs::remove_file(&left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(folder::open_error(&left, &error));
+            }
+            _ => {}
         }
-        _ => {}
     }
     let (found, beyond) = find(&stream, notes)?;
     let Some((tail, sealed)) = found.split_last() else {

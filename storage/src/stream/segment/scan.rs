@@ -270,3 +270,98 @@ impl Scan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::stream::Compression;
+
+    const HEADER: SegmentHeader = SegmentHeader {
+        stream: 1,
+        nonce: 0xfeed,
+        base: 100,
+        at_ns: 5,
+    };
+
+    /// A segment with these commits, each of so many records; the payload of a record is its offset.
+    fn segment(commits: &[u8]) -> (Vec<u8>, u64) {
+        let mut bytes = vec![0; BLOCK + 32 * 1024];
+        let (mut at, mut offset) = (BLOCK, HEADER.base);
+        for (group, count) in commits.iter().enumerate() {
+            for nth in 0..*count {
+                let record = RecordHeader {
+                    kind: Kind::Data,
+                    offset,
+                    at_ns: offset,
+                    compression: Compression::None,
+                    raw_len: 8,
+                    group: u16::try_from(group).unwrap(),
+                    last: nth + 1 == *count,
+                };
+                at += record.write(HEADER.nonce, &offset.to_le_bytes(), &mut bytes[at..]);
+                offset += 1;
+            }
+        }
+        (bytes, offset)
+    }
+
+    /// Overwrites `len` bytes from `at` on.
+    fn changes() -> impl Strategy<Value = Vec<(usize, Vec<u8>)>> {
+        let bytes = prop_oneof![
+            proptest::collection::vec(any::<u8>(), 1..60),
+            (1_usize..3000).prop_map(|len| vec![0; len]),
+        ];
+        proptest::collection::vec((BLOCK..BLOCK + 4000, bytes), 0..4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_becomes_of_the_bytes_nothing_is_made_up_or_counted_twice(
+            commits in proptest::collection::vec(1_u8..6, 1..20),
+            changes in changes(),
+            length in BLOCK..BLOCK + 33 * 1024,
+            sealed in any::<bool>(),
+        ) {
+            let (mut bytes, next) = segment(&commits);
+            for (at, change) in changes {
+                bytes[at..at + change.len()].copy_from_slice(&change);
+            }
+            bytes.truncate(length);
+            let standing = if sealed { Standing::Sealed { next } } else { Standing::Tail };
+            let scan = scan(&HEADER, &bytes, standing);
+            prop_assert!(scan.end <= bytes.len().max(BLOCK) && scan.next <= next);
+            let lost: u64 = scan.damaged.iter().map(|it| it.offsets.end - it.offsets.start).sum();
+            prop_assert_eq!(scan.records + lost, scan.next - HEADER.base);
+            if sealed {
+                // Every record is there or named.
+                prop_assert!(scan.next == next && scan.cut.is_none());
+            }
+            for bad in scan.damaged.iter().chain(&scan.cut) {
+                prop_assert!(bad.positions.start <= bad.positions.end && bad.positions.end <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_anything_are_read_without_a_record(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+            sealed in proptest::option::of(0_u64..200),
+        ) {
+            let mut all = vec![0; BLOCK];
+            all.extend(bytes);
+            let standing = sealed.map_or(Standing::Tail, |next| Standing::Sealed { next });
+            prop_assert_eq!(scan(&HEADER, &all, standing).records, 0);
+        }
+    }
+
+    #[test]
+    fn an_untouched_segment_is_read_whole() {
+        let (bytes, next) = segment(&[3, 1, 5]);
+        let scan = scan(&HEADER, &bytes, Standing::Tail);
+        assert_eq!((scan.next, scan.records), (next, 9));
+        assert!(scan.damaged.is_empty() && scan.cut.is_none());
+    }
+}

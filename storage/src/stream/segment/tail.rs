@@ -79,16 +79,18 @@ impl Tail {
         };
         let (pool, used) = beginning(&header, begin);
         let least = begin.least + pool.bytes().len() as u64;
-        let spare = begin.stream.folder.join(folder::SPARE);
-        let size = match fs::metadata(&spare) {
+        // The spare is taken away first: the thread that makes spares may put the next one in its place at any time.
+        let new = begin.stream.folder.join(folder::NEW);
+        let spare = fs::rename(begin.stream.folder.join(folder::SPARE), &new);
+        let size = match spare.and_then(|()| fs::metadata(&new)) {
             Ok(meta) if meta.len() >= least => meta.len(),
-            _ => reserve(&spare, begin.size.max(least), least)?,
+            _ => reserve(&new, begin.size.max(least), least)?,
         };
-        let file = disk::open(&spare, disk::For::Writing).map_err(DiskError::of("open"))?;
+        let file = disk::open(&new, disk::For::Writing).map_err(DiskError::of("open"))?;
         write_all(file.as_fd(), pool.bytes(), 0).map_err(DiskError::of("pwrite"))?;
         file.sync_all().map_err(DiskError::of("fsync"))?;
         let path = folder::of_segment(&begin.stream.folder, begin.number);
-        fs::rename(&spare, &path).map_err(DiskError::of("rename"))?;
+        fs::rename(&new, &path).map_err(DiskError::of("rename"))?;
         folder::sync(&begin.stream.folder).map_err(DiskError::of("fsync"))?;
 
         let mut block = Box::new([0; BLOCK]);
@@ -204,10 +206,10 @@ pub(super) struct Wanted {
 /// The thread that makes spares. A spare that could not be made is missed by nobody: a segment then begins without.
 pub(super) fn make_spares(wanted: &mpsc::Receiver<Wanted>) {
     let zeros = Pool::new(1 << 20);
-    for Wanted { folder, size } in wanted {
-        let part = folder.join("spare.part");
+    for Wanted { folder: of, size } in wanted {
+        let part = of.join(folder::SPARE_PART);
         let made =
-            fill(&part, size, &zeros).and_then(|()| fs::rename(&part, folder.join(folder::SPARE)));
+            fill(&part, size, &zeros).and_then(|()| fs::rename(&part, of.join(folder::SPARE)));
         if made.is_err() {
             fs::remove_file(&part).unwrap_or_default();
         }

@@ -593,12 +593,13 @@ impl Writer {
     fn close(&mut self) {
         let ids: Vec<StreamId> = self.tails.keys().copied().collect();
         for id in ids {
-            if self.failed.contains_key(&id) {
-                continue;
-            }
             let (Some(tail), Ok(stream)) = (self.tails.get(&id), self.streams.get(id)) else {
                 continue;
             };
+            if self.failed.contains_key(&id) {
+                self.disk.forget(tail.key);
+                continue;
+            }
             let nonce = tail.segment.header.nonce;
             let within = usize::try_from(tail.position % BLOCK as u64).unwrap_or(0);
             let mut payload = Vec::new();
@@ -632,6 +633,7 @@ impl Writer {
             if self.disk.commit(&[write]).iter().all(Result::is_ok) {
                 tail.file.set_len(position + end as u64).unwrap_or_default();
             }
+            self.disk.forget(tail.key);
         }
     }
 }

@@ -44,6 +44,8 @@ pub enum Driver {
     Bus,
     /// A router in between.
     Router,
+    /// A disk in between.
+    Durable,
 }
 
 impl Driver {
@@ -51,6 +53,7 @@ impl Driver {
         match self {
             Self::Bus => "bench-bus",
             Self::Router => "bench-router",
+            Self::Durable => "bench-durable",
         }
     }
 
@@ -58,6 +61,7 @@ impl Driver {
         match self {
             Self::Bus => "bus",
             Self::Router => "router",
+            Self::Durable => "durable",
         }
     }
 }

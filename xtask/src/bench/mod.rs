@@ -60,6 +60,8 @@ enum Name {
     Syscall,
     /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
     Submit,
+    /// Durable queues beside a bare append log, SQLite and JetStream, each message on the disk before it is acknowledged
+    Durable,
     /// Lanes, logs and arenas beside the machine's own limits and other people's ways between processes
     Bus,
     /// Work queues through the router beside NATS and Redis streams; every pattern of a hundred agents mixed
@@ -106,6 +108,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Syscall => syscall::measure(&mut report, programs()?, effort)?,
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
         Name::Bus => bus::measure(bus::Driver::Bus, &mut report, effort, &args.only)?,
+        Name::Durable => bus::measure(bus::Driver::Durable, &mut report, effort, &args.only)?,
         Name::Router => bus::measure(bus::Driver::Router, &mut report, effort, &args.only)?,
     }
     report.conclude(args.form)

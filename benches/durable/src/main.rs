@@ -56,7 +56,7 @@ struct Entry {
     start: fn(&Path) -> Result<Box<dyn Contender>>,
 }
 
-const ENTRIES: [Entry; 9] = [
+static ENTRIES: [Entry; 9] = [
     Entry {
         id: "segment",
         batches: 400,

@@ -124,7 +124,8 @@ impl Door {
         }
     }
 
-    pub(super) fn is_stopped(&self) -> bool {
+    /// Whether somebody asked for the end.
+    pub fn is_stopped(&self) -> bool {
         self.inner.stopped.load(Ordering::SeqCst)
     }
 

@@ -1,0 +1,441 @@
+//! The rows: what is run for each, and what is made of it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::server::Usage;
+use crate::storm::Storm;
+use crate::{certificates, flood, idle};
+
+/// What `cargo xtask bench gateway` reads.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub rows: Vec<Row>,
+    pub skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub id: String,
+    pub unit: &'static str,
+    pub samples: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Skipped {
+    pub id: String,
+    pub why: String,
+}
+
+impl Report {
+    fn row(&mut self, id: &str, unit: &'static str, samples: Vec<f64>, at_most: Option<f64>) {
+        let id = id.to_owned();
+        self.rows.push(Row {
+            id,
+            unit,
+            samples,
+            at_most,
+        });
+    }
+}
+
+/// A child that answers lines.
+struct Part {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Part {
+    fn start(arguments: &[String]) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("its standard output")?;
+        let mut part = Self {
+            child,
+            stdin,
+            lines: BufReader::new(stdout).lines(),
+        };
+        part.line()?;
+        Ok(part)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        self.lines
+            .next()
+            .context("a part of the benchmark has ended")?
+            .map_err(Into::into)
+    }
+
+    fn usage(&mut self) -> Result<Usage> {
+        let stdin = self.stdin.as_mut().context("its standard input")?;
+        stdin.write_all(b"\n")?;
+        Ok(serde_json::from_str(&self.line()?)?)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        if let Err(error) = self.child.wait() {
+            eprintln!("a part of the benchmark can't be waited for: {error}");
+        }
+    }
+}
+
+/// One run's directory and addresses.
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        certificates::write(directory.path())?;
+        Ok(Self { directory })
+    }
+
+    fn unix(&self) -> Result<String> {
+        let path = self.directory.path().join("s");
+        if path.exists() {
+            std::fs::remove_file(&path)?;
+        }
+        Ok(path.display().to_string())
+    }
+
+    fn tcp() -> Result<String> {
+        Ok(std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .to_string())
+    }
+
+    fn tls(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn server(transport: &str, listen: &str, more: &[String]) -> Result<Part> {
+    let own = [
+        "serve",
+        "--transport",
+        transport,
+        "--listen",
+        listen,
+        "--cpu",
+        "0",
+    ];
+    let all: Vec<String> = own
+        .iter()
+        .map(|word| (*word).to_owned())
+        .chain(more.iter().cloned())
+        .collect();
+    Part::start(&all)
+}
+
+fn wait_for(server: &mut Part, opened: usize) -> Result<Usage> {
+    let watchdog = Instant::now() + Duration::from_secs(300);
+    loop {
+        let usage = server.usage()?;
+        if usage.opened >= opened {
+            return Ok(usage);
+        }
+        ensure!(
+            Instant::now() < watchdog,
+            "{} of {opened} connections are ready",
+            usage.opened
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Processor time (ns) and calls per message, of one transport under one load.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    cpu_ns: f64,
+    calls: f64,
+}
+
+fn cost(
+    transport: &str,
+    listen: &str,
+    conns: usize,
+    payload: usize,
+    rounds: usize,
+    more: &[String],
+) -> Result<Cost> {
+    let mut server = server(transport, listen, more)?;
+    let sockets: Result<Vec<_>> = (0..conns).map(|nth| idle::connect(listen, nth)).collect();
+    let mut storm = Storm::new(sockets?, payload)?;
+    wait_for(&mut server, conns)?;
+    storm.rounds(rounds.div_ceil(4))?;
+    let before = server.usage()?;
+    storm.rounds(rounds)?;
+    let after = server.usage()?;
+    drop(storm.close());
+    let messages = (after.frames - before.frames) as f64;
+    ensure!(
+        messages == (conns * rounds) as f64,
+        "{messages} messages came"
+    );
+    Ok(Cost {
+        cpu_ns: (after.cpu_ns - before.cpu_ns) as f64 / messages,
+        calls: (after.syscalls - before.syscalls) as f64 / messages,
+    })
+}
+
+/// The two transports in turn.
+fn beside(
+    listen: &dyn Fn() -> Result<String>,
+    conns: usize,
+    rounds: usize,
+    samples: usize,
+) -> Result<Vec<[Cost; 2]>> {
+    (0..samples)
+        .map(|_| {
+            let of = |transport| cost(transport, &listen()?, conns, 64, rounds, &[]);
+            Ok([of("io_uring")?, of("epoll")?])
+        })
+        .collect()
+}
+
+const CONNECTIONS: usize = 10_000;
+
+fn uring(report: &mut Report, place: &Place, quick: bool) -> Result<()> {
+    let (samples, rounds) = if quick { (2, 10) } else { (7, 40) };
+    let unix = beside(&|| place.unix(), CONNECTIONS, rounds, samples)?;
+    let tcp = beside(&Place::tcp, CONNECTIONS, rounds, samples)?;
+    let ratio = |costs: &[[Cost; 2]], of: fn(&Cost) -> f64| -> Vec<f64> {
+        costs
+            .iter()
+            .map(|[uring, epoll]| of(uring) / of(epoll))
+            .collect()
+    };
+    let (cpu, calls): (fn(&Cost) -> f64, fn(&Cost) -> f64) =
+        (|cost| cost.cpu_ns, |cost| cost.calls);
+    report.row("uring_cpu", "x", ratio(&unix, cpu), Some(0.8));
+    report.row("uring_sys", "x", ratio(&unix, calls), Some(0.2));
+    report.row("uring_cpu.tcp", "x", ratio(&tcp, cpu), None);
+    report.row("uring_sys.tcp", "x", ratio(&tcp, calls), None);
+    for (name, costs) in [("unix", &unix), ("tcp", &tcp)] {
+        for (at, transport) in ["io_uring", "epoll"].into_iter().enumerate() {
+            let of = |of: fn(&Cost) -> f64| costs.iter().map(|pair| of(&pair[at])).collect();
+            report.row(
+                &format!("{transport}.{name}.cpu"),
+                "ns/message",
+                of(cpu),
+                None,
+            );
+            report.row(
+                &format!("{transport}.{name}.calls"),
+                "calls/message",
+                of(calls),
+                None,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Kernel memory that connections can have grown: slabs, socket buffers, page tables, percpu. KiB.
+fn kernel_kib() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let of = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+            .unwrap_or(0.0)
+    };
+    let sockets = std::fs::read_to_string("/proc/net/sockstat")?;
+    let pages: f64 = sockets
+        .lines()
+        .filter_map(|line| {
+            line.split_once(" mem ")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse::<f64>()
+                .ok()
+        })
+        .sum();
+    Ok(of("Slab:") + of("Percpu:") + of("PageTables:") + pages * 4.0)
+}
+
+fn rss_kib(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .context("VmRSS")?;
+    Ok(line.split_whitespace().nth(1).context("VmRSS")?.parse()?)
+}
+
+/// GB of `conns` idle connections: the server's resident memory, and the kernel's of both ends. Neither a ring's table nor
+/// a process of the other side holds more than `descriptors`, so there are as many shards and processes as that takes.
+fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -> Result<[f64; 2]> {
+    let each = (descriptors - 500).min(conns);
+    let parts = conns.div_ceil(each * 9 / 10);
+    let words =
+        |words: &[&str]| -> Vec<String> { words.iter().map(|word| (*word).to_owned()).collect() };
+    let tls_of = match tls {
+        Some(directory) => vec!["--tls".to_owned(), directory.display().to_string()],
+        None => Vec::new(),
+    };
+    let mut more = words(&[
+        "--connections",
+        &each.to_string(),
+        "--shards",
+        &parts.to_string(),
+    ]);
+    more.extend(tls_of.iter().cloned());
+    let mut server = server("io_uring", listen, &more)?;
+    let before = kernel_kib()?;
+    let mut holders = Vec::new();
+    let share = conns.div_ceil(parts);
+    for part in 0..parts {
+        let (first, count) = (part * share, share.min(conns - part * share));
+        let mut hold = words(&[
+            "hold",
+            "--to",
+            listen,
+            "--first",
+            &first.to_string(),
+            "--count",
+            &count.to_string(),
+        ]);
+        hold.extend(tls_of.iter().cloned());
+        holders.push(Part::start(&hold)?);
+    }
+    wait_for(&mut server, conns)?;
+    let kernel = kernel_kib()? - before;
+    let rss = rss_kib(server.child.id())?;
+    drop(holders);
+    Ok([rss, kernel].map(|kib| kib * 1024.0 / 1e9))
+}
+
+const IDLE: usize = 100_000;
+
+fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> Result<()> {
+    let samples = if quick { 1 } else { 3 };
+    for (id, tls, limit) in [
+        ("conns.plain", None, 0.5),
+        ("conns.tls", Some(place.tls()), 2.0),
+    ] {
+        let runs: Result<Vec<[f64; 2]>> = (0..samples)
+            .map(|_| resting(&Place::tcp()?, tls, IDLE, descriptors as usize))
+            .collect();
+        let runs = runs?;
+        let sum = runs.iter().map(|[rss, kernel]| rss + kernel).collect();
+        report.row(id, "GB", sum, Some(limit));
+        report.row(
+            &format!("{id}.rss"),
+            "GB",
+            runs.iter().map(|run| run[0]).collect(),
+            None,
+        );
+        report.row(
+            &format!("{id}.kernel_both_ends"),
+            "GB",
+            runs.iter().map(|run| run[1]).collect(),
+            None,
+        );
+    }
+    Ok(())
+}
+
+fn tail(report: &mut Report, place: &Place, quick: bool) -> Result<()> {
+    let (samples, trips) = if quick { (3, 2000) } else { (9, 5000) };
+    let gap = Duration::from_micros(500);
+    let mut ratios = Vec::new();
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    crate::pin(1)?;
+    for _ in 0..samples {
+        let listen = place.unix()?;
+        let _server = server("io_uring", &listen, &[])?;
+        let quiet = flood::p99(&listen, trips, gap)?;
+        let flooding: Vec<String> = ["flood", "--to", &listen, "--count", "8", "--cpu", "1"]
+            .map(str::to_owned)
+            .into();
+        let flooding = Part::start(&flooding)?;
+        let loud = flood::p99(&listen, trips, gap)?;
+        drop(flooding);
+        ratios.push(loud / quiet);
+        alone.push(quiet / 1e3);
+        beside.push(loud / 1e3);
+    }
+    report.row("tail", "x", ratios, Some(2.0));
+    report.row("tail.p99_alone", "us", alone, None);
+    report.row("tail.p99_beside_floods", "us", beside, None);
+    Ok(())
+}
+
+/// From which size on TCP is cheaper without copying.
+fn zero_copy(report: &mut Report, quick: bool) -> Result<()> {
+    let samples = if quick { 2 } else { 5 };
+    for kib in [4usize, 16, 64, 256] {
+        let payload = (kib << 10) - 64;
+        let ratios: Result<Vec<f64>> = (0..samples)
+            .map(|_| {
+                let of = |from: usize| {
+                    let more = ["--zero-copy".to_owned(), from.to_string()];
+                    cost(
+                        "io_uring",
+                        &Place::tcp()?,
+                        16,
+                        payload,
+                        4000 / kib + 20,
+                        &more,
+                    )
+                };
+                Ok(of(1)?.cpu_ns / of(usize::MAX)?.cpu_ns)
+            })
+            .collect();
+        report.row(&format!("send_zc.{kib}k"), "x of a copy", ratios?, None);
+    }
+    Ok(())
+}
+
+/// All rows, or those in `only`. What can't be measured is skipped by name.
+pub fn measure(only: &[String], quick: bool, descriptors: u64) -> Report {
+    let mut report = Report::default();
+    let place = match Place::new() {
+        Ok(place) => place,
+        Err(error) => {
+            let (id, why) = ("gateway".to_owned(), format!("{error:#}"));
+            report.skipped.push(Skipped { id, why });
+            return report;
+        }
+    };
+    let wanted = |id: &str| {
+        only.is_empty()
+            || only
+                .iter()
+                .any(|one| id.starts_with(one.as_str()) || one.starts_with(id))
+    };
+    let groups: [(&str, &dyn Fn(&mut Report) -> Result<()>); 4] = [
+        ("uring", &|report| uring(report, &place, quick)),
+        ("conns", &|report| conns(report, &place, quick, descriptors)),
+        ("tail", &|report| tail(report, &place, quick)),
+        ("send_zc", &|report| zero_copy(report, quick)),
+    ];
+    for (id, group) in groups {
+        if !wanted(id) {
+            continue;
+        }
+        eprintln!("{id}");
+        if let Err(error) = group(&mut report) {
+            let (id, why) = (id.to_owned(), format!("{error:#}"));
+            report.skipped.push(Skipped { id, why });
+        }
+    }
+    report
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::agents::log::MIN_LIMIT_BYTES;
+use crate::bus::gateway::config::GatewayConfig;
 use crate::ceilings::Ceiling;
 use crate::egress::NetConfig;
 use crate::gateway::{ModelConfig, PriceConfig, PriceList};
@@ -24,6 +25,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub model: ModelConfig,
     pub net: NetConfig,
+    /// The bus's way out of the host's sandboxes.
+    pub gateway: GatewayConfig,
     /// What launches of each user may be at most.
     pub ceilings: Vec<Ceiling>,
     /// `[[price]]`: what the tokens of models cost.
@@ -141,8 +144,15 @@ struct RawConfig {
     retention: RawRetention,
     model: ModelConfig,
     net: NetConfig,
+    bus: RawBus,
     ceiling: Vec<Ceiling>,
     price: Vec<PriceConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBus {
+    gateway: GatewayConfig,
 }
 
 #[derive(Debug, Deserialize)]
@@ -312,6 +322,10 @@ impl Config {
                 "absolute directories",
             ));
         }
+        raw.bus
+            .gateway
+            .check()
+            .map_err(|wrong| range(wrong.key, wrong.value, wrong.allowed))?;
         let RawUnits { dirs, pool_ceiling } = raw.units;
         if !(1..=1000).contains(&pool_ceiling) {
             return Err(range(
@@ -396,6 +410,7 @@ impl Config {
             },
             model: raw.model,
             net: raw.net,
+            gateway: raw.bus.gateway,
             ceilings: raw.ceiling,
             prices: PriceList::from_config(&raw.price),
         })

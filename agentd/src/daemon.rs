@@ -49,6 +49,8 @@ pub struct Daemon {
     pub store: Store,
     pub broker: BrokerLink,
     pub bus: BusServer,
+    /// Over what the bus's socket gateway runs and why.
+    pub gateway: Option<String>,
     pub upstreams: Arc<Upstreams>,
     pub credentials: Credentials,
     pub ssh_agents: Arc<SshAgents>,
@@ -140,6 +142,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
             prepared.runtime_dir.join(agentd_api::BROKER_SOCKET),
         )?,
         runtime_dir: prepared.runtime_dir,
+        gateway: prepared.gateway.transport(),
         bus: BusServer::start(Arc::clone(&record) as Arc<dyn MessageSink>),
         approvals: Approvals::start(store.clone())
             .await
@@ -155,6 +158,8 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         shutdown: Notify::new(),
         config: prepared.config,
     });
+    // Ends with this function.
+    let _gateway = prepared.gateway.start(&daemon.bus)?;
     let adopted = daemon
         .adopt_all()
         .await

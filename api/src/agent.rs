@@ -240,6 +240,8 @@ pub struct DaemonInfo {
     pub state_dir: Option<String>,
     /// Unix time in milliseconds.
     pub started_at_ms: Option<u64>,
+    /// Over what the bus's socket gateway runs and why; nothing when nothing listens.
+    pub bus_gateway: Option<String>,
 }
 
 impl DaemonInfo {
@@ -255,6 +257,7 @@ impl DaemonInfo {
             "runtime_dir": self.runtime_dir,
             "state_dir": self.state_dir,
             "started_at_ms": self.started_at_ms,
+            "bus_gateway": self.bus_gateway,
         })
     }
 }

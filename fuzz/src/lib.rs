@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod broker;
 pub mod bytes;
+pub mod gateway;
 pub mod hostile;
 pub mod input;
 pub mod lane;
@@ -27,6 +28,8 @@ pub const TARGETS: &[Target] = &[
     ("arena_references", arena::references),
     ("broker_protocol", broker::protocol),
     ("frames", bytes::frames),
+    ("gateway_streams", gateway::streams),
+    ("gateway_transports", gateway::transports),
     ("lane_consumer", lane::consumer),
     ("lane_open", lane::open),
     ("lane_producer", lane::producer),

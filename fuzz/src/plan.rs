@@ -32,7 +32,14 @@ pub fn planned(data: &[u8]) {
             continue;
         };
         let wire = Plan::parse(&made.wire).expect("what the planner made is a plan");
-        let verdict = check(&wire, &FloorContext { mode, grants, network: wire.network() });
+        let verdict = check(
+            &wire,
+            &FloorContext {
+                mode,
+                grants,
+                network: wire.network(),
+            },
+        );
         assert_eq!(verdict, Ok(()), "the floor refuses what the planner made");
         assert_eq!(usize::from(wire.listeners()), made.listeners.len());
         assert_eq!(wire.required_layers(), made.required_layers);
@@ -206,7 +213,14 @@ fn at_the_floor(bytes: &[u8]) {
     for mode in [WireMode::Root, WireMode::User] {
         for grants in [0, plan.grant_mounts(), u32::MAX] {
             for network in [Network::Own, Network::Host] {
-                match check(&plan, &FloorContext { mode, grants, network }) {
+                match check(
+                    &plan,
+                    &FloorContext {
+                        mode,
+                        grants,
+                        network,
+                    },
+                ) {
                     Ok(()) => {
                         assert!(network == Network::Host || plan.network() == Network::Own);
                         holds(&plan, mode, grants);

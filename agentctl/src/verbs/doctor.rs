@@ -11,6 +11,10 @@ use crate::failure::Failure;
 use crate::output::{Out, Style};
 use crate::resolve::Context;
 
+/// A transport that is not there, and what it would take.
+const NO_RDMA: &str = "bus over RDMA or GPU memory: not in this version; it would need an RDMA adapter (or the rdma_rxe module) \
+                       with rdma-core, or a GPU with peer memory";
+
 pub async fn doctor(context: &Context) -> Result<u8, Failure> {
     let host = probe_host(&Roots::default());
     let daemon = find_daemon(context).await;
@@ -105,6 +109,9 @@ fn print(host: &HostCaps, daemon: &Found, fit: bool, out: &mut Out) -> Result<()
                 "  {mark} agentd {} in {} mode, pid {}, serving in {place}",
                 info.version, info.mode, info.pid
             ))?;
+            if let Some(gateway) = &info.bus_gateway {
+                out.line(format!("  {mark} socket gateway of the bus over {gateway}"))?;
+            }
         }
         Found::Absent(failure) => {
             out.line(format!("  – {failure}"))?;
@@ -113,6 +120,7 @@ fn print(host: &HostCaps, daemon: &Found, fit: bool, out: &mut Out) -> Result<()
             }
         }
     }
+    out.line(format!("  – {NO_RDMA}"))?;
     out.line("")?;
     out.line(if fit {
         out.colour

@@ -225,6 +225,7 @@ impl FakeManager {
             runtime_dir: Some("/run/user/1000/agentd".to_owned()),
             state_dir: None,
             started_at_ms: None,
+            bus_gateway: None,
         })
     }
 }

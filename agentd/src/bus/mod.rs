@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod channel_tests;
 mod channels;
+pub mod gateway;
 mod port;
 mod queues;
 mod record;

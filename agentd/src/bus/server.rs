@@ -284,6 +284,11 @@ impl BusServer {
         Ok(AgentPort::start(bus, identity, gone))
     }
 
+    /// Largest payload of one frame, bytes.
+    pub fn max_payload(&self) -> u32 {
+        self.shared.limits.max_payload
+    }
+
     /// The bus of one user's agents.
     pub(super) fn user_bus(&self, uid: u32) -> UserBus {
         UserBus {

@@ -182,6 +182,7 @@ impl ManagerObject {
             runtime_dir: Some(daemon.runtime_dir.display().to_string()),
             state_dir: Some(daemon.state_dir.display().to_string()),
             started_at_ms: u64::try_from(daemon.started_at_ms).ok(),
+            bus_gateway: daemon.gateway.clone(),
         })
     }
 

@@ -15,7 +15,10 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
 
 /// The Landlock ABI this code was written against; newer rights are never handled by accident.
 const WRITTEN_FOR: ABI = ABI::V7;
@@ -201,11 +204,32 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_prctl, libc::SYS_capget, libc::SYS_getcpu,
 ];
 
+/// Whether io_uring may be used. It may never be set up from here on: what a ring does passes no filter, so each ring is
+/// restricted to the operations of its owner before this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rings {
+    None,
+    /// Rings that were made before are entered, and each enabled by the thread that it will belong to.
+    MadeBefore,
+}
+
+/// `IORING_REGISTER_ENABLE_RINGS`: the one registration that is left.
+const ENABLE_RINGS: u64 = 12;
+
 /// Loads the daemon's own system-call allow list on every later thread.
-pub fn restrict_syscalls() -> Result<(), ConfineError> {
+pub fn restrict_syscalls(rings: Rings) -> Result<(), ConfineError> {
     let fault = |e: &dyn std::fmt::Display| ConfineError::Seccomp(e.to_string());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| fault(&e))?;
-    let rules = ALLOWED.iter().map(|&nr| (nr, Vec::new())).collect();
+    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|&nr| (nr, Vec::new())).collect();
+    if rings == Rings::MadeBefore {
+        let enable =
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, ENABLE_RINGS)
+                .and_then(|condition| SeccompRule::new(vec![condition]))
+                .map_err(|e| fault(&e))?;
+        rules.insert(libc::SYS_io_uring_enter, Vec::new());
+        rules.insert(libc::SYS_io_uring_register, vec![enable]);
+    }
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let program: BpfProgram = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)
         .and_then(TryInto::try_into)

@@ -27,6 +27,7 @@ use rustix::fs::FlockOperation;
 
 use self::broker::BrokerProcess;
 use self::confine::{Confinement, ServiceIds};
+use crate::bus::gateway;
 use crate::config::{Config, Confine, OnStop};
 use crate::egress::Credentials;
 use crate::gateway::Upstreams;
@@ -47,6 +48,8 @@ pub struct Prepared {
     pub broker: BrokerProcess,
     pub upstreams: Upstreams,
     pub credentials: Credentials,
+    /// The socket gateway's listeners, certificates and rings.
+    pub gateway: gateway::Prepared,
     /// Where the system's units are, and what was read and opened of them.
     pub unit_dirs: Vec<PathBuf>,
     pub units: Boot,
@@ -102,6 +105,8 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     let upstreams = Upstreams::from_config(&config.model).context("model keys")?;
     let credentials = Credentials::from_config(&config.net).context("credentials")?;
 
+    let gateway = gateway::prepare(&config.gateway)?;
+
     let mode = match broker.mode {
         Mode::Root => DaemonMode::Root,
         Mode::User => DaemonMode::User,
@@ -139,6 +144,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
         mode,
         system_bus: system.then(|| options.system_bus.clone()),
         credentials,
+        gateway,
         service,
         instance_lock,
     })
@@ -176,7 +182,11 @@ impl Prepared {
             &[&self.state_dir],
             &[&self.config.daemon.policy_dirs[..], &self.unit_dirs].concat(),
         ))?;
-        let seccomp = soften(confine::restrict_syscalls())?;
+        let rings = match self.gateway.has_rings() {
+            true => confine::Rings::MadeBefore,
+            false => confine::Rings::None,
+        };
+        let seccomp = soften(confine::restrict_syscalls(rings))?;
         Ok(Confinement { landlock, seccomp })
     }
 }

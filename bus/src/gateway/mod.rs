@@ -22,6 +22,8 @@ mod outbox;
 pub mod select;
 pub mod shard;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod transport;
 pub mod uring;

@@ -101,6 +101,11 @@ impl<T: Transport, D: Desk> Shard<T, D> {
         Ok(id)
     }
 
+    /// What a listener that the transport has by itself speaks; the loop-back has one.
+    pub fn speak(&mut self, options: ListenerOptions) {
+        self.sessions.listeners.push(options);
+    }
+
     pub fn door(&self) -> Door {
         self.sessions.door.clone()
     }

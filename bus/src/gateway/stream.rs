@@ -43,7 +43,8 @@ impl Stream {
 
     /// Keeps bytes for later.
     pub fn keep(&mut self, bytes: &[u8]) {
-        if self.consumed > 0 {
+        // Moved only when that pays: each byte at most once for each time the buffer doubles.
+        if self.consumed > self.partial.len() / 2 {
             self.partial.drain(..self.consumed);
             self.consumed = 0;
         }

@@ -86,8 +86,17 @@ pub fn measure(which: Driver, report: &mut Report, effort: Effort, only: &[Strin
     measure.env("BENCH_NATS_SERVER", place.tools.join("bin/nats-server"));
     // Its progress goes to standard error, as it comes.
     let text = capture(measure.stderr(Stdio::inherit()))?;
-    let found: Found = serde_json::from_str(&text)
-        .with_context(|| format!("the benchmark printed {} bytes, no report", text.len()))?;
+    tell(report, &text, which.program())
+}
+
+/// Puts what a driver of `benches/` printed into the report.
+pub fn tell(report: &mut Report, text: &str, driver: &str) -> Result<()> {
+    let found: Found = serde_json::from_str(text).with_context(|| {
+        format!(
+            "the {driver} benchmark printed {} bytes, no report",
+            text.len()
+        )
+    })?;
     for row in found.rows {
         match (row.at_least, row.at_most) {
             (Some(limit), _) => report.row_at_least(&row.id, row.unit, &row.samples, limit),

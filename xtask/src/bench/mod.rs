@@ -6,6 +6,7 @@
 mod adopt;
 mod bus;
 pub mod crash;
+mod gateway;
 mod idle;
 mod launch;
 mod peers;
@@ -36,7 +37,7 @@ pub struct Args {
     /// First seed of `crash`, to repeat a run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only these rows of `bus` or `router`, or parts of the names of its further rows
+    /// Only these rows of `bus`, `router` or `gateway`, or parts of the names of its further rows
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
     /// Use the programs in this directory instead of building them
@@ -66,6 +67,8 @@ enum Name {
     Bus,
     /// Work queues through the router beside NATS and Redis streams; every pattern of a hundred agents mixed
     Router,
+    /// The socket gateway: io_uring beside epoll, 100,000 idle connections, a light sender beside floods
+    Gateway,
 }
 
 /// Nothing that a benchmark waits for takes longer unless it hangs.
@@ -110,6 +113,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Bus => bus::measure(bus::Driver::Bus, &mut report, effort, &args.only)?,
         Name::Durable => bus::measure(bus::Driver::Durable, &mut report, effort, &args.only)?,
         Name::Router => bus::measure(bus::Driver::Router, &mut report, effort, &args.only)?,
+        Name::Gateway => gateway::measure(&mut report, effort, &args.only)?,
     }
     report.conclude(args.form)
 }

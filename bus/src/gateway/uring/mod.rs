@@ -105,6 +105,12 @@ struct Conn {
     receiving: bool,
     /// The receive operation has been told to stop.
     stopping: bool,
+    /// Receives one buffer at a time until so many in a row were half empty: what sends more than its share would
+    /// otherwise fill the completion queue ahead of everyone else.
+    heavy: u8,
+    /// What it has received in which turn.
+    turn: u64,
+    turn_bytes: usize,
     sending: bool,
     /// The socket was full: the next send waits, under a time-out.
     blocked: bool,
@@ -116,7 +122,23 @@ struct Conn {
     in_flight: u32,
 }
 
+/// Buffers in a row that are at most half full until a connection is no longer taken for a flood.
+const CALM: u8 = 16;
+
 impl Conn {
+    /// Accounts for what was received in this turn, and tells a flood from others by it.
+    fn share(&mut self, turn: u64, count: usize, budget: usize) {
+        if self.turn != turn {
+            (self.turn, self.turn_bytes) = (turn, 0);
+        }
+        self.turn_bytes += count;
+        if self.turn_bytes > budget || (self.heavy > 0 && count > BUFFER / 2) {
+            self.heavy = CALM;
+        } else {
+            self.heavy = self.heavy.saturating_sub(1);
+        }
+    }
+
     /// Operations that a cancellation brings back; the notification of a `send_zc` comes when its bytes have arrived.
     fn is_busy(&self) -> bool {
         self.in_flight > u32::from(self.notified_by.is_some())
@@ -198,7 +220,18 @@ fn fault(call: &'static str, source: std::io::Error) -> TransportError {
 impl Uring {
     /// A ring that is made and restricted but not yet enabled: the first turn does that, on its thread.
     pub fn new(limits: TransportLimits) -> Result<Self, UringUnavailable> {
-        let (ring, buffers) = ring::make((limits.connections + SPARE) as u32, BUFFER)?;
+        // A ring's table is as long as the process may have descriptors, though it takes none of them.
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = most.map_or(usize::MAX, |most| {
+            usize::try_from(most).unwrap_or(usize::MAX)
+        });
+        let spare = SPARE.min(most / 4);
+        let connections = limits.connections.min(most.saturating_sub(spare));
+        let limits = TransportLimits {
+            connections,
+            ..limits
+        };
+        let (ring, buffers) = ring::make((connections + spare) as u32, BUFFER)?;
         let waker = Waker::new().map_err(|errno| UringUnavailable::Call {
             call: "eventfd2",
             source: errno.into(),
@@ -359,9 +392,16 @@ impl Uring {
         let wanted = conn.reading && !conn.ended;
         let entry = if wanted && !conn.receiving {
             conn.receiving = true;
-            opcode::RecvMulti::new(Fixed(key.slot), ring::GROUP)
-                .build()
-                .user_data(Op::of(key, Op::Recv))
+            let fd = Fixed(key.slot);
+            let entry = if conn.heavy > 0 {
+                opcode::Recv::new(fd, std::ptr::null_mut(), BUFFER as u32)
+                    .buf_group(ring::GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            } else {
+                opcode::RecvMulti::new(fd, ring::GROUP).build()
+            };
+            entry.user_data(Op::of(key, Op::Recv))
         } else if !wanted && conn.receiving && !conn.stopping {
             conn.stopping = true;
             opcode::AsyncCancel::new(Op::of(key, Op::Recv))
@@ -535,6 +575,9 @@ impl Uring {
             dirty: false,
             receiving: false,
             stopping: false,
+            heavy: 0,
+            turn: 0,
+            turn_bytes: 0,
             sending: false,
             blocked: false,
             zero_copied: 0,
@@ -596,12 +639,23 @@ impl Uring {
 
     fn received(&mut self, key: ConnKey, result: i32, flags: u32, handler: &mut dyn Handler) {
         let more = cqueue::more(flags);
+        let (turn, budget) = (self.counters.turns, self.limits.read_budget);
         let Some(conn) = self.conn(key) else { return };
         if !more {
             conn.receiving = false;
             conn.stopping = false;
         }
         let live = !conn.ended;
+        let count = usize::try_from(result).unwrap_or(0);
+        conn.share(turn, count, budget);
+        if conn.heavy > 0 && more && !conn.stopping && live {
+            conn.stopping = true;
+            conn.in_flight += 1;
+            let stop = opcode::AsyncCancel::new(Op::of(key, Op::Recv))
+                .build()
+                .user_data(Op::of(key, Op::Cancel));
+            self.push(&[stop]);
+        }
         if let Some(id) = cqueue::buffer_select(flags) {
             if live && result > 0 {
                 self.counters.received_bytes += result as u64;

@@ -1,0 +1,444 @@
+//! A shard whole: a transport below, a desk above, and peers that misbehave.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::frame::{Decoder, Frame, PeerId, kind};
+use crate::message::Response;
+use crate::router::CloseReason;
+
+use super::loopback::{Fabric, FabricPeer, Loopback};
+
+/// Echoes requests, counts the rest, and keeps what it was told.
+#[derive(Debug, Default)]
+struct Notes {
+    opened: Vec<Identity>,
+    frames: usize,
+    endings: Vec<Ending>,
+    /// Answer each batch with "wait".
+    slow: bool,
+    /// Connections that wait, and in which order frames came.
+    order: Vec<u32>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Clerk(Arc<Mutex<Notes>>);
+
+impl Desk for Clerk {
+    fn opened(&mut self, _: ConnKey, who: &Identity) -> Result<(), Turned> {
+        self.0.lock().unwrap().opened.push(who.clone());
+        Ok(())
+    }
+    fn frames(&mut self, _: ConnKey, frames: &mut Vec<Frame>, out: &mut Vec<Frame>) -> Taken {
+        let mut notes = self.0.lock().unwrap();
+        for frame in frames.drain(..) {
+            notes.frames += 1;
+            notes.order.push(frame.correlation());
+            if frame.kind() == kind::REQUEST {
+                out.push(Frame::new(
+                    kind::RESPONSE,
+                    PeerId::BUS,
+                    frame.correlation(),
+                    frame.payload,
+                ));
+            }
+        }
+        if notes.slow { Taken::Wait } else { Taken::More }
+    }
+    fn written(&mut self, _: ConnKey) {}
+    fn closed(&mut self, _: ConnKey, ending: &Ending) {
+        self.0.lock().unwrap().endings.push(ending.clone());
+    }
+    fn listening(&mut self, _: ListenerId, _: Listening) {}
+    fn id_of(&self, _: ConnKey, _: u32) -> Option<PeerId> {
+        None
+    }
+    fn short_of(&self, _: ConnKey, _: PeerId) -> Option<u32> {
+        None
+    }
+}
+
+struct Bed {
+    shard: Shard<Loopback, Clerk>,
+    clerk: Clerk,
+    fabric: Fabric,
+}
+
+impl Bed {
+    fn new(limits: ShardLimits, options: ListenerOptions) -> Self {
+        let fabric = Fabric::default();
+        let clerk = Clerk::default();
+        let transport = Loopback::new(TransportLimits::default(), &fabric).unwrap();
+        let mut shard = Shard::new(transport, clerk.clone(), limits);
+        shard.speak(options);
+        Self {
+            shard,
+            clerk,
+            fabric,
+        }
+    }
+
+    fn until(&mut self, mut done: impl FnMut(&Notes) -> bool) {
+        let watchdog = Instant::now() + Duration::from_secs(60);
+        while !done(&self.clerk.0.lock().unwrap()) {
+            assert!(Instant::now() < watchdog, "hangs");
+            self.shard.step(Some(Duration::from_millis(5))).unwrap();
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            self.shard.step(Some(Duration::from_millis(1))).unwrap();
+        }
+    }
+
+    /// What has come back as frames, up to the end if it has come.
+    fn frames(&mut self, peer: &mut FabricPeer) -> Vec<Frame> {
+        let mut decoder = Decoder::new(1 << 20);
+        for _ in 0..50 {
+            self.shard.step(Some(Duration::from_millis(1))).unwrap();
+            match peer.receive() {
+                Some(bytes) => decoder.feed(&bytes),
+                None => break,
+            }
+        }
+        std::iter::from_fn(|| decoder.next_frame().unwrap()).collect()
+    }
+}
+
+fn send(peer: &mut FabricPeer, frame: &Frame) {
+    let mut bytes = Vec::new();
+    frame.encode_into(&mut bytes);
+    assert_eq!(peer.send(&bytes), bytes.len());
+}
+
+fn request(correlation: u32) -> Frame {
+    Frame::new(kind::REQUEST, PeerId::BUS, correlation, *b"question")
+}
+
+fn plain() -> Bed {
+    Bed::new(ShardLimits::default(), ListenerOptions::default())
+}
+
+#[test]
+fn a_request_is_answered() {
+    let mut bed = plain();
+    let mut peer = bed.fabric.dial();
+    send(&mut peer, &request(9));
+    let answers = bed.frames(&mut peer);
+    assert_eq!(
+        (answers[0].kind(), answers[0].correlation()),
+        (kind::RESPONSE, 9)
+    );
+}
+
+#[test]
+fn what_is_no_frame_is_told_why_and_closed() {
+    let mut bed = plain();
+    let mut peer = bed.fabric.dial();
+    peer.send(b"GET / HTTP/1.1\r\n\r\n");
+    let notice = bed.frames(&mut peer).remove(0);
+    assert_eq!(notice.kind(), kind::ERROR);
+    let text = Response::parse(&notice.payload).unwrap().error.to_owned();
+    assert!(text.contains("magic"), "{text}");
+    assert_eq!(bed.clerk.0.lock().unwrap().endings, [Ending::InteropOff]);
+    assert_eq!(peer.receive(), None);
+}
+
+#[test]
+fn who_never_greets_and_who_stalls_in_a_frame_is_closed_by_name() {
+    let limits = ShardLimits {
+        greeting: Duration::from_millis(300),
+        frame: Duration::from_millis(300),
+        ..ShardLimits::default()
+    };
+    let mut bed = Bed::new(limits, ListenerOptions::default());
+    let _silent = bed.fabric.dial();
+    bed.until(|notes| !notes.endings.is_empty());
+    let mut stalled = bed.fabric.dial();
+    send(&mut stalled, &request(1));
+    stalled.send(&[0xFE, 0xCA, 0x42]);
+    bed.until(|notes| notes.endings.len() == 2);
+    let mut cut = bed.fabric.dial();
+    send(&mut cut, &request(2));
+    cut.send(&[0xFE, 0xCA, 0x42, 0xAF, 1]);
+    bed.settle();
+    drop(cut);
+    bed.until(|notes| notes.endings.len() == 3);
+    assert_eq!(
+        bed.clerk.0.lock().unwrap().endings,
+        [
+            Ending::Bus(CloseReason::GreetingTimeout { seconds: 0 }),
+            Ending::Bus(CloseReason::StalledFrame { seconds: 0 }),
+            Ending::Bus(CloseReason::CutOff { bytes: 5 }),
+        ]
+    );
+}
+
+#[test]
+fn unfinished_frames_are_bounded_over_all_connections() {
+    let limits = ShardLimits {
+        memory: 100_000,
+        ..ShardLimits::default()
+    };
+    let mut bed = Bed::new(limits, ListenerOptions::default());
+    let mut peers: Vec<_> = (0..4).map(|_| bed.fabric.dial()).collect();
+    let mut unfinished = Vec::new();
+    Frame::new(kind::EVENT, PeerId::BUS, 1, vec![0; 60_000]).encode_into(&mut unfinished);
+    unfinished.truncate(40_000);
+    for peer in &mut peers {
+        assert_eq!(peer.send(&unfinished), unfinished.len());
+    }
+    bed.until(|notes| !notes.endings.is_empty());
+    bed.settle();
+    let endings = bed.clerk.0.lock().unwrap().endings.clone();
+    assert_eq!(endings, vec![Ending::Memory { limit: 100_000 }; 2]);
+}
+
+#[test]
+fn a_slow_desk_gets_one_batch_at_a_time_and_loses_nothing_even_of_those_who_left() {
+    let mut bed = plain();
+    bed.clerk.0.lock().unwrap().slow = true;
+    let mut peer = bed.fabric.dial();
+    for correlation in 1..=100 {
+        send(
+            &mut peer,
+            &Frame::new(kind::EVENT, PeerId::BUS, correlation, []),
+        );
+        bed.shard.step(Some(Duration::ZERO)).unwrap();
+    }
+    drop(peer);
+    bed.settle();
+    let key = ConnKey {
+        slot: 0,
+        generation: 0,
+    };
+    let door = bed.shard.door();
+    let mut batches = 0;
+    loop {
+        let (before, ended) = {
+            let notes = bed.clerk.0.lock().unwrap();
+            (notes.frames, !notes.endings.is_empty())
+        };
+        if ended {
+            break;
+        }
+        assert!(batches < 110, "never ends");
+        batches += 1;
+        door.post(key, Post::ReadOn);
+        bed.settle();
+        let now = bed.clerk.0.lock().unwrap().frames;
+        assert!(
+            now - before <= ShardLimits::default().slice,
+            "more than one batch"
+        );
+    }
+    let notes = bed.clerk.0.lock().unwrap();
+    assert_eq!(notes.order, (1..=100).collect::<Vec<u32>>());
+    assert_eq!(notes.endings, [Ending::Transport(Ended::Eof)]);
+}
+
+#[test]
+fn a_flood_waits_in_its_own_backlog_while_others_are_served() {
+    let mut bed = plain();
+    let mut flood = bed.fabric.dial();
+    let mut light = bed.fabric.dial();
+    bed.settle();
+    let mut burst = Vec::new();
+    for correlation in 1..=1000 {
+        Frame::new(kind::EVENT, PeerId::BUS, correlation, []).encode_into(&mut burst);
+    }
+    assert!(flood.send(&burst) > 60_000);
+    send(&mut light, &request(5000));
+    // The flood goes first into the fabric; the light sender is served before even a tenth of it.
+    bed.until(|notes| notes.order.contains(&5000));
+    let notes = bed.clerk.0.lock().unwrap();
+    let before = notes.order.iter().take_while(|one| **one != 5000).count();
+    assert!(
+        before <= 3 * ShardLimits::default().slice,
+        "{before} frames went first"
+    );
+}
+
+mod over_tls {
+    use super::*;
+    use crate::gateway::tls::TlsConfig;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use std::io::{Read as _, Write as _};
+
+    struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
+
+    fn authority() -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        Authority(Issuer::new(params, key), certificate.der().clone())
+    }
+
+    impl Authority {
+        fn sign(&self, names: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+            let key = KeyPair::generate().unwrap();
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let params = CertificateParams::new(names).unwrap();
+            let certificate = params.signed_by(&key, &self.0).unwrap();
+            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            (certificate.der().clone(), key)
+        }
+    }
+
+    /// A TLS client over the fabric; `None` where the session broke.
+    fn handshake(
+        bed: &mut Bed,
+        ours: &Authority,
+        theirs: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> (ClientConnection, FabricPeer, bool) {
+        let mut roots = RootCertStore::empty();
+        roots.add(ours.1.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match theirs {
+            Some((certificate, key)) => config
+                .with_client_auth_cert(vec![certificate], key)
+                .unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        let mut client =
+            ClientConnection::new(Arc::new(config), ServerName::try_from("gate.test").unwrap())
+                .unwrap();
+        let mut peer = bed.fabric.dial();
+        let open = exchange(bed, &mut client, &mut peer);
+        (client, peer, open)
+    }
+
+    /// Carries records both ways until nothing moves; whether the session stands.
+    fn exchange(bed: &mut Bed, client: &mut ClientConnection, peer: &mut FabricPeer) -> bool {
+        for _ in 0..40 {
+            let mut records = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut records).unwrap();
+            }
+            assert_eq!(peer.send(&records), records.len());
+            bed.shard.step(Some(Duration::from_millis(1))).unwrap();
+            match peer.receive() {
+                Some(bytes) => {
+                    let mut bytes = &bytes[..];
+                    while !bytes.is_empty() {
+                        client.read_tls(&mut bytes).unwrap();
+                        if client.process_new_packets().is_err() {
+                            return false;
+                        }
+                    }
+                }
+                None => return false,
+            }
+        }
+        !client.is_handshaking()
+    }
+
+    fn bed(ours: &Authority, clients: &Authority) -> Bed {
+        let (certificate, key) = ours.sign(&["gate.test"]);
+        let names = ["one.test".to_owned(), "two.test".to_owned()];
+        let tls = TlsConfig::new(vec![certificate], key, vec![clients.1.clone()], &names).unwrap();
+        let options = ListenerOptions {
+            tls: Some(tls),
+            ..ListenerOptions::default()
+        };
+        Bed::new(ShardLimits::default(), options)
+    }
+
+    #[test]
+    fn a_client_is_known_by_the_name_in_its_certificate() {
+        let ours = authority();
+        let mut bed = bed(&ours, &ours);
+        let (mut client, mut peer, open) =
+            handshake(&mut bed, &ours, Some(ours.sign(&["two.test"])));
+        assert!(open);
+        assert_eq!(
+            bed.clerk.0.lock().unwrap().opened[0].client.as_deref(),
+            Some("two.test")
+        );
+        assert_eq!(
+            client.protocol_version(),
+            Some(rustls::ProtocolVersion::TLSv1_3)
+        );
+        let mut bytes = Vec::new();
+        Frame::new(kind::REQUEST, PeerId::BUS, 77, vec![3; 50_000]).encode_into(&mut bytes);
+        let (mut rest, mut plain) = (&bytes[..], Vec::new());
+        for _ in 0..100 {
+            rest = &rest[client
+                .writer()
+                .write(&rest[..rest.len().min(8000)])
+                .unwrap()..];
+            let mut records = Vec::new();
+            client.write_tls(&mut records).unwrap();
+            assert_eq!(peer.send(&records), records.len());
+            bed.shard.step(Some(Duration::from_millis(1))).unwrap();
+            let back = peer.receive().expect("open");
+            let mut back = &back[..];
+            while !back.is_empty() {
+                client.read_tls(&mut back).unwrap();
+                let ready = client
+                    .process_new_packets()
+                    .unwrap()
+                    .plaintext_bytes_to_read();
+                let at = plain.len();
+                plain.resize(at + ready, 0);
+                client.reader().read_exact(&mut plain[at..]).unwrap();
+            }
+            if plain.len() == bytes.len() {
+                break;
+            }
+        }
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.feed(&plain);
+        let answer = decoder.next_frame().unwrap().expect("whole");
+        assert_eq!((answer.correlation(), answer.payload.len()), (77, 50_000));
+    }
+
+    #[test]
+    fn without_a_certificate_of_the_authority_nobody_gets_in() {
+        let (ours, others) = (authority(), authority());
+        let mut bed = bed(&ours, &ours);
+        for theirs in [None, Some(others.sign(&["one.test"]))] {
+            // In TLS 1.3 the client is done before the server has seen its certificate.
+            let (mut client, mut peer, _) = handshake(&mut bed, &ours, theirs);
+            exchange(&mut bed, &mut client, &mut peer);
+            assert_eq!(peer.receive(), None);
+        }
+        assert!(bed.clerk.0.lock().unwrap().opened.is_empty());
+    }
+
+    #[test]
+    fn a_certificate_for_no_name_or_for_several_is_turned_away() {
+        let ours = authority();
+        let mut bed = bed(&ours, &ours);
+        for names in [&["three.test"][..], &["one.test", "two.test"]] {
+            let (_client, mut peer, _) = handshake(&mut bed, &ours, Some(ours.sign(names)));
+            bed.settle();
+            assert_eq!(peer.receive(), None);
+        }
+        assert!(bed.clerk.0.lock().unwrap().opened.is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_tls_end_the_connection() {
+        let ours = authority();
+        let mut bed = bed(&ours, &ours);
+        let mut peer = bed.fabric.dial();
+        send(&mut peer, &request(1));
+        bed.settle();
+        while let Some(bytes) = peer.receive() {
+            // An alert, no frame.
+            assert!(bytes.is_empty() || bytes[0] == 21);
+            bed.settle();
+        }
+        assert!(bed.clerk.0.lock().unwrap().opened.is_empty());
+    }
+}

@@ -189,6 +189,18 @@ impl GatewayConfig {
                 let allowed = "a name that is not one of the user's own";
                 return wrong("bus.gateway.peer.name", peer.name.clone(), allowed);
             }
+            let lists = [&peer.send, &peer.request, &peer.publish, &peer.subscribe];
+            for pattern in lists.into_iter().flatten() {
+                if NamePattern::parse(pattern.as_str()).is_err() {
+                    let allowed =
+                        "words separated by single dots, `*` for one word, `#` last for any number";
+                    return wrong(
+                        "bus.gateway.peer",
+                        format!("{:?}", pattern.as_str()),
+                        allowed,
+                    );
+                }
+            }
             let same = |other: &PeerConfig| {
                 (other.user == peer.user && other.name == peer.name)
                     || (other.certificate.is_some() && other.certificate == peer.certificate)
@@ -259,7 +271,7 @@ mod tests {
             ),
             (
                 "[[peer]]\nname = \"a\"\nuser = 0\nsocket_user = 0\nsend = [\"..\"]\n",
-                Some(""),
+                Some("single dots"),
             ),
             ("shards = 0\n", Some("1 to 64")),
         ] {

@@ -7,6 +7,8 @@
 
 pub mod config;
 mod desk;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -192,6 +194,15 @@ impl Prepared {
     pub fn transport(&self) -> Option<String> {
         let chosen = self.chosen.as_ref()?;
         Some(format!("{}: {}", chosen.kind, chosen.why))
+    }
+
+    /// Where the listeners are, in the order of the configuration.
+    #[cfg(test)]
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let sockets = self.shards[0].1.iter().map(|(socket, _)| socket);
+        sockets
+            .filter_map(|socket| rustix::net::getsockname(socket).ok()?.try_into().ok())
+            .collect()
     }
 
     /// Gives each shard its thread.

@@ -1,0 +1,184 @@
+//! The gateway around a real bus: who gets in, what goes through, and how it is told why not.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
+use agentd_bus::gateway::interop::{HEADER_LEN, HeaderV3, sha256};
+use agentd_bus::message::{Control, Event, Response, Status};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::super::{BusServer, Unrecorded};
+use super::*;
+
+const WATCHDOG: Option<Duration> = Some(Duration::from_secs(30));
+
+/// A gateway of this configuration on a bus of its own.
+struct Bed {
+    _gateway: Gateway,
+    addresses: Vec<SocketAddr>,
+    bus: BusServer,
+}
+
+fn bed(text: &str) -> Bed {
+    let config: GatewayConfig = toml::from_str(text).unwrap();
+    config.check().unwrap();
+    let prepared = prepare(&config).unwrap();
+    let addresses = prepared.addresses();
+    let bus = BusServer::start(Arc::new(Unrecorded));
+    let _gateway = prepared.start(&bus).unwrap();
+    Bed {
+        _gateway,
+        addresses,
+        bus,
+    }
+}
+
+fn read_frame(stream: &mut (impl std::io::Read + ?Sized), decoder: &mut Decoder) -> Option<Frame> {
+    loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            return Some(frame);
+        }
+        let mut bytes = [0; 4096];
+        match stream.read(&mut bytes) {
+            Ok(0) | Err(_) => return None,
+            Ok(count) => decoder.feed(&bytes[..count]),
+        }
+    }
+}
+
+fn hello() -> Frame {
+    let hello = Control::Hello {
+        version: 1,
+        options: 0,
+    };
+    Frame::new(kind::COMMAND, PeerId::BUS, 1, hello.encode().unwrap())
+}
+
+fn bytes_of(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode_into(&mut bytes);
+    bytes
+}
+
+fn status(frame: &Frame) -> Status {
+    Response::parse(&frame.payload).unwrap().status
+}
+
+/// Both transports, where the host has both.
+fn transports() -> Vec<&'static str> {
+    let limits = TransportLimits::default();
+    match select(agentd_bus::gateway::select::Wanted::IoUring, limits) {
+        Ok(_) => vec!["epoll", "io_uring"],
+        Err(_) => vec!["epoll"],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_known_by_its_uid_is_a_peer_with_the_rights_of_the_configuration() {
+    let me = rustix::process::geteuid().as_raw();
+    for transport in transports() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gateway.sock");
+        let bed = bed(&format!(
+            "transport = {transport:?}\n[[listen]]\nunix = {path:?}\n[[peer]]\nname = \"outside\"\nuser = 4711\nsocket_user = {me}\npublish = [\"news.#\"]\n"
+        ));
+        let mut following = bed.bus.follow(4711, "news.#").unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(WATCHDOG).unwrap();
+        let mut decoder = Decoder::new(1 << 20);
+        stream.write_all(&bytes_of(&hello())).unwrap();
+        let welcome = read_frame(&mut stream, &mut decoder).unwrap();
+        assert_eq!(status(&welcome), Status::OK);
+        for (topic, allowed) in [("news.today", true), ("secret", false)] {
+            let event = Event {
+                priority: 1,
+                event_type: "note",
+                topic,
+                data: b"words",
+            };
+            let mut frame = Frame::new(kind::EVENT, PeerId::BUS, 2, event.encode().unwrap());
+            frame.header.flags = (1 | agentd_bus::frame::flags::ACK).into();
+            // In two parts: a frame may come in any.
+            let bytes = bytes_of(&frame);
+            stream.write_all(&bytes[..20]).unwrap();
+            stream.write_all(&bytes[20..]).unwrap();
+            let answer = read_frame(&mut stream, &mut decoder).unwrap();
+            assert_eq!(status(&answer) == Status::OK, allowed, "{topic}");
+        }
+        match following.next().await {
+            Some(super::super::Followed::Message(message)) => {
+                assert_eq!(
+                    (message.from.as_str(), &message.data[..]),
+                    ("outside", &b"words"[..])
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(bed.bus.peers().iter().any(|peer| peer.name == "outside"));
+        drop(stream);
+        // Its end is known from the kernel, and takes it off the bus.
+        while bed.bus.peers().iter().any(|peer| peer.name == "outside") {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_known_is_told_so_and_closed() {
+    let bed = bed("[[listen]]\ntcp = \"127.0.0.1:0\"\n");
+    let mut stream = TcpStream::connect(bed.addresses[0]).unwrap();
+    stream.set_read_timeout(WATCHDOG).unwrap();
+    let mut decoder = Decoder::new(1 << 20);
+    let notice = read_frame(&mut stream, &mut decoder).unwrap();
+    assert_eq!(notice.kind(), kind::ERROR);
+    let text = Response::parse(&notice.payload).unwrap().error;
+    assert!(text.contains("no [[bus.gateway.peer]]"), "{text}");
+    assert!(read_frame(&mut stream, &mut decoder).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_v3_peer_speaks_to_the_same_bus() {
+    for (interop, spoken) in [(true, true), (false, false)] {
+        let bed = bed(&format!(
+            "[[listen]]\ntcp = \"127.0.0.1:0\"\ninterop = {interop}\n[[peer]]\nname = \"old\"\nuser = 4712\nanyone_on_loopback = true\n"
+        ));
+        let mut stream = TcpStream::connect(bed.addresses[0]).unwrap();
+        stream.set_read_timeout(WATCHDOG).unwrap();
+        let payload = hello().payload;
+        let mut header = HeaderV3 {
+            timestamp: 1_790_000_000_000_000_000.into(),
+            message_id: 7.into(),
+            source: 0.into(),
+            target: 0.into(),
+            kind: kind::COMMAND.into(),
+            priority: 1.into(),
+            payload_size: (payload.len() as u32).into(),
+            sha256: [0; 32],
+            padding: 0.into(),
+        };
+        header.sha256 = sha256(&header, &payload);
+        stream.write_all(header.as_bytes()).unwrap();
+        stream.write_all(&payload).unwrap();
+        let mut answer = [0; HEADER_LEN];
+        stream.read_exact(&mut answer).unwrap();
+        if !spoken {
+            // The notice is in the listener's own dialect.
+            let (notice, _) = agentd_bus::frame::Header::read_from_prefix(&answer).unwrap();
+            assert_eq!(notice.kind.get(), kind::ERROR);
+            continue;
+        }
+        let (answer, _) = HeaderV3::read_from_prefix(&answer).unwrap();
+        assert_eq!(
+            (answer.kind.get(), answer.message_id.get()),
+            (kind::RESPONSE, 7)
+        );
+        let mut payload = vec![0; answer.payload_size.get() as usize];
+        stream.read_exact(&mut payload).unwrap();
+        assert_eq!(answer.sha256, sha256(&answer, &payload));
+        assert_eq!(Response::parse(&payload).unwrap().status, Status::OK);
+    }
+}

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agentd_storage::stream::Compression;
 use serde::Deserialize;
 
 use crate::agents::log::MIN_LIMIT_BYTES;
@@ -27,6 +28,8 @@ pub struct Config {
     pub net: NetConfig,
     /// The bus's way out of the host's sandboxes.
     pub gateway: GatewayConfig,
+    /// Durable topics and queues.
+    pub durable: DurableConfig,
     /// What launches of each user may be at most.
     pub ceilings: Vec<Ceiling>,
     /// `[[price]]`: what the tokens of models cost.
@@ -34,6 +37,94 @@ pub struct Config {
     /// The same for people and programs: `file`, `present`, `values` (key, value, file, line), `unit_dirs`,
     /// `pool_ceiling`.
     pub document: serde_json::Value,
+}
+
+/// Where durable topics and queues are kept, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DurableConfig {
+    pub store: DurableStore,
+    /// Of the segments; `None` is `streams` in the state directory.
+    pub directory: Option<PathBuf>,
+    /// What a durable topic keeps that says nothing itself.
+    pub max_bytes: Option<u64>,
+    pub max_age: Option<Duration>,
+    pub compression: Compression,
+    /// Smaller payloads are kept as they are.
+    pub compress_above: u32,
+}
+
+impl Default for DurableConfig {
+    fn default() -> Self {
+        Self {
+            store: DurableStore::default(),
+            directory: None,
+            max_bytes: Some(1 << 30),
+            max_age: None,
+            compression: Compression::None,
+            compress_above: 4096,
+        }
+    }
+}
+
+/// Which store keeps durable topics and queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DurableStore {
+    /// Append-only files of their own: the quick one.
+    #[default]
+    Segment,
+    /// Rows of the record.
+    Sqlite,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDurable {
+    store: DurableStore,
+    directory: Option<PathBuf>,
+    max_bytes: u64,
+    max_age_s: u64,
+    compression: RawCompression,
+    compress_above: u32,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawCompression {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl Default for RawDurable {
+    fn default() -> Self {
+        Self {
+            store: DurableStore::default(),
+            directory: None,
+            max_bytes: 1 << 30,
+            max_age_s: 0,
+            compression: RawCompression::None,
+            compress_above: 4096,
+        }
+    }
+}
+
+impl RawDurable {
+    /// 0 stands for "no bound".
+    fn config(self) -> DurableConfig {
+        DurableConfig {
+            store: self.store,
+            directory: self.directory,
+            max_bytes: (self.max_bytes > 0).then_some(self.max_bytes),
+            max_age: (self.max_age_s > 0).then(|| Duration::from_secs(self.max_age_s)),
+            compression: match self.compression {
+                RawCompression::None => Compression::None,
+                RawCompression::Lz4 => Compression::Lz4,
+                RawCompression::Zstd => Compression::Zstd,
+            },
+            compress_above: self.compress_above,
+        }
+    }
 }
 
 /// How much output is kept.
@@ -153,6 +244,7 @@ struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 struct RawBus {
     gateway: GatewayConfig,
+    durable: RawDurable,
 }
 
 #[derive(Debug, Deserialize)]
@@ -261,6 +353,15 @@ impl Config {
                 "retention.older_than_days",
                 raw.retention.older_than_days.to_string(),
                 "0 (never) to 36500 days",
+            ));
+        }
+        if let Some(directory) = &raw.bus.durable.directory
+            && !directory.is_absolute()
+        {
+            return Err(range(
+                "bus.durable.directory",
+                directory.display().to_string(),
+                "an absolute path",
             ));
         }
         if raw.logs.limit_bytes < MIN_LIMIT_BYTES {
@@ -372,6 +473,32 @@ impl Config {
                 ("logs.total_bytes", raw.logs.total_bytes.to_string()),
                 ("retention.older_than_days", older_than_days.to_string()),
                 ("retention.keep", raw.retention.keep.to_string()),
+                (
+                    "bus.durable.store",
+                    format!(
+                        "{:?}",
+                        match raw.bus.durable.store {
+                            DurableStore::Segment => "segment",
+                            DurableStore::Sqlite => "sqlite",
+                        }
+                    ),
+                ),
+                (
+                    "bus.durable.max_bytes",
+                    raw.bus.durable.max_bytes.to_string(),
+                ),
+                (
+                    "bus.durable.max_age_s",
+                    raw.bus.durable.max_age_s.to_string(),
+                ),
+                (
+                    "bus.durable.compression",
+                    format!("{:?}", raw.bus.durable.compression).to_lowercase(),
+                ),
+                (
+                    "bus.durable.compress_above",
+                    raw.bus.durable.compress_above.to_string(),
+                ),
             ];
             let mode = if rustix::process::geteuid().is_root() {
                 agentd_api::DaemonMode::Root
@@ -411,6 +538,7 @@ impl Config {
             model: raw.model,
             net: raw.net,
             gateway: raw.bus.gateway,
+            durable: raw.bus.durable.config(),
             ceilings: raw.ceiling,
             prices: PriceList::from_config(&raw.price),
         })

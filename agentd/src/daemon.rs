@@ -1,12 +1,15 @@
 //! The running daemon: what every part shares, and how it starts and ends serving.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::{AgentId, DaemonMode};
 use agentd_kernel::probe::HostCaps;
 use agentd_storage::Store;
+use agentd_storage::stream::StreamStore;
+use agentd_storage::stream::segment::{self, Disk, SegmentStore};
+use agentd_storage::stream::sqlite::SqliteStreams;
 use anyhow::Context as _;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,8 +19,8 @@ use crate::agents::agent::Command;
 use crate::agents::broker::BrokerLink;
 use crate::agents::{Caller, Registry};
 use crate::approvals::{self, Approvals};
-use crate::bus::{BusServer, MessageSink};
-use crate::config::{Config, OnStop};
+use crate::bus::{BusServer, Durable, MessageSink};
+use crate::config::{Config, DurableConfig, DurableStore, OnStop};
 use crate::control;
 use crate::driver::TaskSink;
 use crate::egress::Credentials;
@@ -112,6 +115,30 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start the runtime")
 }
 
+/// Opens the store of durable topics and queues.
+fn open_durable(
+    config: &DurableConfig,
+    state_dir: &Path,
+    disk: Disk,
+    store: &Store,
+) -> anyhow::Result<Arc<Durable>> {
+    let streams: Arc<dyn StreamStore> = match config.store {
+        DurableStore::Sqlite => Arc::new(SqliteStreams::new(store.clone())),
+        DurableStore::Segment => {
+            let directory = config.directory.clone();
+            let directory = directory.unwrap_or_else(|| state_dir.join("streams"));
+            let (streams, notes) =
+                SegmentStore::open(&directory, disk, segment::Options::default())?;
+            for note in notes {
+                tracing::warn!("{note}");
+            }
+            Arc::new(streams)
+        }
+    };
+    tracing::info!("durable topics and queues: {}", streams.describe());
+    Ok(Durable::new(streams, config.clone()))
+}
+
 /// Serves until a signal, a shutdown request or the end of the broker.
 pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let store = Store::open(prepared.state_dir.join(RECORD))
@@ -124,6 +151,17 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         );
     }
     let record = Arc::new(BusRecord::new(store.clone()));
+    let durable = open_durable(
+        &prepared.config.durable,
+        &prepared.state_dir,
+        prepared.disk,
+        &store,
+    )?;
+    let sink = Arc::clone(&record) as Arc<dyn MessageSink>;
+    let bus = BusServer::start_durable(sink, durable.clone())
+        .await
+        .context("cannot read the durable topics and queues")?;
+    tokio::spawn(durable.keep_retention());
     let agents = Arc::new(Registry::new(prepared.config.daemon.max_agents));
     let fleet_changed = FleetChanged::default();
     let tasks = Tasks::start(store.clone(), Arc::clone(&agents), fleet_changed.clone())
@@ -143,7 +181,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         )?,
         runtime_dir: prepared.runtime_dir,
         gateway: prepared.gateway.transport(),
-        bus: BusServer::start(Arc::clone(&record) as Arc<dyn MessageSink>),
+        bus,
         approvals: Approvals::start(store.clone())
             .await
             .context("cannot read the open questions")?,

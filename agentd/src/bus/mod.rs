@@ -7,6 +7,9 @@
 #[cfg(test)]
 mod channel_tests;
 mod channels;
+mod durable;
+#[cfg(test)]
+mod durable_tests;
 pub mod gateway;
 mod port;
 mod queues;
@@ -24,6 +27,7 @@ mod types;
 mod user;
 
 pub use channels::ChannelInfo;
+pub use durable::Durable;
 pub use port::AgentPort;
 pub use queues::Queued;
 pub use record::{MessageSink, Unrecorded};

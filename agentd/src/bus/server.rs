@@ -22,11 +22,13 @@ use agentd_bus::shard::{Flow, Frames, Host, Outlet, Shard, Shards, SharedFd, Too
 use agentd_bus::wait::WaitError;
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
+use agentd_storage::stream::StreamError;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::channels::{ChannelInfo, Channels, LeftBehind};
+use super::durable::{Durable, Kept};
 use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
 use super::rights::Rights;
@@ -100,8 +102,16 @@ pub(super) struct Shared {
     record: Arc<Recorder>,
     taps: Arc<Taps>,
     users: Users,
+    durable: Arc<Durable>,
     runtime: Handle,
     limits: Limits,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // What answers for the store holds the shards too, and each shard the store.
+        self.durable.disconnect();
+    }
 }
 
 /// The bus as the agents of one user reach it.
@@ -123,6 +133,7 @@ struct Surroundings {
     channels: Arc<Mutex<Channels>>,
     record: Arc<Recorder>,
     taps: Arc<Taps>,
+    durable: Arc<Durable>,
 }
 
 impl Host for Surroundings {
@@ -146,9 +157,7 @@ impl Host for Surroundings {
     }
 
     fn persist(&mut self, requests: Vec<Persist>) {
-        for request in requests {
-            tracing::error!(stream = %request.stream(), "the router asked for a durable store, and there is none");
-        }
+        self.durable.persist(requests);
     }
 
     fn now(&self) -> Now {
@@ -206,6 +215,38 @@ impl BusServer {
 
     /// As [`Self::start_with`], with that many router threads.
     pub fn start_sharded(sink: Arc<dyn MessageSink>, limits: Limits, shards: usize) -> Self {
+        Self::start_over(sink, limits, shards, Durable::without_store())
+    }
+
+    /// As [`Self::start`], with durable topics and queues; what the store has of them is there before this returns.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn start_durable(
+        sink: Arc<dyn MessageSink>,
+        durable: Arc<Durable>,
+    ) -> Result<Self, StreamError> {
+        let kept = durable.restore().await?;
+        let bus = Self::start_over(sink, Limits::default(), default_shards(), durable);
+        for Kept {
+            stream,
+            spec,
+            records,
+        } in kept
+        {
+            let shard = bus.shared.shards.of(stream.uid);
+            // A shard does things in order, so whoever connects comes behind it.
+            drop(shard.ask(move |router, _now, _fx| router.restore(stream, spec, records)));
+        }
+        Ok(bus)
+    }
+
+    fn start_over(
+        sink: Arc<dyn MessageSink>,
+        limits: Limits,
+        shards: usize,
+        durable: Arc<Durable>,
+    ) -> Self {
         let record = Arc::new(Recorder::start(sink));
         let taps: Arc<Taps> = Arc::default();
         let epoch = Instant::now();
@@ -218,15 +259,19 @@ impl BusServer {
                 channels: mapped,
                 record: record.clone(),
                 taps: taps.clone(),
+                durable: durable.clone(),
             })
         });
+        let shards = shards.expect("agentd can't be without its router's threads");
+        durable.connect(Arc::new(shards.clone()));
         let shared = Arc::new(Shared {
-            shards: shards.expect("agentd can't be without its router's threads"),
+            shards,
             channels,
             members: Mutex::default(),
             record,
             taps,
             users: Users::default(),
+            durable,
             runtime: Handle::current(),
             limits,
         });

@@ -253,6 +253,7 @@ mod tests {
             libc::SYS_setns,
             libc::SYS_bpf,
             libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
             libc::SYS_keyctl,
             libc::SYS_kill,
         ] {

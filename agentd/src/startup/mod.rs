@@ -22,13 +22,14 @@ use std::path::{Path, PathBuf};
 use agentd_api::DaemonMode;
 use agentd_broker::protocol::{CgroupFeatures, Mode};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
+use agentd_storage::stream::segment::Disk;
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 
 use self::broker::BrokerProcess;
 use self::confine::{Confinement, ServiceIds};
 use crate::bus::gateway;
-use crate::config::{Config, Confine, OnStop};
+use crate::config::{Config, Confine, DurableStore, OnStop};
 use crate::egress::Credentials;
 use crate::gateway::Upstreams;
 use crate::options::{Options, Standing};
@@ -55,6 +56,8 @@ pub struct Prepared {
     pub units: Boot,
     /// What the host can do, probed with the rights that the broker keeps.
     pub host: HostCaps,
+    /// How durable streams get to the disk: a ring is made while it may be.
+    pub disk: Disk,
     /// Whether the whole system is served, or one user.
     pub mode: DaemonMode,
     /// Where to serve on a bus too.
@@ -131,7 +134,17 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
     };
     trust_broker(&mut host, broker.cgroups);
 
+    // Making a ring is a call that agentd forbids itself.
+    let disk = match config.durable.store {
+        DurableStore::Segment => Disk::probe(),
+        DurableStore::Sqlite => Disk::plain("the record keeps durable streams"),
+    };
+    if let Some(directory) = &config.durable.directory {
+        make_dir(directory, 0o700, service).context("directory of durable streams")?;
+    }
+
     Ok(Prepared {
+        disk,
         config,
         unit_dirs,
         units,
@@ -178,11 +191,16 @@ impl Prepared {
             (Err(error), Confine::Required) => Err(error)
                 .context("set `[daemon] confine = \"degrade\"` to run without this protection"),
         };
+        let streams = self.config.durable.directory.as_deref();
+        let writable: Vec<&Path> = [self.state_dir.as_path()]
+            .into_iter()
+            .chain(streams)
+            .collect();
         let landlock = soften(confine::restrict_files(
-            &[&self.state_dir],
+            &writable,
             &[&self.config.daemon.policy_dirs[..], &self.unit_dirs].concat(),
         ))?;
-        let rings = match self.gateway.has_rings() {
+        let rings = match self.gateway.has_rings() || self.disk.has_ring() {
             true => confine::Rings::MadeBefore,
             false => confine::Rings::None,
         };

@@ -153,8 +153,8 @@ impl Shard {
     }
 }
 
-/// All shards of a bus.
-#[derive(Debug)]
+/// All shards of a bus. A clone keeps them running.
+#[derive(Clone, Debug)]
 pub struct Shards {
     all: Vec<Shard>,
 }

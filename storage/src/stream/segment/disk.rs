@@ -82,6 +82,11 @@ impl Disk {
         }
     }
 
+    /// Whether it writes through io_uring: then `io_uring_enter` must stay allowed.
+    pub fn has_ring(&self) -> bool {
+        self.ring.is_ok()
+    }
+
     /// How it writes.
     pub fn describe(&self) -> String {
         match &self.ring {

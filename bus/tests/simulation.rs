@@ -298,10 +298,10 @@ impl World {
         if self.clients[n].conn.is_none() {
             if let Ok(conn) = self.router.connect(id(n), ConnKind::Port, self.now) {
                 self.clients[n].conn = Some(conn);
-                for queue in 0..2 {
+                for (queue, name) in QUEUES.into_iter().enumerate() {
                     let control = Control::QueueDeclare {
                         spec: spec(queue),
-                        name: QUEUES[queue],
+                        name,
                     };
                     self.say(n, control, Asked::Open(queue));
                 }
@@ -591,12 +591,12 @@ impl World {
 
     /// Everything confirmed was worked on, or died after its last delivery.
     fn judge(&self) {
-        for queue in 0..2 {
+        for (queue, name) in QUEUES.into_iter().enumerate() {
             let lost: Vec<&u64> = self.confirmed[queue]
                 .difference(&self.worked[queue])
                 .collect();
             if !lost.is_empty() {
-                self.fail(format_args!("{} lost {lost:?}", QUEUES[queue]));
+                self.fail(format_args!("{name} lost {lost:?}"));
             }
         }
     }

@@ -12,6 +12,7 @@ mod death;
 mod gvisor;
 mod harness;
 mod isolation;
+mod limits;
 mod malformed;
 mod run;
 mod secrets;

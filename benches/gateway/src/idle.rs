@@ -4,13 +4,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
@@ -28,7 +28,28 @@ pub struct Options {
     tls: Option<PathBuf>,
 }
 
-/// One connection. Ports run out at about 28,000 for one address of ours, so the source changes.
+/// Leaves the port to `connect`, which needs one that is free towards the server only, not towards everybody.
+fn bind_address_only(socket: &OwnedFd) -> Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option is read from `on`, which has the length that is given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    ensure!(
+        done == 0,
+        "IP_BIND_ADDRESS_NO_PORT: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
+
+/// One connection. An address of ours has about 28,000 ports, so the source changes.
 pub fn connect(to: &str, nth: usize) -> Result<OwnedFd> {
     if to.starts_with('/') {
         return Ok(UnixStream::connect(to)?.into());
@@ -41,7 +62,10 @@ pub fn connect(to: &str, nth: usize) -> Result<OwnedFd> {
         None,
     )?;
     sockopt::set_tcp_nodelay(&socket, true)?;
-    let from = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1 + (nth / 20_000) as u8));
+    // Closed by a reset: ports that linger in TIME-WAIT would be missing in the next sample.
+    sockopt::set_socket_linger(&socket, Some(std::time::Duration::ZERO))?;
+    bind_address_only(&socket)?;
+    let from = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1 + (nth / 5_000) as u8));
     rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
     rustix::net::connect(&socket, &to.parse::<SocketAddr>()?)?;
     Ok(socket)

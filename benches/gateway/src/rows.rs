@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::server::Usage;
+use crate::server::{Usage, address};
 use crate::storm::Storm;
 use crate::{certificates, flood, idle};
 
@@ -303,10 +303,11 @@ fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -
     let share = conns.div_ceil(parts);
     for part in 0..parts {
         let (first, count) = (part * share, share.min(conns - part * share));
+        let to = address(listen, part)?;
         let mut hold = words(&[
             "hold",
             "--to",
-            listen,
+            &to,
             "--first",
             &first.to_string(),
             "--count",

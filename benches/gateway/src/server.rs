@@ -48,7 +48,7 @@ pub struct Options {
     tls: Option<PathBuf>,
     #[arg(long, default_value_t = 16_384)]
     connections: usize,
-    /// Shards, each with a thread, a transport and a socket of the same TCP address
+    /// Shards, each with a thread, a transport and a TCP address of its own: see `address`
     #[arg(long, default_value_t = 1)]
     shards: usize,
     #[arg(long)]
@@ -95,6 +95,19 @@ impl Desk for Echo {
     }
 }
 
+/// Where the `nth` shard listens: a path is for one only, of a TCP address the next ones on loopback.
+pub fn address(listen: &str, nth: usize) -> Result<String> {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+    if listen.starts_with('/') {
+        return Ok(listen.to_owned());
+    }
+    let mut address: SocketAddr = listen.parse()?;
+    if let IpAddr::V4(ip) = address.ip() {
+        address.set_ip(Ipv4Addr::from_bits(ip.to_bits() + nth as u32).into());
+    }
+    Ok(address.to_string())
+}
+
 fn listener(at: &str) -> Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
     let family = if at.starts_with('/') {
@@ -108,7 +121,6 @@ fn listener(at: &str) -> Result<OwnedFd> {
         rustix::net::bind(&socket, &SocketAddrUnix::new(at)?)?;
     } else {
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_socket_reuseport(&socket, true)?;
         sockopt::set_tcp_nodelay(&socket, true)?;
         rustix::net::bind(&socket, &at.parse::<std::net::SocketAddr>()?)?;
     }
@@ -135,12 +147,13 @@ pub fn serve(options: &Options) -> Result<()> {
     };
     crate::pin(options.cpu)?;
     let mut shards = Vec::new();
-    for _ in 0..options.shards {
+    for nth in 0..options.shards {
         shards.push(match options.transport.as_str() {
-            "epoll" => start(Epoll::new(limits)?, options)?,
+            "epoll" => start(Epoll::new(limits)?, options, nth)?,
             "io_uring" => start(
                 Uring::new(limits)?.zero_copy_from(options.zero_copy),
                 options,
+                nth,
             )?,
             other => bail!("no transport is called {other}"),
         });
@@ -174,6 +187,7 @@ type Asking = mpsc::Sender<mpsc::Sender<Usage>>;
 fn start<T: Transport + Send + 'static>(
     transport: T,
     options: &Options,
+    nth: usize,
 ) -> Result<(Asking, Waker)> {
     let shard_limits = ShardLimits {
         // An idle connection is measured while it is idle.
@@ -185,7 +199,7 @@ fn start<T: Transport + Send + 'static>(
         tls: options.tls.as_deref().map(tls).transpose()?,
         ..ListenerOptions::default()
     };
-    shard.listen(listener(&options.listen)?, options_of)?;
+    shard.listen(listener(&address(&options.listen, nth)?)?, options_of)?;
     let (asking, questions) = mpsc::channel::<mpsc::Sender<Usage>>();
     let door = shard.door();
     let waker = shard.transport().waker();

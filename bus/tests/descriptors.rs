@@ -65,7 +65,7 @@ fn running_out_of_descriptors_pauses_the_listener_until_some_are_free() {
         };
         setrlimit(Resource::Nofile, tight).unwrap();
         until(&mut *transport, &mut log, |log| !log.listening.is_empty());
-        setrlimit(Resource::Nofile, before.clone()).unwrap();
+        setrlimit(Resource::Nofile, before).unwrap();
         assert!(
             matches!(
                 log.listening[0],

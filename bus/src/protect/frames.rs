@@ -16,7 +16,8 @@ use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{Event, Request, Response, Status};
 use crate::topic::RESERVED_PREFIX;
 
-/// The header flags that go from sender to receiver as they are.
+/// The header flags that go from sender to receiver as they are. `DURABLE` and `RETAIN` are between either of them and the bus,
+/// which takes them off, and says by `RETAIN` to who comes late that a message was kept.
 const COVERED_FLAGS: u32 = flags::PRIORITY_MASK | flags::ACK | flags::SIGNED | flags::SEALED;
 
 /// A frame whose payload is plain, and how it came.

@@ -154,12 +154,14 @@ fn an_answer_belongs_to_its_request_and_its_error_text_is_hidden() {
 /// The bits that the bus writes, or that say how the frame is cut.
 fn is_uncovered(bit: usize) -> bool {
     let byte = bit / 8;
-    // CRC, time stamp, destination (the receiver knows itself), CRC and descriptor flags, correlation.
+    // CRC, time stamp, destination (the receiver knows itself), durable, CRC, descriptor and retain flags, correlation.
     (12..24).contains(&byte)
         || (40..56).contains(&byte)
         || (60..64).contains(&byte)
+        || bit == 56 * 8 + 5
         || bit == 56 * 8 + 7
         || bit == 57 * 8
+        || bit == 57 * 8 + 2
 }
 
 #[test]

@@ -323,10 +323,37 @@ fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -
     Ok([rss, kernel].map(|kib| kib * 1024.0 / 1e9))
 }
 
+/// Bytes of the kernel's for one end of a connection that nobody waits on: what the far ends of the measured ones take.
+fn far_end() -> Result<f64> {
+    const PAIRS: usize = 10_000;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let to = listener.local_addr()?.to_string();
+    let before = kernel_kib()?;
+    let accepting = std::thread::spawn(move || -> std::io::Result<Vec<std::net::TcpStream>> {
+        (0..PAIRS).map(|_| Ok(listener.accept()?.0)).collect()
+    });
+    let words = [
+        "hold",
+        "--to",
+        &to,
+        "--first",
+        "0",
+        "--count",
+        &PAIRS.to_string(),
+    ];
+    let holder = Part::start(&words.map(str::to_owned))?;
+    let near = accepting.join().expect("accepting does not panic")?;
+    let grown = kernel_kib()? - before;
+    drop(holder);
+    drop(near);
+    Ok(grown * 1024.0 / (2 * PAIRS) as f64)
+}
+
 const IDLE: usize = 100_000;
 
 fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> Result<()> {
     let samples = if quick { 1 } else { 3 };
+    let far = far_end()?;
     for (id, tls, limit) in [
         ("conns.plain", None, 0.5),
         ("conns.tls", Some(place.tls()), 2.0),
@@ -335,21 +362,15 @@ fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> R
             .map(|_| resting(&Place::tcp()?, tls, IDLE, descriptors as usize))
             .collect();
         let runs = runs?;
-        let sum = runs.iter().map(|[rss, kernel]| rss + kernel).collect();
+        let near = |run: &[f64; 2]| run[1] - far * IDLE as f64 / 1e9;
+        let sum = runs.iter().map(|run| run[0] + near(run)).collect();
         report.row(id, "GB", sum, Some(limit));
-        report.row(
-            &format!("{id}.rss"),
-            "GB",
-            runs.iter().map(|run| run[0]).collect(),
-            None,
-        );
-        report.row(
-            &format!("{id}.kernel_both_ends"),
-            "GB",
-            runs.iter().map(|run| run[1]).collect(),
-            None,
-        );
+        let rss = runs.iter().map(|run| run[0]).collect();
+        report.row(&format!("{id}.rss"), "GB", rss, None);
+        let kernel = runs.iter().map(near).collect();
+        report.row(&format!("{id}.kernel"), "GB", kernel, None);
     }
+    report.row("conns.far_end", "bytes of the kernel's", vec![far], None);
     Ok(())
 }
 

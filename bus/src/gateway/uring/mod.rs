@@ -39,7 +39,7 @@ const SPARE: usize = 256;
 const COMPLETIONS: usize = 512;
 /// One receive buffer.
 const BUFFER: usize = 4096;
-/// From this size on TCP sends without copying. Measured: docs/benchmarks.md, "send_zc".
+/// From this size on TCP sends without copying. Not measured yet: `bench gateway` has the rows (`send_zc`).
 pub const ZERO_COPY_FROM: usize = 32 << 10;
 /// After running out of memory or descriptors, look again so often.
 const RETRY: Duration = Duration::from_secs(1);

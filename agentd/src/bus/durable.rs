@@ -325,12 +325,7 @@ impl Durable {
             ) => self.settle(store, stream, ticket, &offsets, how, id),
             (Persist::Drop { .. }, Some(id)) => {
                 lock(&self.streams).remove(&stream);
-                let done = move |outcome: Result<(), StreamError>| {
-                    if let Err(error) = outcome {
-                        tracing::error!("cannot drop the {stream}: {error}");
-                    }
-                };
-                store.drop_stream(id, Box::new(done));
+                drop_stream(store, stream, id);
             }
             (
                 Persist::Read {
@@ -399,7 +394,7 @@ impl Durable {
     }
 
     /// The first declaration of a stream has come to its end: what waited for it goes on, in order.
-    fn declared(self: &Arc<Self>, stream: &BusStream, id: Option<StreamId>) {
+    fn declared(self: &Arc<Self>, stream: &BusStream, mut id: Option<StreamId>) {
         let Some(store) = self.store.clone() else {
             return;
         };
@@ -420,8 +415,23 @@ impl Durable {
                 }
                 waiting
             };
-            for request in waiting {
-                self.carry_out_waiting(&*store, stream, request, id);
+            let mut waiting = waiting.into_iter();
+            while let Some(request) = waiting.next() {
+                match (request, id) {
+                    // Declared anew, after a drop or a failure: what is left waits for that.
+                    (Persist::Declare { ticket, spec, .. }, None) => {
+                        if let Some(Known::Declaring(later)) = lock(&self.streams).get_mut(stream) {
+                            let came = std::mem::take(later);
+                            later.extend(waiting.chain(came));
+                        }
+                        return self.declare(&*store, stream.clone(), ticket, spec, None);
+                    }
+                    (Persist::Drop { .. }, Some(gone)) => {
+                        id = None;
+                        drop_stream(&*store, stream.clone(), gone);
+                    }
+                    (request, id) => self.carry_out_waiting(&*store, stream, request, id),
+                }
             }
         }
     }
@@ -450,16 +460,15 @@ impl Durable {
             (Persist::Declare { ticket, spec, .. }, Some(id)) => {
                 self.declare(store, stream.clone(), ticket, spec, Some(id));
             }
-            (Persist::Append { ticket, .. } | Persist::Settle { ticket, .. }, None)
-            | (Persist::Declare { ticket, .. }, None) => {
+            (Persist::Append { ticket, .. } | Persist::Settle { ticket, .. }, None) => {
                 self.persisted(stream.uid, ticket, Err(unknown(stream)));
             }
             // A replay before the first message, or a queue that goes as it comes.
             (Persist::Read { ticket, .. }, _) => {
                 self.records(stream.uid, ticket, Ok((0, Vec::new())));
             }
-            (Persist::Drop { .. }, Some(id)) => store.drop_stream(id, Box::new(drop)),
-            (Persist::Drop { .. }, None) => {}
+            // Those of a stream that is there, and declarations of one that is not, are `declared`'s.
+            (Persist::Drop { .. }, _) | (Persist::Declare { .. }, None) => {}
         }
     }
 
@@ -616,6 +625,15 @@ fn replayed(stream: &BusStream, read: Result<Records, StreamError>) -> Read {
         }
     }
     Ok((read.next, list))
+}
+
+fn drop_stream(store: &dyn StreamStore, stream: BusStream, id: StreamId) {
+    let done = move |outcome: Result<(), StreamError>| {
+        if let Err(error) = outcome {
+            tracing::error!("cannot drop the {stream}: {error}");
+        }
+    };
+    store.drop_stream(id, Box::new(done));
 }
 
 fn unknown(stream: &BusStream) -> PersistError {

@@ -236,3 +236,27 @@ fn a_stream_that_was_dropped_is_gone_and_can_be_declared_again() {
     answers.sort_by_key(|answer| answer.0);
     assert_eq!(answers[1], (5, Ok(0)));
 }
+
+#[test]
+fn a_drop_that_waits_for_its_declaration_leaves_room_for_the_next() {
+    let home = tempfile::tempdir().unwrap();
+    let (durable, said) = over(home.path());
+    // The first declaration is still under way when all the others come.
+    durable.persist(vec![
+        declare(1),
+        append(2, &["a", "b"]),
+        Persist::Drop { stream: queue() },
+        append(3, &["nowhere"]),
+        declare(4),
+        append(5, &["c"]),
+    ]);
+    let mut answers: Vec<_> = (0..5).map(|_| persisted(&said)).collect();
+    answers.sort_by_key(|answer| answer.0);
+    assert!(answers[2].1.is_err(), "{:?}", answers[2]);
+    for nth in [0, 1, 3] {
+        assert!(answers[nth].1.is_ok(), "{:?}", answers[nth]);
+    }
+    assert_eq!(answers[4], (5, Ok(0)), "a stream of its own");
+    durable.persist(vec![append(6, &["d"])]);
+    assert_eq!(persisted(&said), (6, Ok(1)));
+}

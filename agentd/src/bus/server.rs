@@ -393,8 +393,10 @@ impl BusServer {
     /// The lanes and logs of `uid`'s agents, with the figures that their sides show.
     pub fn channels(&self, uid: u32) -> Vec<ChannelInfo> {
         let nth = place(uid, self.shared.channels.len());
-        let mut list = lock(&self.shared.channels[nth]).list(uid);
+        let channels = Arc::clone(&self.shared.channels[nth]);
+        // On the router's thread, which has told of everything that anybody has an answer to.
         self.shared.shards.of(uid).call(move |router, _, _| {
+            let mut list = lock(&channels).list(uid);
             for info in &mut list {
                 info.bulk_bytes = router.bulk_bytes(info.id);
             }

@@ -44,6 +44,8 @@ fn read_frame(stream: &mut (impl std::io::Read + ?Sized), decoder: &mut Decoder)
         }
         let mut bytes = [0; 4096];
         match stream.read(&mut bytes) {
+            // The work of a ring that this thread made is a signal to it, and a socket with a time-out doesn't restart.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return None,
             Ok(count) => decoder.feed(&bytes[..count]),
         }

@@ -84,6 +84,10 @@ impl Body {
 
     /// Until it is told to stop.
     pub fn run(mut self) {
+        // What it sleeps on with many routes is there before the first, while there are descriptors. Each route has bells.
+        if let Err(error) = self.waiter.poll_fd().map(|_| ()) {
+            self.host.cannot_wait(&error);
+        }
         let mut posts = Vec::new();
         let mut events = Vec::new();
         loop {

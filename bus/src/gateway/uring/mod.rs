@@ -39,7 +39,8 @@ const SPARE: usize = 256;
 const COMPLETIONS: usize = 512;
 /// One receive buffer.
 const BUFFER: usize = 4096;
-/// From this size on TCP sends without copying. Not measured yet: `bench gateway` has the rows (`send_zc`).
+/// From this size on TCP sends without copying. A quick run over loopback shows no gain (0.92 to 1.43 of a copy's
+/// time): `bench gateway` has the rows (`send_zc`), a network card is where it could pay.
 pub const ZERO_COPY_FROM: usize = 32 << 10;
 /// After running out of memory or descriptors, look again so often.
 const RETRY: Duration = Duration::from_secs(1);

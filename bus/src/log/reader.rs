@@ -498,8 +498,10 @@ impl<D: Words, C: Words> Reader<D, C> {
                 if !self.is_held() {
                     return Err(self.end(RecvError::CutOff, Status::QUEUE_FULL));
                 }
-                self.attached_at = self.data.load(at + 2, Ordering::Relaxed);
-                (self.data.load(at + 1, Ordering::Relaxed), self.attached_at)
+                let slots = self.data.load(at + 1, Ordering::Relaxed);
+                let messages = self.data.load(at + 2, Ordering::Relaxed);
+                self.attached_at = messages;
+                self.position(slots, messages)?
             }
         };
         (self.next, self.number) = (slots, messages);
@@ -539,12 +541,17 @@ impl<D: Words, C: Words> Reader<D, C> {
         if newest.is_none() && self.closer.status().is_some() {
             newest = Some(self.newest_of_the_dead());
         }
-        match newest {
-            Some((slots, messages)) if messages > slots || messages > NUMBER_MAX => {
-                Err(self.corrupt(RecvError::Position { messages, slots }))
-            }
-            other => Ok(other),
+        newest
+            .map(|(slots, messages)| self.position(slots, messages))
+            .transpose()
+    }
+
+    /// A place to begin at that the producer gave, if an honest one could have.
+    fn position(&self, slots: u64, messages: u64) -> Result<(u64, u64), RecvError> {
+        if messages > slots || messages > NUMBER_MAX {
+            return Err(self.corrupt(RecvError::Position { messages, slots }));
         }
+        Ok((slots, messages))
     }
 
     /// As [`Self::newest`], of a producer that was killed while it wrote: nothing changes any more. It had either

@@ -1,15 +1,16 @@
 //! The first word of a log's slot: which message it holds, and in what state.
 //!
 //! `(message number + 1) << 2`, with bit 0 set while the slot is being written and bit 1 in further slots of
-//! a message. 0: never written. Message numbers count from 0 and never wrap (2^62 messages outlast any
+//! a message. 0: never written. Message numbers count from 0 and never wrap (2^61 messages outlast any
 //! machine). A slot's sequence only ever grows, with one exception: the mark of a slot being written goes.
 
 #![forbid(unsafe_code)]
 
 const WRITING: u64 = 1;
 const FURTHER: u64 = 2;
-/// Larger message numbers are the work of a broken or hostile producer.
-pub const NUMBER_MAX: u64 = (u64::MAX >> 2) - 1;
+/// Where a reader begins, larger message numbers are the work of a broken or hostile producer. Half of what a
+/// sequence can hold: nobody gets from here to its end.
+pub const NUMBER_MAX: u64 = u64::MAX >> 3;
 
 /// A head slot that is committed.
 pub const fn committed(number: u64) -> u64 {

@@ -19,11 +19,29 @@ use super::tier::Outcome;
 use crate::child::{self, Child, outcome};
 use crate::workspace::{Metadata, cargo, root};
 
-/// How long libFuzzer looks for new inputs of one target.
-const SECONDS_EACH: u64 = 2;
+/// How libFuzzer looks for new inputs of one target.
+#[derive(Debug, Clone, Copy)]
+pub struct Search {
+    pub seconds: u64,
+    /// 0: another one each time.
+    pub seed: u32,
+}
+
+impl Search {
+    /// What everybody runs: about the same way each time, so that a commit is judged by what it changes.
+    pub const SMOKE: Search = Search {
+        seconds: 2,
+        seed: 1,
+    };
+
+    pub const fn afresh(seconds: u64) -> Search {
+        Search { seconds, seed: 0 }
+    }
+}
+
 /// A single input that takes longer hangs.
 const SECONDS_PER_INPUT: u64 = 20;
-/// A target that has not ended by then hangs outside of its inputs.
+/// A target that has not ended so long after its time hangs outside of its inputs.
 const WATCHDOG: Duration = Duration::from_secs(120);
 /// The only one that agentd runs on as yet. Naming it keeps the flags away from build scripts.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -33,7 +51,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=1 --cfg fuzzing";
 
-pub fn tier(scratch: &Path) -> Result<Outcome> {
+pub fn tier(scratch: &Path, search: Search) -> Result<Outcome> {
     let manifest = root().join("fuzz/Cargo.toml");
     let target = Metadata::of_members()?.target_directory.join("fuzz");
     let mut result = suites::run(
@@ -64,7 +82,7 @@ pub fn tier(scratch: &Path) -> Result<Outcome> {
             .env("RUSTFLAGS", FLAGS),
     )?;
     for name in targets()? {
-        match fuzz(&name, &target, scratch)? {
+        match fuzz(&name, &target, scratch, search)? {
             None => result.pass(),
             Some(failure) => result.fail(failure),
         }
@@ -144,7 +162,7 @@ fn targets() -> Result<Vec<String>> {
 }
 
 /// Fuzzes one target; the failure, if there is one.
-fn fuzz(name: &str, target: &Path, scratch: &Path) -> Result<Option<String>> {
+fn fuzz(name: &str, target: &Path, scratch: &Path, search: Search) -> Result<Option<String>> {
     let found = scratch.join("fuzz").join(name);
     let kept = target.join("artifacts").join(name);
     for directory in [&found, &kept] {
@@ -156,7 +174,8 @@ fn fuzz(name: &str, target: &Path, scratch: &Path) -> Result<Option<String>> {
     let output = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
     let mut command = Command::new(program);
     command
-        .arg(format!("-max_total_time={SECONDS_EACH}"))
+        .arg(format!("-max_total_time={}", search.seconds))
+        .arg(format!("-seed={}", search.seed))
         .arg(format!("-timeout={SECONDS_PER_INPUT}"))
         .arg("-rss_limit_mb=2048")
         .arg(format!("-artifact_prefix={}/", kept.display()))
@@ -166,7 +185,7 @@ fn fuzz(name: &str, target: &Path, scratch: &Path) -> Result<Option<String>> {
         .stdout(Stdio::null())
         .stderr(output);
     let mut child = Child::start(name, &mut command)?;
-    let ended = child.wait(WATCHDOG)?;
+    let ended = child.wait(WATCHDOG + Duration::from_secs(search.seconds))?;
     drop(child);
     let said = std::fs::read(&log).with_context(|| format!("read {}", log.display()))?;
     let said = String::from_utf8_lossy(&said);
@@ -179,7 +198,7 @@ fn fuzz(name: &str, target: &Path, scratch: &Path) -> Result<Option<String>> {
             return Ok(None);
         }
         Some(status) => outcome(status),
-        None => format!("did not end within {WATCHDOG:?}"),
+        None => format!("did not end within {WATCHDOG:?} of its time"),
     };
     eprint!("{said}");
     Ok(Some(format!(

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use self::fuzz::Search;
 use self::skips::Expected;
 pub use self::skips::Skip;
 pub use self::tier::{Outcome, Tier};
@@ -27,6 +28,9 @@ pub struct Args {
     /// Run only these tiers [default: all]
     #[arg(value_enum)]
     tiers: Vec<Tier>,
+    /// Look for new inputs of each fuzz target for so long, another way each time [default: 2, always the same way]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    fuzz_seconds: Option<u64>,
 }
 
 /// Which skips fail the run.
@@ -49,6 +53,7 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
         .context("make a scratch directory")?;
     needs::install_missing()?;
 
+    let search = args.fuzz_seconds.map_or(Search::SMOKE, Search::afresh);
     let mut total = Outcome::default();
     let mut lines = Vec::new();
     for tier in Tier::ALL {
@@ -56,7 +61,7 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
             continue;
         }
         eprintln!("== tier {}", tier.name());
-        let outcome = run(tier, scratch.path())?;
+        let outcome = run(tier, scratch.path(), search)?;
         let line = outcome.line(tier);
         eprintln!("== {line}");
         lines.push(line);
@@ -73,12 +78,12 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
     Ok(report(&lines, &total, &expected))
 }
 
-fn run(tier: Tier, scratch: &std::path::Path) -> Result<Outcome> {
+fn run(tier: Tier, scratch: &std::path::Path, search: Search) -> Result<Outcome> {
     let ran = match tier {
         Tier::Checks => crate::checks::all(),
         Tier::Unit => suites::unit(scratch),
         Tier::Model => suites::model(scratch),
-        Tier::Fuzz => fuzz::tier(scratch),
+        Tier::Fuzz => fuzz::tier(scratch, search),
         Tier::Integration => suites::integration(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Crash => crate::bench::crash::tier(),

@@ -9,17 +9,19 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
+use super::orders::Orders;
 use super::outbox::Outbox;
+use super::slab::Slab;
 use super::transport::{
-    Command, Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin,
-    Transport, TransportError, TransportKind, TransportLimits, Waker,
+    Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin, Transport,
+    TransportError, TransportKind, TransportLimits, Waker, is_unix,
 };
 
 /// Events taken from the kernel in one call.
@@ -39,18 +41,11 @@ struct Conn {
     fd: OwnedFd,
     outbox: Outbox,
     reading: bool,
-    draining: bool,
     dirty: bool,
     /// What epoll watches; `None`: not registered, because a peer that has hung up is reported without end.
     watched: Option<epoll::EventFlags>,
     /// When a peer that takes nothing is given up.
     stalls_at: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    conn: Option<Conn>,
 }
 
 #[derive(Debug)]
@@ -66,12 +61,10 @@ pub struct Epoll {
     waker: Waker,
     limits: TransportLimits,
     listeners: Vec<Listener>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    open: usize,
+    conns: Slab<Conn>,
     /// Have something to send.
     dirty: VecDeque<ConnKey>,
-    stalls: BTreeSet<(Instant, u32)>,
+    stalls: BTreeSet<(Instant, ConnKey)>,
     retry_at: Option<Instant>,
     reserve: Option<OwnedFd>,
     scratch: Vec<u8>,
@@ -82,7 +75,7 @@ pub struct Epoll {
 impl std::fmt::Debug for Epoll {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Epoll")
-            .field("open", &self.open)
+            .field("open", &self.conns.len())
             .field("counters", &self.counters)
             .finish_non_exhaustive()
     }
@@ -114,9 +107,7 @@ impl Epoll {
             waker,
             limits,
             listeners: Vec::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            open: 0,
+            conns: Slab::default(),
             dirty: VecDeque::new(),
             stalls: BTreeSet::new(),
             retry_at: None,
@@ -127,80 +118,10 @@ impl Epoll {
         })
     }
 
-    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        let slot = self.slots.get_mut(key.slot as usize)?;
-        if slot.generation == key.generation {
-            slot.conn.as_mut()
-        } else {
-            None
-        }
-    }
-
-    /// Hands one event over and queues what the handler wants done.
-    fn tell(&mut self, event: Event<'_>, handler: &mut dyn Handler) {
-        let mut commands = std::mem::take(&mut self.commands);
-        handler.event(event, &mut commands);
-        self.commands = commands;
-        self.obey(handler);
-    }
-
-    fn obey(&mut self, handler: &mut dyn Handler) {
-        // A close makes an event, which may make commands: taken in order, without recursion deeper than that.
-        let mut commands = std::mem::take(&mut self.commands);
-        for command in commands.drain(..) {
-            match command {
-                Command::Send { conn: key, bytes } => {
-                    if let Some(conn) = self.conn(key)
-                        && !conn.draining
-                    {
-                        conn.outbox.push(bytes);
-                        self.mark_dirty(key);
-                    }
-                }
-                Command::Pause { conn } => self.set_reading(conn, false, handler),
-                Command::Resume { conn } => self.set_reading(conn, true, handler),
-                Command::Drain { conn: key } => {
-                    self.set_reading(key, false, handler);
-                    if let Some(conn) = self.conn(key) {
-                        conn.draining = true;
-                        self.mark_dirty(key);
-                    }
-                }
-                Command::Close { conn } => self.end(conn, Ended::Asked, handler),
-            }
-        }
-        if self.commands.is_empty() {
-            self.commands = commands;
-        }
-    }
-
-    fn mark_dirty(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn(key)
-            && !std::mem::replace(&mut conn.dirty, true)
-        {
-            self.dirty.push_back(key);
-        }
-    }
-
-    fn set_reading(&mut self, key: ConnKey, reading: bool, handler: &mut dyn Handler) {
-        if let Some(conn) = self.conn(key)
-            && !conn.draining
-            && conn.reading != reading
-        {
-            conn.reading = reading;
-            self.watch(key, handler);
-        }
-    }
-
     /// Brings what epoll watches in line with what the connection wants.
     fn watch(&mut self, key: ConnKey, handler: &mut dyn Handler) {
         let epoll = &self.epoll;
-        let Some(conn) = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-            .and_then(|slot| slot.conn.as_mut())
-        else {
+        let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
         let mut wanted = epoll::EventFlags::empty();
@@ -226,31 +147,6 @@ impl Epoll {
         }
     }
 
-    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
-        let Some(slot) = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-        else {
-            return;
-        };
-        let Some(conn) = slot.conn.take() else {
-            return;
-        };
-        slot.generation = ConnKey::next_generation(slot.generation);
-        if let Some(at) = conn.stalls_at {
-            self.stalls.remove(&(at, key.slot));
-        }
-        // Closing takes it out of epoll too.
-        self.counters.syscalls += 1;
-        drop(conn);
-        self.free.push(key.slot);
-        self.open -= 1;
-        self.counters.closed += 1;
-        self.resume_listeners(handler);
-        self.tell(Event::Closed { conn: key, how }, handler);
-    }
-
     fn pause_listener(&mut self, at: usize, state: Listening, handler: &mut dyn Handler) {
         let listener = &mut self.listeners[at];
         if std::mem::replace(&mut listener.paused, true) {
@@ -265,7 +161,7 @@ impl Epoll {
     }
 
     fn resume_listeners(&mut self, handler: &mut dyn Handler) {
-        if self.retry_at.is_none() || self.open >= self.limits.connections {
+        if self.retry_at.is_none() || self.conns.len() >= self.limits.connections {
             return;
         }
         self.retry_at = None;
@@ -289,7 +185,7 @@ impl Epoll {
 
     fn accept(&mut self, at: usize, handler: &mut dyn Handler) {
         for _ in 0..ACCEPTS {
-            if self.open >= self.limits.connections {
+            if self.conns.len() >= self.limits.connections {
                 let limit = self.limits.connections;
                 return self.pause_listener(at, Listening::Full { limit }, handler);
             }
@@ -309,20 +205,12 @@ impl Epoll {
             };
             let origin = if listener.unix {
                 self.counters.syscalls += 1;
-                match rustix::net::sockopt::socket_peercred(&fd) {
-                    Ok(who) => Origin::Unix {
-                        uid: who.uid.as_raw(),
-                        gid: who.gid.as_raw(),
-                        pid: who.pid.as_raw_nonzero().get(),
-                    },
-                    Err(_) => continue,
-                }
+                Origin::of_unix(fd.as_fd())
             } else {
-                match from.and_then(|from| from.try_into().ok()) {
-                    Some(address) => Origin::Tcp(address),
-                    None => continue,
-                }
+                Origin::of_tcp(from)
             };
+            // Gone already.
+            let Ok(origin) = origin else { continue };
             let Some(conn) = self.add(fd) else { continue };
             let listener = ListenerId(at as u16);
             self.tell(
@@ -337,28 +225,22 @@ impl Epoll {
     }
 
     fn add(&mut self, fd: OwnedFd) -> Option<ConnKey> {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
-        });
-        let generation = self.slots[slot as usize].generation;
-        let key = ConnKey { slot, generation };
-        self.counters.syscalls += 1;
-        let data = epoll::EventData::new_u64(key.token());
-        if epoll::add(&self.epoll, &fd, data, epoll::EventFlags::IN).is_err() {
-            self.free.push(slot);
-            return None;
-        }
-        self.slots[slot as usize].conn = Some(Conn {
+        let watched = epoll::EventFlags::IN;
+        let key = self.conns.insert(Conn {
             fd,
             outbox: Outbox::default(),
             reading: true,
-            draining: false,
             dirty: false,
-            watched: Some(epoll::EventFlags::IN),
+            watched: Some(watched),
             stalls_at: None,
         });
-        self.open += 1;
+        self.counters.syscalls += 1;
+        let data = epoll::EventData::new_u64(key.token());
+        let conn = self.conns.get(key)?;
+        if epoll::add(&self.epoll, &conn.fd, data, watched).is_err() {
+            self.conns.remove(key);
+            return None;
+        }
         self.counters.accepted += 1;
         Some(key)
     }
@@ -378,7 +260,7 @@ impl Epoll {
 
     fn read(&mut self, key: ConnKey, handler: &mut dyn Handler) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let Some(conn) = self.conn(key) else {
+        let Some(conn) = self.conns.get(key) else {
             self.scratch = scratch;
             return;
         };
@@ -400,12 +282,7 @@ impl Epoll {
     /// Sends what waits on one connection, as far as its socket takes it.
     fn flush(&mut self, key: ConnKey, handler: &mut dyn Handler) {
         let stall = self.limits.stall;
-        let Some(conn) = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-            .and_then(|slot| slot.conn.as_mut())
-        else {
+        let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
         conn.dirty = false;
@@ -428,18 +305,18 @@ impl Epoll {
         }
         self.counters.sent_bytes += moved as u64;
         let waiting = conn.outbox.waiting();
-        let draining = conn.draining;
+        let drained = conn.outbox.is_drained();
         if (moved > 0 || !blocked)
             && let Some(at) = conn.stalls_at.take()
         {
-            self.stalls.remove(&(at, key.slot));
+            self.stalls.remove(&(at, key));
         }
         if blocked && conn.stalls_at.is_none() {
             let at = Instant::now() + stall;
             conn.stalls_at = Some(at);
-            self.stalls.insert((at, key.slot));
+            self.stalls.insert((at, key));
         }
-        if waiting == 0 && draining {
+        if drained {
             return self.end(key, Ended::Asked, handler);
         }
         self.watch(key, handler);
@@ -463,18 +340,13 @@ impl Epoll {
             return;
         }
         let now = Instant::now();
-        while let Some(&(at, slot)) = self.stalls.first() {
+        while let Some(&(at, key)) = self.stalls.first() {
             if at > now {
                 break;
             }
             self.stalls.pop_first();
-            let generation = self.slots[slot as usize].generation;
             let seconds = self.limits.stall.as_secs() as u32;
-            self.end(
-                ConnKey { slot, generation },
-                Ended::Stalled { seconds },
-                handler,
-            );
+            self.end(key, Ended::Stalled { seconds }, handler);
         }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.resume_listeners(handler);
@@ -484,10 +356,8 @@ impl Epoll {
     fn dispatch(&mut self, token: u64, flags: epoll::EventFlags, handler: &mut dyn Handler) {
         let key = ConnKey::from_token(token);
         if key.slot == NO_CONN && key.generation == WAKER {
-            let mut count = [0; 8];
             self.counters.syscalls += 1;
-            // Nothing there: another wake-up came with the last one.
-            rustix::io::read(self.waker.fd(), &mut count).unwrap_or_default();
+            self.waker.clear();
             return self.tell(Event::Woken, handler);
         }
         if key.slot == NO_CONN {
@@ -498,17 +368,12 @@ impl Epoll {
         }
         let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
         let epoll = &self.epoll;
-        let Some(conn) = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-            .and_then(|slot| slot.conn.as_mut())
-        else {
+        let Some(conn) = self.conns.get_mut(key) else {
             return;
         };
         if conn.reading && (hung_up || flags.contains(epoll::EventFlags::IN)) {
             self.read(key, handler);
-        } else if hung_up && conn.draining {
+        } else if hung_up && conn.outbox.is_draining() {
             self.end(key, Ended::Reset, handler);
         } else if hung_up && conn.watched.take().is_some() {
             // Told again when it is read from again.
@@ -522,9 +387,46 @@ fn token(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Whether a listening socket is AF_UNIX.
-pub(super) fn is_unix(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::net::getsockname(socket)?.address_family() == AddressFamily::UNIX)
+impl Orders for Epoll {
+    fn commands(&mut self) -> &mut Commands {
+        &mut self.commands
+    }
+
+    fn outbox(&mut self, key: ConnKey) -> Option<&mut Outbox> {
+        Some(&mut self.conns.get_mut(key)?.outbox)
+    }
+
+    fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !std::mem::replace(&mut conn.dirty, true)
+        {
+            self.dirty.push_back(key);
+        }
+    }
+
+    fn set_reading(&mut self, key: ConnKey, reading: bool, handler: &mut dyn Handler) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && conn.reading != reading
+        {
+            conn.reading = reading;
+            self.watch(key, handler);
+        }
+    }
+
+    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
+        let Some(conn) = self.conns.remove(key) else {
+            return;
+        };
+        if let Some(at) = conn.stalls_at {
+            self.stalls.remove(&(at, key));
+        }
+        // Closing takes it out of epoll too.
+        self.counters.syscalls += 1;
+        drop(conn);
+        self.counters.closed += 1;
+        self.resume_listeners(handler);
+        self.tell(Event::Closed { conn: key, how }, handler);
+    }
 }
 
 impl Transport for Epoll {
@@ -596,7 +498,7 @@ impl Transport for Epoll {
     }
 
     fn connections(&self) -> usize {
-        self.open
+        self.conns.len()
     }
 
     fn counters(&self) -> Counters {

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::orders::Orders;
 use super::outbox::Outbox;
+use super::slab::Slab;
 use super::transport::{
-    Command, Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin,
-    Transport, TransportError, TransportKind, TransportLimits, Waker,
+    Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin, Transport,
+    TransportError, TransportKind, TransportLimits, Waker,
 };
 
 /// Bytes of one buffer of a registered region.
@@ -268,15 +270,8 @@ struct Conn {
     pair: Pair,
     outbox: Outbox,
     reading: bool,
-    draining: bool,
     /// When a peer that posts no buffers for what waits is given up.
     stalls_at: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    conn: Option<Conn>,
 }
 
 /// See the module's documentation.
@@ -287,11 +282,9 @@ pub struct Loopback {
     /// The completion channel: what wakes the transport for the fabric.
     channel: Waker,
     limits: TransportLimits,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    conns: Slab<Conn>,
     by_pair: BTreeMap<Pair, ConnKey>,
     dirty: BTreeSet<ConnKey>,
-    open: usize,
     full: bool,
     commands: Commands,
     counters: Counters,
@@ -316,101 +309,18 @@ impl Loopback {
             waker: waker()?,
             channel,
             limits,
-            slots: Vec::new(),
-            free: Vec::new(),
+            conns: Slab::default(),
             by_pair: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            open: 0,
             full: false,
             commands: Vec::new(),
             counters: Counters::default(),
         })
     }
 
-    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        let slot = self.slots.get_mut(key.slot as usize)?;
-        if slot.generation == key.generation {
-            slot.conn.as_mut()
-        } else {
-            None
-        }
-    }
-
-    fn tell(&mut self, event: Event<'_>, handler: &mut dyn Handler) {
-        let mut commands = std::mem::take(&mut self.commands);
-        handler.event(event, &mut commands);
-        self.commands = commands;
-        self.obey(handler);
-    }
-
-    fn obey(&mut self, handler: &mut dyn Handler) {
-        for command in std::mem::take(&mut self.commands) {
-            match command {
-                Command::Send { conn: key, bytes } => {
-                    if let Some(conn) = self.conn(key)
-                        && !conn.draining
-                    {
-                        conn.outbox.push(bytes);
-                        self.dirty.insert(key);
-                    }
-                }
-                Command::Pause { conn } => self.set_reading(conn, false),
-                Command::Resume { conn } => self.set_reading(conn, true),
-                Command::Drain { conn: key } => {
-                    self.set_reading(key, false);
-                    if let Some(conn) = self.conn(key) {
-                        conn.draining = true;
-                        self.dirty.insert(key);
-                    }
-                }
-                Command::Close { conn } => self.end(conn, Ended::Asked, handler),
-            }
-        }
-    }
-
-    fn set_reading(&mut self, key: ConnKey, reading: bool) {
-        let Some(conn) = self.conn(key) else { return };
-        if conn.draining {
-            return;
-        }
-        conn.reading = reading;
-        let pair = conn.pair;
-        let mut state = self.fabric.lock();
-        if reading {
-            if let Some(ends) = state.pairs.get_mut(&pair) {
-                ends[SERVER].post_receives();
-            }
-            state.match_up(pair);
-            state.ready.insert(pair);
-        }
-    }
-
-    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
-        let Some(slot) = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-        else {
-            return;
-        };
-        let Some(conn) = slot.conn.take() else { return };
-        slot.generation = ConnKey::next_generation(slot.generation);
-        self.free.push(key.slot);
-        self.by_pair.remove(&conn.pair);
-        self.dirty.remove(&key);
-        self.fabric.lock().leave(conn.pair, SERVER);
-        self.open -= 1;
-        self.counters.closed += 1;
-        if std::mem::take(&mut self.full) {
-            let (listener, state) = (ListenerId(0), Listening::Resumed);
-            self.tell(Event::Listening { listener, state }, handler);
-        }
-        self.tell(Event::Closed { conn: key, how }, handler);
-    }
-
     fn accept(&mut self, handler: &mut dyn Handler) {
         loop {
-            if self.open >= self.limits.connections {
+            if self.conns.len() >= self.limits.connections {
                 if !self.full && !self.fabric.lock().dialled.is_empty() {
                     self.full = true;
                     let limit = self.limits.connections;
@@ -422,22 +332,13 @@ impl Loopback {
             let Some(pair) = self.fabric.lock().dialled.pop_front() else {
                 return;
             };
-            let slot = self.free.pop().unwrap_or_else(|| {
-                self.slots.push(Slot::default());
-                (self.slots.len() - 1) as u32
-            });
-            let entry = &mut self.slots[slot as usize];
-            let generation = entry.generation;
-            entry.conn = Some(Conn {
+            let conn = self.conns.insert(Conn {
                 pair,
                 outbox: Outbox::default(),
                 reading: true,
-                draining: false,
                 stalls_at: None,
             });
-            let conn = ConnKey { slot, generation };
             self.by_pair.insert(pair, conn);
-            self.open += 1;
             self.counters.accepted += 1;
             let (listener, origin) = (ListenerId(0), Origin::Memory);
             self.tell(
@@ -448,8 +349,8 @@ impl Loopback {
                 },
                 handler,
             );
-            if self.conn(conn).is_some_and(|conn| conn.reading) {
-                self.set_reading(conn, true);
+            if self.conns.get(conn).is_some_and(|conn| conn.reading) {
+                self.set_reading(conn, true, handler);
             }
         }
     }
@@ -460,7 +361,7 @@ impl Loopback {
             return;
         };
         for _ in 0..self.limits.read_budget.div_ceil(BUFFER) {
-            let Some(reading) = self.conn(key).map(|conn| conn.reading) else {
+            let Some(reading) = self.conns.get(key).map(|conn| conn.reading) else {
                 return;
             };
             let mut state = self.fabric.lock();
@@ -483,8 +384,8 @@ impl Loopback {
                 Completion::Flushed => {
                     drop(state);
                     // What it sent before is read first, if somebody reads.
-                    let draining = self.conn(key).is_some_and(|conn| conn.draining);
-                    if draining {
+                    let outbox = self.outbox(key);
+                    if outbox.is_some_and(|outbox| outbox.is_draining()) {
                         return self.end(key, Ended::Reset, handler);
                     }
                 }
@@ -510,7 +411,9 @@ impl Loopback {
     fn flush(&mut self, key: ConnKey, handler: &mut dyn Handler) {
         let stall = self.limits.stall;
         let fabric = self.fabric.clone();
-        let Some(conn) = self.conn(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
         let mut state = fabric.lock();
         let Some(ends) = state.pairs.get_mut(&conn.pair) else {
             return;
@@ -525,7 +428,7 @@ impl Loopback {
             moved += taken;
         }
         let waiting = conn.outbox.waiting();
-        let done = waiting == 0 && conn.draining;
+        let done = conn.outbox.is_drained();
         if done {
             ends[SERVER].post_end();
         }
@@ -550,19 +453,60 @@ impl Loopback {
     fn expire(&mut self, handler: &mut dyn Handler) {
         let now = Instant::now();
         let late: Vec<ConnKey> = self
-            .by_pair
-            .values()
-            .copied()
-            .filter(|key| {
-                let conn = self.slots[key.slot as usize].conn.as_ref();
-                conn.and_then(|conn| conn.stalls_at)
-                    .is_some_and(|at| at <= now)
-            })
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.stalls_at.is_some_and(|at| at <= now))
+            .map(|(key, _)| key)
             .collect();
         for key in late {
             let seconds = self.limits.stall.as_secs() as u32;
             self.end(key, Ended::Stalled { seconds }, handler);
         }
+    }
+}
+
+impl Orders for Loopback {
+    fn commands(&mut self) -> &mut Commands {
+        &mut self.commands
+    }
+
+    fn outbox(&mut self, key: ConnKey) -> Option<&mut Outbox> {
+        Some(&mut self.conns.get_mut(key)?.outbox)
+    }
+
+    fn mark_dirty(&mut self, key: ConnKey) {
+        self.dirty.insert(key);
+    }
+
+    fn set_reading(&mut self, key: ConnKey, reading: bool, _: &mut dyn Handler) {
+        let Some(conn) = self.conns.get_mut(key) else {
+            return;
+        };
+        conn.reading = reading;
+        let pair = conn.pair;
+        let mut state = self.fabric.lock();
+        if reading {
+            if let Some(ends) = state.pairs.get_mut(&pair) {
+                ends[SERVER].post_receives();
+            }
+            state.match_up(pair);
+            state.ready.insert(pair);
+        }
+    }
+
+    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
+        let Some(conn) = self.conns.remove(key) else {
+            return;
+        };
+        self.by_pair.remove(&conn.pair);
+        self.dirty.remove(&key);
+        self.fabric.lock().leave(conn.pair, SERVER);
+        self.counters.closed += 1;
+        if std::mem::take(&mut self.full) {
+            let (listener, state) = (ListenerId(0), Listening::Resumed);
+            self.tell(Event::Listening { listener, state }, handler);
+        }
+        self.tell(Event::Closed { conn: key, how }, handler);
     }
 }
 
@@ -596,11 +540,8 @@ impl Transport for Loopback {
             !state.ready.is_empty() || (!state.dialled.is_empty() && !self.full)
         };
         let now = Instant::now();
-        let due = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.conn.as_ref()?.stalls_at)
-            .min();
+        let due = self.conns.iter().filter_map(|(_, conn)| conn.stalls_at);
+        let due = due.min();
         let due = due.map(|at| at.saturating_duration_since(now));
         let wait = if busy || !self.dirty.is_empty() {
             Some(Duration::ZERO)
@@ -621,12 +562,11 @@ impl Transport for Loopback {
             Err(errno) => return Err(fault("poll", errno.into())),
         }
         let [woken, completions] = fds.map(|fd| !fd.revents().is_empty());
-        let mut count = [0; 8];
         if completions {
-            rustix::io::read(self.channel.fd(), &mut count).unwrap_or_default();
+            self.channel.clear();
         }
         if woken {
-            rustix::io::read(self.waker.fd(), &mut count).unwrap_or_default();
+            self.waker.clear();
             self.tell(Event::Woken, handler);
         }
         self.accept(handler);
@@ -646,7 +586,7 @@ impl Transport for Loopback {
     }
 
     fn connections(&self) -> usize {
-        self.open
+        self.conns.len()
     }
 
     fn counters(&self) -> Counters {

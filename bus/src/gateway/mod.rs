@@ -18,9 +18,11 @@ pub mod ending;
 pub mod epoll;
 pub mod interop;
 pub mod loopback;
+mod orders;
 mod outbox;
 pub mod select;
 pub mod shard;
+mod slab;
 pub mod stream;
 #[cfg(test)]
 mod tests;

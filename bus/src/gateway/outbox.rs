@@ -15,6 +15,7 @@ pub(super) struct Outbox {
     waiting: usize,
     /// The kernel holds the first buffer: nothing may be appended to it.
     held: bool,
+    draining: bool,
 }
 
 impl Outbox {
@@ -30,6 +31,20 @@ impl Outbox {
             }
             _ => self.buffers.push_back(bytes),
         }
+    }
+
+    /// Nothing is put in any more; the connection closes when all is sent.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// All is sent, and nothing will be put in.
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.waiting == 0
     }
 
     /// Bytes not yet sent.

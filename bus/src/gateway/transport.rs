@@ -10,9 +10,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrAny};
 
 /// Names a connection of one transport. The generation makes a stale key harmless after the slot was reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +66,30 @@ pub enum Origin {
     Memory,
 }
 
+impl Origin {
+    /// Who made this AF_UNIX connection.
+    #[doc(alias = "SO_PEERCRED")]
+    pub(super) fn of_unix(socket: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let who = rustix::net::sockopt::socket_peercred(socket)?;
+        Ok(Self::Unix {
+            uid: who.uid.as_raw(),
+            gid: who.gid.as_raw(),
+            pid: who.pid.as_raw_nonzero().get(),
+        })
+    }
+
+    /// From which address this TCP connection comes.
+    pub(super) fn of_tcp(from: Option<SocketAddrAny>) -> Result<Self, Errno> {
+        let from = from.and_then(|from| from.try_into().ok());
+        from.map(Self::Tcp).ok_or(Errno::NOTCONN)
+    }
+}
+
+/// Whether a listening socket is AF_UNIX.
+pub(super) fn is_unix(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::net::getsockname(socket)?.address_family() == AddressFamily::UNIX)
+}
+
 /// How a connection ended, as far as a transport can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
@@ -78,12 +105,11 @@ pub enum Ended {
     #[error("the peer took no bytes for {seconds} s while some waited for it")]
     Stalled { seconds: u32 },
     #[error("socket: {0}")]
-    Io(rustix::io::Errno),
+    Io(Errno),
 }
 
 impl Ended {
-    pub(super) fn from_errno(errno: rustix::io::Errno) -> Self {
-        use rustix::io::Errno;
+    pub(super) fn from_errno(errno: Errno) -> Self {
         match errno {
             Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED => Self::Reset,
             Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH => Self::Unreachable,
@@ -97,7 +123,7 @@ impl Ended {
 pub enum Listening {
     /// No descriptor or no memory for one more. Taken up again when a connection ends.
     Paused {
-        errno: rustix::io::Errno,
+        errno: Errno,
     },
     /// The transport's own limit is reached.
     Full {
@@ -210,7 +236,7 @@ pub struct Waker {
 }
 
 impl Waker {
-    pub(super) fn new() -> Result<Self, rustix::io::Errno> {
+    pub(super) fn new() -> Result<Self, Errno> {
         use rustix::event::{EventfdFlags, eventfd};
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
@@ -226,6 +252,13 @@ impl Waker {
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.eventfd
+    }
+
+    /// Takes note of all wake-ups so far.
+    pub(super) fn clear(&self) {
+        let mut count = [0; 8];
+        // Nothing there: another wake-up came with the last one.
+        rustix::io::read(&self.eventfd, &mut count).unwrap_or_default();
     }
 }
 

@@ -9,43 +9,43 @@
 //! ends the connection when the peer takes nothing. Large buffers on TCP go out with `send_zc` and stay where they are
 //! until the kernel says that it is done with them.
 //!
-//! A connection that ends has its operations cancelled; its slot is free when the last of them is back. See `ring` for
-//! what a ring may do at all. Made on any thread, bound to the one of the first [`Transport::turn`].
+//! A connection that ends has its operations cancelled; its slot is free when the last of them is back. Read on: `accept`,
+//! `receive`, `send`, `lifecycle`; `ring` for what a ring may do at all. Made on any thread, bound to the one of the first [`Transport::turn`].
 
+mod accept;
 mod buffers;
+mod conn;
+mod lifecycle;
+mod receive;
 mod ring;
+mod send;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
 
+use self::accept::Listener;
 use self::buffers::BufferRing;
+use self::conn::Conn;
+use self::receive::BUFFER;
 pub use self::ring::UringUnavailable;
-use super::epoll::is_unix;
-use super::outbox::Outbox;
+pub use self::send::ZERO_COPY_FROM;
+use super::orders::Orders;
+use super::slab::Slab;
 use super::transport::{
-    Command, Commands, ConnKey, Counters, Ended, Event, Handler, ListenerId, Listening, Origin,
-    Transport, TransportError, TransportKind, TransportLimits, Waker,
+    Commands, ConnKey, Counters, Event, Handler, ListenerId, Transport, TransportError,
+    TransportKind, TransportLimits, Waker, is_unix,
 };
 
 /// Direct descriptors beyond the limit: what the kernel accepts before it hears that it should not.
 const SPARE: usize = 256;
 /// Completions handled before the queue of submissions goes to the kernel again.
 const COMPLETIONS: usize = 512;
-/// One receive buffer.
-const BUFFER: usize = 4096;
-/// From this size on TCP sends without copying. A quick run over loopback shows no gain (0.92 to 1.43 of a copy's
-/// time): `bench gateway` has the rows (`send_zc`), a network card is where it could pay.
-pub const ZERO_COPY_FROM: usize = 32 << 10;
-/// After running out of memory or descriptors, look again so often.
-const RETRY: Duration = Duration::from_secs(1);
-const MSG: i32 = libc::MSG_NOSIGNAL;
-
 /// What a completion is about; the top byte of its user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -91,84 +91,15 @@ impl Op {
     }
 }
 
-#[derive(Debug)]
-struct Conn {
-    outbox: Outbox,
-    listener: u16,
-    /// The handler knows of it.
-    told: bool,
-    ended: bool,
-    /// Its descriptor is being given up.
-    closing: bool,
-    reading: bool,
-    draining: bool,
-    dirty: bool,
-    receiving: bool,
-    /// The receive operation has been told to stop.
-    stopping: bool,
-    /// Receives one buffer at a time until so many in a row were half empty: what sends more than its share would
-    /// otherwise fill the completion queue ahead of everyone else.
-    heavy: u8,
-    /// What it has received in which turn.
-    turn: u64,
-    turn_bytes: usize,
-    sending: bool,
-    /// The socket was full: the next send waits, under a time-out.
-    blocked: bool,
-    /// Result of a `send_zc` whose buffer is still in use.
-    zero_copied: i32,
-    /// When a peer that keeps a `send_zc`'s buffer in use is given up. `Some` while a notification is awaited.
-    notified_by: Option<Instant>,
-    /// Operations that will still complete.
-    in_flight: u32,
-}
-
-/// Buffers in a row that are at most half full until a connection is no longer taken for a flood.
-const CALM: u8 = 16;
-
-impl Conn {
-    /// Accounts for what was received in this turn, and tells a flood from others by it.
-    fn share(&mut self, turn: u64, count: usize, budget: usize) {
-        if self.turn != turn {
-            (self.turn, self.turn_bytes) = (turn, 0);
-        }
-        self.turn_bytes += count;
-        if self.turn_bytes > budget || (self.heavy > 0 && count > BUFFER / 2) {
-            self.heavy = CALM;
-        } else {
-            self.heavy = self.heavy.saturating_sub(1);
-        }
-    }
-
-    /// Operations that a cancellation brings back; the notification of a `send_zc` comes when its bytes have arrived.
-    fn is_busy(&self) -> bool {
-        self.in_flight > u32::from(self.notified_by.is_some())
-    }
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    conn: Option<Box<Conn>>,
-}
-
-#[derive(Debug)]
-struct Listener {
-    fd: OwnedFd,
-    unix: bool,
-    armed: bool,
-    paused: bool,
-}
-
 /// What the kernel may still write to or read from while requests are in flight.
 #[derive(Debug)]
 struct Shared {
     buffers: BufferRing,
     /// What the waker's counter is read into.
     woken: Box<u64>,
-    slots: Vec<Slot>,
+    conns: Slab<Conn>,
     /// Closed, but the network still reads from a buffer of theirs.
-    lingering: BTreeMap<ConnKey, Box<Conn>>,
+    lingering: BTreeMap<ConnKey, Conn>,
 }
 
 /// See the module's documentation.
@@ -245,7 +176,7 @@ impl Uring {
             shared: ManuallyDrop::new(Shared {
                 buffers,
                 woken: Box::new(0),
-                slots: Vec::new(),
+                conns: Slab::default(),
                 lingering: BTreeMap::new(),
             }),
             enabled: false,
@@ -273,17 +204,6 @@ impl Uring {
     pub fn zero_copy_from(mut self, bytes: usize) -> Self {
         self.zero_copy_from = bytes;
         self
-    }
-
-    fn conn(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        let slot = self.shared.slots.get_mut(key.slot as usize)?;
-        let conn = slot.conn.as_deref_mut()?;
-        (slot.generation == key.generation).then_some(conn)
-    }
-
-    /// Of those that the handler may still speak of.
-    fn live(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        self.conn(key).filter(|conn| conn.told && !conn.ended)
     }
 
     /// Queues operations; several are linked and go in one batch.
@@ -330,458 +250,6 @@ impl Uring {
         self.push(&[entry]);
     }
 
-    fn tell(&mut self, event: Event<'_>, handler: &mut dyn Handler) {
-        let mut commands = std::mem::take(&mut self.commands);
-        handler.event(event, &mut commands);
-        self.commands = commands;
-        self.obey(handler);
-    }
-
-    fn obey(&mut self, handler: &mut dyn Handler) {
-        let mut commands = std::mem::take(&mut self.commands);
-        for command in commands.drain(..) {
-            match command {
-                Command::Send { conn: key, bytes } => {
-                    if let Some(conn) = self.live(key)
-                        && !conn.draining
-                    {
-                        conn.outbox.push(bytes);
-                        self.mark_dirty(key);
-                    }
-                }
-                Command::Pause { conn } => self.set_reading(conn, false),
-                Command::Resume { conn } => self.set_reading(conn, true),
-                Command::Drain { conn: key } => {
-                    self.set_reading(key, false);
-                    if let Some(conn) = self.live(key) {
-                        conn.draining = true;
-                        self.mark_dirty(key);
-                    }
-                }
-                Command::Close { conn } => {
-                    if self.live(conn).is_some() {
-                        self.end(conn, Ended::Asked, handler);
-                    }
-                }
-            }
-        }
-        if self.commands.is_empty() {
-            self.commands = commands;
-        }
-    }
-
-    fn mark_dirty(&mut self, key: ConnKey) {
-        if let Some(conn) = self.conn(key)
-            && !std::mem::replace(&mut conn.dirty, true)
-        {
-            self.dirty.push_back(key);
-        }
-    }
-
-    fn set_reading(&mut self, key: ConnKey, reading: bool) {
-        if let Some(conn) = self.live(key)
-            && !conn.draining
-        {
-            conn.reading = reading;
-            self.steer(key);
-        }
-    }
-
-    /// Arms or stops receiving, as the connection wants it.
-    fn steer(&mut self, key: ConnKey) {
-        let Some(conn) = self.conn(key) else { return };
-        let wanted = conn.reading && !conn.ended;
-        let entry = if wanted && !conn.receiving {
-            conn.receiving = true;
-            let fd = Fixed(key.slot);
-            let entry = if conn.heavy > 0 {
-                opcode::Recv::new(fd, std::ptr::null_mut(), BUFFER as u32)
-                    .buf_group(ring::GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            } else {
-                opcode::RecvMulti::new(fd, ring::GROUP).build()
-            };
-            entry.user_data(Op::of(key, Op::Recv))
-        } else if !wanted && conn.receiving && !conn.stopping {
-            conn.stopping = true;
-            opcode::AsyncCancel::new(Op::of(key, Op::Recv))
-                .build()
-                .user_data(Op::of(key, Op::Cancel))
-        } else {
-            return;
-        };
-        conn.in_flight += 1;
-        self.push(&[entry]);
-    }
-
-    /// Ends a connection: tells so, and cancels what is under way on it.
-    fn end(&mut self, key: ConnKey, how: Ended, handler: &mut dyn Handler) {
-        let Some(conn) = self.conn(key) else { return };
-        if std::mem::replace(&mut conn.ended, true) {
-            return;
-        }
-        let (told, busy) = (conn.told, conn.is_busy());
-        if busy {
-            conn.in_flight += 1;
-            let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fixed(key.slot)).all())
-                .build()
-                .user_data(Op::of(key, Op::Cancel));
-            self.push(&[entry]);
-        } else {
-            self.close(key);
-        }
-        self.open -= 1;
-        if told {
-            self.counters.closed += 1;
-            self.tell(Event::Closed { conn: key, how }, handler);
-        }
-    }
-
-    /// Nothing is under way any more: the descriptor goes.
-    fn close(&mut self, key: ConnKey) {
-        let Some(conn) = self.conn(key) else { return };
-        if std::mem::replace(&mut conn.closing, true) {
-            return;
-        }
-        let entry = opcode::Close::new(Fixed(key.slot))
-            .build()
-            .user_data(Op::of(key, Op::Close));
-        self.push(&[entry]);
-    }
-
-    /// The kernel has closed it: the slot is free.
-    fn closed(&mut self, key: ConnKey, handler: &mut dyn Handler) {
-        if self.conn(key).is_some() {
-            self.vacate(key.slot);
-        }
-        self.make_room(handler);
-    }
-
-    /// The slot is another connection's from here on.
-    fn vacate(&mut self, slot: u32) {
-        let entry = &mut self.shared.slots[slot as usize];
-        let generation = entry.generation;
-        entry.generation = ConnKey::next_generation(generation);
-        if let Some(conn) = entry.conn.take()
-            && conn.in_flight > 0
-        {
-            let key = ConnKey { slot, generation };
-            self.shared.lingering.insert(key, conn);
-        }
-    }
-
-    fn make_room(&mut self, handler: &mut dyn Handler) {
-        if !self.parked.is_empty() {
-            while self.open < self.limits.connections
-                && let Some((slot, listener)) = self.parked.pop_front()
-            {
-                self.begin(slot, listener);
-            }
-            if !self.parked.is_empty() {
-                return;
-            }
-        } else if self.retry_at.is_none() {
-            return;
-        }
-        self.retry_at = None;
-        for at in 0..self.listeners.len() {
-            if std::mem::take(&mut self.listeners[at].paused) {
-                self.arm_accept(at);
-                let (listener, state) = (ListenerId(at as u16), Listening::Resumed);
-                self.tell(Event::Listening { listener, state }, handler);
-            }
-        }
-    }
-
-    fn arm_accept(&mut self, at: usize) {
-        let listener = &mut self.listeners[at];
-        if listener.paused || std::mem::replace(&mut listener.armed, true) {
-            return;
-        }
-        let entry = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
-            .allocate_file_index(true)
-            .build()
-            .user_data(u64::from(Op::Accept as u8) << 56 | at as u64);
-        self.push(&[entry]);
-    }
-
-    fn pause_listener(&mut self, at: usize, state: Listening, handler: &mut dyn Handler) {
-        let listener = &mut self.listeners[at];
-        if std::mem::replace(&mut listener.paused, true) {
-            return;
-        }
-        if listener.armed {
-            let accept = u64::from(Op::Accept as u8) << 56 | at as u64;
-            let entry = opcode::AsyncCancel::new(accept)
-                .build()
-                .user_data(u64::from(Op::Cancel as u8) << 56 | u64::from(u32::MAX));
-            self.push(&[entry]);
-        }
-        if !matches!(state, Listening::Full { .. }) {
-            self.retry_at = Some(Instant::now() + RETRY);
-        }
-        let listener = ListenerId(at as u16);
-        self.tell(Event::Listening { listener, state }, handler);
-    }
-
-    fn accepted(&mut self, at: usize, result: i32, more: bool, handler: &mut dyn Handler) {
-        if !more {
-            self.listeners[at].armed = false;
-        }
-        match outcome(result) {
-            Ok(slot) => {
-                let slot = slot as u32;
-                if self.open >= self.limits.connections {
-                    self.parked.push_back((slot, at as u16));
-                    let limit = self.limits.connections;
-                    self.pause_listener(at, Listening::Full { limit }, handler);
-                } else {
-                    self.begin(slot, at as u16);
-                }
-            }
-            Err(Errno::CANCELED | Errno::INTR | Errno::CONNABORTED | Errno::AGAIN) => {}
-            Err(errno) => {
-                if errno == Errno::NFILE || errno == Errno::MFILE {
-                    // Accepted, but there was no place for it: the kernel closed it again.
-                    self.counters.shed += 1;
-                }
-                self.pause_listener(at, Listening::Paused { errno }, handler);
-            }
-        }
-        if !self.listeners[at].armed {
-            self.arm_accept(at);
-        }
-    }
-
-    /// A connection sits in `slot`: asks for a moment's ordinary descriptor, to learn who it is.
-    fn begin(&mut self, slot: u32, listener: u16) {
-        let slots = &mut self.shared.slots;
-        if slots.len() <= slot as usize {
-            slots.resize_with(slot as usize + 1, Slot::default);
-        }
-        if slots[slot as usize].conn.is_some() {
-            // Its close has happened, only its completion has not been seen.
-            self.vacate(slot);
-        }
-        let entry = &mut self.shared.slots[slot as usize];
-        entry.conn = Some(Box::new(Conn {
-            outbox: Outbox::default(),
-            listener,
-            told: false,
-            ended: false,
-            closing: false,
-            reading: true,
-            draining: false,
-            dirty: false,
-            receiving: false,
-            stopping: false,
-            heavy: 0,
-            turn: 0,
-            turn_bytes: 0,
-            sending: false,
-            blocked: false,
-            zero_copied: 0,
-            notified_by: None,
-            in_flight: 1,
-        }));
-        let generation = entry.generation;
-        self.open += 1;
-        let install = opcode::FixedFdInstall::new(Fixed(slot), 0)
-            .build()
-            .user_data(Op::of(ConnKey { slot, generation }, Op::Install));
-        self.push(&[install]);
-    }
-
-    fn installed(&mut self, key: ConnKey, result: i32, handler: &mut dyn Handler) {
-        let Some(conn) = self.conn(key) else { return };
-        let at = usize::from(conn.listener);
-        if let Err(errno) = outcome(result) {
-            self.counters.shed += 1;
-            self.end(key, Ended::Io(errno), handler);
-            return self.pause_listener(at, Listening::Paused { errno }, handler);
-        }
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-        let fd = unsafe { OwnedFd::from_raw_fd(result) };
-        self.counters.syscalls += 2;
-        let origin = if self.listeners[at].unix {
-            rustix::net::sockopt::socket_peercred(&fd).map(|who| Origin::Unix {
-                uid: who.uid.as_raw(),
-                gid: who.gid.as_raw(),
-                pid: who.pid.as_raw_nonzero().get(),
-            })
-        } else {
-            rustix::net::getpeername(&fd).and_then(|from| {
-                let from = from.and_then(|from| from.try_into().ok());
-                from.map(Origin::Tcp).ok_or(Errno::NOTCONN)
-            })
-        };
-        drop(fd);
-        let origin = match origin {
-            Ok(origin) => origin,
-            // Gone already.
-            Err(errno) => return self.end(key, Ended::from_errno(errno), handler),
-        };
-        if let Some(conn) = self.conn(key) {
-            conn.told = true;
-        }
-        self.counters.accepted += 1;
-        let listener = ListenerId(at as u16);
-        self.tell(
-            Event::Accepted {
-                conn: key,
-                listener,
-                origin,
-            },
-            handler,
-        );
-        self.steer(key);
-    }
-
-    fn received(&mut self, key: ConnKey, result: i32, flags: u32, handler: &mut dyn Handler) {
-        let more = cqueue::more(flags);
-        let (turn, budget) = (self.counters.turns, self.limits.read_budget);
-        let Some(conn) = self.conn(key) else { return };
-        if !more {
-            conn.receiving = false;
-            conn.stopping = false;
-        }
-        let live = !conn.ended;
-        let count = usize::try_from(result).unwrap_or(0);
-        conn.share(turn, count, budget);
-        if conn.heavy > 0 && more && !conn.stopping && live {
-            conn.stopping = true;
-            conn.in_flight += 1;
-            let stop = opcode::AsyncCancel::new(Op::of(key, Op::Recv))
-                .build()
-                .user_data(Op::of(key, Op::Cancel));
-            self.push(&[stop]);
-        }
-        if let Some(id) = cqueue::buffer_select(flags) {
-            if live && result > 0 {
-                self.counters.received_bytes += result as u64;
-                // Commands wait until the buffer is no longer looked at.
-                let mut commands = std::mem::take(&mut self.commands);
-                let bytes = self.shared.buffers.bytes(id, result as usize);
-                handler.event(Event::Received { conn: key, bytes }, &mut commands);
-                self.commands = commands;
-            }
-            self.shared.buffers.give(id);
-            self.obey(handler);
-        }
-        match outcome(result) {
-            _ if !live => {}
-            Ok(0) => return self.end(key, Ended::Eof, handler),
-            Ok(_) | Err(Errno::CANCELED | Errno::NOBUFS | Errno::INTR | Errno::AGAIN) => {}
-            Err(errno) => return self.end(key, Ended::from_errno(errno), handler),
-        }
-        if !more {
-            self.steer(key);
-        }
-    }
-
-    /// Sends the front of the outbox, unless a send is under way.
-    fn flush(&mut self, key: ConnKey, handler: &mut dyn Handler) {
-        let Some(conn) = self
-            .shared
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|slot| slot.generation == key.generation)
-            .and_then(|slot| slot.conn.as_deref_mut())
-        else {
-            return;
-        };
-        conn.dirty = false;
-        if conn.sending || conn.ended {
-            return;
-        }
-        if conn.outbox.waiting() == 0 {
-            if conn.draining {
-                self.end(key, Ended::Asked, handler);
-            }
-            return;
-        }
-        let bytes = conn.outbox.hold();
-        let (at, len) = (bytes.as_ptr(), bytes.len().min(1 << 30));
-        let fd = Fixed(key.slot);
-        let data = Op::of(key, Op::Send);
-        conn.sending = true;
-        if conn.blocked {
-            let send = opcode::Send::new(fd, at, len as u32)
-                .flags(MSG)
-                .build()
-                .flags(squeue::Flags::IO_LINK)
-                .user_data(data);
-            let stall: *const Timespec = &raw const *self.stall;
-            let timeout = opcode::LinkTimeout::new(stall)
-                .build()
-                .user_data(Op::of(key, Op::Stall));
-            conn.in_flight += 2;
-            return self.push(&[send, timeout]);
-        }
-        conn.in_flight += 1;
-        let flags = MSG | libc::MSG_DONTWAIT;
-        let zero_copy =
-            len >= self.zero_copy_from && !self.listeners[usize::from(conn.listener)].unix;
-        let entry = if zero_copy {
-            opcode::SendZc::new(fd, at, len as u32).flags(flags).build()
-        } else {
-            opcode::Send::new(fd, at, len as u32).flags(flags).build()
-        };
-        self.push(&[entry.user_data(data)]);
-    }
-
-    fn sent(&mut self, key: ConnKey, result: i32, flags: u32, handler: &mut dyn Handler) {
-        let stall = self.limits.stall;
-        let Some(conn) = self.conn(key) else { return };
-        if cqueue::more(flags) {
-            // The result of a send_zc; the kernel still reads from the buffer.
-            let by = Instant::now() + stall;
-            conn.zero_copied = result;
-            conn.notified_by = Some(by);
-            self.unnotified.insert((by, key));
-            return;
-        }
-        let result = match conn.notified_by.take() {
-            Some(by) => {
-                let result = conn.zero_copied;
-                self.unnotified.remove(&(by, key));
-                result
-            }
-            None => result,
-        };
-        let Some(conn) = self.conn(key) else { return };
-        conn.sending = false;
-        conn.outbox.release();
-        if conn.ended {
-            return;
-        }
-        match outcome(result) {
-            Ok(count) => {
-                conn.blocked = false;
-                conn.outbox.advance(count);
-                let waiting = conn.outbox.waiting();
-                let again = waiting > 0 || conn.draining;
-                self.counters.sent_bytes += count as u64;
-                if again {
-                    self.mark_dirty(key);
-                }
-                self.tell(Event::Sent { conn: key, waiting }, handler);
-            }
-            Err(Errno::AGAIN) => {
-                conn.blocked = true;
-                self.mark_dirty(key);
-            }
-            Err(Errno::INTR) if !conn.blocked => self.mark_dirty(key),
-            // The linked time-out has come: nothing was taken for so long.
-            Err(Errno::CANCELED | Errno::INTR) => {
-                let seconds = stall.as_secs() as u32;
-                self.end(key, Ended::Stalled { seconds }, handler);
-            }
-            Err(errno) => self.end(key, Ended::from_errno(errno), handler),
-        }
-    }
-
     fn complete(&mut self, data: u64, result: i32, flags: u32, handler: &mut dyn Handler) {
         let more = cqueue::more(flags);
         if !more {
@@ -797,7 +265,7 @@ impl Uring {
             Some(Op::Close) => return self.closed(key, handler),
             _ => {}
         }
-        let Some(conn) = self.conn(key) else {
+        let Some(conn) = self.shared.conns.get_mut(key) else {
             let lingering = &mut self.shared.lingering;
             if let Some(conn) = lingering.get_mut(&key)
                 && !more
@@ -818,44 +286,11 @@ impl Uring {
             Some(Op::Send) => self.sent(key, result, flags, handler),
             _ => {}
         }
-        if let Some(conn) = self.conn(key)
+        if let Some(conn) = self.shared.conns.get_mut(key)
             && conn.ended
             && !conn.is_busy()
         {
             self.close(key);
-        }
-    }
-
-    fn expire(&mut self, handler: &mut dyn Handler) {
-        if self.unnotified.is_empty() && self.retry_at.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(&(at, key)) = self.unnotified.first() {
-            if at > now {
-                break;
-            }
-            self.unnotified.pop_first();
-            let seconds = self.limits.stall.as_secs() as u32;
-            self.end(key, Ended::Stalled { seconds }, handler);
-        }
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.make_room(handler);
-        }
-    }
-
-    fn flush_dirty(&mut self, handler: &mut dyn Handler) {
-        for _ in 0..self.dirty.len() {
-            let Some(key) = self.dirty.pop_front() else {
-                break;
-            };
-            self.flush(key, handler);
-        }
-        while let Some(entries) = self.overflow.pop_front() {
-            if !self.try_push(&entries) {
-                self.overflow.push_front(entries);
-                break;
-            }
         }
     }
 }

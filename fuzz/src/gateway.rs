@@ -93,6 +93,13 @@ impl Peer {
         }
     }
 
+    fn finish(&mut self) {
+        match self {
+            Self::Socket(stream) => stream.shutdown(std::net::Shutdown::Write).unwrap_or(()),
+            Self::Memory(peer) => peer.finish(),
+        }
+    }
+
     fn receive(&mut self, into: &mut Vec<u8>) {
         match self {
             Self::Socket(stream) => {
@@ -134,6 +141,10 @@ impl Handler for Witness {
                 }
             }
             Event::Sent { conn, .. } => assert!(self.open.contains_key(&conn)),
+            Event::Finished { conn } => {
+                assert!(self.open.contains_key(&conn));
+                out.push(Command::Drain { conn });
+            }
             Event::Closed { conn, .. } => {
                 assert!(self.open.remove(&conn).is_some(), "closed once");
                 self.closed += 1;
@@ -165,6 +176,9 @@ fn play(mut script: Input<'_>, transport: &mut dyn Transport, dial: &dyn Fn() ->
                 if let Some(Some((peer, sent))) = peers.get_mut(which) {
                     let bytes: Vec<u8> = (*sent..*sent + size).map(|at| (at % 251) as u8).collect();
                     *sent += peer.send(&bytes);
+                    if size % 64 == 63 {
+                        peer.finish();
+                    }
                 }
             }
             5 => {

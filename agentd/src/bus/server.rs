@@ -90,6 +90,8 @@ struct Member {
     uid: u32,
     /// `None` for a user, who may do everything.
     rights: Option<Rights>,
+    /// Of a peer from outside: by which way through the socket gateway it came last.
+    way: Option<String>,
 }
 
 /// The shards and all that is around them.
@@ -415,6 +417,11 @@ impl BusServer {
         shard.call(move |router, _, _| router.tier(id))
     }
 
+    /// By which way a peer from outside has come.
+    pub fn way(&self, id: PeerId) -> Option<String> {
+        lock(&self.shared.members).get(&id)?.way.clone()
+    }
+
     /// Listens in on what the router does, from now on.
     pub fn tap(&self, filter: TapFilter) -> Tap {
         self.shared.taps.listen(filter)
@@ -468,8 +475,16 @@ impl UserBus {
         }
         self.shard
             .call(move |router, now, fx| router.attach(spec, now, fx))?;
-        members.insert(id, Member { uid, rights });
+        let way = None;
+        members.insert(id, Member { uid, rights, way });
         Ok(())
+    }
+
+    /// A peer has come through the socket gateway.
+    pub fn came_by(&self, id: PeerId, way: String) {
+        if let Some(member) = lock(&self.shared.members).get_mut(&id) {
+            member.way = Some(way);
+        }
     }
 
     /// Somebody has left the bus.

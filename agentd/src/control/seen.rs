@@ -28,7 +28,10 @@ pub fn peers(bus: &BusServer, caller: Caller) -> Vec<BusPeer> {
 
 fn shown(bus: &BusServer, peer: PeerStatus, channels: &[(u32, ChannelInfo)]) -> BusPeer {
     let id = agent_id(peer.id);
-    let (tier, tier_why) = tier(&peer);
+    let (tier, tier_why) = match bus.way(peer.id) {
+        Some(way) => (Tier::Socket, way),
+        None => tier(&peer),
+    };
     let has_part = |channel: &ChannelInfo| {
         channel.from == peer.id || channel.to.as_ref().is_some_and(|(to, _)| *to == peer.id)
     };

@@ -35,6 +35,15 @@ pub enum Taken {
 #[error("{0}")]
 pub struct Turned(pub String);
 
+/// What a desk still has for a peer that says nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// The connection may close.
+    Nothing,
+    /// It stays until [`Post::Finish`] or [`Post::Close`], or until the peer has gone.
+    Answers,
+}
+
 /// What is behind the gateway.
 pub trait Desk {
     /// A connection is ready for frames: the socket is there, and the handshake is over where there is one.
@@ -45,6 +54,11 @@ pub trait Desk {
 
     /// The peer's socket has taken all that was posted to it: more may follow.
     fn written(&mut self, conn: ConnKey);
+
+    /// The peer has said all that it will say, and still reads.
+    fn finished(&mut self, _: ConnKey) -> Owed {
+        Owed::Nothing
+    }
 
     /// The connection is gone; called once for each one that was opened.
     fn closed(&mut self, conn: ConnKey, ending: &Ending);
@@ -66,6 +80,8 @@ pub enum Post {
     Write(Vec<Frame>),
     /// Ends a [`Taken::Wait`].
     ReadOn,
+    /// Sends what was posted before, then closes: a peer that has finished has all that it was owed.
+    Finish,
     /// Sends what was posted before, then the reason, then closes.
     Close(CloseReason),
 }

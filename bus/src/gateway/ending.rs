@@ -46,7 +46,7 @@ impl Ending {
             self,
             Self::Transport(Ended::Eof | Ended::Asked)
                 | Self::Stopped
-                | Self::Bus(CloseReason::Detached)
+                | Self::Bus(CloseReason::Detached | CloseReason::Finished)
         )
     }
 }

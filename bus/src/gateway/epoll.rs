@@ -41,6 +41,8 @@ struct Conn {
     fd: OwnedFd,
     outbox: Outbox,
     reading: bool,
+    /// The peer sends nothing more.
+    finished: bool,
     dirty: bool,
     /// What epoll watches; `None`: not registered, because a peer that has hung up is reported without end.
     watched: Option<epoll::EventFlags>,
@@ -230,6 +232,7 @@ impl Epoll {
             fd,
             outbox: Outbox::default(),
             reading: true,
+            finished: false,
             dirty: false,
             watched: Some(watched),
             stalls_at: None,
@@ -267,7 +270,7 @@ impl Epoll {
         let got = rustix::net::recv(&conn.fd, &mut scratch[..], RecvFlags::DONTWAIT);
         self.counters.syscalls += 1;
         match got {
-            Ok((0, _)) => self.end(key, Ended::Eof, handler),
+            Ok((0, _)) => self.finish(key, handler),
             Ok((count, _)) => {
                 self.counters.received_bytes += count as u64;
                 let bytes = &scratch[..count];
@@ -277,6 +280,16 @@ impl Epoll {
             Err(errno) => self.end(key, Ended::from_errno(errno), handler),
         }
         self.scratch = scratch;
+    }
+
+    /// The peer has said all that it will say.
+    fn finish(&mut self, key: ConnKey, handler: &mut dyn Handler) {
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.finished = true;
+            conn.reading = false;
+            self.watch(key, handler);
+        }
+        self.tell(Event::Finished { conn: key }, handler);
     }
 
     /// Sends what waits on one connection, as far as its socket takes it.
@@ -373,6 +386,8 @@ impl Epoll {
         };
         if conn.reading && (hung_up || flags.contains(epoll::EventFlags::IN)) {
             self.read(key, handler);
+        } else if hung_up && conn.finished {
+            self.end(key, Ended::Eof, handler);
         } else if hung_up && conn.outbox.is_draining() {
             self.end(key, Ended::Reset, handler);
         } else if hung_up && conn.watched.take().is_some() {
@@ -406,6 +421,7 @@ impl Orders for Epoll {
 
     fn set_reading(&mut self, key: ConnKey, reading: bool, handler: &mut dyn Handler) {
         if let Some(conn) = self.conns.get_mut(key)
+            && !conn.finished
             && conn.reading != reading
         {
             conn.reading = reading;

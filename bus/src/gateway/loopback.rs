@@ -196,6 +196,7 @@ impl Fabric {
         FabricPeer {
             fabric: self.clone(),
             pair,
+            finished: false,
             ended: false,
         }
     }
@@ -206,6 +207,7 @@ impl Fabric {
 pub struct FabricPeer {
     fabric: Fabric,
     pair: Pair,
+    finished: bool,
     ended: bool,
 }
 
@@ -228,6 +230,17 @@ impl FabricPeer {
         let taken = end.post_send(bytes);
         state.match_up(self.pair);
         taken
+    }
+
+    /// Sends nothing more; still receives.
+    pub fn finish(&mut self) {
+        let mut state = self.fabric.lock();
+        if let Some(ends) = state.pairs.get_mut(&self.pair)
+            && !std::mem::replace(&mut self.finished, true)
+        {
+            ends[CLIENT].post_end();
+        }
+        state.match_up(self.pair);
     }
 
     /// What has come; `None` after the end.
@@ -256,12 +269,8 @@ impl FabricPeer {
 
 impl Drop for FabricPeer {
     fn drop(&mut self) {
-        let mut state = self.fabric.lock();
-        if let Some(ends) = state.pairs.get_mut(&self.pair) {
-            ends[CLIENT].post_end();
-        }
-        state.match_up(self.pair);
-        state.leave(self.pair, CLIENT);
+        self.finish();
+        self.fabric.lock().leave(self.pair, CLIENT);
     }
 }
 
@@ -270,6 +279,8 @@ struct Conn {
     pair: Pair,
     outbox: Outbox,
     reading: bool,
+    /// The send of no bytes has come.
+    finished: bool,
     /// When a peer that posts no buffers for what waits is given up.
     stalls_at: Option<Instant>,
 }
@@ -336,6 +347,7 @@ impl Loopback {
                 pair,
                 outbox: Outbox::default(),
                 reading: true,
+                finished: false,
                 stalls_at: None,
             });
             self.by_pair.insert(pair, conn);
@@ -384,14 +396,20 @@ impl Loopback {
                 Completion::Flushed => {
                     drop(state);
                     // What it sent before is read first, if somebody reads.
-                    let outbox = self.outbox(key);
-                    if outbox.is_some_and(|outbox| outbox.is_draining()) {
-                        return self.end(key, Ended::Reset, handler);
+                    let conn = self.conns.get(key);
+                    match conn.map(|conn| (conn.finished, conn.outbox.is_draining())) {
+                        Some((true, _)) => return self.end(key, Ended::Eof, handler),
+                        Some((_, true)) => return self.end(key, Ended::Reset, handler),
+                        _ => {}
                     }
                 }
                 Completion::Received { len: 0, .. } => {
                     drop(state);
-                    return self.end(key, Ended::Eof, handler);
+                    if let Some(conn) = self.conns.get_mut(key) {
+                        conn.finished = true;
+                        conn.reading = false;
+                    }
+                    self.tell(Event::Finished { conn: key }, handler);
                 }
                 Completion::Received { buffer, len } => {
                     let bytes = end.buffer(buffer, len).to_vec();
@@ -479,7 +497,7 @@ impl Orders for Loopback {
     }
 
     fn set_reading(&mut self, key: ConnKey, reading: bool, _: &mut dyn Handler) {
-        let Some(conn) = self.conns.get_mut(key) else {
+        let Some(conn) = self.conns.get_mut(key).filter(|conn| !conn.finished) else {
             return;
         };
         conn.reading = reading;

@@ -30,7 +30,7 @@ pub mod tls;
 pub mod transport;
 pub mod uring;
 
-pub use desk::{Desk, Door, Identity, Post, Taken, Turned};
+pub use desk::{Desk, Door, Identity, Owed, Post, Taken, Turned};
 pub use ending::Ending;
 pub use shard::{ListenerOptions, Shard, ShardLimits};
 pub use stream::Interop;

@@ -16,7 +16,7 @@ use crate::frame::{Frame, PeerId, kind};
 use crate::message::{ERROR_MAX, Response, Status};
 use crate::router::CloseReason;
 
-use super::desk::{Desk, Door, Identity, Post, Taken};
+use super::desk::{Desk, Door, Identity, Owed, Post, Taken};
 use super::ending::Ending;
 use super::interop::{self, Dialect, ShortIds};
 use super::stream::{Interop, Stream};
@@ -188,6 +188,16 @@ enum Phase {
     Ending,
 }
 
+/// How much of a peer's side of the conversation there is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    More,
+    /// All of it has been received; not all has been handed over.
+    Finished,
+    /// The desk knows.
+    Told,
+}
+
 #[derive(Debug)]
 struct Session {
     phase: Phase,
@@ -197,7 +207,8 @@ struct Session {
     waiting: bool,
     paused: bool,
     in_backlog: bool,
-    /// The peer has closed; what it sent before is still handed over.
+    input: Input,
+    /// The connection is lost; what it sent before is still handed over.
     gone: Option<Ended>,
     tls: Option<Box<Tls>>,
     stream: Stream,
@@ -295,6 +306,7 @@ impl<D: Desk> Sessions<D> {
             waiting: false,
             paused: false,
             in_backlog: false,
+            input: Input::More,
             gone: None,
             tls: None,
             stream: Stream::default(),
@@ -377,6 +389,46 @@ impl<D: Desk> Sessions<D> {
         if !plain.is_empty() {
             self.take_in(key, &plain, out);
         }
+        let said_goodbye = |session: &mut Session| {
+            let tls = session.tls.as_ref();
+            tls.is_some_and(|tls| tls.is_finished())
+        };
+        if self.session(key).is_some_and(said_goodbye) {
+            self.finished(key, out);
+        }
+    }
+
+    /// The peer says nothing more.
+    fn finished(&mut self, key: ConnKey, out: &mut Commands) {
+        let Some(session) = self.session(key) else {
+            return;
+        };
+        if session.input == Input::More {
+            session.input = Input::Finished;
+            match session.phase {
+                Phase::Handshake => self.end(key, Ended::Eof.into(), out),
+                Phase::Open => self.settle(key, false, false, out),
+                Phase::Ending => {}
+            }
+        }
+    }
+
+    /// All that the peer has said is handed over: the connection stays only for what it is owed.
+    fn conclude(&mut self, key: ConnKey, out: &mut Commands) {
+        let Some(session) = self.session(key) else {
+            return;
+        };
+        session.input = Input::Told;
+        session.due = None;
+        // A TLS peer that just stops may have been cut off by somebody else: it is gone, and owed nothing.
+        let tls = session.tls.as_ref();
+        let said_goodbye = tls.is_none_or(|tls| tls.is_finished());
+        let held = session.held;
+        if held > 0 {
+            self.end(key, CloseReason::CutOff { bytes: held }.into(), out);
+        } else if !said_goodbye || self.desk.finished(key) == Owed::Nothing {
+            self.end(key, Ended::Eof.into(), out);
+        }
     }
 
     /// Cuts frames out of what is kept and `input`, hands a slice of them over, and keeps the rest.
@@ -458,7 +510,7 @@ impl<D: Desk> Sessions<D> {
                 Command::Resume { conn: key }
             });
         }
-        let (greeted, gone) = (session.greeted, session.gone);
+        let (greeted, gone, input) = (session.greeted, session.gone, session.input);
         if delayed_here {
             if greeted {
                 self.set_due(key, None);
@@ -470,6 +522,11 @@ impl<D: Desk> Sessions<D> {
                 how.into()
             };
             return self.forget(key, &ending);
+        } else if input != Input::More {
+            if input == Input::Finished {
+                self.conclude(key, out);
+            }
+            return;
         } else if greeted && held == 0 {
             self.set_due(key, None);
         } else if greeted && (progress || session.due.is_none()) {
@@ -501,6 +558,7 @@ impl<D: Desk> Sessions<D> {
                     self.take_in(key, &[], out);
                 }
             }
+            Post::Finish => self.end(key, Ended::Eof.into(), out),
             Post::Close(reason) => self.end(key, reason.into(), out),
         }
     }
@@ -589,7 +647,7 @@ impl<D: Desk> Sessions<D> {
             out.push(Command::Send { conn: key, bytes });
         }
         out.push(match ending {
-            Ending::Transport(_) => Command::Close { conn: key },
+            Ending::Transport(how) if how != Ended::Eof => Command::Close { conn: key },
             _ => Command::Drain { conn: key },
         });
     }
@@ -753,6 +811,7 @@ impl<D: Desk> Handler for Sessions<D> {
                     self.desk.written(conn);
                 }
             }
+            Event::Finished { conn } => self.finished(conn, out),
             Event::Closed { conn, how } => self.closed(conn, how),
             Event::Listening { listener, state } => self.desk.listening(listener, state),
             Event::Sent { .. } | Event::Woken => {}

@@ -18,6 +18,9 @@ struct Notes {
     endings: Vec<Ending>,
     /// Answer each batch with "wait".
     slow: bool,
+    /// Owe every peer an answer when it has finished.
+    owing: bool,
+    finished: Vec<ConnKey>,
     /// Connections that wait, and in which order frames came.
     order: Vec<u32>,
 }
@@ -47,6 +50,14 @@ impl Desk for Clerk {
         if notes.slow { Taken::Wait } else { Taken::More }
     }
     fn written(&mut self, _: ConnKey) {}
+    fn finished(&mut self, conn: ConnKey) -> Owed {
+        let mut notes = self.0.lock().unwrap();
+        notes.finished.push(conn);
+        match notes.owing {
+            true => Owed::Answers,
+            false => Owed::Nothing,
+        }
+    }
     fn closed(&mut self, _: ConnKey, ending: &Ending) {
         self.0.lock().unwrap().endings.push(ending.clone());
     }
@@ -240,6 +251,45 @@ fn a_slow_desk_gets_one_batch_at_a_time_and_loses_nothing_even_of_those_who_left
 }
 
 #[test]
+fn a_peer_that_finishes_gets_what_it_is_owed_and_then_a_clean_end() {
+    let mut bed = plain();
+    bed.clerk.0.lock().unwrap().owing = true;
+    let mut peer = bed.fabric.dial();
+    send(&mut peer, &Frame::new(kind::EVENT, PeerId::BUS, 5, []));
+    peer.finish();
+    bed.until(|notes| !notes.finished.is_empty());
+    bed.settle();
+    let notes = std::mem::take(&mut *bed.clerk.0.lock().unwrap());
+    assert_eq!((notes.order, notes.endings), (vec![5], vec![]));
+    let (conn, door) = (notes.finished[0], bed.shard.door());
+    let answer = Frame::new(kind::RESPONSE, PeerId::BUS, 5, [1; 5000]);
+    door.post(conn, Post::Write(vec![answer.clone()]));
+    door.post(conn, Post::Finish);
+    assert_eq!(bed.frames(&mut peer), [answer]);
+    assert_eq!(peer.receive(), None);
+    assert_eq!(
+        bed.clerk.0.lock().unwrap().endings,
+        [Ending::Transport(Ended::Eof)]
+    );
+}
+
+#[test]
+fn a_peer_that_finishes_inside_a_frame_is_cut_off() {
+    let mut bed = plain();
+    bed.clerk.0.lock().unwrap().owing = true;
+    let mut peer = bed.fabric.dial();
+    send(&mut peer, &request(1));
+    peer.send(&[0xFE, 0xCA]);
+    peer.finish();
+    // What was whole is answered.
+    assert_eq!(bed.frames(&mut peer)[0].correlation(), 1);
+    assert_eq!(
+        bed.clerk.0.lock().unwrap().endings,
+        [Ending::Bus(CloseReason::CutOff { bytes: 2 })]
+    );
+}
+
+#[test]
 fn a_flood_waits_in_its_own_backlog_while_others_are_served() {
     let mut bed = plain();
     let mut flood = bed.fabric.dial();
@@ -400,6 +450,53 @@ mod over_tls {
         decoder.feed(&plain);
         let answer = decoder.next_frame().unwrap().expect("whole");
         assert_eq!((answer.correlation(), answer.payload.len()), (77, 50_000));
+    }
+
+    #[test]
+    fn a_session_that_is_closed_in_one_direction_is_answered_in_the_other() {
+        let ours = authority();
+        let mut bed = bed(&ours, &ours);
+        bed.clerk.0.lock().unwrap().owing = true;
+        let (mut client, mut peer, open) =
+            handshake(&mut bed, &ours, Some(ours.sign(&["one.test"])));
+        assert!(open);
+        let mut question = Vec::new();
+        Frame::new(kind::EVENT, PeerId::BUS, 8, []).encode_into(&mut question);
+        client.writer().write_all(&question).unwrap();
+        client.send_close_notify();
+        exchange(&mut bed, &mut client, &mut peer);
+        let notes = std::mem::take(&mut *bed.clerk.0.lock().unwrap());
+        assert_eq!((notes.order, notes.endings), (vec![8], vec![]));
+        let (conn, door) = (notes.finished[0], bed.shard.door());
+        let answer = Frame::new(kind::RESPONSE, PeerId::BUS, 8, *b"late");
+        door.post(conn, Post::Write(vec![answer.clone()]));
+        door.post(conn, Post::Finish);
+        exchange(&mut bed, &mut client, &mut peer);
+        let mut plain = Vec::new();
+        // Ends without an error only after the server's own close_notify.
+        client.reader().read_to_end(&mut plain).unwrap();
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.feed(&plain);
+        assert_eq!(decoder.next_frame().unwrap(), Some(answer));
+        assert_eq!(
+            bed.clerk.0.lock().unwrap().endings,
+            [Ending::Transport(Ended::Eof)]
+        );
+    }
+
+    #[test]
+    fn a_session_that_is_cut_is_owed_nothing() {
+        let ours = authority();
+        let mut bed = bed(&ours, &ours);
+        bed.clerk.0.lock().unwrap().owing = true;
+        let (_client, mut peer, open) = handshake(&mut bed, &ours, Some(ours.sign(&["one.test"])));
+        assert!(open);
+        // The stream ends, the session does not.
+        peer.finish();
+        bed.until(|notes| !notes.endings.is_empty());
+        let notes = bed.clerk.0.lock().unwrap();
+        assert_eq!(notes.endings, [Ending::Transport(Ended::Eof)]);
+        assert!(notes.finished.is_empty());
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl TlsConfig {
 pub struct Tls {
     conn: ServerConnection,
     clients: Arc<[(Arc<str>, ServerName<'static>)]>,
+    finished: bool,
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Ending {
@@ -98,11 +99,17 @@ impl Tls {
         Ok(Self {
             conn,
             clients: Arc::clone(&config.clients),
+            finished: false,
         })
     }
 
     pub fn is_handshaking(&self) -> bool {
         self.conn.is_handshaking()
+    }
+
+    /// The peer has said that it sends nothing more (`close_notify`).
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// Takes records; what they held is appended to `plain`, what has to be answered to `out` (an alert too, when this
@@ -122,6 +129,7 @@ impl Tls {
             // Answers first: an alert is among them when the records were bad.
             self.take(out)?;
             let state = state.map_err(|error| failed(&error))?;
+            self.finished |= state.peer_has_closed();
             let ready = state.plaintext_bytes_to_read();
             if ready > 0 {
                 let at = plain.len();

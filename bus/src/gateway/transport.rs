@@ -93,6 +93,7 @@ pub(super) fn is_unix(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// How a connection ended, as far as a transport can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
+    /// It had finished, and takes nothing more either or needs nothing more.
     #[error("closed by the peer")]
     Eof,
     /// [`Command::Close`], or a drain that is complete.
@@ -145,6 +146,9 @@ pub enum Event<'a> {
     Received { conn: ConnKey, bytes: &'a [u8] },
     /// `waiting` bytes are still to be sent.
     Sent { conn: ConnKey, waiting: usize },
+    /// The peer sends nothing more, but may still read: after its last byte, once. Reading is over; the connection stays
+    /// until it is drained, closed or lost.
+    Finished { conn: ConnKey },
     /// The last event of a connection.
     Closed { conn: ConnKey, how: Ended },
     Listening {

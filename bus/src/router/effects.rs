@@ -59,6 +59,8 @@ impl<F> Effects<F> {
 pub enum CloseReason {
     #[error("the agent has ended or was detached from the bus")]
     Detached,
+    #[error("the peer has finished and has all its answers")]
+    Finished,
     #[error("{0}")]
     Frame(#[from] FrameError),
     #[error("the first frame must be hello; got type {kind:#06x}")]

@@ -534,6 +534,21 @@ impl<F: Descriptor> Router<F> {
             .is_some_and(|conn| conn.is_congested(&self.limits))
     }
 
+    /// True while an answer is still to come to `conn`: to a request, to a message that is being stored, to a wait for the
+    /// inbox. What is in its queues already does not count.
+    pub fn owes(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|entry| {
+            let waits = |peer: &Peer| peer.waiters.iter().any(|waiter| waiter.conn == conn);
+            !entry.inflight.is_empty()
+                || entry.parked.is_some()
+                || self.peers.get(&entry.peer).is_some_and(waits)
+                || self
+                    .tickets
+                    .values()
+                    .any(|ticket| ticket.conn() == Some(conn))
+        })
+    }
+
     /// When [`Self::tick`] has work next, on the monotonic clock.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.timers.first().map(|(at, _)| *at)

@@ -38,6 +38,20 @@ pub(super) enum Ticket {
     },
 }
 
+impl Ticket {
+    /// Who is answered when it is; `None`: nobody.
+    pub fn conn(&self) -> Option<ConnId> {
+        match self {
+            Self::Queue { conn, .. }
+            | Self::Topic { conn, .. }
+            | Self::Settle { conn, .. }
+            | Self::Read { conn, .. } => Some(*conn),
+            Self::Append(storing) => Some(storing.conn),
+            Self::Event(storing) => storing.ack.then_some(storing.conn),
+        }
+    }
+}
+
 impl<F: Descriptor> Router<F> {
     pub(super) fn ticket(&mut self, ticket: Ticket) -> u64 {
         let number = self.next_ticket;

@@ -75,9 +75,9 @@ pub(super) struct Space {
 /// An event that is being stored.
 #[derive(Debug)]
 pub(super) struct StoringEvent {
-    conn: ConnId,
+    pub conn: ConnId,
     correlation: u32,
-    ack: bool,
+    pub ack: bool,
     frame: Frame,
 }
 

@@ -1,8 +1,8 @@
 //! What others want of a shard, in the order in which they said it.
 //!
 //! Nobody who posts here waits, and the shard takes everything at once: two lists that are exchanged under a lock that
-//! is held for one push. Bounded by who may post: a connection has at most one batch of frames, one `written` and one
-//! `closed` under way, and whoever asks for something waits for the answer.
+//! is held for one push. Bounded by who may post: a connection has at most one batch of frames, one `written` one
+//! `finished` and one `closed` under way, and whoever asks for something waits for the answer.
 //!
 //! Any thread; can't fail. A post to a shard that has stopped is dropped, and with it the answer it asked for.
 
@@ -31,6 +31,7 @@ pub(super) enum Post {
     },
     Frames(ConnId, Vec<Inbound>),
     Written(ConnId),
+    Finished(ConnId),
     Closed(ConnId),
     /// The agent has ended: what it had committed to its lanes is taken first.
     Detach(PeerId),

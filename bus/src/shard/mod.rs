@@ -136,6 +136,12 @@ impl Shard {
         self.post(Post::Written(conn));
     }
 
+    /// The far end sends nothing more, but still reads: [`Outlet::close`] is called with
+    /// [`Finished`](crate::router::CloseReason::Finished) when it has been given all that it is owed.
+    pub fn finished(&self, conn: ConnId) {
+        self.post(Post::Finished(conn));
+    }
+
     /// The connection has ended, and its outlet goes.
     pub fn closed(&self, conn: ConnId) {
         self.post(Post::Closed(conn));

@@ -41,6 +41,8 @@ pub(super) struct Conn {
     pub paused: bool,
     /// The outlet left something: it says when it has room.
     full: bool,
+    /// It sends nothing more, and is closed when it has its answers.
+    finished: bool,
     /// In `Body::woken`.
     woken: bool,
     closing: bool,
@@ -172,6 +174,13 @@ impl Body {
                     self.wake(id);
                 }
             }
+            Post::Finished(id) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.finished = true;
+                    self.part(id);
+                    self.settle(now);
+                }
+            }
             Post::Closed(id) => {
                 self.conns.remove(&id);
                 self.guarded(|body| body.router.disconnect(id, now, &mut body.fx));
@@ -226,6 +235,9 @@ impl Body {
             return;
         };
         conn.runs = false;
+        if conn.finished && conn.inbound.is_empty() {
+            return self.wake(id);
+        }
         if congested {
             if !std::mem::replace(&mut conn.paused, true) {
                 conn.taken(Flow::Pause);
@@ -316,6 +328,19 @@ impl Body {
             }
         }
         self.resume(id);
+        self.part(id);
+    }
+
+    /// Closes a connection that has finished, once it has been given all that it is owed.
+    fn part(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get(&id)
+            && conn.finished
+            && !conn.full
+            && conn.inbound.is_empty()
+            && !self.router.owes(id)
+        {
+            self.fx.close.push((id, CloseReason::Finished));
+        }
     }
 
     /// A connection whose frames travel in a route's rings.
@@ -357,6 +382,7 @@ impl Conn {
             runs: false,
             paused: false,
             full: false,
+            finished: false,
             woken: false,
             closing: false,
         }

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use agentd_api::AgentId;
 use agentd_bus::frame::{Frame, PeerId};
 use agentd_bus::gateway::{
-    ConnKey, Desk, Door, Ending, Identity, ListenerId, Listening, Origin, Post, Taken, Turned,
+    ConnKey, Desk, Door, Ending, Identity, ListenerId, Listening, Origin, Owed, Post, Taken,
+    TransportKind, Turned,
 };
 use agentd_bus::router::{CloseReason, ConnId, ConnKind, PeerSpec};
 use agentd_bus::shard::{Flow, Frames, Inbound, Outlet, Took};
@@ -142,7 +143,11 @@ impl Outlet for DoorOutlet {
     }
 
     fn close(&self, reason: CloseReason) {
-        self.door.post(self.key, Post::Close(reason));
+        let post = match reason {
+            CloseReason::Finished => Post::Finish,
+            reason => Post::Close(reason),
+        };
+        self.door.post(self.key, post);
     }
 }
 
@@ -161,16 +166,18 @@ struct Conn {
 pub(super) struct BusDesk {
     bus: BusServer,
     outsiders: Arc<Outsiders>,
+    transport: TransportKind,
     conns: HashMap<ConnKey, Conn>,
     /// Of the shard that this desk belongs to; set before it runs.
     pub door: Arc<OnceLock<Door>>,
 }
 
 impl BusDesk {
-    pub fn new(bus: BusServer, outsiders: Arc<Outsiders>) -> Self {
+    pub fn new(bus: BusServer, outsiders: Arc<Outsiders>, transport: TransportKind) -> Self {
         Self {
             bus,
             outsiders,
+            transport,
             conns: HashMap::new(),
             door: Arc::default(),
         }
@@ -211,6 +218,13 @@ impl Desk for BusDesk {
             }
             uses[peer] += 1;
         }
+        let socket = match (who.origin, &who.client) {
+            (Origin::Unix { .. }, _) => "AF_UNIX",
+            (_, Some(_)) => "TCP with TLS",
+            (_, None) => "TCP",
+        };
+        let way = format!("socket gateway: {socket}, {}", self.transport);
+        bus.came_by(PeerId(*id.0.as_bytes()), way);
         let outlet = Arc::new(DoorOutlet {
             door,
             key,
@@ -259,6 +273,16 @@ impl Desk for BusDesk {
                 drop(ahead);
                 conn.bus.shard.written(conn.id);
             }
+        }
+    }
+
+    fn finished(&mut self, key: ConnKey) -> Owed {
+        match self.conns.get(&key) {
+            Some(conn) => {
+                conn.bus.shard.finished(conn.id);
+                Owed::Answers
+            }
+            None => Owed::Nothing,
         }
     }
 

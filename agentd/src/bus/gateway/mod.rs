@@ -217,7 +217,7 @@ impl Prepared {
         let outsiders = Arc::new(Outsiders::new(self.peers));
         let mut gateway = Gateway { doors: Vec::new() };
         for (at, (transport, listeners)) in self.shards.into_iter().enumerate() {
-            let desk = BusDesk::new(bus.clone(), Arc::clone(&outsiders));
+            let desk = BusDesk::new(bus.clone(), Arc::clone(&outsiders), transport.kind());
             let door = Arc::clone(&desk.door);
             let mut shard = Shard::new(transport, desk, limits);
             for (socket, options) in listeners {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use agentd_bus::frame::{Decoder, Frame, PeerId, kind};
 use agentd_bus::gateway::interop::{HEADER_LEN, HeaderV3, sha256};
-use agentd_bus::message::{Control, Event, Response, Status};
+use agentd_bus::message::{Control, Event, Request, Response, Status};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::super::{BusServer, Unrecorded};
@@ -182,5 +182,77 @@ async fn a_v3_peer_speaks_to_the_same_bus() {
         stream.read_exact(&mut payload).unwrap();
         assert_eq!(answer.sha256, sha256(&answer, &payload));
         assert_eq!(Response::parse(&payload).unwrap().status, Status::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_says_nothing_more_still_gets_its_answers() {
+    let me = rustix::process::geteuid().as_raw();
+    for transport in transports() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gateway.sock");
+        let bed = bed(&format!(
+            "transport = {transport:?}\n[[listen]]\nunix = {path:?}\n[[listen]]\ntcp = \"127.0.0.1:0\"\n\
+             [[peer]]\nname = \"asker\"\nuser = 4713\nsocket_user = {me}\nrequest = [\"server\"]\n\
+             [[peer]]\nname = \"server\"\nuser = 4713\nanyone_on_loopback = true\n"
+        ));
+        let mut server = TcpStream::connect(bed.addresses[0]).unwrap();
+        server.set_read_timeout(WATCHDOG).unwrap();
+        let mut requests = Decoder::new(1 << 20);
+        let serve = Control::Serve { window: 4 }.encode().unwrap();
+        for (correlation, payload) in [(1, hello().payload.to_vec()), (2, serve)] {
+            let frame = Frame::new(kind::COMMAND, PeerId::BUS, correlation, payload);
+            server.write_all(&bytes_of(&frame)).unwrap();
+            let answer = read_frame(&mut server, &mut requests).unwrap();
+            assert_eq!(status(&answer), Status::OK);
+        }
+        let peers = bed.bus.peers();
+        let id = peers.iter().find(|peer| peer.name == "server").unwrap().id;
+        let way = bed.bus.way(id).unwrap();
+        assert!(way.starts_with("socket gateway: TCP, "), "{way}");
+        // Everything it has to say at once, and then the end of its side.
+        let mut asker = UnixStream::connect(&path).unwrap();
+        asker.set_read_timeout(WATCHDOG).unwrap();
+        let mut all = bytes_of(&hello());
+        for correlation in [2, 3] {
+            let request = Request {
+                method: "ask",
+                timeout_ms: 30_000,
+                params: b"late",
+            };
+            let request = Frame::new(kind::REQUEST, id, correlation, request.encode().unwrap());
+            all.extend(bytes_of(&request));
+        }
+        asker.write_all(&all).unwrap();
+        asker.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answers = Decoder::new(1 << 20);
+        let welcome = read_frame(&mut asker, &mut answers).unwrap();
+        assert_eq!(status(&welcome), Status::OK);
+        for correlation in [2, 3] {
+            // The answer is made long after the end has been seen: its connection is held for it.
+            let request = read_frame(&mut server, &mut requests).unwrap();
+            let response = Response {
+                status: Status::OK,
+                error: "",
+                result: b"here",
+            };
+            let response = Frame::new(
+                kind::RESPONSE,
+                request.header.source,
+                request.correlation(),
+                response.encode().unwrap(),
+            );
+            server.write_all(&bytes_of(&response)).unwrap();
+            let answer = read_frame(&mut asker, &mut answers).unwrap();
+            assert_eq!(
+                (answer.correlation(), status(&answer)),
+                (correlation, Status::OK)
+            );
+        }
+        // Owed nothing more, it is closed without a word of complaint.
+        assert!(read_frame(&mut asker, &mut answers).is_none());
+        while bed.bus.peers().iter().any(|peer| peer.name == "asker") {
+            tokio::task::yield_now().await;
+        }
     }
 }

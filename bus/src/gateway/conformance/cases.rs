@@ -68,8 +68,58 @@ fn what_was_sent_before_the_end_arrives_before_the_end(rig: &mut dyn Rig) {
     assert_eq!(peer.send(&bytes), bytes.len());
     drop(peer);
     bed.until(|_| (), |log| !log.closed.is_empty());
-    assert_eq!(bed.log.closed, [(conn, Ended::Eof)]);
+    assert_eq!(bed.log.finished, [conn]);
     assert_eq!(bed.log.of(conn), bytes);
+    assert_eq!(bed.transport.connections(), 0);
+}
+
+fn a_peer_that_says_nothing_more_still_gets_its_answers(rig: &mut dyn Rig) {
+    let mut bed = Bed::new(rig, TransportLimits::default());
+    bed.log.keep_finished = true;
+    let (mut peer, conn) = bed.connected();
+    peer.send(b"questions");
+    peer.finish();
+    bed.until(|_| (), |log| log.finished == [conn]);
+    assert_eq!(bed.log.of(conn), b"questions");
+    // However long the answers take, and however often it is told to read.
+    bed.command(Command::Resume { conn });
+    bed.settle();
+    assert_eq!(bed.log.closed, []);
+    let answers = pattern(600_000);
+    let mut back = Vec::new();
+    for part in answers.chunks(70_000) {
+        let bytes = part.to_vec();
+        bed.command(Command::Send { conn, bytes });
+    }
+    bed.until(
+        |_| back.extend(peer.receive().expect("open")),
+        |log| log.sent.contains(&(conn, 0)),
+    );
+    bed.command(Command::Drain { conn });
+    let watchdog = Instant::now() + Duration::from_secs(60);
+    while let Some(more) = peer.receive() {
+        assert!(Instant::now() < watchdog, "hangs");
+        back.extend(more);
+        bed.settle();
+    }
+    assert_eq!(back, answers);
+    assert_eq!(bed.log.closed, [(conn, Ended::Asked)]);
+}
+
+fn a_peer_that_finished_and_is_gone_is_closed_when_it_is_answered(rig: &mut dyn Rig) {
+    let mut bed = Bed::new(rig, TransportLimits::default());
+    bed.log.keep_finished = true;
+    let (peer, conn) = bed.connected();
+    drop(peer);
+    bed.until(|_| (), |log| log.finished == [conn]);
+    // Epoll tells of its going on AF_UNIX; otherwise it is learned by sending.
+    let bytes = pattern(100);
+    for _ in 0..3 {
+        let bytes = bytes.clone();
+        bed.command(Command::Send { conn, bytes });
+        bed.settle();
+    }
+    bed.until(|_| (), |log| !log.closed.is_empty());
     assert_eq!(bed.transport.connections(), 0);
 }
 
@@ -112,7 +162,7 @@ fn the_end_of_a_paused_peer_is_told_after_its_bytes(rig: &mut dyn Rig) {
     peer.send(b"last words");
     drop(peer);
     bed.settle();
-    assert_eq!(bed.log.closed, []);
+    assert_eq!(bed.log.finished, []);
     bed.command(Command::Resume { conn });
     bed.until(|_| (), |log| !log.closed.is_empty());
     assert_eq!(bed.log.of(conn), b"last words");
@@ -318,7 +368,10 @@ fn random_commands_keep_every_promise(rig: &mut dyn Rig) {
                 }
                 5 => {
                     if let Some(Some(peer)) = peers.get_mut(random(12) as usize) {
-                        drop(peer.receive());
+                        match random(4) {
+                            0 => peer.finish(),
+                            _ => drop(peer.receive()),
+                        }
                     }
                 }
                 other => {
@@ -341,6 +394,7 @@ fn random_commands_keep_every_promise(rig: &mut dyn Rig) {
                 .unwrap();
         }
         // All far ends go: every connection is closed exactly once, which the log checks, and nothing stays.
+        bed.log.keep_finished = false;
         peers.clear();
         for conn in bed.log.accepted.clone() {
             bed.command(Command::Resume { conn });
@@ -385,6 +439,8 @@ conformance!(
     a_long_stream_comes_back_whole_and_in_order,
     one_byte_at_a_time_is_a_stream_too,
     what_was_sent_before_the_end_arrives_before_the_end,
+    a_peer_that_says_nothing_more_still_gets_its_answers,
+    a_peer_that_finished_and_is_gone_is_closed_when_it_is_answered,
     a_paused_connection_is_not_read_and_loses_nothing,
     the_end_of_a_paused_peer_is_told_after_its_bytes,
     a_drain_sends_everything_and_then_closes,

@@ -17,6 +17,8 @@ pub(super) trait Peer {
     fn send(&mut self, bytes: &[u8]) -> usize;
     /// `None`: the other side has closed. Empty: nothing there now.
     fn receive(&mut self) -> Option<Vec<u8>>;
+    /// Sends nothing more; still receives.
+    fn finish(&mut self);
 }
 
 /// One kind of transport with its way in.
@@ -24,7 +26,7 @@ pub(super) trait Rig {
     fn transport(&mut self, limits: TransportLimits) -> Box<dyn Transport>;
     /// Connects; the transport need not have accepted yet. Dropping the peer closes.
     fn dial(&mut self) -> Box<dyn Peer>;
-    /// Whether bytes in flight are bounded by credits rather than by socket buffers.
+    /// Whether a connection of this rig would come from there.
     fn origin_is(&self, origin: Origin) -> bool;
 }
 
@@ -35,6 +37,7 @@ pub(super) struct Log {
     pub origins: Vec<Origin>,
     pub received: BTreeMap<ConnKey, Vec<u8>>,
     pub chunks: Vec<(ConnKey, usize)>,
+    pub finished: Vec<ConnKey>,
     pub closed: Vec<(ConnKey, Ended)>,
     pub listening: Vec<Listening>,
     pub woken: usize,
@@ -43,6 +46,8 @@ pub(super) struct Log {
     pub echo: bool,
     /// Stop reading from each connection as it comes.
     pub pause_on_accept: bool,
+    /// Don't drain those that have finished.
+    pub keep_finished: bool,
 }
 
 impl Handler for Log {
@@ -58,6 +63,7 @@ impl Handler for Log {
             }
             Event::Received { conn, bytes } => {
                 assert!(!bytes.is_empty() && self.is_open(conn), "{conn:?}");
+                assert!(!self.finished.contains(&conn), "{conn:?} goes on");
                 self.received
                     .entry(conn)
                     .or_default()
@@ -71,6 +77,14 @@ impl Handler for Log {
             Event::Sent { conn, waiting } => {
                 assert!(self.is_open(conn), "{conn:?}");
                 self.sent.push((conn, waiting));
+            }
+            Event::Finished { conn } => {
+                assert!(self.is_open(conn), "{conn:?}");
+                assert!(!self.finished.contains(&conn), "{conn:?} finished twice");
+                self.finished.push(conn);
+                if !self.keep_finished {
+                    out.push(Command::Drain { conn });
+                }
             }
             Event::Closed { conn, how } => {
                 assert!(self.is_open(conn), "{conn:?} closed twice");

@@ -1,13 +1,13 @@
 //! A rig for each transport: sockets of this host for two of them, memory for the third.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
 
 /// Any stream of the standard library, not blocking.
-struct Socket<S>(S);
+struct Socket<S>(S, fn(&S, Shutdown) -> std::io::Result<()>);
 
 impl<S: Read + Write> Peer for Socket<S> {
     fn send(&mut self, bytes: &[u8]) -> usize {
@@ -26,6 +26,11 @@ impl<S: Read + Write> Peer for Socket<S> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Some(Vec::new()),
             Err(_) => None,
         }
+    }
+
+    fn finish(&mut self) {
+        // One that was closed on has nothing left to end.
+        self.1(&self.0, Shutdown::Write).unwrap_or_default();
     }
 }
 
@@ -47,7 +52,7 @@ impl UnixEnd {
         let path = self.directory.as_ref().unwrap().path().join("s");
         let stream = UnixStream::connect(path).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Box::new(Socket(stream))
+        Box::new(Socket(stream, UnixStream::shutdown))
     }
 
     fn is_own(origin: Origin) -> bool {
@@ -71,7 +76,7 @@ impl TcpEnd {
     fn dial(&self) -> Box<dyn Peer> {
         let stream = TcpStream::connect(self.address.unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Box::new(Socket(stream))
+        Box::new(Socket(stream, TcpStream::shutdown))
     }
 
     fn is_loopback(origin: Origin) -> bool {
@@ -115,6 +120,9 @@ impl Peer for loopback::FabricPeer {
     }
     fn receive(&mut self) -> Option<Vec<u8>> {
         self.receive()
+    }
+    fn finish(&mut self) {
+        self.finish();
     }
 }
 

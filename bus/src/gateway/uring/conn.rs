@@ -18,6 +18,8 @@ pub(super) struct Conn {
     /// Its descriptor is being given up.
     pub closing: bool,
     pub reading: bool,
+    /// The peer sends nothing more.
+    pub finished: bool,
     pub dirty: bool,
     pub receiving: bool,
     /// The receive operation has been told to stop.
@@ -49,6 +51,7 @@ impl Conn {
             ended: false,
             closing: false,
             reading: true,
+            finished: false,
             dirty: false,
             receiving: false,
             stopping: false,

@@ -64,7 +64,9 @@ impl Orders for Uring {
     }
 
     fn set_reading(&mut self, key: ConnKey, reading: bool, _: &mut dyn Handler) {
-        if let Some(conn) = self.live(key) {
+        if let Some(conn) = self.live(key)
+            && !conn.finished
+        {
             conn.reading = reading;
             self.steer(key);
         }

@@ -83,12 +83,22 @@ impl Uring {
         }
         match outcome(result) {
             _ if !live => {}
-            Ok(0) => return self.end(key, Ended::Eof, handler),
+            Ok(0) => return self.finish(key, handler),
             Ok(_) | Err(Errno::CANCELED | Errno::NOBUFS | Errno::INTR | Errno::AGAIN) => {}
             Err(errno) => return self.end(key, Ended::from_errno(errno), handler),
         }
         if !more {
             self.steer(key);
         }
+    }
+
+    /// The peer has said all that it will say. That it has gone too is learned by sending: a poll on a ring always waits
+    /// for `POLLRDHUP` as well, and so can't wait for the other half.
+    fn finish(&mut self, key: ConnKey, handler: &mut dyn Handler) {
+        if let Some(conn) = self.shared.conns.get_mut(key) {
+            conn.finished = true;
+            conn.reading = false;
+        }
+        self.tell(Event::Finished { conn: key }, handler);
     }
 }

@@ -20,7 +20,7 @@ use crate::message::{Full, Messages, QueueSpec, Status};
 #[derive(Debug)]
 pub(in super::super) struct Storing {
     queue: u32,
-    conn: ConnId,
+    pub(in super::super) conn: ConnId,
     correlation: u32,
     batch: Batch,
     count: u32,

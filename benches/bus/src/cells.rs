@@ -5,6 +5,7 @@
 
 use agentd_bus::log::Delivery;
 use bench_kit::Waiting::{self, Adaptive, Blocking, Busy};
+use bench_kit::report::Limit;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
@@ -61,13 +62,6 @@ pub enum Figure {
     /// CPU time of the sender per message.
     Cpu,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Limit {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
 /// A promised ratio: `figure` of ours divided by that of the peer; of several pairs, the worst.
 #[derive(Clone, Copy, Debug)]
 pub struct Promise {

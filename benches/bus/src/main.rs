@@ -13,11 +13,10 @@ mod run;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use crate::cells::{Cell, GROUPS, PROMISES};
-use crate::report::Report;
 use crate::run::Effort;
 
 /// The bus beside its peers and beside the machine's own limits.
@@ -112,14 +111,7 @@ fn main() -> Result<()> {
         );
         measured.extend(run::group(group, effort));
     }
-    let report = Report::new(&selection.rows, &measured);
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).context("write the report")?
-        );
-    } else {
-        print!("{}", report.table());
-    }
+    let report = report::of(&selection.rows, &measured);
+    print!("{}", report.text(args.json)?);
     Ok(())
 }

@@ -7,7 +7,6 @@
 mod bare;
 mod jetstream;
 mod ours;
-mod report;
 mod sqlite;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use report::Report;
+use bench_kit::report::{Limit, Report};
 
 /// Messages of one batch, and bytes of one message.
 pub const BATCH: usize = 64;
@@ -125,12 +124,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&scratch).with_context(|| format!("make {}", scratch.display()))?;
     let measured = measure(&scratch, if args.quick { 3 } else { 15 }, &args.only);
     std::fs::remove_dir_all(&scratch).with_context(|| format!("clear {}", scratch.display()))?;
-    let report = measured?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{}", report.table());
-    }
+    print!("{}", measured?.text(args.json)?);
     Ok(())
 }
 
@@ -145,7 +139,7 @@ fn measure(scratch: &Path, rounds: usize, only: &[String]) -> Result<Report> {
         std::fs::create_dir_all(&directory)?;
         match (entry.start)(&directory) {
             Ok(contender) => running.push((entry, contender, Vec::new())),
-            Err(why) => report.skip(entry.id, &why),
+            Err(why) => report.skip(entry.id, why),
         }
     }
     // One more: the first is dropped.
@@ -164,9 +158,9 @@ fn measure(scratch: &Path, rounds: usize, only: &[String]) -> Result<Report> {
         match (of("segment"), of(peer)) {
             (Some(ours), Some(theirs)) => {
                 let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs);
-                report.promised(id, ratios.collect(), limit);
+                report.promised(id, ratios.collect(), Limit::AtLeast(limit));
             }
-            _ => report.skip(id, &anyhow::anyhow!("{peer} did not run")),
+            _ => report.skip(id, format!("{peer} did not run")),
         }
     }
     for (entry, _, samples) in running {

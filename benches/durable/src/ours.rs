@@ -13,8 +13,8 @@ use agentd_storage::stream::{
 };
 use anyhow::{Context, Result};
 
-use crate::report::Report;
 use crate::{BATCH, Contender, MESSAGE, noise, rate};
+use bench_kit::report::Report;
 
 struct Ours {
     store: Arc<dyn StreamStore>,
@@ -189,8 +189,8 @@ pub fn further(scratch: &Path, report: &mut Report, rounds: usize) -> Result<()>
             }
         }
         let name = format!("{compression:?}").to_lowercase();
-        report.figure(&format!("append_16KiB_{name}"), "MB/s", write);
-        report.figure(&format!("replay_16KiB_{name}"), "MB/s", read);
+        report.figure(format!("append_16KiB_{name}"), "MB/s", write);
+        report.figure(format!("replay_16KiB_{name}"), "MB/s", read);
         let all = ask(|done| store.streams(done))?;
         let one = all
             .iter()
@@ -198,7 +198,7 @@ pub fn further(scratch: &Path, report: &mut Report, rounds: usize) -> Result<()>
             .context("declared above")?;
         let plain = (one.next * text.len() as u64) as f64;
         report.figure(
-            &format!("disk_per_byte_{name}"),
+            format!("disk_per_byte_{name}"),
             "ratio",
             vec![one.disk_bytes as f64 / plain],
         );

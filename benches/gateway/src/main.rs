@@ -78,15 +78,6 @@ fn main() -> Result<()> {
     }
     let descriptors = raise_descriptors(210_000)?;
     let report = rows::measure(&args.only, args.quick, descriptors);
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        for row in &report.rows {
-            println!("{}: {:?} {}", row.id, row.samples, row.unit);
-        }
-        for skipped in &report.skipped {
-            println!("{}: skipped, {}", skipped.id, skipped.why);
-        }
-    }
+    print!("{}", report.text(args.json)?);
     Ok(())
 }

@@ -6,45 +6,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use bench_kit::report::{Limit, Report};
 
 use crate::server::{Usage, address};
 use crate::storm::Storm;
 use crate::{certificates, flood, idle};
-
-/// What `cargo xtask bench gateway` reads.
-#[derive(Debug, Default, Serialize)]
-pub struct Report {
-    pub rows: Vec<Row>,
-    pub skipped: Vec<Skipped>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Row {
-    pub id: String,
-    pub unit: &'static str,
-    pub samples: Vec<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub at_most: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Skipped {
-    pub id: String,
-    pub why: String,
-}
-
-impl Report {
-    fn row(&mut self, id: &str, unit: &'static str, samples: Vec<f64>, at_most: Option<f64>) {
-        let id = id.to_owned();
-        self.rows.push(Row {
-            id,
-            unit,
-            samples,
-            at_most,
-        });
-    }
-}
 
 /// A child that answers lines.
 struct Part {
@@ -221,26 +187,20 @@ fn uring(report: &mut Report, place: &Place, quick: bool) -> Result<()> {
             .map(|[uring, epoll]| of(uring) / of(epoll))
             .collect()
     };
-    let (cpu, calls): (fn(&Cost) -> f64, fn(&Cost) -> f64) =
-        (|cost| cost.cpu_ns, |cost| cost.calls);
-    report.row("uring_cpu", "x", ratio(&unix, cpu), Some(0.8));
-    report.row("uring_sys", "x", ratio(&unix, calls), Some(0.2));
-    report.row("uring_cpu.tcp", "x", ratio(&tcp, cpu), None);
-    report.row("uring_sys.tcp", "x", ratio(&tcp, calls), None);
+    let cpu: fn(&Cost) -> f64 = |cost| cost.cpu_ns;
+    let calls: fn(&Cost) -> f64 = |cost| cost.calls;
+    report.promised("uring_cpu", ratio(&unix, cpu), Limit::AtMost(0.8));
+    report.promised("uring_sys", ratio(&unix, calls), Limit::AtMost(0.2));
+    report.figure("uring_cpu.tcp", "×", ratio(&tcp, cpu));
+    report.figure("uring_sys.tcp", "×", ratio(&tcp, calls));
     for (name, costs) in [("unix", &unix), ("tcp", &tcp)] {
         for (at, transport) in ["io_uring", "epoll"].into_iter().enumerate() {
             let of = |of: fn(&Cost) -> f64| costs.iter().map(|pair| of(&pair[at])).collect();
-            report.row(
-                &format!("{transport}.{name}.cpu"),
-                "ns/message",
-                of(cpu),
-                None,
-            );
-            report.row(
-                &format!("{transport}.{name}.calls"),
+            report.figure(format!("{transport}.{name}.cpu"), "ns/message", of(cpu));
+            report.figure(
+                format!("{transport}.{name}.calls"),
                 "calls/message",
                 of(calls),
-                None,
             );
         }
     }
@@ -364,13 +324,13 @@ fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> R
         let runs = runs?;
         let near = |run: &[f64; 2]| run[1] - far * IDLE as f64 / 1e9;
         let sum = runs.iter().map(|run| run[0] + near(run)).collect();
-        report.row(id, "GB", sum, Some(limit));
+        report.row(id, "GB", sum, Some(Limit::AtMost(limit)));
         let rss = runs.iter().map(|run| run[0]).collect();
-        report.row(&format!("{id}.rss"), "GB", rss, None);
+        report.figure(format!("{id}.rss"), "GB", rss);
         let kernel = runs.iter().map(near).collect();
-        report.row(&format!("{id}.kernel"), "GB", kernel, None);
+        report.figure(format!("{id}.kernel"), "GB", kernel);
     }
-    report.row("conns.far_end", "bytes of the kernel's", vec![far], None);
+    report.figure("conns.far_end", "bytes of the kernel's", vec![far]);
     Ok(())
 }
 
@@ -394,9 +354,9 @@ fn tail(report: &mut Report, place: &Place, quick: bool) -> Result<()> {
         alone.push(quiet / 1e3);
         beside.push(loud / 1e3);
     }
-    report.row("tail", "x", ratios, Some(2.0));
-    report.row("tail.p99_alone", "us", alone, None);
-    report.row("tail.p99_beside_floods", "us", beside, None);
+    report.promised("tail", ratios, Limit::AtMost(2.0));
+    report.figure("tail.p99_alone", "us", alone);
+    report.figure("tail.p99_beside_floods", "us", beside);
     Ok(())
 }
 
@@ -421,10 +381,13 @@ fn zero_copy(report: &mut Report, quick: bool) -> Result<()> {
                 Ok(of(1)?.cpu_ns / of(usize::MAX)?.cpu_ns)
             })
             .collect();
-        report.row(&format!("send_zc.{kib}k"), "x of a copy", ratios?, None);
+        report.figure(format!("send_zc.{kib}k"), "× copy", ratios?);
     }
     Ok(())
 }
+
+/// Measures rows that belong together.
+type Group<'a> = &'a dyn Fn(&mut Report) -> Result<()>;
 
 /// All rows, or those in `only`. What can't be measured is skipped by name.
 pub fn measure(only: &[String], quick: bool, descriptors: u64) -> Report {
@@ -432,8 +395,7 @@ pub fn measure(only: &[String], quick: bool, descriptors: u64) -> Report {
     let place = match Place::new() {
         Ok(place) => place,
         Err(error) => {
-            let (id, why) = ("gateway".to_owned(), format!("{error:#}"));
-            report.skipped.push(Skipped { id, why });
+            report.skip("gateway", error);
             return report;
         }
     };
@@ -443,7 +405,7 @@ pub fn measure(only: &[String], quick: bool, descriptors: u64) -> Report {
                 .iter()
                 .any(|one| id.starts_with(one.as_str()) || one.starts_with(id))
     };
-    let groups: [(&str, &dyn Fn(&mut Report) -> Result<()>); 4] = [
+    let groups: [(&str, Group<'_>); 4] = [
         ("uring", &|report| uring(report, &place, quick)),
         ("conns", &|report| conns(report, &place, quick, descriptors)),
         ("tail", &|report| tail(report, &place, quick)),
@@ -455,8 +417,7 @@ pub fn measure(only: &[String], quick: bool, descriptors: u64) -> Report {
         }
         eprintln!("{id}");
         if let Err(error) = group(&mut report) {
-            let (id, why) = (id.to_owned(), format!("{error:#}"));
-            report.skipped.push(Skipped { id, why });
+            report.skip(id, error);
         }
     }
     report

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod extra;
 pub mod helper;
 pub mod measure;
+pub mod report;
 pub mod stage;
 
 use anyhow::Result;

@@ -10,12 +10,12 @@ mod server;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench_kit::measure::{Sample, Shape, Task, sample};
+use bench_kit::report::{Limit, Report};
 use bench_kit::{Transport, Waiting};
 use bench_peers::{nats, redis, streams};
 use clap::Parser;
-use serde::Serialize;
 
 /// Agents of the mixed row.
 const AGENTS: usize = 100;
@@ -48,29 +48,6 @@ struct Args {
     serve: Option<PathBuf>,
     #[arg(long, hide = true, default_value_t = 2)]
     agents: usize,
-}
-
-/// What `cargo xtask bench router` reads.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    rows: Vec<Row>,
-    skipped: Vec<Skipped>,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    id: String,
-    unit: &'static str,
-    /// One per round.
-    samples: Vec<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    at_least: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Skipped {
-    id: String,
-    why: String,
 }
 
 /// One way through a broker.
@@ -154,19 +131,7 @@ fn main() -> Result<()> {
         eprintln!("router_mix");
         mix::measure(&mut report, AGENTS, rounds.div_ceil(2), length * 4);
     }
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).context("write the report")?
-        );
-    } else {
-        for row in &report.rows {
-            println!("{:<28} {:>14.3} {}", row.id, median(&row.samples), row.unit);
-        }
-        for Skipped { id, why } in &report.skipped {
-            println!("{id:<28} skipped: {why}");
-        }
-    }
+    print!("{}", report.text(args.json)?);
     Ok(())
 }
 
@@ -196,40 +161,20 @@ fn measure_queue(report: &mut Report, rounds: usize, length: Duration) -> Result
             name => format!("router_queue.{name}"),
         };
         match (&ours.failed, &peer.failed) {
-            (None, None) => report.rows.push(Row {
-                id,
-                unit: "×",
-                samples: ours
-                    .rates
-                    .iter()
-                    .zip(&peer.rates)
-                    .map(|(a, b)| a / b)
-                    .collect(),
-                at_least: Some(limit),
-            }),
-            (Some(why), _) | (None, Some(why)) => report.skipped.push(Skipped {
-                id,
-                why: why.clone(),
-            }),
+            (None, None) => {
+                let pairs = ours.rates.iter().zip(&peer.rates);
+                let ratios = pairs.map(|(ours, peer)| ours / peer).collect();
+                report.promised(id, ratios, Limit::AtLeast(limit));
+            }
+            (Some(why), _) | (None, Some(why)) => report.skip(id, why),
         }
     }
     for one in contenders {
         let id = format!("queue64.{}", one.name);
         match one.failed {
-            None => report.rows.push(Row {
-                id,
-                unit: "msg/s",
-                samples: one.rates,
-                at_least: None,
-            }),
-            Some(why) => report.skipped.push(Skipped { id, why }),
+            None => report.figure(id, "msg/s", one.rates),
+            Some(why) => report.skip(id, why),
         }
     }
     Ok(())
-}
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use agentd_bus::client::{Client, ClientError, Received, Routing};
 use agentd_bus::message::{Full, Outcome, QueueSpec, Status};
 use anyhow::{Context, Result, bail};
+use bench_kit::report::{Limit, Report};
 use bench_kit::stage::{Side, play};
 use serde_json::{Value, json};
 
 use crate::server::Server;
-use crate::{Report, Row, Skipped};
 
 const TOPICS: usize = 10;
 const BATCH: usize = 32;
@@ -51,26 +51,13 @@ pub fn measure(report: &mut Report, agents: usize, rounds: usize, length: Durati
                     }
                 }
             }
-            Err(error) => {
-                report.skipped.push(Skipped {
-                    id: "router_mix".to_owned(),
-                    why: format!("{error:#}"),
-                });
-                return;
-            }
+            Err(error) => return report.skip("router_mix", error),
         }
     }
-    let row = |id: String, samples, at_least| Row {
-        id,
-        unit: "msg/s",
-        samples,
-        at_least,
-    };
-    report
-        .rows
-        .push(row("router_mix".to_owned(), samples, Some(2_500_000.0)));
+    let limit = Limit::AtLeast(2_500_000.0);
+    report.row("router_mix", "msg/s", samples, Some(limit));
     for (name, rates) in parts {
-        report.rows.push(row(format!("mix.{name}"), rates, None));
+        report.figure(format!("mix.{name}"), "msg/s", rates);
     }
 }
 
@@ -173,7 +160,7 @@ impl Agent {
                 Err(error) => return Err(error.into()),
             }
             self.client.publish(&topic, "tick", &payload)?;
-            if round % ASK_EVERY == 0 {
+            if round.is_multiple_of(ASK_EVERY) {
                 self.ask(&other, &payload)?;
             }
             if round % BROADCAST_EVERY == 0 {
@@ -230,7 +217,7 @@ impl Agent {
                 other => bail!("a subscription ended: {other:?}"),
             }
         }
-        if round % ASK_EVERY == 0 {
+        if round.is_multiple_of(ASK_EVERY) {
             let inbox = self.client.inbox(256, Duration::ZERO)?;
             self.counts.inbox += inbox.messages.len() as u64;
         }

@@ -1,6 +1,6 @@
 //! Logs to stderr, where a service manager or the terminal picks them up.
 //!
-//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]). With `JOURNAL_STREAM` set, times and colours are left to the journal, and
+//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]); one that can't be read is told, and the default used. With `JOURNAL_STREAM` set, times and colours are left to the journal, and
 //! each line begins with its priority in the form of sd-daemon(3), `<3>` to `<7>`, which the journal takes off and keeps.
 //! Keys, prompts and message bodies are never logged.
 
@@ -8,28 +8,44 @@ use std::fmt;
 use std::io::IsTerminal as _;
 
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Full, Writer};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// What is worth a line by default. The libraries named tell every conversation and statement at `info`.
 const DEFAULT_FILTER: &str = "info,rmcp=warn,sqlx=warn";
 
 /// Installs the subscriber. Call once.
 pub fn init() {
-    let filter =
-        EnvFilter::try_from_env("AGENTD_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (levels, wrong) = match levels(std::env::var("AGENTD_LOG").ok().as_deref()) {
+        Ok(levels) => (levels, None),
+        Err(error) => (levels(None).unwrap_or_default(), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(levels);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.event_format(Prioritised::default()).init();
+        registry
+            .with(lines.event_format(Prioritised::default()))
+            .init();
     } else {
-        builder.init();
+        registry.with(lines).init();
     }
+    if let Some(error) = wrong {
+        tracing::warn!(
+            "AGENTD_LOG: {error}; it is a level, or TARGET=LEVEL pairs with commas between, as in `info,agentd=debug`; {DEFAULT_FILTER} is used"
+        );
+    }
+}
+
+/// What is logged, by what the environment asks for.
+fn levels(asked: Option<&str>) -> Result<Targets, ParseError> {
+    asked.unwrap_or(DEFAULT_FILTER).parse()
 }
 
 /// A line for the journal: its priority, then the message.
@@ -92,6 +108,17 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn levels_are_asked_for_by_target() {
+        let asked = levels(Some("warn,agentd=debug")).unwrap();
+        assert!(asked.would_enable("agentd::bus", &Level::DEBUG));
+        assert!(!asked.would_enable("sqlx", &Level::INFO));
+        let default = levels(None).unwrap();
+        assert!(default.would_enable("agentd::bus", &Level::INFO));
+        assert!(!default.would_enable("sqlx", &Level::INFO));
+        levels(Some("agentd=loud")).unwrap_err();
     }
 
     #[test]

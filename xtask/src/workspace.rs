@@ -40,7 +40,11 @@ pub struct Dependency {
 
 #[derive(Debug, Deserialize)]
 pub struct Target {
+    pub name: String,
     pub kind: Vec<String>,
+    /// Absent for most.
+    #[serde(default, rename = "required-features")]
+    pub required_features: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,12 +106,21 @@ impl Metadata {
 }
 
 impl Package {
-    /// Whether the crate has files under its `tests/`.
-    pub fn has_integration_tests(&self) -> bool {
+    /// The names of what is under the crate's `tests/`, but for what is built only on request.
+    pub fn integration_tests(&self) -> impl Iterator<Item = &str> {
         self.targets
             .iter()
-            .any(|target| target.kind.iter().any(|kind| kind == "test"))
+            .filter(|target| target.kind.iter().any(|kind| kind == "test"))
+            .filter(|target| target.required_features.is_empty())
+            .map(|target| target.name.as_str())
     }
+}
+
+/// Builds every program and example, with the features of dependencies that the tests are built with: what cargo
+/// builds of fewer packages, or without their tests, it builds anew. Returns the directory that they are in.
+pub fn build_all() -> Result<PathBuf> {
+    crate::child::run(cargo().args(["build", "--workspace", "--bins", "--examples"]))?;
+    Ok(Metadata::of_members()?.target_directory.join("debug"))
 }
 
 /// The workspace's root directory.

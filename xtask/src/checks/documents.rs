@@ -5,12 +5,13 @@
 //! must lead somewhere. Reads files and runs `agentctl --help`; the parsing is pure.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 
 use crate::child::capture;
-use crate::workspace::{cargo, root};
+use crate::workspace::{build_all, root};
 
 const VERBS_IN: [&str; 3] = ["README.md", "docs/testing.md", "ARCHITECTURE.md"];
 const PROMISES: &str = "SPECIFICATION.md";
@@ -22,7 +23,7 @@ pub fn check() -> Result<()> {
         .get_subcommands()
         .map(|verb| verb.get_name().to_owned())
         .collect();
-    let help = capture(cargo().args(["run", "--quiet", "--package", "agentctl", "--", "--help"]))?;
+    let help = capture(Command::new(build_all()?.join("agentctl")).arg("--help"))?;
     let agentctl = verbs_of_help(&help);
     if agentctl.is_empty() {
         bail!("agentctl --help lists no verbs:\n{help}");

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::child::{capture, run};
-use crate::workspace::{cargo, root};
+use crate::workspace::{build_all, root};
 
 /// Where the generated man pages are committed, below the root. Nothing else may lie there.
 const PLACE: &str = "docs/man";
@@ -27,19 +28,13 @@ pub enum Mode {
 }
 
 pub fn generate(mode: Mode) -> Result<()> {
-    schema(mode)?;
-    man_pages(mode)
+    let examples = build_all()?.join("examples");
+    schema(mode, &examples)?;
+    man_pages(mode, &examples)
 }
 
-fn schema(mode: Mode) -> Result<()> {
-    let fresh = capture(cargo().args([
-        "run",
-        "--quiet",
-        "--package",
-        "agentd-sandbox",
-        "--example",
-        "gen-schema",
-    ]))?;
+fn schema(mode: Mode, examples: &Path) -> Result<()> {
+    let fresh = capture(&mut Command::new(examples.join("gen-schema")))?;
     let place = root().join(SCHEMA);
     match mode {
         Mode::Check => {
@@ -56,22 +51,12 @@ fn schema(mode: Mode) -> Result<()> {
     Ok(())
 }
 
-fn man_pages(mode: Mode) -> Result<()> {
+fn man_pages(mode: Mode, examples: &Path) -> Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("agentd-gen-")
         .tempdir()
         .context("make a scratch directory")?;
-    run(cargo()
-        .args([
-            "run",
-            "--quiet",
-            "--package",
-            "agentctl",
-            "--example",
-            "gen-man",
-            "--",
-        ])
-        .arg(scratch.path()))?;
+    run(Command::new(examples.join("gen-man")).arg(scratch.path()))?;
     let fresh = files(scratch.path())?;
     if fresh.is_empty() {
         bail!("gen-man wrote no files");

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -54,13 +55,17 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 pub fn tier(scratch: &Path, search: Search) -> Result<Outcome> {
     let manifest = root().join("fuzz/Cargo.toml");
     let target = Metadata::of_members()?.target_directory.join("fuzz");
-    let mut result = suites::run(
-        cargo()
-            .args(["test", "--no-default-features", "--lib", "--manifest-path"])
-            .arg(&manifest)
-            .env("CARGO_TARGET_DIR", &target),
-        scratch,
-    )?;
+    let lacking = lacking()?;
+    let mut replay = cargo();
+    replay.args(["test", "--lib", "--manifest-path"]);
+    replay.arg(&manifest).env("CARGO_TARGET_DIR", &target);
+    if lacking.is_none() {
+        // In the build of the programs below, so that what they depend on is compiled once.
+        instrumented(replay.arg("--release"));
+    } else {
+        replay.arg("--no-default-features");
+    }
+    let mut result = suites::run(&mut replay, scratch)?;
     match interpreted(&manifest, &target, scratch)? {
         Some(outcome) => result.absorb(outcome),
         None => result.skip(Skip::new(
@@ -68,26 +73,43 @@ pub fn tier(scratch: &Path, search: Search) -> Result<Outcome> {
             "no Miri in the nightly toolchain; get it with: rustup component add --toolchain nightly miri rust-src",
         )),
     }
-    if let Some(why) = lacking()? {
+    if let Some(why) = lacking {
         result.skip(Skip::new("fuzz", why));
         return Ok(result);
     }
-    child::run(
-        cargo()
-            .args(["build", "--release", "--bins", "--target", TRIPLE])
-            .arg("--manifest-path")
-            .arg(&manifest)
-            .env("CARGO_TARGET_DIR", &target)
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("RUSTFLAGS", FLAGS),
-    )?;
-    for name in targets()? {
-        match fuzz(&name, &target, scratch, search)? {
-            None => result.pass(),
-            Some(failure) => result.fail(failure),
+    let mut build = cargo();
+    build.args(["build", "--release", "--bins", "--manifest-path"]);
+    build.arg(&manifest).env("CARGO_TARGET_DIR", &target);
+    child::run(instrumented(&mut build))?;
+    let names = targets()?;
+    let next = AtomicUsize::new(0);
+    // Each keeps one core busy for its time.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let worker = || -> Result<Outcome> {
+        let mut done = Outcome::default();
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match fuzz(name, &target, scratch, search)? {
+                None => done.pass(),
+                Some(failure) => done.fail(failure),
+            }
         }
-    }
-    Ok(result)
+        Ok(done)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        for worker in workers {
+            result.absorb(worker.join().expect("a worker does not panic")?);
+        }
+        Ok(result)
+    })
+}
+
+/// With the flags that cargo-fuzz would pass.
+fn instrumented(command: &mut Command) -> &mut Command {
+    command
+        .args(["--target", TRIPLE])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", FLAGS)
 }
 
 /// The kept inputs of the targets over shared memory, on their heap backend, under Miri with strict provenance; `None`: there is no Miri.

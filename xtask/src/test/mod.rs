@@ -13,6 +13,7 @@ mod suites;
 mod tier;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -61,9 +62,10 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
             continue;
         }
         eprintln!("== tier {}", tier.name());
+        let began = Instant::now();
         let outcome = run(tier, scratch.path(), search)?;
         let line = outcome.line(tier);
-        eprintln!("== {line}");
+        eprintln!("== {line}, in {} s", began.elapsed().as_secs());
         lines.push(line);
         total.passed += outcome.passed;
         total.failed += outcome.failed;

@@ -4,20 +4,21 @@
 //! Runs with the caller's own rights. A compile error, a test program that dies without a result and a tier that
 //! doesn't end in time each count as one failure.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::libtest::Counts;
 use super::skips::{Skip, read_log};
 use super::tier::Outcome;
 use crate::child::{Child, line, outcome};
 use crate::demo::npm::{self, Agent};
-use crate::workspace::{Metadata, cargo};
+use crate::workspace::{Metadata, Package, build_all, cargo};
 
 /// A tier that takes longer hangs: a cold build of everything on two cores stays well below.
 const WATCHDOG: Duration = Duration::from_secs(40 * 60);
@@ -65,8 +66,8 @@ pub fn integration(scratch: &Path) -> Result<Outcome> {
     let mut outcome = of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))?;
     let killed = run(
         cargo()
-            .args(["test", "-p", "agentd-bus", "--test", "killed"])
-            .args(["--features", "crash-points"]),
+            .args(["test", "--workspace", "--test", "killed"])
+            .args(["--features", "agentd-bus/crash-points"]),
         scratch,
     )?;
     outcome.absorb(killed);
@@ -75,24 +76,28 @@ pub fn integration(scratch: &Path) -> Result<Outcome> {
 
 /// `tests/` of the daemon and its command, with every program built beforehand.
 pub fn e2e(scratch: &Path) -> Result<Outcome> {
-    crate::child::run(cargo().args(["build", "--workspace", "--bins"]))?;
+    build_all()?;
     of_packages(scratch, |name| E2E_PACKAGES.contains(&name))
 }
 
+/// By the names of test targets, of the whole workspace: what cargo builds of fewer packages, it builds anew.
 fn of_packages(scratch: &Path, wanted: impl Fn(&str) -> bool) -> Result<Outcome> {
     let metadata = Metadata::of_members()?;
-    let packages: Vec<&str> = metadata
-        .members()
-        .filter(|package| package.has_integration_tests() && wanted(&package.name))
-        .map(|package| package.name.as_str())
-        .collect();
-    if packages.is_empty() {
-        return Ok(Outcome::default());
+    let names_in = |wanted: &dyn Fn(&str) -> bool| -> BTreeSet<&str> {
+        metadata
+            .members()
+            .filter(|package| wanted(&package.name))
+            .flat_map(Package::integration_tests)
+            .collect()
+    };
+    let names = names_in(&wanted);
+    if let Some(name) = names.intersection(&names_in(&|name| !wanted(name))).next() {
+        bail!("a test target `{name}` is in packages of two tiers: rename one of them");
     }
     let mut command = cargo();
-    command.args(["test", "--no-fail-fast", "--test", "*"]);
-    for package in packages {
-        command.args(["-p", package]);
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    for name in names {
+        command.args(["--test", name]);
     }
     for (variable, agent) in AGENTS {
         if let Some(program) = program(variable, agent) {

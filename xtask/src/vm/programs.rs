@@ -51,8 +51,7 @@ fn launch_tests() -> Result<PathBuf> {
         "test",
         "--no-run",
         "--message-format=json",
-        "-p",
-        "agentd-launch",
+        "--workspace",
         "--test",
         "launch",
     ]))?;

@@ -174,7 +174,7 @@ pub fn restrict_files(writable: &[&Path], readable: &[PathBuf]) -> Result<(), Co
 #[rustfmt::skip]
 const ALLOWED: &[libc::c_long] = &[
     // files and directories
-    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_pread64, libc::SYS_pwrite64,
+    libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_pwritev2,
     libc::SYS_open, libc::SYS_openat, libc::SYS_close, libc::SYS_close_range, libc::SYS_stat, libc::SYS_fstat, libc::SYS_lstat,
     libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs, libc::SYS_fstatfs, libc::SYS_access, libc::SYS_faccessat, libc::SYS_faccessat2,
     libc::SYS_lseek, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fsync, libc::SYS_fdatasync,

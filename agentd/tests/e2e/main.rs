@@ -9,6 +9,7 @@ mod bus_verbs;
 mod ceilings;
 mod credentials;
 mod death;
+mod durable;
 mod gvisor;
 mod harness;
 mod isolation;

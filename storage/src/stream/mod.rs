@@ -22,17 +22,16 @@ mod compress;
 mod conformance;
 mod error;
 pub mod segment;
-mod settled;
 pub mod sqlite;
 mod types;
 
 use std::{ops::Range, sync::Arc};
 
+pub use agentd_segment::{Compression, Settled};
 pub use error::StreamError;
-pub use settled::Settled;
 pub use types::{
-    Compression, Damage, Declared, NewRecord, ReadFrom, ReadLimit, Records, Retention, Settle,
-    StoredRecord, StreamId, StreamKind, StreamName, StreamSpec, StreamStats,
+    Damage, Declared, NewRecord, ReadFrom, ReadLimit, Records, Retention, Settle, StoredRecord,
+    StreamId, StreamKind, StreamName, StreamSpec, StreamStats,
 };
 
 /// Called exactly once with the outcome, on a thread of the store. It must not block: hand the outcome on.

@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Range, time::Duration};
 
+use agentd_segment::{Compression, PAYLOAD_MAX};
+
 use super::{Payload, StreamError};
 
 /// A stream in its store; never used for another one.
@@ -74,39 +76,6 @@ impl fmt::Display for StreamName {
     }
 }
 
-/// How payloads are made smaller, if that makes them smaller.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all.
-    #[default]
-    None,
-    /// LZ4: little time.
-    Lz4,
-    /// Zstandard, level 3: more time, less space.
-    Zstd,
-}
-
-impl Compression {
-    /// As it stands in records and in the database.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::None => 0,
-            Self::Lz4 => 1,
-            Self::Zstd => 2,
-        }
-    }
-
-    /// The reverse of [`Self::number`].
-    pub fn from_number(number: u8) -> Option<Self> {
-        match number {
-            0 => Some(Self::None),
-            1 => Some(Self::Lz4),
-            2 => Some(Self::Zstd),
-            _ => None,
-        }
-    }
-}
-
 /// What a stream keeps. The default keeps everything that is not settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
@@ -164,8 +133,8 @@ pub struct NewRecord {
 }
 
 impl NewRecord {
-    /// Longest payload, bytes: the bus's own bound and room for what goes with it.
-    pub const MAX: usize = (1 << 20) + 4096;
+    /// Longest payload, bytes.
+    pub const MAX: usize = PAYLOAD_MAX;
     /// Payload bytes of one batch.
     pub const MAX_BATCH: usize = 3 << 20;
 }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use crate::workspace::Metadata;
 
 /// Crate → the workspace's crates that it may use. A crate that is not here is an error too.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     (
         "agentd",
         &[
@@ -48,7 +48,9 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("agentd-orchestrator", &[]),
     // The plan's wire form is what a policy is compiled to (ADR 0003).
     ("agentd-sandbox", &["agentd-kernel", "agentd-launch"]),
-    ("agentd-storage", &[]),
+    ("agentd-segment", &[]),
+    // The bytes of segments are read by others too (ADR 0031).
+    ("agentd-storage", &["agentd-segment"]),
     ("agentd-testkit", &["agentd-bus"]),
     ("xtask", &[]),
 ];

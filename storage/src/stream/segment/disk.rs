@@ -1,20 +1,29 @@
 //! How bytes get to the disk: several writes, each followed by its sync, carried out together.
 //!
-//! [`Disk`] owns the memory that is written from (aligned for direct I/O) and is used by the writer's thread alone. It is
-//! either a [`Ring`] (io_uring) or plain `pwrite` and `fdatasync`, and says which and why; both keep the same promise:
+//! [`Disk`] owns the memory that is written from (aligned for direct I/O) and is used by the writer's thread alone. Writes to
+//! several files go side by side through a [`Ring`] (io_uring), if there is one; a single one takes that way or one `pwritev2` with
+//! `RWF_DSYNC`, whichever is quicker here and now ([`Pace`]). It says which it has and why; all keep the same promise:
 //! a write that is told to be done is on the disk, and nothing of the memory is in use any more.
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSlice},
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
+    time::Instant,
 };
 
-use rustix::fs::OFlags;
+use agentd_segment::BLOCK;
+use rustix::{
+    fs::OFlags,
+    io::{Errno, ReadWriteFlags},
+};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
-use super::{format::BLOCK, ring::Ring};
+use super::{
+    pace::{Pace, Way},
+    ring::Ring,
+};
 
 /// Bytes of one commit, of all streams together.
 pub(super) const POOL: usize = 4 << 20;
@@ -63,6 +72,8 @@ pub(super) struct Write<'a> {
 pub struct Disk {
     pool: Pool,
     ring: Result<Ring, String>,
+    /// `None`: single writes go through the ring too.
+    pace: Option<Pace>,
 }
 
 impl Disk {
@@ -71,7 +82,20 @@ impl Disk {
     pub fn probe() -> Self {
         let pool = Pool::new(POOL);
         let ring = Ring::new(&pool);
-        Self { pool, ring }
+        Self {
+            pool,
+            ring,
+            pace: Some(Pace::default()),
+        }
+    }
+
+    /// As [`Self::probe`]; the ring is taken for every write.
+    #[cfg(test)]
+    pub(super) fn ring_alone() -> Self {
+        Self {
+            pace: None,
+            ..Self::probe()
+        }
     }
 
     /// Without io_uring, and why: what is said in the log.
@@ -79,6 +103,7 @@ impl Disk {
         Self {
             pool: Pool::new(POOL),
             ring: Err(why.into()),
+            pace: None,
         }
     }
 
@@ -90,8 +115,8 @@ impl Disk {
     /// How it writes.
     pub fn describe(&self) -> String {
         match &self.ring {
-            Ok(ring) => ring.describe(),
-            Err(why) => format!("pwrite and fdatasync ({why})"),
+            Ok(ring) => format!("{}; RWF_DSYNC where that is quicker", ring.describe()),
+            Err(why) => format!("RWF_DSYNC ({why})"),
         }
     }
 
@@ -101,9 +126,15 @@ impl Disk {
 
     /// Writes all of `writes`, and syncs each file; one outcome each, in order.
     pub(super) fn commit(&mut self, writes: &[Write<'_>]) -> Vec<Result<(), DiskError>> {
+        let timed = match &mut self.pace {
+            Some(pace) if writes.len() == 1 && self.ring.is_ok() => {
+                Some((pace.choose(), Instant::now()))
+            }
+            _ => None,
+        };
         let mut outcomes = match &mut self.ring {
-            Ok(ring) => ring.commit(&self.pool, writes),
-            Err(_) => writes.iter().map(|_| None).collect(),
+            Ok(ring) if !matches!(timed, Some((Way::Call, _))) => ring.commit(&self.pool, writes),
+            _ => writes.iter().map(|_| None).collect(),
         };
         if let Ok(ring) = &self.ring
             && let Some(why) = ring.broken()
@@ -121,13 +152,15 @@ impl Disk {
                 *outcome = Some(self.plainly(write));
             }
         }
+        if let (Some((way, began)), Some(pace)) = (timed, &mut self.pace) {
+            pace.note(way, began.elapsed());
+        }
         outcomes.into_iter().flatten().collect()
     }
 
     fn plainly(&self, write: &Write<'_>) -> Result<(), DiskError> {
         let bytes = &self.pool.bytes()[write.start..write.start + write.len];
-        write_all(write.file, bytes, write.position).map_err(DiskError::of("pwrite"))?;
-        rustix::fs::fdatasync(write.file).map_err(|errno| DiskError::of("fdatasync")(errno.into()))
+        write_durably(write.file, bytes, write.position).map_err(DiskError::of("pwritev2"))
     }
 
     /// Lets go of a file that will not be written any more.
@@ -151,6 +184,22 @@ impl DiskError {
     }
 }
 
+/// Writes all of `bytes`; they are on the disk when this returns. One call: the kernel needs no second look at the file.
+fn write_durably(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwritev2(file, &[IoSlice::new(bytes)], at, ReadWriteFlags::DSYNC) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                at += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::pwrite(file, bytes, at) {
@@ -159,7 +208,7 @@ pub(super) fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> 
                 bytes = &bytes[written..];
                 at += written as u64;
             }
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
@@ -181,7 +230,7 @@ pub(super) fn open(path: &Path, purpose: For) -> io::Result<File> {
     let flags = rustix::fs::fcntl_getfl(&file)?;
     match rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT) {
         // A file system without it says so here, and is used through the page cache.
-        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(file),
+        Ok(()) | Err(Errno::INVAL) => Ok(file),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -213,7 +262,7 @@ impl ReadBuffer {
             match rustix::io::pread(file.as_fd(), &mut buffer[filled..], start + filled as u64) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
             // Behind a read that does not end with a block there is only the end of the file.

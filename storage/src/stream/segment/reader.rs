@@ -10,12 +10,12 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use agentd_segment::{BLOCK, BadBytes, HEADER, Kind, Parsed, RecordHeader, Standing, parse, scan};
+
 use super::{
     disk::{self, ReadBuffer},
     folder::read_error,
-    format::{BLOCK, HEADER, Kind, Parsed, RecordHeader, parse},
     recover::load,
-    scan::{BadBytes, Standing, scan},
     state::{Segment, Stream},
 };
 use crate::stream::{

@@ -11,11 +11,11 @@ use std::{
     sync::Arc,
 };
 
+use agentd_segment::{BLOCK, HEADER, Scan, SegmentHeader, Standing, scan};
+
 use super::{
     disk::{self, ReadBuffer},
     folder::{self, Described, read_error},
-    format::{BLOCK, HEADER, SegmentHeader},
-    scan::{Scan, Standing, scan},
     state::{Live, Segment, State, Stream},
 };
 use crate::stream::{Damage, Settle, StreamError};

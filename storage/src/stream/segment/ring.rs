@@ -309,7 +309,7 @@ mod tests {
         let error = outcomes[0].as_ref().unwrap_err();
         assert_eq!(
             (error.call, error.source.raw_os_error()),
-            ("pwrite", Some(libc::EBADF))
+            ("pwritev2", Some(libc::EBADF))
         );
         assert!(outcomes[1].is_ok());
     }

@@ -12,10 +12,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{
-    format::SegmentHeader,
-    scan::{BadBytes, Index},
-};
+use agentd_segment::{BadBytes, Index, SegmentHeader};
+
 use crate::stream::{
     Damage, Settle, Settled, StreamError, StreamId, StreamName, StreamSpec, StreamStats,
 };

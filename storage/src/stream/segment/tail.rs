@@ -2,7 +2,7 @@
 //!
 //! A segment gets its name only after its header and checkpoint are on the disk, so a file with a name has them. Its
 //! space is reserved and, where the spare was ready in time, filled with zeros: then a commit changes no metadata of the
-//! file system, and costs one write and one flush (docs/journal). Runs on the writer's thread; the filling, on one of its own.
+//! file system, and costs one write and one flush of the disk. Runs on the writer's thread; the filling, on one of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,16 +18,17 @@ use std::{
     },
 };
 
+use agentd_segment::{
+    BLOCK, Index, Kind, RANGES, RecordHeader, SegmentHeader, merged, write_ranges,
+};
 use rustix::fs::FallocateFlags;
 
 use super::{
     disk::{self, DiskError, Pool, write_all},
     folder,
-    format::{BLOCK, Kind, RANGES, RecordHeader, SegmentHeader, write_ranges},
-    scan::Index,
     state::{Live, Segment, Stream},
 };
-use crate::stream::{Compression, Settled, settled::merged};
+use crate::stream::{Compression, Settled};
 
 /// Tells open files apart.
 static KEYS: AtomicU64 = AtomicU64::new(1);

@@ -24,7 +24,7 @@ fn the_ring_keeps_what_a_store_promises() {
     if !disk.describe().starts_with("io_uring") {
         return agentd_testkit::skip("io-uring", &disk.describe());
     }
-    conforms(&|root| Arc::new(opened(root, Disk::probe()).0));
+    conforms(&|root| Arc::new(opened(root, Disk::ring_alone()).0));
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_flipped_bit_costs_its_record_and_is_named() {
     let killed = killed();
     let whole = killed.commits.last().copied().unwrap();
     let last = killed.commits[killed.commits.len() - 2];
-    for at in format::BLOCK..whole {
+    for at in agentd_segment::BLOCK..whole {
         let (_home, store, notes) = killed.opened_with(|bytes| bytes[at] ^= 0x10);
         let stream = declare(&store);
         let records = read(&store, stream);

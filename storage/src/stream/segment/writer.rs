@@ -18,18 +18,18 @@ use std::{
     },
 };
 
+use agentd_segment::{BLOCK, IndexEntry, Kind, RANGES, RecordHeader, merged, write_ranges};
+
 use super::{
     Options,
     disk::{Disk, DiskError, POOL, Pool, Write},
     folder,
-    format::{BLOCK, Kind, RANGES, RecordHeader, write_ranges},
-    scan::IndexEntry,
     state::{Segment, State, Stream, Streams},
     tail::{Begin, Tail, Wanted, fill},
 };
 use crate::stream::{
     Compression, Declared, Done, NewRecord, Settle, StreamError, StreamId, StreamKind, StreamName,
-    StreamSpec, compress::compress, settled::merged,
+    StreamSpec, compress::compress,
 };
 
 /// What the writer is asked.
@@ -245,11 +245,11 @@ impl Writer {
             refuse(wish, &error);
             return None;
         }
-        let (spec, first, settled) = {
+        let (spec, first, added, settled) = {
             let state = stream.state();
             let added: usize = wish.appends.iter().map(|(records, _)| records.len()).sum();
             let settled = news(&state, state.next + added as u64, &wish.settles);
-            (state.spec.clone(), state.next, settled)
+            (state.spec.clone(), state.next, added, settled)
         };
         let tail = self.tails.get(&id)?;
         let nonce = tail.segment.header.nonce;
@@ -264,7 +264,7 @@ impl Writer {
             group: tail.group.wrapping_add(1),
             first,
             next: first,
-            entries: Vec::new(),
+            entries: Vec::with_capacity(added),
             first_at_ns: tail.first_at_ns,
             last_at_ns: tail.last_at_ns,
             settled,

@@ -6,19 +6,21 @@
 
 use std::ops::Range;
 
-use crate::stream::{Compression, NewRecord};
+use crate::Compression;
 
 /// The unit of direct I/O, and the size of a segment's header.
-pub(super) const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 /// Bytes in front of each payload.
-pub(super) const HEADER: usize = 32;
+pub const HEADER: usize = 32;
 /// Records begin at multiples of this.
 const ALIGN: usize = 8;
 /// Settled ranges in one record.
-pub(super) const RANGES: usize = 4096;
+pub const RANGES: usize = 4096;
+/// Longest payload of a record of data, bytes: the bus's own bound and room for what goes with it.
+pub const PAYLOAD_MAX: usize = (1 << 20) + 4096;
 /// Longest payload as stored: compressed ones are kept only if smaller.
-const STORED_MAX: usize = if NewRecord::MAX > RANGES * 16 {
-    NewRecord::MAX
+const STORED_MAX: usize = if PAYLOAD_MAX > RANGES * 16 {
+    PAYLOAD_MAX
 } else {
     RANGES * 16
 };
@@ -27,18 +29,19 @@ const MAGIC: [u8; 8] = *b"AGDSEG1\n";
 
 /// What the first block of a segment says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SegmentHeader {
-    pub(super) stream: u32,
+pub struct SegmentHeader {
+    pub stream: u32,
     /// Seeds the check sums of this segment's records.
-    pub(super) nonce: u32,
+    pub nonce: u32,
     /// Of the first record of data.
-    pub(super) base: u64,
+    pub base: u64,
     /// No record in it is older.
-    pub(super) at_ns: u64,
+    pub at_ns: u64,
 }
 
 impl SegmentHeader {
-    pub(super) fn write(&self, block: &mut [u8; BLOCK]) {
+    /// Fills the first block of a segment.
+    pub fn write(&self, block: &mut [u8; BLOCK]) {
         block.fill(0);
         block[..8].copy_from_slice(&MAGIC);
         block[8..12].copy_from_slice(&self.stream.to_le_bytes());
@@ -49,7 +52,8 @@ impl SegmentHeader {
         block[32..36].copy_from_slice(&crc.to_le_bytes());
     }
 
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+    /// Reads it back; the error is for people.
+    pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         let head = bytes.get(..36).ok_or("it is shorter than a header")?;
         if head[..8] != MAGIC {
             return Err("it does not begin as a segment does");
@@ -68,7 +72,7 @@ impl SegmentHeader {
 
 /// What a record is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A payload of the stream.
     Data,
     /// Offsets that were settled: pairs of start and end.
@@ -81,28 +85,28 @@ pub(super) enum Kind {
 
 /// A record of which only the payload is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RecordHeader {
-    pub(super) kind: Kind,
+pub struct RecordHeader {
+    pub kind: Kind,
     /// Its own for data; of the next data for the others.
-    pub(super) offset: u64,
-    pub(super) at_ns: u64,
-    pub(super) compression: Compression,
+    pub offset: u64,
+    pub at_ns: u64,
+    pub compression: Compression,
     /// Bytes of the payload before it was compressed.
-    pub(super) raw_len: u32,
+    pub raw_len: u32,
     /// Counts commits: all records between two syncs have the same one. Wraps.
-    pub(super) group: u16,
+    pub group: u16,
     /// The last one of its commit.
-    pub(super) last: bool,
+    pub last: bool,
 }
 
 impl RecordHeader {
     /// Bytes that a record with a payload of `len` takes.
-    pub(super) fn space(len: usize) -> usize {
+    pub fn space(len: usize) -> usize {
         (HEADER + len).next_multiple_of(ALIGN)
     }
 
-    /// Writes header and payload to the beginning of `out`; how many bytes that were.
-    pub(super) fn write(&self, nonce: u32, payload: &[u8], out: &mut [u8]) -> usize {
+    /// Writes header and payload to the beginning of `out`, which has [`Self::space`] for them; how many bytes that were.
+    pub fn write(&self, nonce: u32, payload: &[u8], out: &mut [u8]) -> usize {
         let space = Self::space(payload.len());
         let kind = match self.kind {
             Kind::Data => 1,
@@ -121,29 +125,28 @@ impl RecordHeader {
         out[31] = u8::from(self.last);
         out[HEADER..HEADER + payload.len()].copy_from_slice(payload);
         out[HEADER + payload.len()..space].fill(0);
-        let crc = check_sum(nonce, &out[..HEADER], payload);
+        let crc = check_sum(nonce, &out[..HEADER + payload.len()]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
         space
     }
 
     /// Marks a record that was written already as the last of its commit.
-    pub(super) fn mark_last(nonce: u32, record: &mut [u8]) {
+    pub fn mark_last(nonce: u32, record: &mut [u8]) {
         record[31] |= 1;
         let len = u32_at(record, 0) as usize;
-        let crc = check_sum(nonce, &record[..HEADER], &record[HEADER..HEADER + len]);
+        let crc = check_sum(nonce, &record[..HEADER + len]);
         record[4..8].copy_from_slice(&crc.to_le_bytes());
     }
 }
 
-fn check_sum(nonce: u32, header: &[u8], payload: &[u8]) -> u32 {
-    let crc = crc32c::crc32c_append(nonce, &header[..4]);
-    let crc = crc32c::crc32c_append(crc, &header[8..HEADER]);
-    crc32c::crc32c_append(crc, payload)
+/// Of a header and its payload, but for the place of the check sum itself.
+fn check_sum(nonce: u32, record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(nonce, &record[..4]), &record[8..])
 }
 
 /// What stands at one place of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parsed<'a> {
+pub enum Parsed<'a> {
     /// A whole record, and the bytes to the next one.
     Record(RecordHeader, &'a [u8], usize),
     /// Zeros: nothing was written here.
@@ -155,7 +158,7 @@ pub(super) enum Parsed<'a> {
 }
 
 /// Reads the record at the beginning of `bytes`.
-pub(super) fn parse(nonce: u32, bytes: &[u8]) -> Parsed<'_> {
+pub fn parse(nonce: u32, bytes: &[u8]) -> Parsed<'_> {
     let Some(head) = bytes.get(..HEADER) else {
         return if bytes.iter().all(|byte| *byte == 0) {
             Parsed::Blank
@@ -181,10 +184,11 @@ pub(super) fn parse(nonce: u32, bytes: &[u8]) -> Parsed<'_> {
     if len > STORED_MAX || raw_len as usize > STORED_MAX || head[31] > 1 {
         return Parsed::Bad("a header that says what can't be");
     }
-    let Some(payload) = bytes.get(HEADER..HEADER + len) else {
+    let Some(record) = bytes.get(..HEADER + len) else {
         return Parsed::Short(HEADER + len);
     };
-    if check_sum(nonce, head, payload) != u32_at(head, 4) {
+    let payload = &record[HEADER..];
+    if check_sum(nonce, record) != u32_at(head, 4) {
         return Parsed::Bad("the check sum is wrong");
     }
     let header = RecordHeader {
@@ -200,7 +204,7 @@ pub(super) fn parse(nonce: u32, bytes: &[u8]) -> Parsed<'_> {
 }
 
 /// The payload of records that hold no data.
-pub(super) fn write_ranges(ranges: &[Range<u64>], out: &mut Vec<u8>) {
+pub fn write_ranges(ranges: &[Range<u64>], out: &mut Vec<u8>) {
     out.clear();
     for range in ranges {
         out.extend(range.start.to_le_bytes());
@@ -209,7 +213,7 @@ pub(super) fn write_ranges(ranges: &[Range<u64>], out: &mut Vec<u8>) {
 }
 
 /// The reverse of [`write_ranges`].
-pub(super) fn read_ranges(payload: &[u8]) -> impl Iterator<Item = Range<u64>> + '_ {
+pub fn read_ranges(payload: &[u8]) -> impl Iterator<Item = Range<u64>> + '_ {
     payload
         .chunks_exact(16)
         .map(|pair| u64_at(pair, 0)..u64_at(pair, 8))

@@ -7,27 +7,27 @@
 
 use std::ops::Range;
 
-use super::format::{BLOCK, Kind, Parsed, RecordHeader, SegmentHeader, parse, read_ranges};
-use crate::stream::Settled;
+use crate::Settled;
+use crate::format::{BLOCK, Kind, Parsed, RecordHeader, SegmentHeader, parse, read_ranges};
 
 /// Bytes between two entries of the sparse index.
 const INDEX_EVERY: usize = 16 * 1024;
 
 /// Where a record of data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct IndexEntry {
-    pub(super) offset: u64,
-    pub(super) at_ns: u64,
-    pub(super) position: u64,
+pub struct IndexEntry {
+    pub offset: u64,
+    pub at_ns: u64,
+    pub position: u64,
 }
 
 /// Every so often a record of data, in order.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Index(Vec<IndexEntry>);
+pub struct Index(Vec<IndexEntry>);
 
 impl Index {
     /// Takes note of a record if the last noted one is far enough away.
-    pub(super) fn note(&mut self, entry: IndexEntry) {
+    pub fn note(&mut self, entry: IndexEntry) {
         let far = |last: &IndexEntry| entry.position - last.position >= INDEX_EVERY as u64;
         if self.0.last().is_none_or(far) {
             self.0.push(entry);
@@ -35,13 +35,13 @@ impl Index {
     }
 
     /// Where to begin to find `offset`; `None`: at the first record.
-    pub(super) fn before_offset(&self, offset: u64) -> Option<IndexEntry> {
+    pub fn before_offset(&self, offset: u64) -> Option<IndexEntry> {
         let at = self.0.partition_point(|entry| entry.offset <= offset);
         at.checked_sub(1).map(|at| self.0[at])
     }
 
     /// Where to begin to find the first record of `at_ns` or later.
-    pub(super) fn before_time(&self, at_ns: u64) -> Option<IndexEntry> {
+    pub fn before_time(&self, at_ns: u64) -> Option<IndexEntry> {
         let at = self.0.partition_point(|entry| entry.at_ns < at_ns);
         at.checked_sub(1).map(|at| self.0[at])
     }
@@ -49,7 +49,7 @@ impl Index {
 
 /// Whether a segment may end in the middle of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub enum Standing {
     /// It was the one being written when the store was last used.
     Tail,
     /// Another one follows, and begins with this offset.
@@ -58,37 +58,37 @@ pub(super) enum Standing {
 
 /// Bytes that are not what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BadBytes {
-    pub(super) positions: Range<usize>,
+pub struct BadBytes {
+    pub positions: Range<usize>,
     /// Records of data that are lost with them: maybe none.
-    pub(super) offsets: Range<u64>,
-    pub(super) why: &'static str,
+    pub offsets: Range<u64>,
+    pub why: &'static str,
 }
 
 /// What is in a segment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Scan {
+pub struct Scan {
     /// Behind the last good record.
-    pub(super) end: usize,
+    pub end: usize,
     /// The offset behind the last record of data.
-    pub(super) next: u64,
+    pub next: u64,
     /// Records of data.
-    pub(super) records: u64,
+    pub records: u64,
     /// Time of the last one.
-    pub(super) last_at_ns: u64,
-    pub(super) settled: Settled,
+    pub last_at_ns: u64,
+    pub settled: Settled,
     /// Marks in the order in which they were given.
-    pub(super) marks: Vec<(Range<u64>, u8)>,
+    pub marks: Vec<(Range<u64>, u8)>,
     /// What older segments say of settled offsets is in here too.
-    pub(super) has_checkpoint: bool,
-    pub(super) index: Index,
-    pub(super) damaged: Vec<BadBytes>,
+    pub has_checkpoint: bool,
+    pub index: Index,
+    pub damaged: Vec<BadBytes>,
     /// The write that was cut, in a [`Standing::Tail`].
-    pub(super) cut: Option<BadBytes>,
+    pub cut: Option<BadBytes>,
 }
 
 /// Reads everything behind the header block. `bytes` is the file from its beginning.
-pub(super) fn scan(header: &SegmentHeader, bytes: &[u8], standing: Standing) -> Scan {
+pub fn scan(header: &SegmentHeader, bytes: &[u8], standing: Standing) -> Scan {
     let mut scan = Scan {
         end: BLOCK,
         next: header.base,
@@ -276,7 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::stream::Compression;
+    use crate::Compression;
 
     const HEADER: SegmentHeader = SegmentHeader {
         stream: 1,

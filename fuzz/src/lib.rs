@@ -1,4 +1,4 @@
-//! What is fuzzed: every reader of bytes and of shared memory that others write, the policy language, and what is made of it.
+//! What is fuzzed: every reader of bytes, files and shared memory that others write, the policy language, and what is made of it.
 //!
 //! Each target is a function of bytes that panics when a promise is broken; `fuzz_targets/` puts libFuzzer in front of it. The
 //! corpus in `corpus/TARGET` and every crash that was ever found in `crashes/TARGET` are replayed by this crate's tests, which
@@ -18,6 +18,7 @@ pub mod plan;
 pub mod policy;
 pub mod protect;
 pub mod router;
+pub mod segment;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     ("protect_altered", protect::altered),
     ("protect_forged", protect::forged),
     ("router", router::router),
+    ("segment", segment::segment),
     ("topics", bytes::topics),
     ("view", lane::view),
     ("wire_plan", plan::wire),

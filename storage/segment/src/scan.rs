@@ -106,7 +106,7 @@ pub fn scan(header: &SegmentHeader, bytes: &[u8], standing: Standing) -> Scan {
         let here = bytes.get(scan.end..).unwrap_or_default();
         let why = match parse(header.nonce, here) {
             Parsed::Record(record, payload, space) if record.offset == scan.next => {
-                scan.take(&record, payload, space);
+                scan.take(&record, payload, space, bytes.len());
                 commit.follow(&record);
                 continue;
             }
@@ -210,7 +210,7 @@ fn used(bytes: &[u8]) -> usize {
 }
 
 impl Scan {
-    fn take(&mut self, record: &RecordHeader, payload: &[u8], space: usize) {
+    fn take(&mut self, record: &RecordHeader, payload: &[u8], space: usize, len: usize) {
         match record.kind {
             Kind::Data => {
                 self.index.note(IndexEntry {
@@ -233,7 +233,8 @@ impl Scan {
                 read_ranges(payload).for_each(|range| self.marks.push((range, mark)));
             }
         }
-        self.end += space;
+        // The last record may be whole in a file that ends inside its padding.
+        self.end = (self.end + space).min(len);
     }
 
     /// The settled offsets that stand behind the last record of data.
@@ -242,7 +243,7 @@ impl Scan {
             parse(nonce, bytes.get(self.end..).unwrap_or_default())
             && record.kind != Kind::Data
         {
-            self.take(&record, payload, space);
+            self.take(&record, payload, space, bytes.len());
         }
     }
 
@@ -355,6 +356,26 @@ mod tests {
             let standing = sealed.map_or(Standing::Tail, |next| Standing::Sealed { next });
             prop_assert_eq!(scan(&HEADER, &all, standing).records, 0);
         }
+    }
+
+    #[test]
+    fn a_file_that_ends_inside_the_padding_of_a_record_ends_there() {
+        let mut bytes = vec![0; BLOCK + 64];
+        let record = RecordHeader {
+            kind: Kind::Data,
+            offset: HEADER.base,
+            at_ns: 5,
+            compression: Compression::None,
+            raw_len: 3,
+            group: 0,
+            last: true,
+        };
+        record.write(HEADER.nonce, b"abc", &mut bytes[BLOCK..]);
+        bytes.truncate(BLOCK + 32 + 3);
+        let next = HEADER.base + 2;
+        let scan = scan(&HEADER, &bytes, Standing::Sealed { next });
+        assert_eq!((scan.records, scan.next, scan.end), (1, next, bytes.len()));
+        assert_eq!(scan.damaged[0].positions, bytes.len()..bytes.len());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use agentd_bus::arena::segment::{Announce, FdArrivals, MemfdSupply, Segment, Seg
 use agentd_bus::arena::{BulkOptions, BulkReceiver, BulkSender};
 use agentd_bus::channel::{Tag, Waiting};
 use agentd_bus::lane::ring::{Consumer, Producer, format_cursor, format_data};
-use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use agentd_bus::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd;
 use agentd_bus::shm::pages::PageKind;
 use agentd_bus::shm::park::Closer;
@@ -52,7 +52,8 @@ fn bulk(threshold: usize, largest: PageKind) -> (Send, Receive) {
             ..ReceiverOptions::default()
         },
     );
-    let (data, data_fd) = memfd::create("bench-data", data_words(SLOTS)).expect("memfd");
+    let (data, data_fd) =
+        memfd::create("bench-data", data_words(SLOTS, Inline::Small)).expect("memfd");
     let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words()).expect("memfd");
     format_data(&data, SLOTS, &sender).expect("data");
     format_cursor(&cursor, &receiver).expect("cursor");

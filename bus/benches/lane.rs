@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use agentd_bus::channel::Waiting;
 use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
-use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use agentd_bus::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 use agentd_bus::shm::region::Words;
@@ -39,7 +39,8 @@ fn lane(waiting: Waiting) -> Ends {
         waiting,
         ..ReceiverOptions::default()
     };
-    let (data, data_fd) = memfd::create("bench-data", data_words(SLOTS)).expect("memfd");
+    let (data, data_fd) =
+        memfd::create("bench-data", data_words(SLOTS, Inline::Small)).expect("memfd");
     let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words()).expect("memfd");
     format_data(&data, SLOTS, &sender).expect("data");
     format_cursor(&cursor, &receiver).expect("cursor");
@@ -52,7 +53,7 @@ fn lane(waiting: Waiting) -> Ends {
 
 /// Memory that both processes write: for the floors.
 fn memory() -> Mapping {
-    memfd::create("bench-floor", data_words(SLOTS))
+    memfd::create("bench-floor", data_words(SLOTS, Inline::Small))
         .expect("memfd")
         .0
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use agentd_bus::channel::{Class, Waiting};
 use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
-use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use agentd_bus::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 use agentd_bus::wait::{Bell, Event, Park, Ringer, Waiter};
@@ -30,7 +30,8 @@ type Out = Producer<Mapping, Mapping>;
 type In = Consumer<Mapping, Mapping>;
 
 fn lane() -> (Out, In) {
-    let (data, data_fd) = memfd::create("bench-data", data_words(SLOTS)).expect("memfd");
+    let (data, data_fd) =
+        memfd::create("bench-data", data_words(SLOTS, Inline::Small)).expect("memfd");
     let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words()).expect("memfd");
     format_data(&data, SLOTS, &SenderOptions::default()).expect("data");
     format_cursor(&cursor, &ReceiverOptions::default()).expect("cursor");

@@ -87,6 +87,38 @@ impl Class {
     }
 }
 
+/// How large the slots of a lane are, and with it the longest message that takes one slot. Fixed when a lane is offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Inline {
+    /// One cache line: 48 bytes.
+    #[default]
+    Small = 0,
+    /// Two: 112 bytes. Pays where most messages are longer than 48.
+    Wide = 1,
+}
+
+impl Inline {
+    /// The class of a value in an offer.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::Small,
+            1 => Self::Wide,
+            _ => return None,
+        })
+    }
+
+    /// Cache lines of a slot.
+    pub const fn lines(self) -> usize {
+        1 + self as usize
+    }
+
+    /// Longest message that takes one slot, bytes.
+    pub const fn bytes(self) -> usize {
+        self.lines() * 64 - 16
+    }
+}
+
 /// How the messages of an agent travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {

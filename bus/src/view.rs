@@ -8,18 +8,17 @@
 #![forbid(unsafe_code)]
 
 use crate::channel::slot_flags;
-use crate::lane::SLOT_BYTES;
-use crate::lane::ring::slots_for;
+use crate::lane::Inline;
+use crate::lane::ring::{inline_of, line_of, slots_for};
 use crate::log::{self, sequence};
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, Sent, parked,
+    CAPACITY_WORD, CONSUMED_WORD, HEAD_WORD, MAGIC_WORD, PARKED_WORD, Received, SETUP_WORD, Sent,
+    parked,
 };
 use crate::shm::histogram::Latency;
-use crate::shm::region::{Peers, Words};
-
-const SLOT_WORDS: usize = SLOT_BYTES / 8;
+use crate::shm::region::{LINE_WORDS, Peers, Words};
 
 /// The memories are not those of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +60,7 @@ pub struct View<D, C> {
     /// `None` for a log as such, which has no reader.
     cursor: Option<Peers<C>>,
     slots: usize,
+    inline: Inline,
     is_log: bool,
 }
 
@@ -72,12 +72,19 @@ impl<D: Words, C: Words> View<D, C> {
         if words < PAGE_WORDS {
             return Err(ViewError::Data { words, slots: 0 });
         }
-        // Read once: what the producer makes of the word later changes nothing here.
+        // Read once: what the producer makes of the words later changes nothing here.
         let said = data.load(CAPACITY_WORD, Ordering::Relaxed);
+        let is_log = data.load(MAGIC_WORD, Ordering::Relaxed) == log::DATA_MAGIC;
+        let inline = match is_log {
+            true => Inline::Small,
+            false => inline_of(data.load(SETUP_WORD, Ordering::Relaxed)),
+        };
         let slots = usize::try_from(said)
             .ok()
             .filter(|slots| slots.is_power_of_two())
-            .filter(|slots| Some(words - PAGE_WORDS) == slots.checked_mul(SLOT_WORDS))
+            .filter(|slots| {
+                Some(words - PAGE_WORDS) == slots.checked_mul(inline.lines() * LINE_WORDS)
+            })
             .ok_or(ViewError::Data { words, slots: said })?;
         if let Some(cursor) = &cursor
             && cursor.len() != PAGE_WORDS
@@ -86,11 +93,11 @@ impl<D: Words, C: Words> View<D, C> {
                 words: cursor.len(),
             });
         }
-        let is_log = data.load(MAGIC_WORD, Ordering::Relaxed) == log::DATA_MAGIC;
         Ok(Self {
             data,
             cursor,
             slots,
+            inline,
             is_log,
         })
     }
@@ -181,7 +188,7 @@ impl<D: Words, C: Words> View<D, C> {
     }
 
     fn slot_at(&self, number: u64) -> usize {
-        PAGE_WORDS + (number as usize & (self.slots - 1)) * SLOT_WORDS
+        line_of(number, self.slots, self.inline) * LINE_WORDS
     }
 
     /// Counts the message whose head slot is at word `at`; says how many slots it takes.
@@ -191,7 +198,7 @@ impl<D: Words, C: Words> View<D, C> {
         let ext = (word >> 24) as u8 & slot_flags::EXT != 0;
         unread.messages += 1;
         unread.bytes += len as u64;
-        slots_for(len, ext)
+        slots_for(self.inline, len, ext)
     }
 }
 
@@ -206,11 +213,25 @@ mod tests {
     use crate::shm::park::Closer;
     use crate::shm::region::Heap;
 
-    fn memories(slots: usize) -> (Heap, Heap) {
-        let (data, cursor) = (Heap::new(data_words(slots)), Heap::new(cursor_words()));
-        format_data(&data, slots, &SenderOptions::default()).unwrap();
+    fn memories(slots: usize, inline: Inline) -> (Heap, Heap) {
+        let (data, cursor) = (
+            Heap::new(data_words(slots, inline)),
+            Heap::new(cursor_words()),
+        );
+        format_data(&data, slots, &sending(inline)).unwrap();
         format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
         (data, cursor)
+    }
+
+    fn sending(inline: Inline) -> SenderOptions {
+        SenderOptions {
+            inline,
+            ..SenderOptions::default()
+        }
+    }
+
+    fn class(wide: bool) -> Inline {
+        if wide { Inline::Wide } else { Inline::Small }
     }
 
     fn of(sizes: &[usize]) -> Unread {
@@ -224,13 +245,14 @@ mod tests {
         #[test]
         fn what_a_lanes_reader_left_is_counted_exactly(
             sizes in proptest::collection::vec(0usize..400, 0..60), read in 0usize..60, before in 0usize..1500,
+            wide in any::<bool>(),
         ) {
-            let (data, cursor) = memories(1024);
+            let (data, cursor) = memories(1024, class(wide));
             let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
             let closer = Closer::default;
             let mut consumer =
                 Consumer::new(data.clone(), cursor.clone(), closer(), ReceiverOptions::default()).unwrap();
-            let mut producer = Producer::new(data, cursor, closer(), SenderOptions::default()).unwrap();
+            let mut producer = Producer::new(data, cursor, closer(), sending(class(wide))).unwrap();
             let mut buffer = Vec::new();
             for _ in 0..before {
                 producer.try_send(Tag::default(), b"an earlier lap").unwrap();
@@ -278,8 +300,8 @@ mod tests {
         }
 
         #[test]
-        fn memory_that_holds_anything_is_looked_at_without_harm(words in proptest::collection::vec(any::<u64>(), 64), at in proptest::collection::vec(0usize..PAGE_WORDS + 16, 64)) {
-            let (data, cursor) = memories(2);
+        fn memory_that_holds_anything_is_looked_at_without_harm(words in proptest::collection::vec(any::<u64>(), 64), at in proptest::collection::vec(0usize..PAGE_WORDS + 32, 64), wide in any::<bool>()) {
+            let (data, cursor) = memories(2, class(wide));
             let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
             for (word, at) in words.iter().zip(&at) {
                 let memory = if at % 2 == 0 { &data } else { &cursor };
@@ -297,12 +319,20 @@ mod tests {
         let none: Option<Heap> = None;
         let tiny = View::new(Heap::new(8), none.clone());
         assert_eq!(tiny.unwrap_err(), ViewError::Data { words: 8, slots: 0 });
-        let blank = View::new(Heap::new(data_words(4)), none);
+        let blank = View::new(Heap::new(data_words(4, Inline::Small)), none.clone());
         assert!(matches!(
             blank.unwrap_err(),
             ViewError::Data { slots: 0, .. }
         ));
-        let (data, _) = memories(4);
+        // A wide lane whose page says that it is not.
+        let (data, _) = memories(4, Inline::Wide);
+        data.words()[SETUP_WORD].store(0, Ordering::Relaxed);
+        let narrow = View::new(data, none);
+        assert!(matches!(
+            narrow.unwrap_err(),
+            ViewError::Data { slots: 4, .. }
+        ));
+        let (data, _) = memories(4, Inline::Small);
         let odd = View::new(data, Some(Heap::new(PAGE_WORDS + 1)));
         assert_eq!(
             odd.unwrap_err(),

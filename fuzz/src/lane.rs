@@ -5,7 +5,7 @@ use agentd_bus::lane::ring::{
     Consumer, Producer, SendError, format_cursor, format_data, message_limit,
 };
 use agentd_bus::lane::{
-    Credit, Extension, ReceiverOptions, SenderOptions, cursor_words, data_words,
+    Credit, Extension, Inline, ReceiverOptions, SenderOptions, cursor_words, data_words,
 };
 use agentd_bus::shm::park::Closer;
 use agentd_bus::shm::region::Heap;
@@ -40,6 +40,11 @@ fn lane(input: &mut Input<'_>) -> Lane {
             1 => Extension::TimeAndCrc,
             _ => Extension::None,
         },
+        inline: if choice & 32 == 0 {
+            Inline::Small
+        } else {
+            Inline::Wide
+        },
     };
     let receiving = ReceiverOptions {
         waiting: Waiting::Blocking,
@@ -50,7 +55,7 @@ fn lane(input: &mut Input<'_>) -> Lane {
         },
     };
     let lane = Lane {
-        data: Heap::new(data_words(CAPACITY)),
+        data: Heap::new(data_words(CAPACITY, sending.inline)),
         cursor: Heap::new(cursor_words()),
         sending,
         receiving,
@@ -75,6 +80,7 @@ pub fn consumer(data: &[u8]) {
     consumer.grant(CAPACITY as u64);
     let mut producer =
         Producer::new(lane.data, lane.cursor, Closer::default(), lane.sending).expect("formatted");
+    let limit = message_limit(CAPACITY, consumer.inline());
     let mut buffer = Vec::new();
     for n in 0..input.u8() % 16 {
         let payload = vec![n; usize::from(n) * 15 % 130];
@@ -93,7 +99,6 @@ pub fn consumer(data: &[u8]) {
     }
     hostile.follow(&mut input);
     for step in 0..STEPS {
-        let limit = message_limit(CAPACITY);
         let done = hostile.is_done();
         let ended = match step % 3 {
             0 => match consumer.try_recv(&mut buffer) {
@@ -137,10 +142,11 @@ pub fn open(data: &[u8]) {
     let Ok(mut consumer) = consumer else {
         return;
     };
+    let limit = message_limit(CAPACITY, consumer.inline());
     let mut buffer = Vec::new();
     for _ in 0..STEPS {
         match consumer.try_recv(&mut buffer) {
-            Ok(Some(_)) => assert!(buffer.len() <= message_limit(CAPACITY)),
+            Ok(Some(_)) => assert!(buffer.len() <= limit),
             _ if hostile.is_done() => break,
             _ => hostile.store_now(),
         }

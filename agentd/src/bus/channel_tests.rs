@@ -9,17 +9,17 @@ use agentd_api::AgentId;
 use agentd_bus::access::Right;
 use agentd_bus::arena::segment::{Announce as _, SegmentOptions};
 use agentd_bus::arena::{BulkOptions, BulkRecvError, SealedPayload};
-use agentd_bus::channel::{Class, Overflow, SocketOnly, Tag, Tier, Waiting};
+use agentd_bus::channel::{Class, Inline, Overflow, SocketOnly, Tag, Tier, Waiting};
 use agentd_bus::client::{
     BellRefused, Body, Client, FollowOptions, InPlaceError, IntoBulkError, LaneError, LaneOptions,
-    LaneReceiver, LaneSender, LastingError, LogOptions, SEALED_HELD_MAX, SealedSendError,
-    SegmentArrival,
+    LaneReceiver, LaneSender, LastingError, LastingLog, LastingLogError, LogOptions, LogReader,
+    LogReaders, SEALED_HELD_MAX, SealedSendError, SegmentArrival,
 };
 use agentd_bus::frame::{Frame, PeerId, WithFd, kind};
 use agentd_bus::lane::ring::{RecvError, SendError, SettleError};
 use agentd_bus::lane::{Credit, Extension, ReceiverOptions};
 use agentd_bus::log::{Delivery, RecvError as LogRecvError, Start};
-use agentd_bus::message::{Control, Status};
+use agentd_bus::message::{Control, HELLO_SHARED_MEMORY, Shape, Status};
 use agentd_bus::router::ChannelKind;
 use agentd_bus::shm::memfd::{self, PageKind};
 use agentd_bus::wait::{Event, Park, Source as _, Waiter};
@@ -608,6 +608,194 @@ fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
     sending.join().unwrap();
     drop((next, to, offers, server));
     second.shutdown_timeout(Duration::from_secs(30));
+}
+
+/// Readers of a log stop at different places when agentd dies; each has every message once.
+#[test]
+fn a_lasting_log_is_read_once_by_each_of_its_readers_whatever_they_had_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (a, b, c) = (listen("a"), listen("b"), listen("c"));
+    let listeners = [("a", &a), ("b", &b), ("c", &c)];
+    let (first, server) = a_bus_of_its_own(&listeners);
+    let options = FollowOptions {
+        delivery: Delivery::Reliable,
+        ..FollowOptions::default()
+    };
+    let follow = |name: &str| {
+        let client = Client::connect_to(&path(name)).unwrap();
+        client.follow_log("ticks", options).unwrap()
+    };
+    let (mut quick, mut slow) = (follow("b"), follow("c"));
+    let from = Client::connect_to(&path("a")).unwrap();
+    let mut log = from
+        .publish_lasting_log("ticks", LogOptions::default())
+        .unwrap();
+    let next = |logs: &mut LogReaders| logs.next(WATCHDOG).unwrap().unwrap();
+    let (mut of_quick, mut of_slow) = (next(&mut quick), next(&mut slow));
+    while log.now().readers().count() < 2 {
+        log.now().await_readers(WATCHDOG);
+    }
+    let send = |log: &mut LastingLog, numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            log.send(tag(number), &number.to_le_bytes(), WATCHDOG)
+                .unwrap();
+        }
+    };
+    let mut buffer = Vec::new();
+    let mut read = |log: &mut LogReader, numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let message = log.recv(&mut buffer, WATCHDOG).unwrap();
+            assert_eq!((message.tag, message.lost), (tag(number), 0));
+            assert_eq!(buffer, number.to_le_bytes());
+        }
+    };
+    send(&mut log, 0..500);
+    read(&mut of_quick, 0..500);
+    read(&mut of_slow, 0..7);
+    drop(server);
+    first.shutdown_timeout(WATCHDOG);
+    while log.now().ended().is_none() {
+        std::thread::yield_now(); // until this side, too, has heard that its bus has gone
+    }
+    let (second, server) = a_bus_of_its_own(&listeners);
+    // Without its readers it writes nothing that would be promised to nobody.
+    let early = log.send(tag(500), b"early", Duration::ZERO).unwrap_err();
+    let awaited = matches!(early, LastingLogError::Awaited { readers: 2 });
+    assert!(awaited, "{early}");
+    let sending = std::thread::spawn(move || {
+        send(&mut log, 500..3000);
+        log.flush(WATCHDOG).unwrap();
+        (log.repeated(), log.given_up())
+    });
+    // One reads the old log to its end, the other leaves it at once and has the rest from the next.
+    read(&mut of_slow, 7..300);
+    drop(of_slow);
+    let end = of_quick.recv(&mut Vec::new(), WATCHDOG);
+    assert_eq!(end, Err(LogRecvError::Closed(Status::REPLACED)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut again = next(&mut slow);
+            let mut buffer = Vec::new();
+            for number in 300..3000_u32 {
+                let message = again.recv(&mut buffer, WATCHDOG).unwrap();
+                assert_eq!((message.tag, message.lost), (tag(number), 0));
+            }
+        });
+        let mut again = next(&mut quick);
+        read(&mut again, 500..3000);
+    });
+    let (repeated, given_up) = sending.join().unwrap();
+    assert!((493..=500).contains(&repeated), "{repeated}");
+    assert_eq!(given_up, 0);
+    drop((from, quick, slow, of_quick, server));
+    second.shutdown_timeout(Duration::from_secs(30));
+}
+
+#[test]
+fn a_lasting_log_gives_up_a_reader_that_does_not_come_back_and_tells_one_that_comes_late() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (a, b) = (listen("a"), listen("b"));
+    let listeners = [("a", &a), ("b", &b)];
+    let (first, server) = a_bus_of_its_own(&listeners);
+    let options = FollowOptions {
+        delivery: Delivery::Reliable,
+        ..FollowOptions::default()
+    };
+    let client = Client::connect_to(&path("b")).unwrap();
+    let mut logs = client.follow_log("ticks", options).unwrap();
+    let from = Client::connect_to(&path("a")).unwrap();
+    let mut log = from
+        .publish_lasting_log("ticks", LogOptions::default())
+        .unwrap()
+        .returning_within(Duration::ZERO);
+    let mut reader = logs.next(WATCHDOG).unwrap().unwrap();
+    while log.now().readers().next().is_none() {
+        log.now().await_readers(WATCHDOG);
+    }
+    let mut buffer = Vec::new();
+    for number in 0..3 {
+        log.send(tag(number), b"before", WATCHDOG).unwrap();
+        assert_eq!(reader.recv(&mut buffer, WATCHDOG).unwrap().tag, tag(number));
+    }
+    drop(server);
+    first.shutdown_timeout(WATCHDOG);
+    while log.now().ended().is_none() {
+        std::thread::yield_now(); // until this side, too, has heard that its bus has gone
+    }
+    let (second, server) = a_bus_of_its_own(&listeners);
+    log.send(tag(3), b"nobody is there", WATCHDOG).unwrap();
+    assert_eq!(log.given_up(), 1);
+    let late = std::thread::spawn(move || {
+        let mut again = logs.next(WATCHDOG).unwrap().unwrap();
+        let message = again.recv(&mut Vec::new(), WATCHDOG).unwrap();
+        (message.tag, message.lost)
+    });
+    while log.now().readers().next().is_none() {
+        log.now().await_readers(WATCHDOG);
+    }
+    log.send(tag(4), b"to the latecomer", WATCHDOG).unwrap();
+    assert_eq!(late.join().unwrap(), (tag(4), 1));
+    drop((from, client, reader, server));
+    second.shutdown_timeout(Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_of_wide_slots_is_what_was_offered_or_refused() {
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    let server = bus.server.clone();
+    blocking(move || {
+        let options = LaneOptions {
+            inline: Inline::Wide,
+            ..LaneOptions::with_slots(64)
+        };
+        let (mut sender, mut receiver) = lane_with(&a, &b, "b", options);
+        for len in [1_u8, 48, 49, 112, 113, 255] {
+            sender
+                .send(tag(len.into()), &vec![len; len.into()], WATCHDOG)
+                .unwrap();
+        }
+        let seen = server.channels(1000);
+        assert_eq!((seen[0].sent.messages, seen[0].slots), (6, 64));
+        let mut buffer = Vec::new();
+        for len in [1_u8, 48, 49, 112, 113, 255] {
+            assert_eq!(receiver.recv(&mut buffer, WATCHDOG), Ok(tag(len.into())));
+            assert_eq!(buffer, vec![len; len.into()]);
+        }
+        // One that is offered as the other class.
+        drop((sender, receiver));
+        let taking = Client::connect_to(&b).unwrap();
+        let offers = taking.accept_lanes().unwrap();
+        let known = Client::connect_to(&a).unwrap().agents().unwrap();
+        let to = known.iter().find(|peer| peer.name == "b").unwrap().id;
+        let words = agentd_bus::lane::data_words(64, Inline::Wide);
+        let (data, fd) = memfd::create("agentd-test-lane", words).unwrap();
+        let sending = agentd_bus::lane::SenderOptions {
+            inline: Inline::Wide,
+            ..Default::default()
+        };
+        agentd_bus::lane::ring::format_data(&data, 64, &sending).unwrap();
+        let shape = Shape {
+            slots: 64,
+            ..Shape::default()
+        };
+        let offer = Control::LaneOffer { to, shape }.encode().unwrap();
+        let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, offer);
+        frame.set_fd_flag(WithFd::Yes);
+        let mut bytes = Vec::new();
+        frame.encode_into(&mut bytes);
+        let raw = Raw::greeted_with(&a, HELLO_SHARED_MEMORY);
+        agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
+        let offer = offers.next(WATCHDOG).unwrap().unwrap();
+        let refused = offer.accept().unwrap_err().to_string();
+        assert!(refused.contains("slots of 128 bytes"), "{refused}");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -442,6 +442,10 @@ impl Raw {
     }
 
     pub(super) fn greeted(path: &Path) -> Self {
+        Self::greeted_with(path, 0)
+    }
+
+    pub(super) fn greeted_with(path: &Path, options: u16) -> Self {
         let mut raw = Self::connect(path);
         raw.say(&Frame::new(
             kind::COMMAND,
@@ -449,7 +453,7 @@ impl Raw {
             1,
             Control::Hello {
                 version: 1,
-                options: 0,
+                options,
             }
             .encode()
             .unwrap(),
@@ -843,8 +847,11 @@ pub(super) fn a_bus_of_its_own(
     let server = runtime.block_on(async {
         let server = BusServer::start(Arc::new(Unrecorded));
         for (name, listener) in listeners {
+            // An adopted agent is who it was.
+            let mut id = [0; 16];
+            id[..name.len()].copy_from_slice(name.as_bytes());
             let identity = AgentIdentity {
-                id: AgentId::new(),
+                id: AgentId(uuid::Uuid::from_bytes(id)),
                 name: (*name).into(),
                 uid: 1000,
                 short: 1,

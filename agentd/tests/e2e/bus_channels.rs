@@ -224,6 +224,46 @@ fn every_message_of_a_lasting_lane_arrives_once_however_often_agentd_is_killed()
     }
 }
 
+/// A quick reader and a slow starter of the same log: what one has read is not what the other has.
+#[test]
+fn every_message_of_a_lasting_log_is_read_once_by_each_reader_however_often_agentd_is_killed() {
+    for mode in modes() {
+        let mut daemon = Daemon::start(mode);
+        let writer = daemon.workspace();
+        let readers = [READER, "reader2"].map(|name| (name, daemon.workspace()));
+        for (name, work) in &readers {
+            start(&daemon, work.path(), name, &[], &["read", "--lasting"]);
+        }
+        start(&daemon, writer.path(), WRITER, &[], &["lasting-log", "2"]);
+        for kill in 0..3 {
+            for (_, work) in &readers {
+                wait_for_line(work.path(), "events", "log open", kill);
+                let before = lines(work.path(), "events").len();
+                wait_until("the stream goes on", || {
+                    lines(work.path(), "events").len() > before + 2
+                });
+            }
+            daemon.kill();
+            for (_, work) in &readers {
+                wait_for_line(work.path(), "events", "log end after", kill);
+            }
+            daemon.start_again();
+        }
+        // A reader says "error" at the first number that is missing or there twice, and the writer when one stays away.
+        let noted = sent(writer.path());
+        for (_, work) in &readers {
+            wait_for_line(work.path(), "events", "log open", 3);
+            let line = format!("log {}", (noted / 1000 + 1) * 1000);
+            wait_for_line(work.path(), "events", &line, 0);
+        }
+        lines(writer.path(), "events");
+        end(&daemon, WRITER);
+        for (name, _) in &readers {
+            end(&daemon, name);
+        }
+    }
+}
+
 #[test]
 fn everything_killed_at_once_leaves_nothing() {
     for mode in modes() {

@@ -17,6 +17,8 @@ pub enum Who {
     Wide,
     Memcpy,
     Lane,
+    /// A lane whose slots have two lines.
+    LaneWide,
     Arena,
     Log,
     Iceoryx2,
@@ -295,11 +297,13 @@ pub const GROUPS: &[&[Cell]] = &[
     ],
     &[
         inline(Who::Lane, 64),
+        inline(Who::LaneWide, 64),
         inline(Who::Spilled, 64),
         inline(Who::Wide, 64),
     ],
     &[
         inline(Who::Lane, 112),
+        inline(Who::LaneWide, 112),
         inline(Who::Spilled, 112),
         inline(Who::Wide, 112),
     ],
@@ -312,6 +316,7 @@ pub const GROUPS: &[&[Cell]] = &[
         oneway(Who::Spilled, Busy, 112),
         oneway(Who::Wide, Busy, 112),
         oneway(Who::Lane, Busy, 112),
+        oneway(Who::LaneWide, Busy, 112),
     ],
     &[oneway(Who::Lane, Adaptive, 48)],
     &[
@@ -361,6 +366,7 @@ impl Who {
             Self::Wide => "wide",
             Self::Memcpy => "memcpy",
             Self::Lane => "lane",
+            Self::LaneWide => "lane_wide",
             Self::Arena => "arena",
             Self::Log => "log",
             Self::Iceoryx2 => "iceoryx2",

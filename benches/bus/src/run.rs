@@ -139,6 +139,7 @@ fn take(cell: &Cell, messages: u64) -> Result<Sample> {
         Who::Spilled => sample::<inline::Ring<inline::Spilled>>(&task),
         Who::Wide => sample::<inline::Ring<inline::Wide>>(&task),
         Who::Lane => sample::<lane::Lane>(&task),
+        Who::LaneWide => sample::<lane::WideLane>(&task),
         Who::Seqpacket => sample::<unix::Seqpacket>(&task),
         Who::Stream => sample::<unix::Stream>(&task),
         Who::Pipe => sample::<unix::Pipe>(&task),

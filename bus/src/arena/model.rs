@@ -11,7 +11,7 @@ use loom::thread;
 use super::*;
 use crate::channel::Tag;
 use crate::lane::ring::{Consumer, Producer, format_cursor, format_data};
-use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use crate::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::shm::park::Closer;
 use crate::shm::region::Heap;
 
@@ -51,7 +51,10 @@ fn tag(correlation: u32) -> Tag {
 #[test]
 fn a_block_is_reused_only_after_it_was_copied_and_every_payload_arrives_whole() {
     loom::model(|| {
-        let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
+        let (data, cursor) = (
+            Heap::new(data_words(2, Inline::Small)),
+            Heap::new(cursor_words()),
+        );
         let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
         format_data(&data, 2, &sender).unwrap();
         format_cursor(&cursor, &receiver).unwrap();

@@ -13,6 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::wait_changed;
+use crate::frame::PeerId;
 use crate::wait::{Ringer, RingerSlot};
 
 /// More than the bus lets one channel have of readers and segments together.
@@ -24,6 +25,7 @@ pub(super) enum News {
     /// Another reader of this log.
     Reader {
         channel: u32,
+        from: PeerId,
         reliable: bool,
         cursor: OwnedFd,
     },

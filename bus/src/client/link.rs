@@ -567,14 +567,15 @@ impl Link {
                 }
             }
             Control::LogFollower {
+                from,
                 log,
                 channel,
                 reliable,
-                ..
             } => {
                 self.lock().readers.insert(channel, log);
                 let news = News::Reader {
                     channel,
+                    from,
                     reliable,
                     cursor: fd,
                 };

@@ -5,6 +5,9 @@
 //! (`publish`, `subscribe`); the messages go through memory. When agentd is restarted both ends say
 //! [`Status::REPLACED`] once all is read: the producer offers its log anew, the follows find it by themselves.
 
+mod lasting;
+mod once;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,17 +20,20 @@ use super::mailbox::{Mailbox, Received};
 use super::sealed::{Body, InPlaceError, Incoming, Outgoing, SealedSendError, recv_over_log};
 use super::{Client, ClientError, ok_result};
 use crate::arena::SealedPayload;
-use crate::channel::{Class, Overflow, Tag, Waiting};
+use crate::channel::{Class, Inline, Overflow, Tag, Waiting};
 use crate::frame::{Frame, PeerId, kind};
 use crate::log::{
-    self, Delivery, Hold, LayoutError, Message, ReaderId, ReaderOptions, ReaderSnapshot, RecvError,
-    SendError, Start, Writer, WriterOptions,
+    self, Delivery, Hold, LayoutError, Message, Place, ReaderId, ReaderOptions, ReaderSnapshot,
+    RecvError, SendError, Start, Writer, WriterOptions,
 };
 use crate::message::{Control, MessageError, Response, Shape, Status};
 use crate::shm::bell::Ringer;
 use crate::shm::memfd::{self, Mapping, MemfdError};
 use crate::shm::park::{Closer, probe_waitv};
 use crate::wait::{Park, Parking, Source, Watch};
+
+pub use lasting::{LastingLog, LastingLogError};
+use once::{Onces, Reached};
 
 /// Offers held for a follow whose owner does not take them.
 const OFFERS_HELD: usize = 256;
@@ -103,6 +109,8 @@ pub struct FollowOptions {
 #[derive(Debug)]
 pub struct LogWriter {
     writer: Writer<Mapping, Mapping>,
+    /// Whose the reliable readers are.
+    reliable: Vec<(ReaderId, PeerId)>,
     sealed: Outgoing,
     end: End,
     topic: String,
@@ -184,6 +192,16 @@ impl LogWriter {
         SegmentAnnouncer::new(&self.end)
     }
 
+    /// Whose its reliable readers are, one for each reader.
+    fn reliable_readers(&self) -> impl Iterator<Item = PeerId> {
+        self.reliable.iter().map(|(_, peer)| *peer)
+    }
+
+    /// Why the log is over; `None` while it is not.
+    pub fn ended(&self) -> Option<Status> {
+        self.writer.closer().status()
+    }
+
     #[inline]
     fn look(&mut self) {
         if self.end.inbox.has_news() || self.end.inbox.has_bells() {
@@ -199,9 +217,9 @@ impl LogWriter {
             match news {
                 News::Reader {
                     channel,
+                    from,
                     reliable,
                     cursor,
-                    ..
                 } => {
                     let delivery = if reliable {
                         Delivery::Reliable
@@ -213,12 +231,16 @@ impl LogWriter {
                             .attach_reader(ReaderId(channel), cursor, delivery)
                             .is_ok()
                     });
+                    if attached && reliable {
+                        self.reliable.push((ReaderId(channel), from));
+                    }
                     if !attached {
                         // Its memory is not a cursor's, or there are too many: it hears that it is over.
                         self.let_go(channel, Status::FAILED);
                     }
                 }
                 News::ReaderGone { channel } => {
+                    self.reliable.retain(|(id, _)| id.0 != channel);
                     // It may have been cut off in the meantime.
                     if self.writer.detach_reader(ReaderId(channel)).is_err() {}
                 }
@@ -238,6 +260,7 @@ impl LogWriter {
     #[inline]
     fn cut_off(&mut self) {
         while let Some(ReaderId(channel)) = self.writer.next_cut_off() {
+            self.reliable.retain(|(id, _)| id.0 != channel);
             self.let_go(channel, Status::QUEUE_FULL);
         }
     }
@@ -254,6 +277,8 @@ impl LogWriter {
 #[derive(Debug)]
 pub struct LogReader {
     reader: log::Reader<Mapping, Mapping>,
+    /// Of a lasting log: what the readers of this follow have had of it.
+    reached: Option<Arc<Reached>>,
     /// Made when the first message is taken in place.
     sealed: Option<Box<Incoming<Message>>>,
     /// Who writes.
@@ -265,12 +290,26 @@ pub struct LogReader {
 impl LogReader {
     /// Takes the next message into `buffer`; `None`: there is none.
     pub fn try_recv(&mut self, buffer: &mut Vec<u8>) -> Result<Option<Message>, RecvError> {
-        self.reader.try_recv(buffer)
+        while let Some(message) = self.reader.try_recv(buffer)? {
+            if let Some(message) = once::admit(self.reached.as_deref(), message) {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
     }
 
     /// As [`Self::try_recv`], waiting up to `timeout`.
     pub fn recv(&mut self, buffer: &mut Vec<u8>, timeout: Duration) -> Result<Message, RecvError> {
-        self.reader.recv(buffer, timeout)
+        if self.reached.is_none() {
+            return self.reader.recv(buffer, timeout);
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let message = self.reader.recv(buffer, left(deadline))?;
+            if let Some(message) = once::admit(self.reached.as_deref(), message) {
+                return Ok(message);
+            }
+        }
     }
 
     /// As [`Self::recv`]; what was sent sealed ([`LogWriter::send_sealed`]) is not copied but lent, for as long as the
@@ -283,7 +322,19 @@ impl LogReader {
         let incoming = self
             .sealed
             .get_or_insert_with(|| Incoming::boxed(&self.end));
-        recv_over_log(&mut self.reader, incoming, &self.end, buffer, timeout)
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let (message, body) = recv_over_log(
+                &mut self.reader,
+                incoming,
+                &self.end,
+                buffer,
+                left(deadline),
+            )?;
+            if let Some(message) = once::admit(self.reached.as_deref(), message) {
+                return Ok((message, body));
+            }
+        }
     }
 
     /// The bus's number for this reader.
@@ -291,7 +342,7 @@ impl LogReader {
         self.end.channel
     }
 
-    /// The ring itself: batches, counters.
+    /// The ring itself: batches, counters. What a lasting log repeats is there again.
     pub fn ring_mut(&mut self) -> &mut log::Reader<Mapping, Mapping> {
         &mut self.reader
     }
@@ -349,6 +400,8 @@ pub struct LogReaders {
     pattern: String,
     options: FollowOptions,
     now: Following,
+    /// What was had of lasting logs.
+    onces: Onces,
 }
 
 /// The connection over which the offers come.
@@ -412,19 +465,22 @@ impl LogReaders {
         }
     }
 
-    fn take(&self, offer: OfferedLog) -> Result<LogReader, LogError> {
-        let link = &self.now.link;
+    fn take(&mut self, offer: OfferedLog) -> Result<LogReader, LogError> {
         match self.open(&offer) {
             Ok(reader) => Ok(reader),
             Err(error) => {
                 // If the connection is lost, so is the offer.
-                drop(refuse(link, offer.channel, "the log could not be read"));
+                drop(refuse(
+                    &self.now.link,
+                    offer.channel,
+                    "the log could not be read",
+                ));
                 Err(error)
             }
         }
     }
 
-    fn open(&self, offer: &OfferedLog) -> Result<LogReader, LogError> {
+    fn open(&mut self, offer: &OfferedLog) -> Result<LogReader, LogError> {
         let link = self.now.link.clone();
         let options = ReaderOptions {
             start: self.options.start,
@@ -437,6 +493,9 @@ impl LogReaders {
         let registered = Registered::new(Closer::default());
         let closer = registered.closer.clone();
         let reader = log::Reader::new(data, cursor, closer, options)?;
+        let reached = reader
+            .series()
+            .map(|series| self.onces.of(offer.from, &offer.topic, series));
         let end = End {
             link: link.clone(),
             channel: offer.channel,
@@ -450,6 +509,7 @@ impl LogReaders {
         )?;
         Ok(LogReader {
             reader,
+            reached,
             sealed: None,
             from: offer.from,
             topic: offer.topic.clone(),
@@ -461,6 +521,24 @@ impl LogReaders {
 impl Client {
     /// Begins a log under `topic`.
     pub fn publish_log(&self, topic: &str, options: LogOptions) -> Result<LogWriter, LogError> {
+        self.begin_log(topic, options, Place::default())
+    }
+
+    /// As [`Self::publish_log`], for a log that is opened anew after a restart of agentd.
+    pub fn publish_lasting_log(
+        &self,
+        topic: &str,
+        options: LogOptions,
+    ) -> Result<LastingLog, LogError> {
+        LastingLog::begin(self.clone(), topic, options)
+    }
+
+    fn begin_log(
+        &self,
+        topic: &str,
+        options: LogOptions,
+        place: Place,
+    ) -> Result<LogWriter, LogError> {
         probe_waitv().map_err(LogError::NoWaitv)?;
         let slots = options.slots;
         if slots < SLOTS_MIN {
@@ -474,10 +552,12 @@ impl Client {
             hold: options.hold,
             ..WriterOptions::default()
         };
-        let writer = Writer::new(data, registered.closer.clone(), writer_options)?;
+        let closer = registered.closer.clone();
+        let writer = Writer::starting_at(data, closer, writer_options, place)?;
         let shape = Shape {
             class: options.class,
             overflow: Overflow::DropOldest,
+            inline: Inline::Small,
             slots: slots as u32,
         };
         let payload = Control::LogOffer { shape, topic }.encode()?;
@@ -488,6 +568,7 @@ impl Client {
         let end = End::numbered(link, &answer.frame, registered)?;
         Ok(LogWriter {
             writer,
+            reliable: Vec::new(),
             sealed: Outgoing::default(),
             end,
             topic: topic.to_owned(),
@@ -507,6 +588,13 @@ impl Client {
             pattern: pattern.to_owned(),
             options,
             now,
+            onces: Onces::default(),
         })
     }
+}
+
+fn left(deadline: Option<Instant>) -> Duration {
+    deadline.map_or(Duration::MAX, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    })
 }

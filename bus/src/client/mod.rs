@@ -59,7 +59,10 @@ pub use lanes::{
     DEFAULT_SLOTS, LaneError, LaneOffer, LaneOffers, LaneOptions, LaneReceiver, LaneSender,
     LastingError, LastingLane, SLOTS_MIN,
 };
-pub use logs::{FollowOptions, LogError, LogOptions, LogReader, LogReaders, LogWriter};
+pub use logs::{
+    FollowOptions, LastingLog, LastingLogError, LogError, LogOptions, LogReader, LogReaders,
+    LogWriter,
+};
 pub use mailbox::Received;
 pub use queue::{Consumer, Delivery, ProduceError, Producer, Queue};
 pub use sealed::{Body, HELD_MAX as SEALED_HELD_MAX, InPlaceError, SealedSendError};

@@ -19,7 +19,7 @@ use super::lanes::LaneError;
 use super::link::{Arrived, Expected, Link, Registered};
 use super::mailbox::{Received, wait_changed};
 use super::{ClientError, ok_result};
-use crate::channel::{Class, Overflow};
+use crate::channel::{Class, Inline, Overflow};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, message_limit};
 use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
@@ -114,11 +114,13 @@ impl Route {
         probe_waitv().map_err(LaneError::NoWaitv)?;
         let closer = link.route_closer.clone();
         let options = SenderOptions::default();
-        let (data, data_fd) = memfd::create("agentd-route-data", data_words(slots))?;
+        let (data, data_fd) =
+            memfd::create("agentd-route-data", data_words(slots, options.inline))?;
         ring::format_data(&data, slots, &options)?;
         let shape = Shape {
             class: Class::default(),
             overflow: Overflow::Block,
+            inline: options.inline,
             slots: slots as u32,
         };
         let offer = Control::LaneOffer {
@@ -133,7 +135,7 @@ impl Route {
         let cursor = memfd::open(arrived.fd.ok_or(LaneError::NoMemory)?.as_fd())?;
         let mut out = Out {
             producer: Producer::new(data, cursor, closer.clone(), options)?,
-            most: message_limit(slots / 4).max(HEAD),
+            most: message_limit(slots / 4, Inline::Small).max(HEAD),
             buffer: Vec::new(),
         };
         let Received::Item(offered) = link.route_offers.take(Some(OFFER)) else {

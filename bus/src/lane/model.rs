@@ -31,7 +31,10 @@ fn tag(correlation: u32) -> Tag {
 type Ends = (Producer<Heap, Heap>, Consumer<Heap, Heap>);
 
 fn lane_with(sender: SenderOptions, receiver: ReceiverOptions) -> Ends {
-    let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
+    let (data, cursor) = (
+        Heap::new(data_words(2, sender.inline)),
+        Heap::new(cursor_words()),
+    );
     format_data(&data, 2, &sender).unwrap();
     format_cursor(&cursor, &receiver).unwrap();
     let closer = Closer::default;
@@ -107,6 +110,24 @@ fn two_busy_sides_need_no_wake_up() {
 #[test]
 fn a_message_over_both_slots_is_seen_whole() {
     loom::model(|| all_arrive(lane(), 2, 50));
+}
+
+fn wide() -> Ends {
+    let sender = SenderOptions {
+        inline: Inline::Wide,
+        ..SenderOptions::default()
+    };
+    lane_with(sender, ReceiverOptions::default())
+}
+
+#[test]
+fn a_message_over_both_lines_of_a_wide_slot_is_seen_whole() {
+    loom::model(|| all_arrive(wide(), 3, 57));
+}
+
+#[test]
+fn a_message_over_both_wide_slots_is_seen_whole() {
+    loom::model(|| all_arrive(wide(), 2, 120));
 }
 
 #[test]
@@ -221,7 +242,10 @@ fn a_consumer_that_waits_for_its_bell_finds_the_message_or_is_rung_for() {
 fn a_producer_that_came_first_is_woken_by_its_consumer() {
     loom::model(|| {
         let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
-        let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
+        let (data, cursor) = (
+            Heap::new(data_words(2, sender.inline)),
+            Heap::new(cursor_words()),
+        );
         format_data(&data, 2, &sender).unwrap();
         format_cursor(&cursor, &receiver).unwrap();
         let closer = Closer::default;

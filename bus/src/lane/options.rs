@@ -4,11 +4,11 @@
 #![forbid(unsafe_code)]
 
 use super::LayoutError;
-use crate::channel::{Overflow, Waiting};
+use crate::channel::{Inline, Overflow, Waiting};
 use crate::shm::counters::setup;
 use crate::shm::patience::setup_flags;
 
-/// What a message carries besides its tag; costs 16 of its 48 inline bytes.
+/// What a message carries besides its tag; costs 16 of its inline bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Extension {
     #[default]
@@ -28,6 +28,8 @@ pub struct SenderOptions {
     /// read: that is a log's [`Overflow::DropOldest`].
     pub overflow: Overflow,
     pub extension: Extension,
+    /// How large the slots are.
+    pub inline: Inline,
 }
 
 /// Who says how far the sender may go.
@@ -57,7 +59,11 @@ impl SenderOptions {
     }
 
     pub(super) fn setup_flags(&self) -> u64 {
-        setup_flags(self.waiting)
+        let inline = match self.inline {
+            Inline::Small => 0,
+            Inline::Wide => setup::WIDE,
+        };
+        setup_flags(self.waiting) | inline
     }
 }
 

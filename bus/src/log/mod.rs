@@ -26,7 +26,7 @@
 //! | word | data page (producer) | cursor page (reader) |
 //! | --- | --- | --- |
 //! | 3 | number of attachments so far | key: what this reader calls itself |
-//! | 4 | | where in this page its parked flag is |
+//! | 4 | series: which logs continue each other; 0: none | where in this page its parked flag is |
 //! | 8-10 | slots written; messages written; slots begun | 9: slots read |
 //! | 11 | mode: whether readers that go to sleep must ring ([`doorbell`]) | |
 //! | 128- | [`READERS_MAX`] places of 3 words: key and state, first slot, first message | |
@@ -48,7 +48,9 @@ pub mod sequence;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use producer::{AttachError, Attendant, NoSuchReader, SendError, Writer, WriterOptions};
+pub use producer::{
+    AttachError, Attendant, Left, NoSuchReader, Place, SendError, Writer, WriterOptions,
+};
 pub use reader::format_cursor;
 pub use reader::{Message, Reader, ReaderOptions, RecvError, Start};
 
@@ -87,6 +89,8 @@ const BEGUN_WORD: usize = 10;
 const MODE_WORD: usize = 11;
 /// Data page: the readers' places.
 const PLACES_WORD: usize = PAGE_WORDS - 3 * READERS_MAX;
+/// Data page: what all logs say of which one continues the other's numbers ([`Place`]); 0: this one has no other.
+const SERIES_WORD: usize = 4;
 /// Cursor page: what this reader calls itself.
 const KEY_WORD: usize = 3;
 /// Cursor page: the index of the word with its parked flag.

@@ -11,8 +11,8 @@ use super::doorbell::Doorbell;
 use super::sequence::{committed, further, writing};
 use super::{
     ATTACHED_WORD, BEGUN_WORD, Delivery, HEAD, Hold, INLINE, INLINE_BYTES, LayoutError,
-    MESSAGES_WORD, READERS_MAX, ReaderId, ReaderSnapshot, SEQUENCE, SPILL, SPILL_BYTES,
-    check_capacity, check_size, data_words, line_of, message_limit, slots_for,
+    MESSAGES_WORD, READERS_MAX, ReaderId, ReaderSnapshot, SEQUENCE, SERIES_WORD, SPILL,
+    SPILL_BYTES, check_capacity, check_size, data_words, line_of, message_limit, slots_for,
 };
 use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
@@ -29,6 +29,10 @@ use crate::shm::patience::{Patience, Slept, Step, setup_flags};
 use crate::shm::region::{LINE_WORDS, Own, Words};
 use crate::shm::stamp;
 use crate::wait::{Parking, Watch};
+
+mod left;
+
+pub use left::{Left, Place};
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +94,8 @@ pub struct Writer<D: Words, C: Words> {
     next: u64,
     /// The next message number.
     number: u64,
+    /// Which other logs this one continues, or they it.
+    series: u64,
     /// Slots that may be written before the reliable readers must be looked at.
     room: u64,
     /// How many slots a reliable reader may be behind.
@@ -110,6 +116,16 @@ pub struct Writer<D: Words, C: Words> {
 impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
     /// Takes its own formatted data memory. Readers are attached later, at any time.
     pub fn new(data: D, closer: Closer, options: WriterOptions) -> Result<Self, LayoutError> {
+        Self::starting_at(data, closer, options, Place::default())
+    }
+
+    /// As [`Self::new`], for a log that goes on where another has ended ([`Self::left`]). Before the memory is handed over.
+    pub fn starting_at(
+        data: D,
+        closer: Closer,
+        options: WriterOptions,
+        place: Place,
+    ) -> Result<Self, LayoutError> {
         let data = Own(Arc::new(data));
         let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
         check_size(data.len(), data_words(capacity))?;
@@ -124,12 +140,17 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
         }
         let own_setup = setup_flags(options.waiting);
         data.store(SETUP_WORD, own_setup, Ordering::Relaxed);
+        data.store(SERIES_WORD, place.series, Ordering::Relaxed);
+        data.store(BEGUN_WORD, place.slot, Ordering::Relaxed);
+        data.store(MESSAGES_WORD, place.number, Ordering::Relaxed);
+        data.store(HEAD_WORD, place.slot, Ordering::Relaxed);
         Ok(Self {
             doorbell: Doorbell::new(Arc::clone(&data.0), options.attendant),
             data,
             capacity,
-            next: 0,
-            number: 0,
+            next: place.slot,
+            number: place.number,
+            series: place.series,
             room: u64::MAX,
             lag,
             hold: options.hold.time,
@@ -508,7 +529,7 @@ impl<D: Words + 'static, C: Words + 'static> Writer<D, C> {
     fn advance(&mut self, slots: u64, bytes: u64) {
         self.next += slots;
         self.number += 1;
-        self.sent.messages = self.number;
+        self.sent.messages += 1;
         self.sent.bytes = self.sent.bytes.wrapping_add(bytes);
         let line = self.data.line(HEAD_WORD / LINE_WORDS);
         // SYNC: position.

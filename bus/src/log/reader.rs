@@ -11,8 +11,8 @@ use super::sequence::{Found, NUMBER_MAX, begins, committed, look};
 use super::{
     ATTACHED_WORD, BEGUN_WORD, CURSOR_MAGIC, DATA_MAGIC, Delivery, HEAD, INLINE, INLINE_BYTES,
     KEY_WORD, LayoutError, MESSAGES_WORD, MODE_WORD, PARKED_AT_WORD, PLACES_WORD, READERS_MAX,
-    SEQUENCE, SPILL, SPILL_BYTES, check_capacity, check_magic, check_size, cursor_words,
-    data_words, line_of, message_limit, slots_for,
+    SEQUENCE, SERIES_WORD, SPILL, SPILL_BYTES, check_capacity, check_magic, check_size,
+    cursor_words, data_words, line_of, message_limit, slots_for,
 };
 use crate::channel::slot_flags::REFERENCE;
 use crate::channel::{Tag, Waiting};
@@ -123,6 +123,8 @@ pub struct Reader<D, C> {
     joined: bool,
     /// After the log was closed: no message from this number on was committed before.
     drain: Option<u64>,
+    /// Which other logs go on with this one's numbers, as its producer said when this reader was made.
+    series: u64,
     key: u64,
     parked_at: usize,
     armed: bool,
@@ -196,6 +198,7 @@ impl<D: Words, C: Words> Reader<D, C> {
         check_size(data.len(), data_words(capacity))?;
         check_size(cursor.len(), cursor_words())?;
         check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
+        let series = data.load(SERIES_WORD, Ordering::Relaxed);
         let own_setup = cursor.load(SETUP_WORD, Ordering::Relaxed);
         let (key, parked_at) = (
             cursor.load(KEY_WORD, Ordering::Relaxed),
@@ -217,6 +220,7 @@ impl<D: Words, C: Words> Reader<D, C> {
             overruns: 0,
             joined: false,
             drain: None,
+            series,
             key,
             parked_at,
             armed: false,
@@ -238,6 +242,12 @@ impl<D: Words, C: Words> Reader<D, C> {
     /// Says to this end that the log is over; what is committed can still be received.
     pub fn closer(&self) -> &Closer {
         &self.closer
+    }
+
+    /// What this log and those that go on with its message numbers have in common, if its producer makes such
+    /// ([`super::Place`]).
+    pub fn series(&self) -> Option<u64> {
+        (self.series != 0).then_some(self.series)
     }
 
     /// What the producer rings while this side waits in an event loop; a copy goes to it

@@ -7,7 +7,7 @@ use super::queue::{
 };
 use super::stream::{ReplayFrom, StreamKind, TopicSpec, encode_replay, parse_replay};
 use super::{MessageError, NAME_MAX, QUEUE_NAME_MAX, Status, TOPIC_MAX};
-use crate::channel::{Class, Overflow};
+use crate::channel::{Class, Inline, Overflow};
 use crate::frame::PeerId;
 use crate::wire::{Reader, check_len};
 
@@ -50,11 +50,11 @@ pub enum Control<'a> {
     /// Bus to client: `count` topic messages were dropped because this connection reads too slowly.
     Lost { count: u64 },
     /// Client to bus, with the data memory attached: a lane to agent `to`. Answered with
-    /// `lane u32` and the receiver's cursor memory. `to 16 · class u8 · overflow u8 · 0 u16 · slots u32`
+    /// `lane u32` and the receiver's cursor memory. `to 16 · class u8 · overflow u8 · inline u8 · 0 u8 · slots u32`
     LaneOffer { to: PeerId, shape: Shape },
     /// Bus to client, with the data memory attached: `from` offers a lane. Answer with a RESPONSE (its
     /// correlation id is the lane's number) that carries the cursor memory, or with an error.
-    /// `from 16 · lane u32 · class u8 · overflow u8 · 0 u16 · slots u32`
+    /// `from 16 · lane u32 · class u8 · overflow u8 · inline u8 · 0 u8 · slots u32`
     LaneOffered {
         from: PeerId,
         lane: u32,
@@ -66,7 +66,7 @@ pub enum Control<'a> {
     /// This connection takes lane offers.
     AcceptLanes,
     /// Client to bus, with the data memory attached: a log under `topic`. Answered with `log u32`.
-    /// `class u8 · overflow u8 · 0 u16 · slots u32 · topic`
+    /// `class u8 · overflow u8 · inline u8 · 0 u8 · slots u32 · topic`
     LogOffer { shape: Shape, topic: &'a str },
     /// Client to bus: give me each log whose topic `pattern` covers, now and later. Answered with
     /// `follow u32`. `reliable u8 (0 or 1) · 0 u8 · pattern`
@@ -263,6 +263,8 @@ fn parse_choice<T>(
 pub struct Shape {
     pub class: Class,
     pub overflow: Overflow,
+    /// How large the slots of a lane are, as its data memory says too. A log's are [`Inline::Small`].
+    pub inline: Inline,
     /// As in the data memory, which alone counts.
     pub slots: u32,
 }
@@ -270,7 +272,8 @@ pub struct Shape {
 impl Shape {
     fn parse(reader: &mut Reader<'_>) -> Result<Self, MessageError> {
         let (class, overflow) = (reader.u8("class")?, reader.u8("overflow")?);
-        reader.zero(2, "channel shape at 2")?;
+        let inline = reader.u8("inline")?;
+        reader.zero(1, "channel shape at 3")?;
         Ok(Self {
             class: Class::from_code(class).ok_or(MessageError::Unknown {
                 what: "class",
@@ -282,12 +285,17 @@ impl Shape {
                 found: overflow.into(),
                 known: "0 block, 1 drop-newest, 2 drop-oldest, 3 disconnect",
             })?,
+            inline: Inline::from_code(inline).ok_or(MessageError::Unknown {
+                what: "inline",
+                found: inline.into(),
+                known: "0 small (one line), 1 wide (two)",
+            })?,
             slots: reader.u32("slots")?,
         })
     }
 
     fn encode_into(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[self.class as u8, self.overflow.code(), 0, 0]);
+        out.extend_from_slice(&[self.class as u8, self.overflow.code(), self.inline as u8, 0]);
         out.extend_from_slice(&self.slots.to_le_bytes());
     }
 }

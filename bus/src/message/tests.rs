@@ -1,7 +1,7 @@
 //! Bytes as they are documented, limits, round trips.
 
 use super::*;
-use crate::channel::{Class, Overflow};
+use crate::channel::{Class, Inline, Overflow};
 use crate::frame::PeerId;
 use proptest::prelude::*;
 
@@ -284,13 +284,14 @@ fn controls() -> Vec<Control<'static>> {
 const SHAPE: Shape = Shape {
     class: Class::High,
     overflow: Overflow::Disconnect,
+    inline: Inline::Wide,
     slots: 0x0102_0304,
 };
 
 #[test]
 fn the_bytes_about_channels_are_the_documented_ones() {
     let id = |byte: u8| vec![byte; 16];
-    let shape = vec![2, 3, 0, 0, 4, 3, 2, 1];
+    let shape = vec![2, 3, 1, 0, 4, 3, 2, 1];
     let tail = |head: Vec<u8>, more: &[u8]| [head.as_slice(), more].concat();
     let golden: Vec<(Control<'_>, Vec<u8>)> = vec![
         (

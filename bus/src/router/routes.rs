@@ -10,7 +10,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::channel::Overflow;
+use crate::channel::{Inline, Overflow};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Response, Shape, Status};
 
@@ -130,6 +130,7 @@ impl<F: Descriptor> Router<F> {
         entry.back = Some(back);
         let (socket, peer, correlation) = (entry.socket, entry.peer, entry.correlation);
         let shape = Shape {
+            inline: Inline::Small,
             slots: memory.slots,
             ..entry.shape
         };

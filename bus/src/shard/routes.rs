@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::compact::{Assembler, HEAD, Pieces, Reading};
 use super::memory::SharedFd;
 use super::thread::{Body, SHARE};
-use crate::channel::Class;
+use crate::channel::{Class, Inline};
 use crate::frame::PeerId;
 use crate::lane::ring::{Consumer, Producer, SendError, format_cursor, format_data, message_limit};
 use crate::lane::{
@@ -171,7 +171,7 @@ fn prepare(data: &SharedFd) -> Result<(Opening, RouteMemory<SharedFd>), RouteErr
     let (cursor, cursor_fd) = memfd::create("agentd-route-cursor", cursor_words())?;
     format_cursor(&cursor, &options)?;
     let mut consumer = Consumer::new(theirs, cursor, Closer::default(), options)?;
-    let (data, data_fd) = memfd::create("agentd-route-data", data_words(slots))?;
+    let (data, data_fd) = memfd::create("agentd-route-data", data_words(slots, Inline::Small))?;
     format_data(&data, slots, &SenderOptions::default())?;
     let (bell_in, bell_out) = (Bell::new()?, Bell::new()?);
     let bells = [
@@ -182,7 +182,7 @@ fn prepare(data: &SharedFd) -> Result<(Opening, RouteMemory<SharedFd>), RouteErr
     let memory = RouteMemory {
         cursor: SharedFd::made(cursor_fd, cursor_words() as u64 * 8),
         bells,
-        data: SharedFd::made(data_fd, data_words(slots) as u64 * 8),
+        data: SharedFd::made(data_fd, data_words(slots, Inline::Small) as u64 * 8),
         slots: slots as u32,
     };
     let opening = Opening {
@@ -258,7 +258,7 @@ impl Body {
         let outward = Outward {
             producer,
             sending: None,
-            most: message_limit(slots / 4).max(HEAD),
+            most: message_limit(slots / 4, Inline::Small).max(HEAD),
             route,
             conn,
             starved: false,

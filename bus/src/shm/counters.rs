@@ -62,6 +62,8 @@ pub mod setup {
     pub const RELIABLE: u64 = 4;
     /// Cursor page: the limit is raised by grants only.
     pub const MANUAL_CREDIT: u64 = 8;
+    /// Data page of a lane: its slots have two lines ([`crate::channel::Inline`]).
+    pub const WIDE: u64 = 16;
 }
 
 /// Every how many messages one carries a stamp; a power of two. A stamp costs its message two looks at the

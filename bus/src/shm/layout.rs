@@ -29,6 +29,8 @@ pub enum LayoutError {
     Lag { found: u64, low: u64, high: u64 },
     #[error("the producer says that it wrote {messages} messages in {slots} slots, which can't be")]
     Position { messages: u64, slots: u64 },
+    #[error("the memory has slots of {found} bytes, but the lane was offered with {expected}")]
+    Inline { found: u64, expected: u64 },
     #[error("the cursor page has its parked flag at word {found}, which is another's place")]
     Flag { found: u64 },
 }

@@ -22,7 +22,7 @@ use rustix::mm::ProtFlags;
 
 pub use super::pages::{Mapping, PageKind};
 use crate::arena::{SEGMENT_MAX, SEGMENT_MIN};
-use crate::lane::{CAPACITY_MAX, data_words};
+use crate::lane::{CAPACITY_MAX, Inline, data_words};
 
 /// What must be sealed before a descriptor is worth anything to its receiver.
 pub const REQUIRED_SEALS: SealFlags = SealFlags::FUTURE_WRITE
@@ -37,7 +37,7 @@ pub const PAYLOAD_SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::SEAL);
 
 /// The largest memory of a lane, bytes: bounds what a peer can make others map.
-pub const BYTES_MAX: u64 = (data_words(CAPACITY_MAX) * 8) as u64;
+pub const BYTES_MAX: u64 = (data_words(CAPACITY_MAX, Inline::Wide) * 8) as u64;
 
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 

@@ -13,13 +13,13 @@
 //!
 //! ```
 //! # use std::os::fd::AsFd;
-//! # use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+//! # use agentd_bus::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 //! # use agentd_bus::lane::ring::{Consumer, Producer, Tag, format_cursor, format_data};
 //! # use agentd_bus::shm::{memfd, park::Closer};
 //! use agentd_bus::wait::{Armed, Bell, Ringer, Source, arm_bell};
 //! use rustix::event::epoll;
 //!
-//! # let (data, data_fd) = memfd::create("data", data_words(64))?;
+//! # let (data, data_fd) = memfd::create("data", data_words(64, Inline::Small))?;
 //! # let (cursor, cursor_fd) = memfd::create("cursor", cursor_words())?;
 //! # let (sender, receiver) = (SenderOptions::default(), ReceiverOptions::default());
 //! # format_data(&data, 64, &sender)?;

@@ -14,7 +14,7 @@ use crate::channel::{Class, Waiting};
 use crate::lane::ring::{
     Consumer, Producer, RecvError, SendError, Tag, format_cursor, format_data,
 };
-use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use crate::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::message::Status;
 use crate::shm::atomics::{AtomicU64, Ordering};
 use crate::shm::memfd::{self, Mapping};
@@ -31,7 +31,7 @@ type In = Consumer<Mapping, Mapping>;
 
 /// A lane in sealed memory whose producer holds a copy of the consumer's bell.
 fn lane() -> (Out, In) {
-    let (data, data_fd) = memfd::create("wait-data", data_words(SLOTS)).unwrap();
+    let (data, data_fd) = memfd::create("wait-data", data_words(SLOTS, Inline::Small)).unwrap();
     let (cursor, cursor_fd) = memfd::create("wait-cursor", cursor_words()).unwrap();
     format_data(&data, SLOTS, &SenderOptions::default()).unwrap();
     format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
@@ -369,7 +369,10 @@ fn a_process_that_dies_ends_its_own_lanes_alone_on_bells() {
 #[test]
 fn a_mad_peer_ends_its_own_source_and_keeps_nobody_from_being_served() {
     let mut waiter = Waiter::new(Waiting::Blocking);
-    let (data, cursor) = (Heap::new(data_words(8)), Heap::new(cursor_words()));
+    let (data, cursor) = (
+        Heap::new(data_words(8, Inline::Small)),
+        Heap::new(cursor_words()),
+    );
     format_data(&data, 8, &SenderOptions::default()).unwrap();
     format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
     let mad = Consumer::new(
@@ -380,7 +383,10 @@ fn a_mad_peer_ends_its_own_source_and_keeps_nobody_from_being_served() {
     )
     .unwrap();
     let mad = add(&mut waiter, mad, Class::Control);
-    let (honest_data, honest_cursor) = (Heap::new(data_words(8)), Heap::new(cursor_words()));
+    let (honest_data, honest_cursor) = (
+        Heap::new(data_words(8, Inline::Small)),
+        Heap::new(cursor_words()),
+    );
     format_data(&honest_data, 8, &SenderOptions::default()).unwrap();
     format_cursor(&honest_cursor, &ReceiverOptions::default()).unwrap();
     let honest = Consumer::new(

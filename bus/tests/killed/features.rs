@@ -3,8 +3,8 @@
 
 use std::ops::RangeInclusive;
 
-use agentd_bus::lane::Credit;
 use agentd_bus::lane::ring::SettleError;
+use agentd_bus::lane::{Credit, Inline};
 use agentd_bus::shm::bell::{Bell, Ringer};
 use agentd_bus::wait::{Event, Park, Waiter};
 
@@ -70,7 +70,8 @@ pub fn a_consumer_that_gives_credit_killed_at_any_store_holds_its_producer_to_it
         ..ReceiverOptions::default()
     };
     at_every_store(|stores| {
-        let (data, data_fd) = memfd::create("killed-data", lane::data_words(SLOTS)).unwrap();
+        let (data, data_fd) =
+            memfd::create("killed-data", lane::data_words(SLOTS, Inline::Small)).unwrap();
         let (cursor, cursor_fd) = memfd::create("killed-cursor", lane::cursor_words()).unwrap();
         lane::ring::format_data(&data, SLOTS, &SenderOptions::default()).unwrap();
         lane::ring::format_cursor(&cursor, &options).unwrap();

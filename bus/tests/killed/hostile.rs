@@ -101,7 +101,7 @@ pub fn a_hostile_lane_producer_harms_only_its_lane() {
                 .try_recv(&mut buffer)
                 .is_ok_and(|got| got.is_some())
             {
-                assert!(buffer.len() <= message_limit(SLOTS));
+                assert!(buffer.len() <= message_limit(SLOTS, Inline::Small));
             }
             if round % 64 == 0 {
                 assert!(view.unread().messages <= SLOTS as u64);

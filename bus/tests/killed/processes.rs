@@ -17,7 +17,7 @@ use std::time::Duration;
 use agentd_bus::arena::{self, Arena, Reference};
 use agentd_bus::channel::Tag;
 use agentd_bus::lane::ring::{Consumer, Producer, RecvError, SendError, message_limit};
-use agentd_bus::lane::{self, ReceiverOptions, SenderOptions};
+use agentd_bus::lane::{self, Inline, ReceiverOptions, SenderOptions};
 use agentd_bus::log::{
     self, Delivery, Hold, Reader, ReaderId, ReaderOptions, Start, Writer, WriterOptions,
 };
@@ -224,9 +224,20 @@ struct LaneMemory {
 }
 
 fn lane_memory() -> LaneMemory {
-    let (data, data_fd) = memfd::create("killed-data", lane::data_words(SLOTS)).unwrap();
+    lane_memory_of(Inline::Small)
+}
+
+fn sending(inline: Inline) -> SenderOptions {
+    SenderOptions {
+        inline,
+        ..SenderOptions::default()
+    }
+}
+
+fn lane_memory_of(inline: Inline) -> LaneMemory {
+    let (data, data_fd) = memfd::create("killed-data", lane::data_words(SLOTS, inline)).unwrap();
     let (cursor, cursor_fd) = memfd::create("killed-cursor", lane::cursor_words()).unwrap();
-    lane::ring::format_data(&data, SLOTS, &SenderOptions::default()).unwrap();
+    lane::ring::format_data(&data, SLOTS, &sending(inline)).unwrap();
     lane::ring::format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
     LaneMemory {
         data,
@@ -237,8 +248,12 @@ fn lane_memory() -> LaneMemory {
 }
 
 fn producer(data: Mapping, cursor_fd: &OwnedFd) -> Producer<Mapping, Mapping> {
+    producer_of(Inline::Small, data, cursor_fd)
+}
+
+fn producer_of(inline: Inline, data: Mapping, cursor_fd: &OwnedFd) -> Producer<Mapping, Mapping> {
     let cursor = memfd::open(cursor_fd.as_fd()).unwrap();
-    Producer::new(data, cursor, Closer::default(), SenderOptions::default()).unwrap()
+    Producer::new(data, cursor, Closer::default(), sending(inline)).unwrap()
 }
 
 fn consumer(data_fd: &OwnedFd, cursor: Mapping) -> Consumer<Mapping, Mapping> {
@@ -247,100 +262,104 @@ fn consumer(data_fd: &OwnedFd, cursor: Mapping) -> Consumer<Mapping, Mapping> {
 }
 
 fn a_lane_producer_killed_at_any_store_loses_nothing_committed() {
-    at_every_store(|stores| {
-        let LaneMemory {
-            data,
-            data_fd,
-            cursor,
-            cursor_fd,
-        } = lane_memory();
-        let mut consumer = consumer(&data_fd, cursor);
-        let child = Child::fork(|ack| {
-            crash::die_after(stores);
-            let mut producer = producer(data, &cursor_fd);
-            for n in 0..12 {
-                producer.send(tag(n), &payload(n), PATIENCE).unwrap();
-                ack();
-            }
-        });
-        let (mut received, mut buffer) = (0, Vec::new());
-        let closer = consumer.closer().clone();
-        let end = child.with_closer(&closer, || {
-            loop {
-                match consumer.recv(&mut buffer, PATIENCE) {
-                    Ok(got) => {
-                        assert_eq!((got, &buffer), (tag(received), &payload(received)));
-                        received += 1;
-                    }
-                    Err(error) => break error,
+    for inline in [Inline::Small, Inline::Wide] {
+        at_every_store(|stores| {
+            let LaneMemory {
+                data,
+                data_fd,
+                cursor,
+                cursor_fd,
+            } = lane_memory_of(inline);
+            let mut consumer = consumer(&data_fd, cursor);
+            let child = Child::fork(|ack| {
+                crash::die_after(stores);
+                let mut producer = producer_of(inline, data, &cursor_fd);
+                for n in 0..12 {
+                    producer.send(tag(n), &payload(n), PATIENCE).unwrap();
+                    ack();
                 }
-            }
+            });
+            let (mut received, mut buffer) = (0, Vec::new());
+            let closer = consumer.closer().clone();
+            let end = child.with_closer(&closer, || {
+                loop {
+                    match consumer.recv(&mut buffer, PATIENCE) {
+                        Ok(got) => {
+                            assert_eq!((got, &buffer), (tag(received), &payload(received)));
+                            received += 1;
+                        }
+                        Err(error) => break error,
+                    }
+                }
+            });
+            assert_eq!(end, RecvError::Closed(Status::PEER_GONE));
+            let ended = child.reap();
+            // One message may be committed and its sender dead before it could say so.
+            assert!(
+                (ended.acks..=ended.acks + 1).contains(&received),
+                "store {stores}"
+            );
+            ended
         });
-        assert_eq!(end, RecvError::Closed(Status::PEER_GONE));
-        let ended = child.reap();
-        // One message may be committed and its sender dead before it could say so.
-        assert!(
-            (ended.acks..=ended.acks + 1).contains(&received),
-            "store {stores}"
-        );
-        ended
-    });
+    }
 }
 
 fn a_lane_consumer_killed_at_any_store_never_holds_its_producer() {
-    at_every_store(|stores| {
-        let LaneMemory {
-            data,
-            data_fd,
-            cursor,
-            cursor_fd,
-        } = lane_memory();
-        const MESSAGES: usize = 60;
-        let mut child = Child::fork(|ack| {
-            crash::die_after(stores);
-            let mut consumer = consumer(&data_fd, cursor);
-            ack();
-            let mut buffer = Vec::new();
-            for n in 0..MESSAGES {
-                let got = consumer.recv(&mut buffer, PATIENCE).unwrap();
-                assert_eq!((got, &buffer), (tag(n), &payload(n)));
+    for inline in [Inline::Small, Inline::Wide] {
+        at_every_store(|stores| {
+            let LaneMemory {
+                data,
+                data_fd,
+                cursor,
+                cursor_fd,
+            } = lane_memory_of(inline);
+            const MESSAGES: usize = 60;
+            let mut child = Child::fork(|ack| {
+                crash::die_after(stores);
+                let mut consumer = consumer(&data_fd, cursor);
                 ack();
-            }
-        });
-        // As over the bus: the sender gets the cursor memory once there is a receiver.
-        // One that died before says nothing, and is told of below.
-        child.acks.read_exact(&mut [0]).ok();
-        let mut producer = producer(data, &cursor_fd);
-        let closer = producer.closer().clone();
-        let mut sent = 0;
-        let end = child.with_closer(&closer, || {
-            // More than the lane holds, until its end is told.
-            loop {
-                match producer.send(tag(sent), &payload(sent), PATIENCE) {
-                    Ok(()) => sent += 1,
-                    Err(error) => break error,
+                let mut buffer = Vec::new();
+                for n in 0..MESSAGES {
+                    let got = consumer.recv(&mut buffer, PATIENCE).unwrap();
+                    assert_eq!((got, &buffer), (tag(n), &payload(n)));
+                    ack();
                 }
-            }
+            });
+            // As over the bus: the sender gets the cursor memory once there is a receiver.
+            // One that died before says nothing, and is told of below.
+            child.acks.read_exact(&mut [0]).ok();
+            let mut producer = producer_of(inline, data, &cursor_fd);
+            let closer = producer.closer().clone();
+            let mut sent = 0;
+            let end = child.with_closer(&closer, || {
+                // More than the lane holds, until its end is told.
+                loop {
+                    match producer.send(tag(sent), &payload(sent), PATIENCE) {
+                        Ok(()) => sent += 1,
+                        Err(error) => break error,
+                    }
+                }
+            });
+            assert_eq!(end, SendError::Closed(Status::PEER_GONE));
+            let ended = child.reap();
+            assert!(
+                sent >= ended.acks,
+                "store {stores}: nothing came that was not sent"
+            );
+            let view = View::new(
+                memfd::open(data_fd.as_fd()).unwrap(),
+                Some(memfd::open(cursor_fd.as_fd()).unwrap()),
+            )
+            .unwrap();
+            // What the dead one left behind is all there to be counted: it had read `acks`, or published fewer.
+            let unread = view.unread().messages as usize;
+            assert!(
+                unread + ended.acks + 1 >= sent,
+                "store {stores}: {unread} of {sent} left"
+            );
+            ended
         });
-        assert_eq!(end, SendError::Closed(Status::PEER_GONE));
-        let ended = child.reap();
-        assert!(
-            sent >= ended.acks,
-            "store {stores}: nothing came that was not sent"
-        );
-        let view = View::new(
-            memfd::open(data_fd.as_fd()).unwrap(),
-            Some(memfd::open(cursor_fd.as_fd()).unwrap()),
-        )
-        .unwrap();
-        // What the dead one left behind is all there to be counted: it had read `acks`, or published fewer.
-        let unread = view.unread().messages as usize;
-        assert!(
-            unread + ended.acks + 1 >= sent,
-            "store {stores}: {unread} of {sent} left"
-        );
-        ended
-    });
+    }
 }
 
 struct LogMemory {

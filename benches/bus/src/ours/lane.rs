@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agentd_bus::channel::{self, Tag};
 use agentd_bus::lane::ring::{self, format_cursor, format_data};
-use agentd_bus::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use agentd_bus::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use agentd_bus::shm::memfd::{self, Mapping};
 use agentd_bus::shm::park::Closer;
 use anyhow::{Context, Result};
@@ -25,7 +25,11 @@ pub struct Lane {
     data: (Cell<Option<Mapping>>, OwnedFd),
     cursor: (Cell<Option<Mapping>>, OwnedFd),
     waiting: Waiting,
+    inline: Inline,
 }
+
+/// The same with slots of two lines.
+pub struct WideLane(Lane);
 
 #[derive(Debug)]
 pub struct Producer(pub ring::Producer<Mapping, Mapping>);
@@ -34,7 +38,7 @@ pub struct Producer(pub ring::Producer<Mapping, Mapping>);
 pub struct Consumer(pub ring::Consumer<Mapping, Mapping>);
 
 /// All features are on; the waiting is what is compared.
-fn options(waiting: Waiting) -> (SenderOptions, ReceiverOptions) {
+fn options(waiting: Waiting, inline: Inline) -> (SenderOptions, ReceiverOptions) {
     let waiting = match waiting {
         Waiting::Busy => channel::Waiting::Busy,
         Waiting::Adaptive => channel::Waiting::Adaptive,
@@ -42,6 +46,7 @@ fn options(waiting: Waiting) -> (SenderOptions, ReceiverOptions) {
     };
     let sender = SenderOptions {
         waiting,
+        inline,
         ..SenderOptions::default()
     };
     let receiver = ReceiverOptions {
@@ -51,22 +56,47 @@ fn options(waiting: Waiting) -> (SenderOptions, ReceiverOptions) {
     (sender, receiver)
 }
 
-impl Transport for Lane {
-    type Sender = Producer;
-    type Receiver = Consumer;
-
-    fn prepare(setup: &Setup) -> Result<Self> {
-        let slots = setup.slots;
-        let (data, data_fd) = memfd::create("bench-data", data_words(slots))?;
+impl Lane {
+    fn of(inline: Inline, setup: &Setup) -> Result<Self> {
+        // As many lines in either class: the caches hold as much of both.
+        let slots = setup.slots / inline.lines();
+        let (data, data_fd) = memfd::create("bench-data", data_words(slots, inline))?;
         let (cursor, cursor_fd) = memfd::create("bench-cursor", cursor_words())?;
-        let (sender, receiver) = options(setup.waiting);
+        let (sender, receiver) = options(setup.waiting, inline);
         format_data(&data, slots, &sender)?;
         format_cursor(&cursor, &receiver)?;
         Ok(Self {
             data: (Cell::new(Some(data)), data_fd),
             cursor: (Cell::new(Some(cursor)), cursor_fd),
             waiting: setup.waiting,
+            inline,
         })
+    }
+}
+
+impl Transport for WideLane {
+    type Sender = Producer;
+    type Receiver = Consumer;
+
+    fn prepare(setup: &Setup) -> Result<Self> {
+        Lane::of(Inline::Wide, setup).map(Self)
+    }
+
+    fn receiver(&self) -> Result<Consumer> {
+        self.0.receiver()
+    }
+
+    fn sender(&self) -> Result<Producer> {
+        self.0.sender()
+    }
+}
+
+impl Transport for Lane {
+    type Sender = Producer;
+    type Receiver = Consumer;
+
+    fn prepare(setup: &Setup) -> Result<Self> {
+        Self::of(Inline::Small, setup)
     }
 
     fn receiver(&self) -> Result<Consumer> {
@@ -76,7 +106,7 @@ impl Transport for Lane {
             data,
             cursor,
             Closer::default(),
-            options(self.waiting).1,
+            options(self.waiting, self.inline).1,
         )?))
     }
 
@@ -87,7 +117,7 @@ impl Transport for Lane {
             data,
             cursor,
             Closer::default(),
-            options(self.waiting).0,
+            options(self.waiting, self.inline).0,
         )?))
     }
 }

@@ -10,7 +10,7 @@ use super::super::segment::{Announce, Budget, FdArrivals, MemfdSupply, SegmentOp
 use super::*;
 use crate::channel::{Overflow, Tag};
 use crate::lane::ring::{Consumer, Producer, RecvError, SendError, format_cursor, format_data};
-use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use crate::lane::{Inline, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::message::Status;
 use crate::shm::park::Closer;
 
@@ -28,7 +28,10 @@ pub(super) type Ends = (Producer<Heap, Heap>, Consumer<Heap, Heap>);
 
 pub(super) fn lane(capacity: usize, sender: SenderOptions) -> Ends {
     let receiver = ReceiverOptions::default();
-    let (data, cursor) = (Heap::new(data_words(capacity)), Heap::new(cursor_words()));
+    let (data, cursor) = (
+        Heap::new(data_words(capacity, Inline::Small)),
+        Heap::new(cursor_words()),
+    );
     format_data(&data, capacity, &sender).unwrap();
     format_cursor(&cursor, &receiver).unwrap();
     let closer = Closer::default;

@@ -266,9 +266,9 @@ proptest! {
         values in proptest::collection::vec((any::<u64>(), any::<u64>()), 1..40), small_values in any::<bool>(),
     ) {
         use crate::lane::ring::{Producer, format_cursor, format_data};
-        use crate::lane::{ReceiverOptions, cursor_words, data_words};
+        use crate::lane::{Inline, ReceiverOptions, cursor_words, data_words};
         use crate::shm::park::Closer;
-        let (data, cursor) = (Heap::new(data_words(16)), Heap::new(cursor_words()));
+        let (data, cursor) = (Heap::new(data_words(16, Inline::Small)), Heap::new(cursor_words()));
         prop_assert_eq!(cursor.words().len(), PAGE_WORDS);
         format_data(&data, 16, &SenderOptions::default()).unwrap();
         format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
@@ -349,7 +349,11 @@ fn the_death_of_a_receiver_gives_everything_back() {
 #[test]
 fn an_owner_process_killed_at_random_leaves_only_whole_payloads() {
     for round in 0..12u64 {
-        let (data, data_fd) = memfd::create("lane-data", crate::lane::data_words(64)).unwrap();
+        let (data, data_fd) = memfd::create(
+            "lane-data",
+            crate::lane::data_words(64, crate::lane::Inline::Small),
+        )
+        .unwrap();
         let (cursor, cursor_fd) =
             memfd::create("lane-cursor", crate::lane::cursor_words()).unwrap();
         let (sender_options, receiver_options) = (

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::ends::End;
 use super::link::{Expected, Registered};
 use super::{Client, ClientError, ok_result};
-use crate::channel::{Class, Overflow, Waiting};
+use crate::channel::{Class, Inline, Overflow, Waiting};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Producer};
 use crate::lane::{Extension, LayoutError, SenderOptions, data_words};
@@ -97,6 +97,8 @@ pub struct LaneOptions {
     pub waiting: Waiting,
     /// What goes with each message.
     pub extension: Extension,
+    /// How large its slots are: [`Inline::Wide`] for a lane of which most messages have 49 to 112 bytes.
+    pub inline: Inline,
 }
 
 impl Default for LaneOptions {
@@ -107,6 +109,7 @@ impl Default for LaneOptions {
             overflow: Overflow::default(),
             waiting: Waiting::default(),
             extension: Extension::default(),
+            inline: Inline::default(),
         }
     }
 }
@@ -125,6 +128,7 @@ impl LaneOptions {
             waiting: self.waiting,
             overflow: self.overflow,
             extension: self.extension,
+            inline: self.inline,
         }
     }
 }
@@ -141,18 +145,22 @@ impl Client {
         if drops_oldest && options.extension != Extension::None {
             return Err(LaneError::DropOldest("extension"));
         }
+        if drops_oldest && options.inline != Inline::Small {
+            return Err(LaneError::DropOldest("wide slots"));
+        }
         let (data, data_fd) = if drops_oldest {
             let (data, fd) = memfd::create("agentd-lane-data", log::data_words(slots))?;
             log::format_data(&data, slots)?;
             (data, fd)
         } else {
-            let (data, fd) = memfd::create("agentd-lane-data", data_words(slots))?;
+            let (data, fd) = memfd::create("agentd-lane-data", data_words(slots, options.inline))?;
             ring::format_data(&data, slots, &options.sender())?;
             (data, fd)
         };
         let shape = Shape {
             class: options.class,
             overflow: options.overflow,
+            inline: options.inline,
             slots: slots as u32,
         };
         let registered = Registered::new(Closer::default());

@@ -17,7 +17,7 @@ use super::{LaneError, LaneReceiver};
 use crate::channel::{Overflow, Waiting};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer};
-use crate::lane::{Credit, ReceiverOptions, cursor_words};
+use crate::lane::{Credit, LayoutError, ReceiverOptions, cursor_words};
 use crate::log;
 use crate::message::{Control, Response, Shape, Status};
 use crate::shm::memfd;
@@ -129,6 +129,13 @@ impl LaneOffer {
             let (cursor, fd) = memfd::create("agentd-lane-cursor", cursor_words())?;
             ring::format_cursor(&cursor, &options)?;
             let consumer = Consumer::new(data, cursor, closer, options)?;
+            let (found, offered) = (consumer.inline(), self.shape.inline);
+            if found != offered {
+                return Err(LaneError::Layout(LayoutError::Inline {
+                    found: found.lines() as u64 * 64,
+                    expected: offered.lines() as u64 * 64,
+                }));
+            }
             return Ok((ReceivingRing::Lane(consumer), fd));
         }
         if options.credit == Credit::Manual {

@@ -11,10 +11,10 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::{
-    DATA_MAGIC, EXT, Ext, HEAD, Head, INLINE, INLINE_BYTES, LayoutError, Message, REFERENCE,
-    ReceiverOptions, RecvError, SEQUENCE, SPILL, Tag, check_capacity, check_magic, check_setup,
-    check_size, committed, cursor_words, data_words, empty, inline_bytes, line_of, longest,
-    slots_for,
+    DATA_MAGIC, EXT, Ext, HEAD, Head, INLINE, INLINE_BYTES, Inline, LayoutError, Message,
+    REFERENCE, ReceiverOptions, RecvError, SEQUENCE, SPILL, Tag, check_capacity, check_magic,
+    check_setup, check_size, committed, cursor_words, data_words, empty, inline_bytes, inline_of,
+    line_of, longest, parts, slots_for, spill_bytes,
 };
 use crate::lane::Credit;
 use crate::message::Status;
@@ -39,6 +39,8 @@ pub struct Consumer<D: Words, C: Words> {
     data: Peers<D>,
     cursor: Own<C>,
     capacity: usize,
+    /// How large the slots are, as the producer said when this end was made.
+    inline: Inline,
     /// The next slot number to read.
     next: u64,
     /// What the cursor says: published in steps, to keep its line out of the producer's way.
@@ -71,21 +73,59 @@ pub struct Consumer<D: Words, C: Words> {
     ringer: RingerSlot,
 }
 
-/// A copy of a message that is whole in one slot.
-struct Plain {
-    tag: Tag,
-    len: usize,
-    words: [[u64; 2]; INLINE_BYTES / 16],
+/// A slot of one size: what the quick ways of receiving are made for, one by one.
+trait Slot {
+    const INLINE: Inline;
+    /// All words of payload.
+    type Words: IntoBytes + zerocopy::Immutable;
+    /// Copies at least `len` bytes of the payload of the slot whose first line is `line`, number `at`.
+    fn words<D: Words>(data: &Peers<D>, line: &Line, at: usize, len: usize) -> Self::Words;
 }
 
-impl Plain {
+struct OneLine;
+struct TwoLines;
+
+impl Slot for OneLine {
+    const INLINE: Inline = Inline::Small;
+    type Words = [[u64; 2]; 3];
+
+    #[inline(always)]
+    fn words<D: Words>(_: &Peers<D>, line: &Line, _: usize, _: usize) -> Self::Words {
+        inline_words(line)
+    }
+}
+
+impl Slot for TwoLines {
+    const INLINE: Inline = Inline::Wide;
+    type Words = [[u64; 2]; 7];
+
+    #[inline(always)]
+    fn words<D: Words>(data: &Peers<D>, line: &Line, at: usize, len: usize) -> Self::Words {
+        let [a, b, c] = inline_words(line);
+        if len <= INLINE_BYTES {
+            return [a, b, c, [0; 2], [0; 2], [0; 2], [0; 2]];
+        }
+        let more = data.line(at + 1);
+        let [d, e] = [load_pair(more, 0), load_pair(more, 2)];
+        [a, b, c, d, e, load_pair(more, 4), load_pair(more, 6)]
+    }
+}
+
+/// A copy of a message that is whole in one slot.
+struct Plain<S: Slot> {
+    tag: Tag,
+    len: usize,
+    words: S::Words,
+}
+
+impl<S: Slot> Plain<S> {
     #[inline(always)]
     fn payload(&self) -> &[u8] {
         &self.words.as_bytes()[..self.len]
     }
 }
 
-/// The inline words of a slot: all of them, whatever the length, since the line is here.
+/// The inline words of a slot's first line: all of them, whatever the length, since the line is here.
 #[inline(always)]
 fn inline_words(line: &Line) -> [[u64; 2]; INLINE_BYTES / 16] {
     [
@@ -93,6 +133,27 @@ fn inline_words(line: &Line) -> [[u64; 2]; INLINE_BYTES / 16] {
         load_pair(line, INLINE + 2),
         load_pair(line, INLINE + 4),
     ]
+}
+
+/// The slots of a lane, apart from the scratch that they are copied to.
+struct Lines<'a, D> {
+    data: &'a Peers<D>,
+    capacity: usize,
+    inline: Inline,
+}
+
+impl<D: Words> Lines<'_, D> {
+    /// Copies the words of slot number `n` from word `first` on, as many as `to` has room for.
+    fn gather(&self, n: u64, first: usize, to: &mut [u64]) {
+        let mut to = to.iter_mut();
+        let begins = line_of(n, self.capacity, self.inline);
+        for (line, at, _) in parts(self.inline, first) {
+            // In this order: `zip` looks for a place only when there is a word for it.
+            for (from, to) in self.data.line(begins + line)[at..].iter().zip(to.by_ref()) {
+                *to = from.load(Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// A message that has been read out of more than the inline words, into the scratch.
@@ -125,7 +186,8 @@ impl<D: Words, C: Words> Consumer<D, C> {
         // Read once: the producer may change the words, but not what we go by.
         let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
         let peers_setup = data.load(SETUP_WORD, Ordering::Relaxed);
-        check_size(data.len(), data_words(capacity))?;
+        let inline = inline_of(peers_setup);
+        check_size(data.len(), data_words(capacity, inline))?;
         check_size(cursor.len(), cursor_words())?;
         let own_setup = options.setup_flags();
         check_setup(cursor.load(SETUP_WORD, Ordering::Relaxed), own_setup)?;
@@ -139,6 +201,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             data,
             cursor,
             capacity,
+            inline,
             next: first,
             published: first,
             step: (capacity as u64 / 4).max(1),
@@ -155,7 +218,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
             counts: Received::default(),
             bell: None,
             ringer: RingerSlot::default(),
-            scratch: vec![0; longest(capacity, false).div_ceil(8) + SPILL].into(),
+            scratch: vec![0; longest(inline, capacity, false).div_ceil(8) + SPILL].into(),
         };
         // A producer that came first found no room, and may be asleep.
         consumer.wake_producer(LIMIT_WORD);
@@ -204,20 +267,39 @@ impl<D: Words, C: Words> Consumer<D, C> {
         self.cursor.line(COUNTERS_WORD / LINE_WORDS).load(0)
     }
 
+    /// How large the slots are.
+    pub fn inline(&self) -> Inline {
+        self.inline
+    }
+
+    /// The line that slot number `n` begins with.
+    #[inline]
+    fn line_of(&self, n: u64) -> usize {
+        line_of(n, self.capacity, self.inline)
+    }
+
     /// The number of the slot that the next message begins at.
     pub fn next_slot(&self) -> u64 {
         self.next
     }
 
-    /// Hands the next message, if there is one, to `take`. Never blocks, and needs no heap for a message of up
-    /// to 48 bytes.
+    /// Hands the next message, if there is one, to `take`. Never blocks, and needs no heap for a message of one slot.
     #[inline]
     pub fn try_recv_with<R>(
         &mut self,
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<Option<R>, RecvError> {
-        if let Some(plain) = self.take_plainly() {
-            return Ok(Some(take(plain.tag, plain.payload())));
+        match self.inline {
+            Inline::Small => {
+                if let Some(plain) = self.take_plainly::<OneLine>() {
+                    return Ok(Some(take(plain.tag, plain.payload())));
+                }
+            }
+            Inline::Wide => {
+                if let Some(plain) = self.take_plainly::<TwoLines>() {
+                    return Ok(Some(take(plain.tag, plain.payload())));
+                }
+            }
         }
         if !self.poll()? {
             return Ok(None);
@@ -239,7 +321,19 @@ impl<D: Words, C: Words> Consumer<D, C> {
         timeout: Duration,
         take: impl FnOnce(Tag, &[u8]) -> R,
     ) -> Result<R, RecvError> {
-        match self.glance() {
+        match self.inline {
+            Inline::Small => self.recv_in::<OneLine, R>(timeout, take),
+            Inline::Wide => self.recv_in::<TwoLines, R>(timeout, take),
+        }
+    }
+
+    #[inline(always)]
+    fn recv_in<S: Slot, R>(
+        &mut self,
+        timeout: Duration,
+        take: impl FnOnce(Tag, &[u8]) -> R,
+    ) -> Result<R, RecvError> {
+        match self.glance::<S>() {
             Some(plain) => Ok(take(plain.tag, plain.payload())),
             None => {
                 if !self.poll()? {
@@ -253,21 +347,34 @@ impl<D: Words, C: Words> Consumer<D, C> {
     /// The next message, if it is a plain one, waiting for a moment: whoever looks at nothing else takes a message that is
     /// under way already the moment that it comes.
     #[inline(always)]
-    fn glance(&mut self) -> Option<Plain> {
+    fn glance<S: Slot>(&mut self) -> Option<Plain<S>> {
         let next = self.next;
-        let empty = empty(next, self.capacity);
-        if self.sequence() == empty && next.wrapping_sub(self.published) >= self.idle_step {
-            self.publish();
+        if next == self.quick_until || self.closer.status().is_some() {
+            return None;
         }
-        let line = self.data.line(line_of(next, self.capacity));
-        let mut left = self.patience.glances();
+        let empty = empty(next, self.capacity);
+        let at = line_of(next, self.capacity, S::INLINE);
         // SYNC: commit.
-        while line[SEQUENCE].load(Ordering::Acquire) == empty && left > 0 {
+        let mut found = self.data.line(at)[SEQUENCE].load(Ordering::Acquire);
+        if found == empty && next.wrapping_sub(self.published) >= self.idle_step {
+            self.publish();
+            if next == self.quick_until {
+                return None;
+            }
+        }
+        let line = self.data.line(at);
+        let mut left = self.patience.glances();
+        while found == empty && left > 0 {
             left -= 1;
             // Each look takes the line away from the producer, who may be filling it.
             spin_loop();
+            // SYNC: commit. Pairs with the release store in `Producer::fill`.
+            found = line[SEQUENCE].load(Ordering::Acquire);
         }
-        let plain = self.plain_in(line, next)?;
+        if found != committed(next) {
+            return None;
+        }
+        let plain = self.plain_in(line, at)?;
         self.next = next.wrapping_add(1);
         Some(plain)
     }
@@ -282,18 +389,19 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     /// As [`Self::glance`], without waiting.
     #[inline(always)]
-    fn take_plainly(&mut self) -> Option<Plain> {
+    fn take_plainly<S: Slot>(&mut self) -> Option<Plain<S>> {
         let next = self.next;
-        let line = self.data.line(line_of(next, self.capacity));
-        let plain = self.plain_in(line, next)?;
+        let plain = self.plain_at(next)?;
         self.next = next.wrapping_add(1);
         Some(plain)
     }
 
-    /// A copy of the message in `line`, which is that of slot number `next`, and counts it: if it is there, has nothing but
-    /// up to 48 bytes, and the lane is open.
+    /// A copy of the message in slot number `next`, and counts it: if it is there, has nothing but what one slot holds, and
+    /// the lane is open.
     #[inline(always)]
-    fn plain_in(&self, line: &Line, next: u64) -> Option<Plain> {
+    fn plain_at<S: Slot>(&self, next: u64) -> Option<Plain<S>> {
+        let at = line_of(next, self.capacity, S::INLINE);
+        let line = self.data.line(at);
         // SYNC: commit. Pairs with the release store in `Producer::fill`.
         if self.closer.status().is_some()
             || line[SEQUENCE].load(Ordering::Acquire) != committed(next)
@@ -301,9 +409,16 @@ impl<D: Words, C: Words> Consumer<D, C> {
         {
             return None;
         }
+        self.plain_in(line, at)
+    }
+
+    /// A copy of the committed message in `line`, which is number `at`, and counts it, if it has nothing but what one slot
+    /// holds.
+    #[inline(always)]
+    fn plain_in<S: Slot>(&self, line: &Line, at: usize) -> Option<Plain<S>> {
         let head = Head(line[HEAD].load(Ordering::Relaxed));
-        let len = head.plain()?;
-        let words = inline_words(line);
+        let len = head.plain_in(S::INLINE)?;
+        let words = S::words(&self.data, line, at, len);
         self.count(len);
         Some(Plain {
             tag: head.tag(),
@@ -405,9 +520,8 @@ impl<D: Words, C: Words> Consumer<D, C> {
 
     /// The bytes of the reference that comes next, if it is there already, and asks for the slot behind it. Takes nothing.
     pub(crate) fn peek_reference(&self) -> Option<[u8; 32]> {
-        let line = self.data.line(line_of(self.next, self.capacity));
-        self.data
-            .prefetch(line_of(self.next.wrapping_add(1), self.capacity));
+        let line = self.data.line(self.line_of(self.next));
+        self.data.prefetch(self.line_of(self.next.wrapping_add(1)));
         if line[SEQUENCE].load(Ordering::Acquire) != committed(self.next) {
             return None;
         }
@@ -461,7 +575,7 @@ impl<D: Words, C: Words> Consumer<D, C> {
     /// The sequence in slot number `next`.
     #[inline]
     fn sequence(&self) -> u64 {
-        let line = self.data.line(line_of(self.next, self.capacity));
+        let line = self.data.line(self.line_of(self.next));
         // SYNC: commit. Pairs with the release store in `Producer::fill`.
         line[SEQUENCE].load(Ordering::Acquire)
     }
@@ -529,9 +643,22 @@ impl<D: Words, C: Words> Consumer<D, C> {
     #[inline]
     fn take<R>(&mut self, take: impl FnOnce(Message<'_>) -> R) -> Result<R, RecvError> {
         let slot = self.next;
-        let line = self.data.line(line_of(slot, self.capacity));
+        let line = self.data.line(self.line_of(slot));
         let head = Head(line[HEAD].load(Ordering::Relaxed));
         let Some(len) = head.single() else {
+            if self.inline == Inline::Wide
+                && let Some(len) = head.plain_in(Inline::Wide)
+            {
+                let words = TwoLines::words(&self.data, line, self.line_of(slot), len);
+                self.advance(1, len);
+                return Ok(take(Message {
+                    tag: head.tag(),
+                    slot,
+                    reference: false,
+                    ext: None,
+                    payload: &words.as_bytes()[..len],
+                }));
+            }
             let long = self.take_long(head)?;
             let payload = &self.scratch.as_bytes()[..head.len()];
             return Ok(take(Message {
@@ -558,35 +685,33 @@ impl<D: Words, C: Words> Consumer<D, C> {
     #[inline(never)]
     fn take_long(&mut self, head: Head) -> Result<Long, RecvError> {
         let (slot, len, has_ext) = (self.next, head.len(), head.has(EXT));
-        if len > longest(self.capacity, has_ext) {
+        if len > longest(self.inline, self.capacity, has_ext) {
             return Err(self.corrupt(RecvError::Length { slot, len }));
         }
-        let line = self.data.line(line_of(slot, self.capacity));
-        let mut inline = &line[INLINE..];
+        let line = self.data.line(self.line_of(slot));
         let mut ext = None;
+        let mut at = INLINE;
         if has_ext {
-            let crc_and_flags = inline[1].load(Ordering::Relaxed);
+            let crc_and_flags = line[INLINE + 1].load(Ordering::Relaxed);
             ext = Some(Ext {
-                sent_ns: inline[0].load(Ordering::Relaxed),
+                sent_ns: line[INLINE].load(Ordering::Relaxed),
                 crc: crc_and_flags as u32,
                 high_flags: (crc_and_flags >> 32) as u32,
             });
-            inline = &inline[2..];
+            at += 2;
         }
-        let slots = slots_for(len, has_ext) as u64;
-        let inline_words = inline_bytes(has_ext) / 8;
-        let (first, rest) = self.scratch.split_at_mut(inline_words.min(len.div_ceil(8)));
-        for (to, from) in first.iter_mut().zip(inline) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        let rest_words = len.div_ceil(8) - first.len();
-        for (further, to) in (1..).zip(rest[..rest_words].chunks_mut(LINE_WORDS - SPILL)) {
-            let line = self
-                .data
-                .line(line_of(slot.wrapping_add(further), self.capacity));
-            for (to, from) in to.iter_mut().zip(&line[SPILL..]) {
-                *to = from.load(Ordering::Relaxed);
-            }
+        let slots = slots_for(self.inline, len, has_ext) as u64;
+        let inline_words = inline_bytes(self.inline, has_ext) / 8;
+        let words = len.div_ceil(8);
+        let lines = Lines {
+            data: &self.data,
+            capacity: self.capacity,
+            inline: self.inline,
+        };
+        let (first, rest) = self.scratch[..words].split_at_mut(inline_words.min(words));
+        lines.gather(slot, at, first);
+        for (further, to) in (1..).zip(rest.chunks_mut(spill_bytes(self.inline) / 8)) {
+            lines.gather(slot.wrapping_add(further), SPILL, to);
         }
         self.advance(slots, len);
         if let Some(Ext { crc: expected, .. }) = ext
@@ -743,7 +868,7 @@ impl<D: Words, C: Words> Drop for Consumer<D, C> {
 impl<D: Words, C: Words> Source for Consumer<D, C> {
     fn watch(&self) -> Watch<'_> {
         Watch {
-            word: &self.data.line(line_of(self.next, self.capacity))[SEQUENCE],
+            word: &self.data.line(self.line_of(self.next))[SEQUENCE],
             seen: empty(self.next, self.capacity),
         }
     }

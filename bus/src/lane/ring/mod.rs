@@ -17,15 +17,15 @@ pub use consumer::Consumer;
 pub use producer::{Producer, SettleError};
 
 use super::{
-    CURSOR_MAGIC, DATA_MAGIC, EXT_BYTES, INLINE_BYTES, LayoutError, MESSAGE_MAX, ReceiverOptions,
-    SPILL_BYTES, SenderOptions, cursor_words, data_words,
+    CURSOR_MAGIC, DATA_MAGIC, EXT_BYTES, INLINE_BYTES, Inline, LayoutError, MESSAGE_MAX,
+    ReceiverOptions, SenderOptions, cursor_words, data_words,
 };
 pub use crate::channel::Tag;
 use crate::channel::slot_flags::{EXT, REFERENCE};
 use crate::message::Status;
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::Ordering;
-use crate::shm::counters::{CAPACITY_WORD, MAGIC_WORD, SETUP_WORD};
+use crate::shm::counters::{CAPACITY_WORD, MAGIC_WORD, SETUP_WORD, setup};
 use crate::shm::layout::{check_capacity, check_magic, check_setup, check_size};
 use crate::shm::region::{LINE_WORDS, Words};
 
@@ -111,26 +111,33 @@ pub struct Message<'a> {
 }
 
 /// Slots that a message of `len` bytes takes, with or without EXT.
-pub(crate) const fn slots_for(len: usize, ext: bool) -> usize {
-    1 + len.saturating_sub(inline_bytes(ext)).div_ceil(SPILL_BYTES)
+pub(crate) const fn slots_for(inline: Inline, len: usize, ext: bool) -> usize {
+    1 + len
+        .saturating_sub(inline_bytes(inline, ext))
+        .div_ceil(spill_bytes(inline))
 }
 
 /// Payload bytes in a head slot.
-pub(crate) const fn inline_bytes(ext: bool) -> usize {
+pub(crate) const fn inline_bytes(inline: Inline, ext: bool) -> usize {
     if ext {
-        INLINE_BYTES - EXT_BYTES
+        inline.bytes() - EXT_BYTES
     } else {
-        INLINE_BYTES
+        inline.bytes()
     }
 }
 
-/// Longest message of a lane with `capacity` slots.
-pub const fn message_limit(capacity: usize) -> usize {
-    longest(capacity, false)
+/// Payload bytes in each further slot: all but its sequence.
+pub(crate) const fn spill_bytes(inline: Inline) -> usize {
+    inline.bytes() + 8
 }
 
-pub(crate) const fn longest(capacity: usize, ext: bool) -> usize {
-    let ring = inline_bytes(ext) + (capacity - 1) * SPILL_BYTES;
+/// Longest message of a lane with `capacity` slots of that size.
+pub const fn message_limit(capacity: usize, inline: Inline) -> usize {
+    longest(inline, capacity, false)
+}
+
+pub(crate) const fn longest(inline: Inline, capacity: usize, ext: bool) -> usize {
+    let ring = inline_bytes(inline, ext) + (capacity - 1) * spill_bytes(inline);
     if ring < MESSAGE_MAX {
         ring
     } else {
@@ -138,10 +145,11 @@ pub(crate) const fn longest(capacity: usize, ext: bool) -> usize {
     }
 }
 
-/// Which cache line of the data memory slot number `n` is.
+/// Which cache line of the data memory slot number `n` begins with.
 #[inline]
-pub(crate) const fn line_of(n: u64, capacity: usize) -> usize {
-    PAGE_WORDS / LINE_WORDS + (n as usize & (capacity - 1))
+pub(crate) const fn line_of(n: u64, capacity: usize, inline: Inline) -> usize {
+    // A shift: the class is known only at run time in most places.
+    PAGE_WORDS / LINE_WORDS + ((n as usize & (capacity - 1)) << inline as usize)
 }
 
 /// The sequence that commits slot number `n`.
@@ -203,13 +211,37 @@ impl Head {
     /// The length of a message that is nothing but up to 48 bytes in one slot.
     #[inline]
     pub const fn plain(self) -> Option<usize> {
+        self.plain_in(Inline::Small)
+    }
+
+    /// The length of a message that is nothing but what one slot of that size holds.
+    #[inline]
+    pub const fn plain_in(self, inline: Inline) -> Option<usize> {
         let len = self.0 as u32 & Self::PLAIN_MASK;
-        if len <= INLINE_BYTES as u32 {
+        if len <= inline.bytes() as u32 {
             Some(len as usize)
         } else {
             None
         }
     }
+}
+
+/// The size of slots that a data memory's set-up flags say.
+pub(crate) const fn inline_of(setup_flags: u64) -> Inline {
+    if setup_flags & setup::WIDE == 0 {
+        Inline::Small
+    } else {
+        Inline::Wide
+    }
+}
+
+/// The lines that a slot's payload lies in, from word `first` of its first line on: which line, from which word, and how many
+/// bytes they hold.
+pub(crate) fn parts(inline: Inline, first: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..inline.lines()).map(move |line| {
+        let at = if line == 0 { first } else { 0 };
+        (line, at, (LINE_WORDS - at) * 8)
+    })
 }
 
 /// Writes the header of fresh (zeroed) data memory, before it is handed over.
@@ -231,9 +263,9 @@ pub(in crate::lane) fn format_data_from<D: Words>(
     check_capacity(capacity as u64)?;
     options.check()?;
     let words = data.words();
-    check_size(words.len(), data_words(capacity))?;
+    check_size(words.len(), data_words(capacity, options.inline))?;
     for n in (first..=u64::MAX).chain(0..).take(capacity) {
-        let sequence = line_of(n, capacity) * LINE_WORDS + SEQUENCE;
+        let sequence = line_of(n, capacity, options.inline) * LINE_WORDS + SEQUENCE;
         words[sequence].store(empty(n, capacity), Ordering::Relaxed);
     }
     words[CAPACITY_WORD].store(capacity as u64, Ordering::Relaxed);

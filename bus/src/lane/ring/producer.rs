@@ -13,9 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{
-    CURSOR_MAGIC, EXT, Head, INLINE, INLINE_BYTES, LayoutError, REFERENCE, SEQUENCE, SPILL,
-    SPILL_BYTES, SendError, SenderOptions, Tag, check_capacity, check_magic, check_setup,
-    check_size, committed, cursor_words, data_words, inline_bytes, line_of, longest, slots_for,
+    CURSOR_MAGIC, EXT, Head, INLINE, INLINE_BYTES, Inline, LayoutError, REFERENCE, SEQUENCE, SPILL,
+    SendError, SenderOptions, Tag, check_capacity, check_magic, check_setup, check_size, committed,
+    cursor_words, data_words, inline_bytes, line_of, longest, parts, slots_for, spill_bytes,
 };
 use crate::channel::Overflow;
 use crate::lane::Extension;
@@ -39,6 +39,9 @@ pub struct Producer<D, C> {
     data: Own<D>,
     cursor: Peers<C>,
     capacity: usize,
+    inline: Inline,
+    /// Messages shorter than this go the quickest way: 0 in a lane whose slots have two lines, which has a way of its own.
+    quick_below: usize,
     /// The next slot number to write, less the messages sent so far, which stand in its own page.
     base: u64,
     /// The first slot number that may not be written, when last looked.
@@ -90,7 +93,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         options.check()?;
         let (data, cursor) = (Own(data), Peers(cursor));
         let capacity = check_capacity(data.load(CAPACITY_WORD, Ordering::Relaxed))?;
-        check_size(data.len(), data_words(capacity))?;
+        check_size(data.len(), data_words(capacity, options.inline))?;
         check_size(cursor.len(), cursor_words())?;
         check_magic(cursor.load(MAGIC_WORD, Ordering::Relaxed), CURSOR_MAGIC)?;
         let own_setup = options.setup_flags();
@@ -99,6 +102,11 @@ impl<D: Words, C: Words> Producer<D, C> {
         let peers_setup = cursor.load(SETUP_WORD, Ordering::Relaxed);
         Ok(Self {
             capacity,
+            inline: options.inline,
+            quick_below: match options.inline {
+                Inline::Small => INLINE_BYTES + 1,
+                Inline::Wide => 0,
+            },
             base: first,
             // What the consumer allows is found out with the first message.
             limit: first,
@@ -145,7 +153,19 @@ impl<D: Words, C: Words> Producer<D, C> {
 
     /// Longest message that [`Self::try_send`] takes, bytes.
     pub fn message_limit(&self) -> usize {
-        longest(self.capacity, self.extension != Extension::None)
+        let ext = self.extension != Extension::None;
+        longest(self.inline, self.capacity, ext)
+    }
+
+    /// How large the slots are.
+    pub fn inline(&self) -> Inline {
+        self.inline
+    }
+
+    /// The line that slot number `n` begins with.
+    #[inline]
+    fn line_of(&self, n: u64) -> usize {
+        line_of(n, self.capacity, self.inline)
     }
 
     /// Says to this end that the lane is over.
@@ -221,6 +241,10 @@ impl<D: Words, C: Words> Producer<D, C> {
     #[inline(never)]
     fn try_send_closely(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
         self.check_open()?;
+        if self.put_widely(tag, payload) {
+            self.wake_if_parked();
+            return Ok(());
+        }
         self.put(tag, payload)?;
         self.wake_if_parked();
         self.look_ahead();
@@ -306,7 +330,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         if next == self.quick_until {
             self.put_long(tag, REFERENCE, reference, bytes)?;
         } else {
-            let line = self.data.line(line_of(next, self.capacity));
+            let line = self.data.line(self.line_of(next));
             line.store_bytes(INLINE, reference);
             // SYNC: commit. See `fill`.
             let head = Head::new(tag, REFERENCE, reference.len());
@@ -355,23 +379,27 @@ impl<D: Words, C: Words> Producer<D, C> {
         if len > limit {
             return Err(SendError::TooLong { len, limit });
         }
-        Ok(slots_for(len, self.extension != Extension::None) as u64)
+        let ext = self.extension != Extension::None;
+        Ok(slots_for(self.inline, len, ext) as u64)
     }
 
     /// Commits one message; the caller goes on to [`Self::wake_if_parked`].
     #[inline]
     fn put(&mut self, tag: Tag, payload: &[u8]) -> Result<(), SendError> {
-        if self.put_plainly(tag, payload) {
+        if self.put_plainly(tag, payload) || self.put_widely(tag, payload) {
             return Ok(());
         }
-        if payload.len() > INLINE_BYTES || self.extension != Extension::None {
+        if payload.len() > self.inline.bytes() || self.extension != Extension::None {
             return self.put_long(tag, 0, payload, payload.len() as u64);
         }
         if self.limit == self.next() {
             self.find_room(1)?;
         }
         self.stamp_if_due();
-        self.fill(tag, payload);
+        match self.inline {
+            Inline::Small => self.fill(tag, payload),
+            Inline::Wide => self.fill_wide(tag, payload),
+        }
         self.plan();
         Ok(())
     }
@@ -379,9 +407,21 @@ impl<D: Words, C: Words> Producer<D, C> {
     /// As [`Self::put`], if it is nothing but filling one slot; otherwise does nothing.
     #[inline(always)]
     fn put_plainly(&mut self, tag: Tag, payload: &[u8]) -> bool {
-        let plain = payload.len() <= INLINE_BYTES && self.next() != self.quick_until;
+        let plain = payload.len() < self.quick_below && self.next() != self.quick_until;
         if plain {
             self.fill(tag, payload);
+        }
+        plain
+    }
+
+    /// As [`Self::put_plainly`], in a lane whose slots have two lines.
+    #[inline]
+    fn put_widely(&mut self, tag: Tag, payload: &[u8]) -> bool {
+        let plain = self.inline == Inline::Wide
+            && payload.len() <= Inline::Wide.bytes()
+            && self.next() != self.quick_until;
+        if plain {
+            self.fill_wide(tag, payload);
         }
         plain
     }
@@ -417,14 +457,32 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.plan();
     }
 
-    /// Fills the next slot, which is free, with a message of up to 48 bytes.
+    /// Fills the next slot, which is free and one line, with a message of up to 48 bytes.
     #[inline(always)]
     fn fill(&mut self, tag: Tag, payload: &[u8]) {
         let next = self.next();
-        let line = self.data.line(line_of(next, self.capacity));
+        let line = self.data.line(line_of(next, self.capacity, Inline::Small));
         line.store_inline(payload);
         // SYNC: commit. Pairs with the acquire load in `Consumer::sequence`: whoever sees it sees all
         // of the message. Whoever is killed before it has sent nothing.
+        let head = Head::new(tag, 0, payload.len());
+        line.commit([committed(next), head.0], self.pairs);
+        self.advance(1, payload.len() as u64);
+    }
+
+    /// Fills the next slot, which is free and two lines, with a message of up to 112 bytes.
+    #[inline]
+    fn fill_wide(&mut self, tag: Tag, payload: &[u8]) {
+        let next = self.next();
+        let at = line_of(next, self.capacity, Inline::Wide);
+        let (inline, more) = payload.split_at(payload.len().min(INLINE_BYTES));
+        // The line that is looked at comes last, and is touched once.
+        if !more.is_empty() {
+            self.data.line(at + 1).store_bytes(0, more);
+        }
+        let line = self.data.line(at);
+        line.store_inline(inline);
+        // SYNC: commit. See `fill`.
         let head = Head::new(tag, 0, payload.len());
         line.commit([committed(next), head.0], self.pairs);
         self.advance(1, payload.len() as u64);
@@ -446,17 +504,18 @@ impl<D: Words, C: Words> Producer<D, C> {
         }
         self.stamp_if_due();
         let ext = self.extension != Extension::None;
-        let (inline, mut spill) = payload.split_at(payload.len().min(inline_bytes(ext)));
+        let (inline, mut spill) =
+            payload.split_at(payload.len().min(inline_bytes(self.inline, ext)));
         for further in 1..slots {
             let n = self.next().wrapping_add(further);
-            let line = self.data.line(line_of(n, self.capacity));
-            let (now, later) = spill.split_at(spill.len().min(SPILL_BYTES));
+            let (now, later) = spill.split_at(spill.len().min(spill_bytes(self.inline)));
             spill = later;
-            line.store_bytes(SPILL, now);
+            self.spread(n, SPILL, now);
             // No reader looks at it before the head is committed; it keeps the lap's values whole.
+            let line = self.data.line(self.line_of(n));
             line.store(SEQUENCE, committed(n), Ordering::Relaxed);
         }
-        let line = self.data.line(line_of(self.next(), self.capacity));
+        let line = self.data.line(self.line_of(self.next()));
         let mut at = INLINE;
         let mut own_flags = own_flags;
         if ext {
@@ -470,13 +529,22 @@ impl<D: Words, C: Words> Producer<D, C> {
             line.store(at + 1, crc_and_flags, Ordering::Relaxed);
             at += 2;
         }
-        line.store_bytes(at, inline);
+        self.spread(self.next(), at, inline);
         // SYNC: commit. See `fill`.
         let head = Head::new(tag, own_flags, payload.len());
         line.commit([committed(self.next()), head.0], self.pairs);
         self.advance(slots, bytes);
         self.plan();
         Ok(())
+    }
+
+    /// Stores `bytes` in slot number `n`, from word `first` on, over as many of its lines as they take.
+    fn spread(&self, n: u64, first: usize, mut bytes: &[u8]) {
+        for (line, at, holds) in parts(self.inline, first) {
+            let (now, later) = bytes.split_at(bytes.len().min(holds));
+            self.data.line(self.line_of(n) + line).store_bytes(at, now);
+            bytes = later;
+        }
     }
 
     /// Goes on behind a message. Each store here and in `fill` waits in the store buffer behind the slot's line, which
@@ -524,10 +592,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         match how {
             // One that is still on its way is rung when it comes.
             parked::BELL => self.ringer.ring(),
-            _ => wake_word(
-                self.data
-                    .word(line_of(slot, self.capacity) * LINE_WORDS + SEQUENCE),
-            ),
+            _ => wake_word(self.data.word(self.line_of(slot) * LINE_WORDS + SEQUENCE)),
         }
     }
 

@@ -80,8 +80,10 @@ fn a_message_is_whole_or_not_there_wherever_its_producer_dies() {
         Options::default(),
         Options::waiting(Waiting::Blocking),
         Options::extension(Extension::TimeAndCrc),
+        Options::inline(Inline::Wide),
+        Options::extension(Extension::TimeAndCrc).with(Inline::Wide),
     ] {
-        for len in [0, 1, 32, 33, 48, 49, 200, 400] {
+        for len in [0, 1, 32, 33, 48, 49, 96, 97, 112, 113, 200, 400] {
             let payload = pattern(len, 3);
             let message = (TAG, &payload[..]);
             a_dead_producer_leaves_whole_messages(options, &[message], |producer| {
@@ -101,9 +103,11 @@ fn a_batch_is_cut_between_messages_wherever_its_producer_dies() {
         .map(numbered)
         .zip(payloads.iter().map(|p| &p[..]))
         .collect();
-    a_dead_producer_leaves_whole_messages(Options::default(), &messages, |producer| {
-        assert_eq!(producer.try_send_batch(&messages), Ok(3));
-    });
+    for inline in CLASSES {
+        a_dead_producer_leaves_whole_messages(Options::inline(inline), &messages, |producer| {
+            assert_eq!(producer.try_send_batch(&messages), Ok(3));
+        });
+    }
 }
 
 #[test]
@@ -202,8 +206,9 @@ fn a_consumer_that_dies_at_any_store_loses_the_producer_nothing() {
         Options::default(),
         Options::waiting(Waiting::Blocking),
         Options::credit(Credit::Manual),
+        Options::inline(Inline::Wide),
     ] {
-        for len in [10, 100] {
+        for len in [10, 100, 200] {
             let payload = |n: u32| pattern(len, u64::from(n));
             a_dead_consumer_loses_nobody_anything(options, payload, |consumer| {
                 while consumer.try_recv_with(|_, _| ()).unwrap().is_some() {}

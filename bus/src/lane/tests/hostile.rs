@@ -28,18 +28,20 @@ proptest! {
 
     #[test]
     fn a_producer_that_writes_anything_anywhere_only_ends_its_own_lane(
-        scribbles in proptest::collection::vec((0usize..data_words(8), word(), 0u8..7), 1..80),
-        credit in credit(),
+        scribbles in proptest::collection::vec((0usize..data_words(8, Inline::Wide), word(), 0u8..7), 1..80),
+        credit in credit(), wide in any::<bool>(),
     ) {
-        let options = Options::credit(credit);
+        let inline = CLASSES[usize::from(wide)];
+        let options = Options::credit(credit).with(inline);
+        let line_of = |slot| ring::line_of(slot, 8, inline) * 8;
         let (data, cursor) = memories(8, options);
         let lane = ends((data.clone(), cursor.clone()), (data.clone(), cursor), options);
         let (_producer, mut consumer) = lane;
         let mut buffer = Vec::new();
         for (at, value, act) in scribbles {
-            data.words()[at].store(value, Ordering::Relaxed);
+            data.words()[at % data.words().len()].store(value, Ordering::Relaxed);
             let slot = consumer.next_slot();
-            let sequence = data.words()[ring::line_of(slot, 8) * 8].load(Ordering::Relaxed);
+            let sequence = data.words()[line_of(slot)].load(Ordering::Relaxed);
             let there = sequence == ring::committed(slot);
             let found = match act {
                 0 => consumer.try_recv(&mut buffer).map(|tag| tag.map(|_| buffer.len())),
@@ -69,7 +71,7 @@ proptest! {
             };
             match found {
                 // Nothing is received that is not said to be there by the one who may say so.
-                Ok(Some(len)) => prop_assert!(there && len <= message_limit(8)),
+                Ok(Some(len)) => prop_assert!(there && len <= message_limit(8, inline)),
                 Ok(None) | Err(RecvError::TimedOut) => prop_assert!(!there),
                 Err(RecvError::Reference { .. } | RecvError::CheckSum { .. }) => prop_assert!(there),
                 Err(RecvError::Sequence { .. } | RecvError::Length { .. } | RecvError::Closed(_)) => {
@@ -84,9 +86,10 @@ proptest! {
     #[test]
     fn a_consumer_that_writes_anything_anywhere_only_ends_its_own_lane(
         scribbles in proptest::collection::vec((0usize..cursor_words(), word(), 0u8..6), 1..80),
-        near in any::<bool>(),
+        near in any::<bool>(), wide in any::<bool>(),
     ) {
-        let options = Options::overflow(Overflow::Block);
+        let inline = CLASSES[usize::from(wide)];
+        let options = Options::overflow(Overflow::Block).with(inline);
         let (data, cursor) = memories(8, options);
         let (mut producer, _consumer) = ends((data.clone(), cursor.clone()), (data.clone(), cursor.clone()), options);
         let header = |data: &Heap| [CAPACITY_WORD, SETUP_WORD].map(|at| data.words()[at].load(Ordering::Relaxed));
@@ -107,7 +110,7 @@ proptest! {
                 Ok(0) => prop_assert_eq!(producer.next_slot(), slot),
                 Ok(_) => {
                     // It is where it belongs, whatever the consumer says.
-                    let line = ring::line_of(slot, 8) * 8;
+                    let line = ring::line_of(slot, 8, inline) * 8;
                     prop_assert_eq!(data.words()[line].load(Ordering::Relaxed), ring::committed(slot));
                 }
                 Err(SendError::Full | SendError::TooLong { .. }) => prop_assert_eq!(producer.next_slot(), slot),
@@ -130,7 +133,7 @@ fn a_producer_that_took_more_than_it_was_granted_has_had_it() {
     let (_producer, mut consumer) = ends((data.clone(), cursor), there, options);
     // Nothing was granted, and two are committed.
     for slot in 0..2 {
-        let sequence = &data.words()[ring::line_of(slot, 8) * 8];
+        let sequence = &data.words()[ring::line_of(slot, 8, Inline::Small) * 8];
         sequence.store(ring::committed(slot), Ordering::Relaxed);
     }
     assert_eq!(consumer.for_each(2, |_, _| ()), Ok(2));
@@ -161,7 +164,8 @@ fn scribbler(memory: Heap, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<()>
 #[test]
 fn either_side_survives_a_peer_that_scribbles_while_it_works() {
     for round in 0..60 {
-        let options = Options::waiting(Waiting::Blocking);
+        let inline = CLASSES[round / 2 % 2];
+        let options = Options::waiting(Waiting::Blocking).with(inline);
         let (data, cursor) = memories(4, options);
         let lane = ends(
             (data.clone(), cursor.clone()),
@@ -176,7 +180,7 @@ fn either_side_survives_a_peer_that_scribbles_while_it_works() {
             if round % 2 == 0 {
                 let taken = consumer.next(Duration::ZERO, |message| message.payload.len());
                 if let Ok(len) = taken {
-                    assert!(len <= message_limit(4));
+                    assert!(len <= message_limit(4, inline));
                 }
             } else if let Err(error) = producer.send(TAG, &[7; 60], Duration::ZERO) {
                 assert!(!matches!(

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::channel::slot_flags;
-use crate::lane::ring::{Head, committed, empty, inline_bytes, line_of, longest, slots_for};
+use crate::lane::ring::{
+    Head, committed, empty, inline_bytes, line_of, longest, slots_for, spill_bytes,
+};
 
 /// Where slot numbers begin: at all places that an overflow could hide, and around the wrap of the futex's half.
 fn beginnings(capacity: usize) -> impl Iterator<Item = u64> {
@@ -22,10 +24,16 @@ fn a_lap_has_every_line_once_and_its_sequences_tell_it_from_the_laps_around_it()
         for first in beginnings(capacity.min(16)) {
             let mut seen = vec![false; capacity];
             for n in (0..capacity as u64).map(|n| first.wrapping_add(n)) {
-                let line = line_of(n, capacity) - PAGE_WORDS / 8;
-                assert!(!std::mem::replace(&mut seen[line], true));
+                let small = line_of(n, capacity, Inline::Small) - PAGE_WORDS / 8;
+                let wide = line_of(n, capacity, Inline::Wide) - PAGE_WORDS / 8;
+                assert_eq!(wide, 2 * small);
+                assert!(!std::mem::replace(&mut seen[small], true));
                 let next_lap = n.wrapping_add(capacity as u64);
-                assert_eq!(line_of(next_lap, capacity), line_of(n, capacity));
+                for inline in CLASSES {
+                    let line = line_of(n, capacity, inline);
+                    assert_eq!(line_of(next_lap, capacity, inline), line);
+                    assert!((line + inline.lines()) * 8 <= data_words(capacity, inline));
+                }
                 assert_eq!(empty(next_lap, capacity), committed(n));
                 assert_ne!(empty(n, capacity), committed(n));
                 if capacity > 64 {
@@ -38,17 +46,21 @@ fn a_lap_has_every_line_once_and_its_sequences_tell_it_from_the_laps_around_it()
 
 #[test]
 fn a_message_takes_the_fewest_slots_that_hold_it() {
-    for ext in [false, true] {
+    for (ext, inline) in [false, true]
+        .into_iter()
+        .flat_map(|ext| CLASSES.map(|c| (ext, c)))
+    {
         for len in 0..=MESSAGE_MAX {
-            let slots = slots_for(len, ext);
-            let holds = |slots: usize| inline_bytes(ext) + (slots - 1) * SPILL_BYTES;
+            let slots = slots_for(inline, len, ext);
+            let holds =
+                |slots: usize| inline_bytes(inline, ext) + (slots - 1) * spill_bytes(inline);
             assert!(slots >= 1 && holds(slots) >= len);
             assert!(slots == 1 || holds(slots - 1) < len);
         }
         for capacity in (1..=16).map(|bits| 1usize << bits) {
-            let longest = longest(capacity, ext);
-            assert!(longest <= MESSAGE_MAX && slots_for(longest, ext) <= capacity);
-            assert!(longest == MESSAGE_MAX || slots_for(longest + 1, ext) > capacity);
+            let longest = longest(inline, capacity, ext);
+            assert!(longest <= MESSAGE_MAX && slots_for(inline, longest, ext) <= capacity);
+            assert!(longest == MESSAGE_MAX || slots_for(inline, longest + 1, ext) > capacity);
         }
     }
 }
@@ -73,26 +85,32 @@ fn a_head_says_what_was_put_in_and_is_plain_only_if_nothing_else_is_in_the_slot(
             assert_eq!(head.has(slot_flags::EXT), own & slot_flags::EXT != 0);
             let is_plain = own == 0 && len <= INLINE_BYTES;
             assert_eq!(head.plain(), is_plain.then_some(len));
+            let is_plain = own == 0 && len <= 112;
+            assert_eq!(head.plain_in(Inline::Wide), is_plain.then_some(len));
         }
     }
 }
 
 #[test]
 fn every_pair_of_lengths_passes_at_every_place_of_small_rings() {
-    for capacity in [2, 4] {
+    for (capacity, inline) in [2, 4].into_iter().flat_map(|n| CLASSES.map(|c| (n, c))) {
         for first in beginnings(capacity) {
             let options = Options {
                 first,
-                ..Options::default()
+                ..Options::inline(inline)
             };
             let (mut producer, mut consumer) = heap_with(capacity, options);
-            let limit = message_limit(capacity);
-            let lens = [0, 1, 47, 48, 49, 103, 104, 105, 160, 216, limit];
-            for a in lens.into_iter().filter(|len| *len <= limit) {
-                for b in lens.into_iter().filter(|len| *len <= limit) {
+            let limit = message_limit(capacity, inline);
+            let edges = [0, 1].map(|more| inline.bytes() + more * spill_bytes(inline));
+            let around = edges.into_iter().flat_map(|edge| edge - 1..=edge + 1);
+            let lens: Vec<usize> = [0, 1, 48, 49, limit].into_iter().chain(around).collect();
+            let fitting = || lens.iter().copied().filter(|len| *len <= limit);
+            for a in fitting() {
+                for b in fitting() {
                     let (one, two) = (pattern(a, 1), pattern(b, 2));
                     producer.try_send(numbered(1), &one).unwrap();
-                    let fits = slots_for(a, false) + slots_for(b, false) <= capacity;
+                    let slots = |len| slots_for(inline, len, false);
+                    let fits = slots(a) + slots(b) <= capacity;
                     let second = producer.try_send(numbered(2), &two);
                     assert_eq!(second, if fits { Ok(()) } else { Err(SendError::Full) });
                     let mut got = Vec::new();
@@ -140,7 +158,7 @@ fn every_cursor_is_taken_or_refused_exactly_as_it_must_be() {
                     let room = (limit - sent as i64) as u64;
                     let fits = |slots: u64| slots == 0 || slots <= room;
                     for slots in 1..=4 {
-                        let len = inline_bytes(false) + (slots as usize - 1) * SPILL_BYTES;
+                        let len = INLINE_BYTES + (slots as usize - 1) * SPILL_BYTES;
                         assert_eq!(producer.room(len).is_ok(), fits(slots));
                     }
                 } else {

@@ -19,7 +19,7 @@ use super::*;
 use crate::channel::{Overflow, Waiting};
 use crate::message::Status;
 use crate::shm::atomics::Ordering;
-use crate::shm::counters::{CAPACITY_WORD, SAMPLE_EVERY, setup};
+use crate::shm::counters::{CAPACITY_WORD, SAMPLE_EVERY, SETUP_WORD, setup};
 use crate::shm::memfd::{self, Mapping};
 use crate::shm::park::Closer;
 use crate::shm::region::{Heap, Words};
@@ -32,6 +32,9 @@ const TAG: Tag = Tag {
     flags: 0x25,
     correlation: 0xDEAD_BEEF,
 };
+
+/// Both sizes of slots.
+const CLASSES: [Inline; 2] = [Inline::Small, Inline::Wide];
 
 type HeapLane = (Producer<Heap, Heap>, Consumer<Heap, Heap>);
 type SharedLane = (Producer<Mapping, Mapping>, Consumer<Mapping, Mapping>);
@@ -64,6 +67,22 @@ impl Options {
         options
     }
 
+    fn inline(inline: Inline) -> Self {
+        let mut options = Self::default();
+        options.sender.inline = inline;
+        options
+    }
+
+    /// The same in the other class.
+    fn with(mut self, inline: Inline) -> Self {
+        self.sender.inline = inline;
+        self
+    }
+
+    fn words(&self, capacity: usize) -> usize {
+        data_words(capacity, self.sender.inline)
+    }
+
     fn credit(credit: Credit) -> Self {
         let mut options = Self::default();
         options.receiver.credit = credit;
@@ -73,7 +92,10 @@ impl Options {
 
 /// The memories of a lane, formatted.
 fn memories(capacity: usize, options: Options) -> (Heap, Heap) {
-    let (data, cursor) = (Heap::new(data_words(capacity)), Heap::new(cursor_words()));
+    let (data, cursor) = (
+        Heap::new(options.words(capacity)),
+        Heap::new(cursor_words()),
+    );
     format_data_from(&data, capacity, &options.sender, options.first).unwrap();
     format_cursor(&cursor, &options.receiver).unwrap();
     (data, cursor)
@@ -97,7 +119,7 @@ fn heap_with(capacity: usize, options: Options) -> HeapLane {
 }
 
 fn shared_with(capacity: usize, options: Options) -> SharedLane {
-    let words = data_words(capacity);
+    let words = options.words(capacity);
     assert!(words.is_multiple_of(PAGE_WORDS), "whole pages of slots");
     let (data, data_fd) = memfd::create("lane-data", words).unwrap();
     let (cursor, cursor_fd) = memfd::create("lane-cursor", cursor_words()).unwrap();
@@ -122,10 +144,13 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-/// What every memory must do. `capacity` is 64 for all.
+/// What every memory must do, in both classes. `capacity` is 64 for all.
 fn conforms<D: Words + 'static, C: Words + 'static>(
-    make_with: impl Fn(Options) -> (Producer<D, C>, Consumer<D, C>),
+    inline: Inline,
+    make: impl Fn(Options) -> (Producer<D, C>, Consumer<D, C>),
 ) {
+    let make_with = |options: Options| make(options.with(inline));
+    let (head, further) = (inline.bytes(), inline.bytes() + 8);
     let mut buffer = Vec::new();
     let make = || make_with(Options::default());
 
@@ -139,8 +164,8 @@ fn conforms<D: Words + 'static, C: Words + 'static>(
 
     // Every length, at every place in the ring.
     let limit = producer.message_limit();
-    assert_eq!(limit, 48 + 63 * 56);
-    for len in (0..=limit).chain([0, 1, limit, limit, 47, 48, 49]) {
+    assert_eq!(limit, head + 63 * further);
+    for len in (0..=limit).chain([0, 1, limit, limit, head - 1, head, head + 1]) {
         let tag = Tag {
             correlation: len as u32,
             ..TAG
@@ -245,8 +270,11 @@ fn conforms<D: Words + 'static, C: Words + 'static>(
 
 /// The features, on every memory of 64 slots.
 fn features_conform<D: Words + 'static, C: Words + 'static>(
-    make: impl Fn(Options) -> (Producer<D, C>, Consumer<D, C>),
+    inline: Inline,
+    make_with: impl Fn(Options) -> (Producer<D, C>, Consumer<D, C>),
 ) {
+    let make = |options: Options| make_with(options.with(inline));
+    let (head, further) = (inline.bytes(), inline.bytes() + 8);
     // A batch goes as far as there is room, and arrives in order, whole and in parts.
     let (mut producer, mut consumer) = make(Options::default());
     let payloads: Vec<Vec<u8>> = (0..100).map(|n| pattern(n * 3, n as u64)).collect();
@@ -276,7 +304,7 @@ fn features_conform<D: Words + 'static, C: Words + 'static>(
     assert_eq!(producer.try_send(TAG, b"x"), Err(SendError::Full));
     assert_eq!(consumer.grant(2), 2);
     producer.try_send(TAG, b"x").unwrap();
-    assert_eq!(producer.room(100), Err(SendError::Full));
+    assert_eq!(producer.room(head + 1), Err(SendError::Full));
     producer.try_send(TAG, b"y").unwrap();
     assert_eq!(producer.try_send(TAG, b"z"), Err(SendError::Full));
     assert_eq!(consumer.grant(u64::MAX), 62);
@@ -284,7 +312,7 @@ fn features_conform<D: Words + 'static, C: Words + 'static>(
     consumer.try_recv(&mut buffer()).unwrap().unwrap();
     assert_eq!(consumer.grant(5), 1);
     assert_eq!(producer.consumed(), Ok(1));
-    producer.room(48 + 61 * 56).unwrap();
+    producer.room(head + 61 * further).unwrap();
     let waiting = std::thread::spawn(move || producer.wait_consumed(1, WATCHDOG));
     assert_eq!(
         consumer.try_recv_with(|_, payload| payload[0]),
@@ -324,8 +352,8 @@ fn features_conform<D: Words + 'static, C: Words + 'static>(
         let (mut producer, mut consumer) = make(Options::extension(extension));
         producer.set_high_flags(0xABCD_0000);
         let limit = producer.message_limit();
-        assert_eq!(limit, 32 + 63 * 56);
-        for len in (0..200).chain([limit - 1, limit]) {
+        assert_eq!(limit, head - 16 + 63 * further);
+        for len in (0..400).chain([limit - 1, limit]) {
             let payload = pattern(len, 5);
             producer.try_send(TAG, &payload).unwrap();
             let slot = consumer.next_slot();
@@ -397,8 +425,14 @@ fn buffer() -> Vec<u8> {
 
 #[test]
 fn what_is_counted_can_be_read_from_outside_while_it_goes_on() {
-    let memories = memories(64, Options::default());
-    let (mut producer, mut consumer) = ends(memories.clone(), memories.clone(), Options::default());
+    for inline in CLASSES {
+        counts_are_seen(Options::inline(inline));
+    }
+}
+
+fn counts_are_seen(options: Options) {
+    let memories = memories(64, options);
+    let (mut producer, mut consumer) = ends(memories.clone(), memories.clone(), options);
     let view = View::new(memories.0, Some(memories.1)).unwrap();
     for n in 0..2 * SAMPLE_EVERY {
         producer.try_send(TAG, &[0; 10]).unwrap();
@@ -437,7 +471,7 @@ fn a_producer_that_sleeps_before_its_consumer_is_there_is_woken_by_it() {
 #[test]
 fn options_that_a_lane_cant_keep_or_does_not_have_are_refused() {
     let oldest = Options::overflow(Overflow::DropOldest);
-    let data = Heap::new(data_words(4));
+    let data = Heap::new(data_words(4, Inline::Small));
     assert_eq!(
         format_data(&data, 4, &oldest.sender),
         Err(LayoutError::DropOldest)
@@ -461,42 +495,28 @@ fn options_that_a_lane_cant_keep_or_does_not_have_are_refused() {
 
 #[test]
 fn heap_memory_conforms() {
-    conforms(|options| heap_with(64, options));
-    features_conform(|options| heap_with(64, options));
+    for inline in CLASSES {
+        conforms(inline, |options| heap_with(64, options));
+        features_conform(inline, |options| heap_with(64, options));
+    }
 }
 
 #[test]
 fn sealed_memfds_conform() {
     crate::shm::park::probe_waitv().unwrap();
-    conforms(|options| shared_with(64, options));
-    features_conform(|options| shared_with(64, options));
+    for inline in CLASSES {
+        conforms(inline, |options| shared_with(64, options));
+        features_conform(inline, |options| shared_with(64, options));
+    }
 }
 
 #[test]
 fn a_slot_is_the_documented_cache_line() {
-    let (data, cursor) = (Heap::new(data_words(2)), Heap::new(cursor_words()));
-    format_data(&data, 2, &SenderOptions::default()).unwrap();
-    format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
-    let _consumer = Consumer::new(
-        data.clone(),
-        cursor.clone(),
-        Closer::default(),
-        ReceiverOptions::default(),
-    )
-    .unwrap();
-    let mut producer = Producer::new(
-        data.clone(),
-        cursor,
-        Closer::default(),
-        SenderOptions::default(),
-    )
-    .unwrap();
+    let memories = memories(2, Options::default());
+    let (mut producer, _consumer) = ends(memories.clone(), memories.clone(), Options::default());
     let payload: Vec<u8> = (1..=50).collect();
     producer.try_send(TAG, &payload).unwrap();
-    let bytes: Vec<u8> = data.words()[PAGE_WORDS..]
-        .iter()
-        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
-        .collect();
+    let bytes = slots_of(&memories.0);
     let mut golden = vec![
         1, 0, 0, 0, 0, 0, 0, 0, 50, 0, 4, 0x25, 0xEF, 0xBE, 0xAD, 0xDE,
     ];
@@ -507,8 +527,59 @@ fn a_slot_is_the_documented_cache_line() {
 }
 
 #[test]
+fn a_wide_slot_is_the_documented_two_lines() {
+    let options = Options::inline(Inline::Wide);
+    let memories = memories(2, options);
+    let (mut producer, _consumer) = ends(memories.clone(), memories.clone(), options);
+    let payload: Vec<u8> = (1..=114).collect();
+    producer.try_send(TAG, &payload).unwrap();
+    let mut golden = vec![
+        1, 0, 0, 0, 0, 0, 0, 0, 114, 0, 4, 0x25, 0xEF, 0xBE, 0xAD, 0xDE,
+    ];
+    golden.extend(1..=112);
+    golden.extend([2, 0, 0, 0, 0, 0, 0, 0, 113, 114]);
+    golden.resize(256, 0);
+    assert_eq!(slots_of(&memories.0), golden);
+}
+
+/// All that is behind the header page.
+fn slots_of(data: &Heap) -> Vec<u8> {
+    let words = data.words()[PAGE_WORDS..].iter();
+    words
+        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+        .collect()
+}
+
+#[test]
+fn a_class_that_the_memory_is_not_of_is_refused_by_both_sides() {
+    for (made, said) in [(Inline::Small, setup::WIDE), (Inline::Wide, 0)] {
+        let options = Options::inline(made);
+        let (data, cursor) = memories(8, options);
+        // The other class in its own page: the size is wrong.
+        let honest = data.words()[SETUP_WORD].swap(said, Ordering::Relaxed);
+        let receiver = options.receiver;
+        let consumer = Consumer::new(data.clone(), cursor.clone(), Closer::default(), receiver);
+        assert!(matches!(consumer.map(drop), Err(LayoutError::Size { .. })));
+        data.words()[SETUP_WORD].store(honest, Ordering::Relaxed);
+        let consumer = Consumer::new(data.clone(), cursor.clone(), Closer::default(), receiver);
+        assert_eq!(consumer.unwrap().inline(), made);
+        // Other options than it was formatted with.
+        let other = options.with(if said == 0 {
+            Inline::Small
+        } else {
+            Inline::Wide
+        });
+        let producer = Producer::new(data, cursor, Closer::default(), other.sender);
+        assert!(matches!(producer.map(drop), Err(LayoutError::Size { .. })));
+    }
+}
+
+#[test]
 fn headers_of_other_memory_are_refused() {
-    let (data, cursor) = (Heap::new(data_words(4)), Heap::new(cursor_words()));
+    let (data, cursor) = (
+        Heap::new(data_words(4, Inline::Small)),
+        Heap::new(cursor_words()),
+    );
     format_cursor(&cursor, &ReceiverOptions::default()).unwrap();
     let consumer = |data: &Heap| {
         Consumer::new(

@@ -20,11 +20,12 @@ proptest! {
     #[test]
     fn what_was_not_received_comes_back_whole_and_in_order(
         sizes in proptest::collection::vec(0usize..400, 0..40), read in 0usize..40, before in 0u64..150,
-        ext in any::<bool>(), late in 0usize..4,
+        ext in any::<bool>(), late in 0usize..4, wide in any::<bool>(),
     ) {
         let extension = if ext { Extension::TimeAndCrc } else { Extension::None };
         let mut options = Options::extension(extension);
         options.first = before;
+        options = options.with(CLASSES[usize::from(wide)]);
         let (mut producer, mut consumer) = heap_with(512, options);
         for (n, size) in sizes.iter().enumerate() {
             producer.try_send(numbered(n as u32), &pattern(*size, n as u64)).unwrap();

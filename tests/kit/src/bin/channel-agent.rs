@@ -38,9 +38,11 @@ enum Options {
     Lasting { to: String },
     /// Streams over a log, for ever, again after a restart of agentd.
     Log,
+    /// Streams over a log that outlives agentd, for ever, once so many read it.
+    LastingLog { readers: usize },
     /// Reads every lane and log that there is.
     Read {
-        /// What comes on the next lane follows on the last one without a gap, and nobody asks where that was.
+        /// What comes on the next lane or log follows on the last one without a gap, and nobody asks where that was.
         #[arg(long)]
         lasting: bool,
     },
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
     let outcome = match Options::parse() {
         Options::Lane { to } => stream_lane(&to),
         Options::Log => stream_log(),
+        Options::LastingLog { readers } => stream_lasting_log(readers),
         Options::Lasting { to } => stream_lasting(&to),
         Options::Read { lasting } => read(lasting),
         Options::Try { to } => attempt(&to),
@@ -229,6 +232,28 @@ fn stream_log() -> anyhow::Result<()> {
     }
 }
 
+/// Streams as if agentd lived for ever.
+fn stream_lasting_log(readers: usize) -> anyhow::Result<()> {
+    let (sent, events) = (Lines::create("sent")?, Lines::create("events")?);
+    let client = Client::connect()?;
+    let mut log = client.publish_lasting_log(TOPIC, LogOptions::default())?;
+    events.say("open");
+    while log.now().readers().count() < readers {
+        log.now().await_readers(PATIENCE);
+    }
+    let mut bytes = Vec::new();
+    for number in 0_u64.. {
+        payload(number, &mut bytes);
+        log.send(Tag::default(), &bytes, PATIENCE)
+            .with_context(|| format!("after {number}"))?;
+        ensure!(log.given_up() == 0, "a reader did not come back");
+        if (number + 1).is_multiple_of(NOTE_EVERY) {
+            sent.say(&(number + 1).to_string());
+        }
+    }
+    Ok(())
+}
+
 fn read(lasting: bool) -> anyhow::Result<()> {
     let events = Lines::create("events")?;
     let client = Client::connect()?;
@@ -242,11 +267,17 @@ fn read(lasting: bool) -> anyhow::Result<()> {
     events.say("reading");
     let of_logs = events.clone();
     std::thread::spawn(move || {
+        let mut due = None;
         loop {
             match logs.next(PATIENCE) {
+                Ok(Some(log)) if lasting => {
+                    fail_with(&of_logs, read_log(log, &mut due, &of_logs));
+                }
                 Ok(Some(log)) => {
                     let events = of_logs.clone();
-                    std::thread::spawn(move || fail_with(&events, read_log(log, &events)));
+                    std::thread::spawn(move || {
+                        fail_with(&events, read_log(log, &mut None, &events));
+                    });
                 }
                 Ok(None) => {}
                 Err(error) => return of_logs.say(&format!("no further logs: {error}")),
@@ -301,10 +332,9 @@ fn read_lane(mut lane: LaneReceiver, number: &mut u64, events: &Lines) -> anyhow
     }
 }
 
-fn read_log(mut log: LogReader, events: &Lines) -> anyhow::Result<()> {
+/// Reads to the end, from message `due` on if that is known.
+fn read_log(mut log: LogReader, due: &mut Option<u64>, events: &Lines) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
-    let mut due: Option<u64> = None;
-    let mut read = 0_u64;
     events.say("log open");
     loop {
         match log.recv(&mut bytes, PATIENCE) {
@@ -317,9 +347,8 @@ fn read_log(mut log: LogReader, events: &Lines) -> anyhow::Result<()> {
                     "log: {number} after {due:?}"
                 );
                 check(number, &bytes).context("log")?;
-                due = Some(number + 1);
-                read += 1;
-                if read.is_multiple_of(NOTE_EVERY) {
+                *due = Some(number + 1);
+                if (number + 1).is_multiple_of(NOTE_EVERY) {
                     events.say(&format!("log {}", number + 1));
                 }
             }

@@ -15,15 +15,14 @@ use std::time::Duration;
 use zerocopy::IntoBytes as _;
 
 use super::super::{
-    EXT, Ext, HEAD, Head, INLINE, Message, REFERENCE, SPILL, SendError, inline_bytes, line_of,
-    slots_for,
+    EXT, Ext, HEAD, Head, INLINE, Message, REFERENCE, SPILL, SendError, parts, slots_for,
 };
 use super::Producer;
 use crate::shm::atomics::Ordering;
 use crate::shm::clock::Deadline;
 use crate::shm::counters::DONE_WORD;
 use crate::shm::park::{Closer, sleep};
-use crate::shm::region::{LINE_WORDS, Words};
+use crate::shm::region::Words;
 use crate::wait::{Park, Source as _};
 
 /// Why it is not known what was received.
@@ -91,23 +90,19 @@ impl<D: Words, C: Words> Producer<D, C> {
         let mut slot = self.consumed;
         let mut words = Vec::new();
         while slot != end {
-            let line = self.data.line(line_of(slot, self.capacity));
+            let line = self.data.line(self.line_of(slot));
             let head = Head(line.load(HEAD));
             let (len, has_ext) = (head.len(), head.has(EXT));
-            let slots = slots_for(len, has_ext) as u64;
+            let slots = slots_for(self.inline, len, has_ext) as u64;
             // A consumer that lies about its position makes nonsense of where messages begin, never more than was written.
             if slots > end.wrapping_sub(slot) {
                 return;
             }
-            let inline = inline_bytes(has_ext) / 8;
-            let first = LINE_WORDS - inline;
+            let first = if has_ext { INLINE + 2 } else { INLINE };
             words.clear();
-            words.extend((first..LINE_WORDS).map(|at| line.load(at)));
+            self.gather(slot, first, &mut words);
             for further in 1..slots {
-                let line = self
-                    .data
-                    .line(line_of(slot.wrapping_add(further), self.capacity));
-                words.extend((SPILL..LINE_WORDS).map(|at| line.load(at)));
+                self.gather(slot.wrapping_add(further), SPILL, &mut words);
             }
             each(Message {
                 tag: head.tag(),
@@ -121,6 +116,14 @@ impl<D: Words, C: Words> Producer<D, C> {
                 payload: &words.as_bytes()[..len],
             });
             slot = slot.wrapping_add(slots);
+        }
+    }
+
+    /// All words of slot number `n` from word `first` on.
+    fn gather(&self, n: u64, first: usize, words: &mut Vec<u64>) {
+        for (line, at, holds) in parts(self.inline, first) {
+            let line = self.data.line(self.line_of(n) + line);
+            words.extend((at..at + holds / 8).map(|at| line.load(at)));
         }
     }
 }

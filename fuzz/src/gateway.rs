@@ -95,7 +95,7 @@ impl Peer {
 
     fn finish(&mut self) {
         match self {
-            Self::Socket(stream) => stream.shutdown(std::net::Shutdown::Write).unwrap_or(()),
+            Self::Socket(stream) => stream.shutdown(std::net::Shutdown::Write).unwrap_or_default(),
             Self::Memory(peer) => peer.finish(),
         }
     }

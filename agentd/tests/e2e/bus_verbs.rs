@@ -18,19 +18,19 @@ use crate::harness::{
 };
 
 /// An agent that speaks on the bus for as long as somebody speaks to it.
-struct Talker {
+pub struct Talker {
     child: Child,
     /// Dropped, it ends the thread that holds the agent's stdin.
     stop: Option<Sender<()>>,
     speaker: Option<JoinHandle<()>>,
     /// Kept open: nobody reads what comes later, and nobody should get a broken pipe.
     _stdout: BufReader<ChildStdout>,
-    name: String,
+    pub name: String,
 }
 
 impl Talker {
     /// Agent `slot` of the `agents` of a run, ready and at work.
-    fn start(daemon: &Daemon, uid: u32, run: &str, slot: u32, agents: u32) -> Self {
+    pub fn start(daemon: &Daemon, uid: u32, run: &str, slot: u32, agents: u32) -> Self {
         let name = format!("{run}-{slot}");
         let orders = json!({ "mixed": {
             "run": run, "slot": slot, "agents": agents, "generation": 0, "seed": 1, "size": 48,
@@ -86,7 +86,7 @@ fn json_of(output: &Output) -> Value {
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
 }
 
-fn peer(daemon: &Daemon, uid: u32, name: &str) -> Option<Value> {
+pub fn peer(daemon: &Daemon, uid: u32, name: &str) -> Option<Value> {
     let peers = json_of(&output(
         &mut daemon.agentctl_as(uid, ["--json", "bus", "peers"]),
     ));

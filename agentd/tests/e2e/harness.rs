@@ -24,6 +24,17 @@ pub enum Mode {
     User,
 }
 
+impl Mode {
+    /// The uid of whoever runs a daemon of this mode.
+    pub fn owner(self) -> u32 {
+        match self {
+            Self::Root => 0,
+            Self::User if is_root() => ALICE,
+            Self::User => rustix::process::geteuid().as_raw(),
+        }
+    }
+}
+
 /// The ordinary users of these tests.
 pub const ALICE: u32 = 61_230;
 pub const BOB: u32 = 61_231;
@@ -129,11 +140,7 @@ impl Daemon {
 
     /// The uid of whoever runs this daemon.
     pub fn owner(&self) -> u32 {
-        match self.mode {
-            Mode::Root => 0,
-            Mode::User if is_root() => ALICE,
-            Mode::User => rustix::process::geteuid().as_raw(),
-        }
+        self.mode.owner()
     }
 
     /// Starts agentd and waits for its `ready`.
@@ -149,11 +156,7 @@ impl Daemon {
         wrapper: &[&str],
         prepare: impl FnOnce(&Path),
     ) -> Self {
-        let owner = match mode {
-            Mode::Root => 0,
-            Mode::User if is_root() => ALICE,
-            Mode::User => rustix::process::geteuid().as_raw(),
-        };
+        let owner = mode.owner();
         let dir = dir_of(owner);
         prepare(dir.path());
         std::fs::write(dir.path().join("agentd.toml"), config).expect("write the configuration");

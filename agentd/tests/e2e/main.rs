@@ -10,6 +10,7 @@ mod ceilings;
 mod credentials;
 mod death;
 mod durable;
+mod gateway_peers;
 mod gvisor;
 mod harness;
 mod isolation;

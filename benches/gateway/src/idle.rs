@@ -1,8 +1,9 @@
 //! A process that holds connections and does nothing with them: the far end of the `conns` rows.
 //!
-//! Prints `held` when all of them are ready, and goes when its standard input ends.
+//! Prints `held` when all of them are ready. At a line on its standard input it goes without a word, as a host does that
+//! loses its power, and prints `gone`: what is left of the connections is the other side's alone.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -125,7 +126,36 @@ pub fn hold(options: &Options) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "held")?;
     out.flush()?;
-    std::io::stdin().read_to_end(&mut Vec::new())?;
-    drop(held);
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line)? > 0 {
+        for socket in held.into_iter().flatten() {
+            forget(socket)?;
+        }
+        writeln!(out, "gone")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Closes without telling the other side: a socket in repair, as checkpointing tools use it, sends nothing.
+#[doc(alias = "TCP_REPAIR")]
+fn forget(socket: OwnedFd) -> Result<()> {
+    const TCP_REPAIR: libc::c_int = 19;
+    let on: libc::c_int = 1;
+    // SAFETY: the option is read from `on`, which has the length that is given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_REPAIR,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    let error = std::io::Error::last_os_error();
+    ensure!(
+        done == 0,
+        "TCP_REPAIR, for a far end that goes without a word: {error}; run as root"
+    );
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod certificates;
 mod flood;
 mod idle;
+mod kernel_memory;
 mod rows;
 mod server;
 mod storm;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bench_kit::report::{Limit, Report};
 
+use crate::kernel_memory::KernelMemory;
 use crate::server::{Usage, address};
 use crate::storm::Storm;
 use crate::{certificates, flood, idle};
@@ -44,10 +45,14 @@ impl Part {
             .map_err(Into::into)
     }
 
-    fn usage(&mut self) -> Result<Usage> {
+    fn ask(&mut self) -> Result<String> {
         let stdin = self.stdin.as_mut().context("its standard input")?;
         stdin.write_all(b"\n")?;
-        Ok(serde_json::from_str(&self.line()?)?)
+        self.line()
+    }
+
+    fn usage(&mut self) -> Result<Usage> {
+        Ok(serde_json::from_str(&self.ask()?)?)
     }
 }
 
@@ -207,29 +212,6 @@ fn uring(report: &mut Report, place: &Place, quick: bool) -> Result<()> {
     Ok(())
 }
 
-/// Kernel memory that connections can have grown: slabs, socket buffers, page tables, percpu. KiB.
-fn kernel_kib() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let of = |name: &str| -> f64 {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-            .unwrap_or(0.0)
-    };
-    let sockets = std::fs::read_to_string("/proc/net/sockstat")?;
-    let pages: f64 = sockets
-        .lines()
-        .filter_map(|line| {
-            line.split_once(" mem ")?
-                .1
-                .split_whitespace()
-                .next()?
-                .parse::<f64>()
-                .ok()
-        })
-        .sum();
-    Ok(of("Slab:") + of("Percpu:") + of("PageTables:") + pages * 4.0)
-}
-
 fn rss_kib(pid: u32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text
@@ -239,8 +221,9 @@ fn rss_kib(pid: u32) -> Result<f64> {
     Ok(line.split_whitespace().nth(1).context("VmRSS")?.parse()?)
 }
 
-/// GB of `conns` idle connections: the server's resident memory, and the kernel's of both ends. Neither a ring's table nor
-/// a process of the other side holds more than `descriptors`, so there are as many shards and processes as that takes.
+/// GB of `conns` idle connections: the server's resident memory, and the kernel's. The far ends leave without a word
+/// before it is read, so none of it is theirs. Neither a ring's table nor a process of the other side holds more than
+/// `descriptors`, so there are as many shards and processes as that takes.
 fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -> Result<[f64; 2]> {
     let each = (descriptors - 500).min(conns);
     let parts = conns.div_ceil(each * 9 / 10);
@@ -257,8 +240,8 @@ fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -
         &parts.to_string(),
     ]);
     more.extend(tls_of.iter().cloned());
+    let before = KernelMemory::settled()?;
     let mut server = server("io_uring", listen, &more)?;
-    let before = kernel_kib()?;
     let mut holders = Vec::new();
     let share = conns.div_ceil(parts);
     for part in 0..parts {
@@ -277,43 +260,28 @@ fn resting(listen: &str, tls: Option<&Path>, conns: usize, descriptors: usize) -
         holders.push(Part::start(&hold)?);
     }
     wait_for(&mut server, conns)?;
-    let kernel = kernel_kib()? - before;
-    let rss = rss_kib(server.child.id())?;
+    for holder in &mut holders {
+        holder.ask()?;
+    }
     drop(holders);
-    Ok([rss, kernel].map(|kib| kib * 1024.0 / 1e9))
-}
-
-/// Bytes of the kernel's for one end of a connection that nobody waits on: what the far ends of the measured ones take.
-fn far_end() -> Result<f64> {
-    const PAIRS: usize = 10_000;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let to = listener.local_addr()?.to_string();
-    let before = kernel_kib()?;
-    let accepting = std::thread::spawn(move || -> std::io::Result<Vec<std::net::TcpStream>> {
-        (0..PAIRS).map(|_| Ok(listener.accept()?.0)).collect()
-    });
-    let words = [
-        "hold",
-        "--to",
-        &to,
-        "--first",
-        "0",
-        "--count",
-        &PAIRS.to_string(),
-    ];
-    let holder = Part::start(&words.map(str::to_owned))?;
-    let near = accepting.join().expect("accepting does not panic")?;
-    let grown = kernel_kib()? - before;
-    drop(holder);
-    drop(near);
-    Ok(grown * 1024.0 / (2 * PAIRS) as f64)
+    let after = KernelMemory::settled()?;
+    let usage = server.usage()?;
+    ensure!(
+        usage.connections == conns,
+        "{} of {conns} connections are left",
+        usage.connections
+    );
+    for (name, grown) in after.largest_since(&before) {
+        eprintln!("  {name}: {:.1} MB", grown / 1e6);
+    }
+    let rss = rss_kib(server.child.id())? * 1024.0;
+    Ok([rss, after.since(&before)].map(|bytes| bytes / 1e9))
 }
 
 const IDLE: usize = 100_000;
 
 fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> Result<()> {
     let samples = if quick { 1 } else { 3 };
-    let far = far_end()?;
     for (id, tls, limit) in [
         ("conns.plain", None, 0.5),
         ("conns.tls", Some(place.tls()), 2.0),
@@ -322,15 +290,13 @@ fn conns(report: &mut Report, place: &Place, quick: bool, descriptors: u64) -> R
             .map(|_| resting(&Place::tcp()?, tls, IDLE, descriptors as usize))
             .collect();
         let runs = runs?;
-        let near = |run: &[f64; 2]| run[1] - far * IDLE as f64 / 1e9;
-        let sum = runs.iter().map(|run| run[0] + near(run)).collect();
+        let sum = runs.iter().map(|run| run[0] + run[1]).collect();
         report.row(id, "GB", sum, Some(Limit::AtMost(limit)));
         let rss = runs.iter().map(|run| run[0]).collect();
         report.figure(format!("{id}.rss"), "GB", rss);
-        let kernel = runs.iter().map(near).collect();
+        let kernel = runs.iter().map(|run| run[1]).collect();
         report.figure(format!("{id}.kernel"), "GB", kernel);
     }
-    report.figure("conns.far_end", "bytes of the kernel's", vec![far]);
     Ok(())
 }
 

@@ -63,6 +63,10 @@ pub trait Desk {
     /// The connection is gone; called once for each one that was opened.
     fn closed(&mut self, conn: ConnKey, ending: &Ending);
 
+    /// A connection that was never opened has ended for a reason other than the ordinary ones: no handshake, or nobody
+    /// known. Anybody who reaches the listener can cause as many of these as it likes.
+    fn turned_away(&mut self, _: &Identity, _: &Ending) {}
+
     /// A listener stopped taking connections, or takes them again.
     fn listening(&mut self, listener: ListenerId, state: Listening);
 

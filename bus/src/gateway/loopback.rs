@@ -214,6 +214,9 @@ pub struct FabricPeer {
 impl FabricPeer {
     /// How many bytes were taken; 0 while too much is under way.
     pub fn send(&mut self, bytes: &[u8]) -> usize {
+        if self.finished {
+            return 0;
+        }
         let mut state = self.fabric.lock();
         let Some(ends) = state.pairs.get_mut(&self.pair) else {
             return 0;

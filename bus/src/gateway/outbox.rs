@@ -9,9 +9,11 @@ const GATHER: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    buffers: VecDeque<Vec<u8>>,
+    /// Empty when nothing waits. Most connections have one buffer at a time: the queue behind it costs them nothing.
+    first: Vec<u8>,
     /// Sent of the first buffer.
     sent: usize,
+    others: VecDeque<Vec<u8>>,
     waiting: usize,
     /// The kernel holds the first buffer: nothing may be appended to it.
     held: bool,
@@ -24,12 +26,17 @@ impl Outbox {
             return;
         }
         self.waiting += bytes.len();
-        let appendable = self.buffers.len() > usize::from(self.held);
-        match self.buffers.back_mut() {
-            Some(last) if appendable && last.len() + bytes.len() <= GATHER => {
-                last.extend_from_slice(&bytes);
-            }
-            _ => self.buffers.push_back(bytes),
+        if self.first.is_empty() {
+            self.first = bytes;
+            return;
+        }
+        let last = match self.others.back_mut() {
+            Some(last) => Some(last),
+            None => Some(&mut self.first).filter(|_| !self.held),
+        };
+        match last {
+            Some(last) if last.len() + bytes.len() <= GATHER => last.extend_from_slice(&bytes),
+            _ => self.others.push_back(bytes),
         }
     }
 
@@ -54,14 +61,12 @@ impl Outbox {
 
     /// The next bytes to send; empty when there are none.
     pub fn front(&self) -> &[u8] {
-        self.buffers
-            .front()
-            .map_or(&[], |first| &first[self.sent..])
+        &self.first[self.sent..]
     }
 
     /// As [`Self::front`]; the buffer stays where it is in memory until [`Self::release`].
     pub fn hold(&mut self) -> &[u8] {
-        self.held = !self.buffers.is_empty();
+        self.held = !self.first.is_empty();
         self.front()
     }
 
@@ -74,15 +79,11 @@ impl Outbox {
     pub fn advance(&mut self, count: usize) {
         self.sent += count;
         self.waiting -= count;
-        if self
-            .buffers
-            .front()
-            .is_some_and(|first| self.sent >= first.len())
-        {
-            self.buffers.pop_front();
+        if self.sent == self.first.len() {
             self.sent = 0;
-            if self.buffers.is_empty() {
-                self.buffers = VecDeque::new();
+            self.first = self.others.pop_front().unwrap_or_default();
+            if self.others.is_empty() {
+                self.others = VecDeque::new();
             }
         }
     }
@@ -102,7 +103,7 @@ mod tests {
         assert_eq!(outbox.front(), [2]);
         outbox.advance(1);
         assert_eq!((outbox.front().len(), outbox.waiting()), (0, 0));
-        assert_eq!(outbox.buffers.capacity(), 0);
+        assert_eq!((outbox.first.capacity(), outbox.others.capacity()), (0, 0));
     }
 
     #[test]

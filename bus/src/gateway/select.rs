@@ -66,6 +66,66 @@ mod tests {
         assert_eq!(chosen.why, "the configuration asks for it");
     }
 
+    /// What is chosen on a thread for which a filter answers `io_uring_setup` with `errno`.
+    fn chosen_where_setup_fails(errno: i32) -> Chosen {
+        let run = move || {
+            let rule = |code: u32, jt, jf, k| libc::sock_filter {
+                code: code as u16,
+                jt,
+                jf,
+                k,
+            };
+            let refused = libc::SECCOMP_RET_ERRNO | errno as u32;
+            let mut rules = [
+                rule(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+                rule(
+                    libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                    0,
+                    1,
+                    libc::SYS_io_uring_setup as u32,
+                ),
+                rule(libc::BPF_RET | libc::BPF_K, 0, 0, refused),
+                rule(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+            ];
+            let program = libc::sock_fprog {
+                len: rules.len() as u16,
+                filter: rules.as_mut_ptr(),
+            };
+            // SAFETY: numbers only; concerns this thread, which ends with the test.
+            let private = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            // SAFETY: `program` and the rules it points to live until the call has copied them.
+            let filtered = unsafe {
+                libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    &raw const program,
+                )
+            };
+            assert_eq!((private, filtered), (0, 0));
+            assert!(select(Wanted::IoUring, TransportLimits::default()).is_err());
+            select(Wanted::Best, TransportLimits::default()).unwrap().1
+        };
+        std::thread::spawn(run).join().unwrap()
+    }
+
+    #[test]
+    fn a_forbidden_or_missing_io_uring_gives_epoll_and_its_name() {
+        let forbidden = chosen_where_setup_fails(libc::EPERM);
+        assert_eq!(forbidden.kind, TransportKind::Epoll);
+        // A host that has switched it off says that instead.
+        let names = ["io_uring is forbidden to", "io_uring is switched off"];
+        assert!(
+            names.iter().any(|name| forbidden.why.starts_with(name)),
+            "{}",
+            forbidden.why
+        );
+        let missing = chosen_where_setup_fails(libc::ENOSYS);
+        assert_eq!(
+            (missing.kind, missing.why.as_str()),
+            (TransportKind::Epoll, "this kernel has no io_uring")
+        );
+    }
+
     #[test]
     fn without_io_uring_the_reason_is_told() {
         let (transport, chosen) = select(Wanted::Best, TransportLimits::default()).unwrap();

@@ -343,7 +343,9 @@ impl<D: Desk> Sessions<D> {
         session.phase = Phase::Open;
         if let Err(turned) = self.desk.opened(key, &who) {
             // The desk never had it.
-            self.finish(key, Ending::Turned(turned.0), out);
+            let ending = Ending::Turned(turned.0);
+            self.desk.turned_away(&who, &ending);
+            self.finish(key, ending, out);
         }
     }
 
@@ -513,7 +515,7 @@ impl<D: Desk> Sessions<D> {
         let (greeted, gone, input) = (session.greeted, session.gone, session.input);
         if delayed_here {
             if greeted {
-                self.set_due(key, None);
+                session.due = None;
             }
         } else if let Some(how) = gone {
             let ending = if held > 0 {
@@ -528,7 +530,7 @@ impl<D: Desk> Sessions<D> {
             }
             return;
         } else if greeted && held == 0 {
-            self.set_due(key, None);
+            session.due = None;
         } else if greeted && (progress || session.due.is_none()) {
             self.set_due(key, Some(limits.frame));
         }
@@ -621,7 +623,14 @@ impl<D: Desk> Sessions<D> {
                 self.desk.closed(key, &ending);
                 self.finish(key, ending, out);
             }
-            Phase::Handshake => self.finish(key, ending, out),
+            Phase::Handshake => {
+                if let Some(who) = session.who.take()
+                    && !ending.is_ordinary()
+                {
+                    self.desk.turned_away(&who, &ending);
+                }
+                self.finish(key, ending, out);
+            }
         }
     }
 
@@ -631,6 +640,16 @@ impl<D: Desk> Sessions<D> {
             self.counters.faults += 1;
         }
         if ending.is_told() {
+            let sealed = |session: &Session| {
+                let tls = session.tls.as_ref();
+                tls.is_none_or(|tls| !tls.is_handshaking())
+            };
+            // Nobody whom the desk has, but there is a session to say it in.
+            if let Some(session) = self.session(key)
+                && sealed(session)
+            {
+                session.phase = Phase::Open;
+            }
             let mut notice = vec![notice(&ending)];
             self.send(key, &mut notice, out);
         }

@@ -92,6 +92,11 @@ impl<T> Slab<T> {
         (entry.generation == key.generation).then_some(value)
     }
 
+    /// Slots there have been, from 0 on.
+    pub fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
     /// Values that are in.
     pub fn len(&self) -> usize {
         self.len

@@ -517,9 +517,20 @@ mod over_tls {
         let ours = authority();
         let mut bed = bed(&ours, &ours);
         for names in [&["three.test"][..], &["one.test", "two.test"]] {
-            let (_client, mut peer, _) = handshake(&mut bed, &ours, Some(ours.sign(names)));
+            let (mut client, mut peer, _) = handshake(&mut bed, &ours, Some(ours.sign(names)));
             bed.settle();
             assert_eq!(peer.receive(), None);
+            // It is told why, inside the session.
+            let mut plain = Vec::new();
+            client.reader().read_to_end(&mut plain).unwrap();
+            let mut decoder = Decoder::new(1 << 20);
+            decoder.feed(&plain);
+            let notice = decoder.next_frame().unwrap().expect("a notice");
+            let text = Response::parse(&notice.payload).unwrap().error.to_owned();
+            assert!(
+                text.contains("the client certificate is valid for"),
+                "{text}"
+            );
         }
         assert!(bed.clerk.0.lock().unwrap().opened.is_empty());
     }

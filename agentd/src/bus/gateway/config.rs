@@ -20,6 +20,8 @@ pub struct GatewayConfig {
     pub shards: usize,
     /// Connections of one shard. 1..=1000000.
     pub connections: usize,
+    /// Seconds that a peer may take no bytes while some wait for it. 1..=3600.
+    pub stall_s: u64,
     pub listen: Vec<ListenConfig>,
     pub peer: Vec<PeerConfig>,
 }
@@ -30,6 +32,7 @@ impl Default for GatewayConfig {
             transport: TransportName::Auto,
             shards: 1,
             connections: 16_384,
+            stall_s: 30,
             listen: Vec::new(),
             peer: Vec::new(),
         }
@@ -149,6 +152,10 @@ impl GatewayConfig {
                 self.connections.to_string(),
                 allowed,
             );
+        }
+        if !(1..=3600).contains(&self.stall_s) {
+            let allowed = "1 to 3600 seconds without a byte taken";
+            return wrong("bus.gateway.stall_s", self.stall_s.to_string(), allowed);
         }
         for listen in &self.listen {
             match (&listen.unix, listen.tcp, &listen.tls) {
@@ -274,6 +281,7 @@ mod tests {
                 Some("single dots"),
             ),
             ("shards = 0\n", Some("1 to 64")),
+            ("stall_s = 0\n", Some("1 to 3600")),
         ] {
             match (check(text), wrong) {
                 (Ok(()), None) => {}

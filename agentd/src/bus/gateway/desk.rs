@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentd_api::AgentId;
 use agentd_bus::frame::{Frame, PeerId};
@@ -25,6 +26,9 @@ use super::config::PeerConfig;
 
 /// Bytes of frames that are ahead of a socket.
 const WRITE_BATCH: usize = 64 << 10;
+
+/// Time between two lines of the log about connections that were turned away.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// The peers from outside, shared by all shards.
 #[derive(Debug)]
@@ -161,12 +165,32 @@ struct Conn {
     shorts: RefCell<HashMap<u32, PeerId>>,
 }
 
+/// Keeps the log short when somebody is turned away over and over.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl TurnedAway {
+    /// Counts one. At most once in [`QUIET`] it is told, with how many were not since the last time.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        if self.told.is_some_and(|told| now < told + QUIET) {
+            self.untold += 1;
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct BusDesk {
     bus: BusServer,
     outsiders: Arc<Outsiders>,
     transport: TransportKind,
+    turned_away: TurnedAway,
     conns: HashMap<ConnKey, Conn>,
     /// Of the shard that this desk belongs to; set before it runs.
     pub door: Arc<OnceLock<Door>>,
@@ -178,6 +202,7 @@ impl BusDesk {
             bus,
             outsiders,
             transport,
+            turned_away: TurnedAway::default(),
             conns: HashMap::new(),
             door: Arc::default(),
         }
@@ -297,6 +322,17 @@ impl Desk for BusDesk {
         }
     }
 
+    fn turned_away(&mut self, who: &Identity, why: &Ending) {
+        if let Some(others) = self.turned_away.note(Instant::now()) {
+            let from = match who.origin {
+                Origin::Unix { uid, pid, .. } => format!("uid {uid}, pid {pid}"),
+                Origin::Tcp(address) => address.to_string(),
+                Origin::Memory => "this process".to_owned(),
+            };
+            tracing::info!(from, others, "gateway connection turned away: {why}");
+        }
+    }
+
     fn listening(&mut self, listener: ListenerId, state: Listening) {
         let listener = listener.0;
         match state {
@@ -340,5 +376,20 @@ impl Desk for BusDesk {
 
     fn short_of(&self, _: ConnKey, id: PeerId) -> Option<u32> {
         Some(AgentId::from(Uuid::from_bytes(id.0)).short())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_over_and_over_is_told_once_a_second_with_a_count() {
+        let (mut turned, start) = (TurnedAway::default(), Instant::now());
+        assert_eq!(turned.note(start), Some(0));
+        assert_eq!(turned.note(start), None);
+        assert_eq!(turned.note(start + QUIET / 2), None);
+        assert_eq!(turned.note(start + QUIET), Some(2));
+        assert_eq!(turned.note(start + 2 * QUIET), Some(0));
     }
 }

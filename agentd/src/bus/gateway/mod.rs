@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agentd_bus::gateway::select::{Chosen, select};
 use agentd_bus::gateway::tls::TlsConfig;
@@ -63,6 +64,7 @@ pub fn prepare(config: &GatewayConfig) -> anyhow::Result<Prepared> {
     raise_descriptors();
     let limits = TransportLimits {
         connections: config.connections,
+        stall: Duration::from_secs(config.stall_s),
         ..TransportLimits::default()
     };
     let names: Vec<String> = config
@@ -164,7 +166,6 @@ fn listen_unix(path: &Path) -> anyhow::Result<OwnedFd> {
 }
 
 fn listen_tcp(address: SocketAddr) -> anyhow::Result<OwnedFd> {
-    use std::time::Duration;
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,

@@ -21,7 +21,12 @@ pub(super) struct Conn {
     /// The peer sends nothing more.
     pub finished: bool,
     pub dirty: bool,
+    /// Something waits in the kernel for its bytes: a receive, or for a quiet one a poll.
     pub receiving: bool,
+    /// It has said nothing for a while: a poll is enough, and takes a third of the memory.
+    pub quiet: bool,
+    /// What waits is the poll.
+    pub polled: bool,
     /// The receive operation has been told to stop.
     pub stopping: bool,
     /// Receives one buffer at a time until so many in a row were half empty: what sends more than its share would
@@ -54,6 +59,8 @@ impl Conn {
             finished: false,
             dirty: false,
             receiving: false,
+            quiet: true,
+            polled: false,
             stopping: false,
             heavy: 0,
             turn: 0,

@@ -1,7 +1,7 @@
 //! The transport with the fewest calls: one io_uring per shard.
 //!
 //! Accepting and receiving are multishot: armed once per listener and connection. Received bytes land in buffers that
-//! the kernel takes from a shared ring, so an idle connection has none. Connections are direct descriptors: their number
+//! the kernel takes from a shared ring, so an idle connection has none; one that stays idle has only a poll. Connections are direct descriptors: their number
 //! in the ring's table is their slot here, and they take no place in the process's table. Everything that a turn wants
 //! goes to the kernel in batches of up to 256 by the call that also waits.
 //!
@@ -10,12 +10,13 @@
 //! until the kernel says that it is done with them.
 //!
 //! A connection that ends has its operations cancelled; its slot is free when the last of them is back. Read on: `accept`,
-//! `receive`, `send`, `lifecycle`; `ring` for what a ring may do at all. Made on any thread, bound to the one of the first [`Transport::turn`].
+//! `receive`, `quiet`, `send`, `lifecycle`; `ring` for what a ring may do at all. Made on any thread, bound to the one of the first [`Transport::turn`].
 
 mod accept;
 mod buffers;
 mod conn;
 mod lifecycle;
+mod quiet;
 mod receive;
 mod ring;
 mod send;
@@ -32,6 +33,7 @@ use rustix::io::Errno;
 use self::accept::Listener;
 use self::buffers::BufferRing;
 use self::conn::Conn;
+use self::quiet::Rounds;
 use self::receive::BUFFER;
 pub use self::ring::UringUnavailable;
 pub use self::send::ZERO_COPY_FROM;
@@ -121,6 +123,7 @@ pub struct Uring {
     stall: Box<Timespec>,
     unnotified: BTreeSet<(Instant, ConnKey)>,
     retry_at: Option<Instant>,
+    rounds: Rounds,
     completions: Vec<(u64, i32, u32)>,
     commands: Commands,
     counters: Counters,
@@ -192,6 +195,7 @@ impl Uring {
             stall: Box::new(stall),
             unnotified: BTreeSet::new(),
             retry_at: None,
+            rounds: Rounds::default(),
             completions: Vec::new(),
             commands: Vec::new(),
             counters: Counters::default(),
@@ -337,7 +341,8 @@ impl Transport for Uring {
         let idle = self.dirty.is_empty() && self.overflow.is_empty();
         let stalls = self.unnotified.first().map(|(at, _)| *at);
         let wait = if idle {
-            let due = [stalls, self.retry_at].into_iter().flatten().min();
+            let due = [stalls, self.retry_at, self.rounds.due];
+            let due = due.into_iter().flatten().min();
             let due = due.map(|at| at.saturating_duration_since(Instant::now()));
             [wait, due].into_iter().flatten().min()
         } else {
@@ -373,6 +378,7 @@ impl Transport for Uring {
         }
         self.completions = completions;
         self.expire(handler);
+        self.go_round();
         Ok(())
     }
 

@@ -21,7 +21,13 @@ impl Uring {
         let entry = if wanted && !conn.receiving {
             conn.receiving = true;
             let fd = Fixed(key.slot);
-            let entry = if conn.heavy > 0 {
+            conn.polled = conn.quiet;
+            if !conn.polled {
+                self.rounds.begin();
+            }
+            let entry = if conn.polled {
+                opcode::PollAdd::new(fd, libc::POLLIN as u32).build()
+            } else if conn.heavy > 0 {
                 opcode::Recv::new(fd, std::ptr::null_mut(), BUFFER as u32)
                     .buf_group(ring::GROUP)
                     .build()
@@ -59,6 +65,12 @@ impl Uring {
             conn.stopping = false;
         }
         let live = !conn.ended;
+        if std::mem::take(&mut conn.polled) {
+            // It speaks, or there is something else that a receive will tell.
+            conn.quiet = outcome(result) == Err(Errno::CANCELED);
+            return self.steer(key);
+        }
+        conn.quiet &= result <= 0;
         let count = usize::try_from(result).unwrap_or(0);
         conn.share(turn, count, budget);
         if conn.heavy > 0 && more && !conn.stopping && live {

@@ -53,6 +53,7 @@ const NEEDED: &[(u8, &str, &str)] = &[
     (opcode::LinkTimeout::CODE, "link_timeout", "5.5"),
     (opcode::Close::CODE, "close", "5.6"),
     (opcode::Read::CODE, "read", "5.6"),
+    (opcode::PollAdd::CODE, "poll_add", "5.1"),
     (opcode::FixedFdInstall::CODE, "fixed_fd_install", "6.8"),
 ];
 

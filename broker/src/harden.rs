@@ -12,7 +12,8 @@
 //!
 //! Signalling agents needs none: the creator of a user namespace has all rights over it. The rest of the file is
 //! `no_new_privs`, the descriptor limits, and a seccomp deny list. Agents inherit that list (below the launcher's own
-//! filters), so it holds only what neither the broker, nor the launcher, nor any agent may ever call.
+//! filters), so it holds only what neither the broker, nor the launcher, nor any agent may ever call. `setns` is on it but for
+//! network namespaces: the launcher enters its own (ADR 28), and the base filter refuses all of it to agents.
 //!
 //! Runs once, at start; any failure ends the process.
 
@@ -152,7 +153,7 @@ fn override_for_removal() {
 
 /// Refused for the broker and all it starts: what changes the kernel or the clock, and what opens
 /// a second way to the file system or to kernel attack surface.
-const DENIED: [i64; 37] = [
+const DENIED: [i64; 36] = [
     libc::SYS_acct,
     libc::SYS_adjtimex,
     libc::SYS_bpf,
@@ -180,7 +181,6 @@ const DENIED: [i64; 37] = [
     libc::SYS_quotactl,
     libc::SYS_quotactl_fd,
     libc::SYS_reboot,
-    libc::SYS_setns,
     libc::SYS_settimeofday,
     libc::SYS_swapoff,
     libc::SYS_swapon,
@@ -193,8 +193,19 @@ const DENIED: [i64; 37] = [
 ];
 
 fn deny_list() -> Result<(), seccompiler::Error> {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-    let rules: BTreeMap<_, _> = DENIED.into_iter().map(|call| (call, Vec::new())).collect();
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch,
+    };
+    let mut rules: BTreeMap<_, _> = DENIED.into_iter().map(|call| (call, Vec::new())).collect();
+    // A launcher enters the network namespace that a task of its own has made, and nobody any other.
+    let other = SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Ne,
+        libc::CLONE_NEWNET as u64,
+    )?;
+    rules.insert(libc::SYS_setns, vec![SeccompRule::new(vec![other])?]);
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64)?;
     seccompiler::apply_filter(&BpfProgram::try_from(filter)?)

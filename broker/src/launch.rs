@@ -192,7 +192,6 @@ impl Workshop {
                 grants,
                 group: &group,
                 memfd_noexec,
-                network: plan.network(),
                 disk: plan
                     .disk()
                     .map(|limit| (limit, writable.map(AsFd::as_fd).collect())),

@@ -17,7 +17,7 @@ use agentd_launch::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, NOTE_FD,
     PLAN_FD, STATUS_FD, STATUS_FILE_FD,
 };
-use agentd_launch::plan::{DiskLimit, Network};
+use agentd_launch::plan::DiskLimit;
 use agentd_launch::status::{self, Status, Step};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::cell::Cell;
@@ -65,7 +65,6 @@ pub struct Spawn<'a> {
     pub group: &'a Group,
     /// Set `vm.memfd_noexec` in the new pid namespace; root mode only, an ordinary user may not.
     pub memfd_noexec: bool,
-    pub network: Network,
     /// What may be added to these grants.
     pub disk: Option<(DiskLimit, Vec<BorrowedFd<'a>>)>,
 }
@@ -199,11 +198,7 @@ impl Launcher {
         let mut pidfd: RawFd = -1;
         // SAFETY: an all-zero clone_args is valid.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-        let namespaces = match spawn.network {
-            Network::Own => NAMESPACES,
-            Network::Host => NAMESPACES & !(libc::CLONE_NEWNET as u64),
-        };
-        arguments.flags = namespaces | libc::CLONE_PIDFD as u64;
+        arguments.flags = NAMESPACES | libc::CLONE_PIDFD as u64;
         arguments.pidfd = (&raw mut pidfd) as u64;
         arguments.exit_signal = libc::SIGCHLD as u64;
         if let Some(directory) = spawn.group.unified() {
@@ -280,10 +275,10 @@ impl Launcher {
     }
 }
 
+/// All but the network namespace, which the launcher makes while it fills the view.
 const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWTIME) as u64;

@@ -54,7 +54,8 @@ pub const LAYER_GVISOR: u64 = 1 << 20;
 /// Every layer that exists; a plan that requires another bit is malformed.
 pub const LAYERS_ALL: u64 = (1 << NAMES.len()) - 1;
 
-/// The layers only the parent of the launcher can make, and tells it of.
+/// The layers that the parent of the launcher decides on and tells it of. It makes them, but for the network namespace, which the
+/// launcher makes.
 pub const LAYERS_FROM_PARENT: u64 = LAYER_USER_NS
     | LAYER_MOUNT_NS
     | LAYER_PID_NS

@@ -1,8 +1,9 @@
 //! What the parent owes the launcher: the contract between whoever calls `clone3` (the broker; tests) and the program.
 //!
-//! 1. `clone3` with `CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC` and as many of
+//! 1. `clone3` with `CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC` and as many of
 //!    `CLONE_NEWUTS | CLONE_NEWCGROUP` as the host gives, so that the child is pid 1. (`CLONE_NEWTIME` of `clone3` puts the
-//!    child itself into the new namespace.)
+//!    child itself into the new namespace.) The network namespace is the launcher's own to make, beside the view, when it is told
+//!    of [`LAYER_NET_NS`](crate::layers::LAYER_NET_NS).
 //! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id each, the plan's
 //!    [`Record::Ids`](crate::plan::Record::Ids) inside. Release it.
 //!    In root mode, and for a plan with [`ExecFlags::MEMFD_NOEXEC`](crate::plan::ExecFlags), the child writes `2` to

@@ -164,8 +164,8 @@ steps! {
     Keyring = 5, "join a new session keyring";
     /// `sethostname`.
     Hostname = 6, "set the host name";
-    /// Bringing `lo` up.
-    Loopback = 7, "bring up the loopback interface";
+    /// The network namespace, or bringing `lo` up in it.
+    Loopback = 7, "make a network namespace with its loopback";
     /// The tmpfs that becomes `/`.
     Root = 8, "mount the new root";
     /// A `Bind` record.

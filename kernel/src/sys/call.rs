@@ -46,6 +46,11 @@ impl Errno {
     /// Not supported.
     pub const OPNOTSUPP: Errno = Errno(95);
 
+    /// That of this number.
+    pub const fn from_raw(raw: i32) -> Errno {
+        Errno(raw)
+    }
+
     /// The number.
     pub const fn raw(self) -> i32 {
         self.0
@@ -129,10 +134,42 @@ pub unsafe fn spawn_vfork(
     const CLONE_VFORK: usize = 0x4000;
     const SIGCHLD: usize = 17;
     let top = stack.as_mut_ptr_range().end.expose_provenance() & !15;
+    // SAFETY: the caller's promise.
+    unsafe { start(CLONE_VM | CLONE_VFORK | SIGCHLD, top, entry, argument) }
+}
+
+/// Starts a task that shares this process's memory and descriptors and runs `entry(argument)` on `stack` beside it. Returns its
+/// pid; no signal tells of its end, [`super::wait::wait_for`] does.
+///
+/// # Safety
+/// - `entry` must be sound to run on `argument` while the caller goes on; it must never unwind.
+/// - `stack` must be large enough for it, and be nobody else's until the task has ended.
+pub unsafe fn spawn_beside(
+    stack: &'static mut [core::mem::MaybeUninit<u8>],
+    entry: unsafe extern "C" fn(*mut c_void) -> !,
+    argument: *mut c_void,
+) -> Result<u32, Errno> {
+    const CLONE_VM: usize = 0x100;
+    const CLONE_FILES: usize = 0x400;
+    let top = stack.as_mut_ptr_range().end.expose_provenance() & !15;
+    // SAFETY: the caller's promise.
+    unsafe { start(CLONE_VM | CLONE_FILES, top, entry, argument) }
+}
+
+/// `clone` of a child on a stack of its own.
+///
+/// # Safety
+/// `top` is the top of a stack that is large enough for `entry`, which is sound to run there beside what `flags` leave running.
+unsafe fn start(
+    flags: usize,
+    top: usize,
+    entry: unsafe extern "C" fn(*mut c_void) -> !,
+    argument: *mut c_void,
+) -> Result<u32, Errno> {
     let result: isize;
     // SAFETY: the parent comes out of the call once, with rax, rcx and r11 changed. The child comes out with rax 0 on its
     // own stack, jumps to `entry`, which does not return, and so never runs code of this frame. r8 and r9 are not used
-    // by `clone` with these flags, and the kernel keeps them for the child.
+    // by `clone` with the flags of this file, and the kernel keeps them for the child.
     unsafe {
         asm!(
             "syscall",
@@ -144,7 +181,7 @@ pub unsafe fn spawn_vfork(
             "ud2",
             "2:",
             inlateout("rax") nr::CLONE as usize => result,
-            in("rdi") CLONE_VM | CLONE_VFORK | SIGCHLD,
+            in("rdi") flags,
             in("rsi") top,
             in("rdx") 0,
             in("r10") 0,

@@ -102,6 +102,19 @@ pub fn mkdirat(dir: FdRef<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Makes an empty file without opening it.
+pub fn make_file(dir: FdRef<'_>, path: &CStr, mode: u32) -> Result<(), Errno> {
+    const S_IFREG: u32 = 0o100_000;
+    let args = [
+        dir.arg(),
+        path.as_ptr().expose_provenance(),
+        (S_IFREG | mode) as usize,
+        0,
+    ];
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe { call(nr::MKNODAT, args) }.map(drop)
+}
+
 /// Makes a symbolic link that says `target`.
 pub fn symlinkat(target: &CStr, dir: FdRef<'_>, path: &CStr) -> Result<(), Errno> {
     // SAFETY: both strings end in NUL and outlive the call.

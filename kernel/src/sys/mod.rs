@@ -20,6 +20,6 @@ pub mod security;
 pub mod tty;
 pub mod wait;
 
-pub use call::{Errno, spawn_vfork};
+pub use call::{Errno, spawn_beside, spawn_vfork};
 pub use fd::{Fd, FdRef};
 pub use security::SockFilter;

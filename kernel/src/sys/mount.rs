@@ -82,6 +82,41 @@ pub fn clone_tree(from: FdRef<'_>, depth: Depth) -> Result<Fd, Errno> {
     .map(Fd::returned)
 }
 
+/// A detached copy of the mount or tree at `name`, one component in `dir`. A symbolic link there is copied, not followed.
+pub fn clone_named(dir: FdRef<'_>, name: &CStr, depth: Depth) -> Result<Fd, Errno> {
+    const OPEN_TREE_CLONE: usize = 1;
+    const OPEN_TREE_CLOEXEC: usize = 0o2_000_000;
+    const AT_SYMLINK_NOFOLLOW: usize = 0x100;
+    let recursive = if depth == Depth::Tree {
+        AT_RECURSIVE
+    } else {
+        0
+    };
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW | recursive;
+    // SAFETY: `name` ends in NUL and outlives the call.
+    unsafe {
+        call(
+            nr::OPEN_TREE,
+            [dir.arg(), name.as_ptr().expose_provenance(), flags],
+        )
+    }
+    .map(Fd::returned)
+}
+
+/// Attaches a detached mount at `name`, one component in `dir`. A symbolic link there is not followed.
+pub fn attach_named(mount: FdRef<'_>, dir: FdRef<'_>, name: &CStr) -> Result<(), Errno> {
+    const MOVE_MOUNT_F_EMPTY_PATH: usize = 0x4;
+    let args = [
+        mount.arg(),
+        c"".as_ptr().expose_provenance(),
+        dir.arg(),
+        name.as_ptr().expose_provenance(),
+        MOVE_MOUNT_F_EMPTY_PATH,
+    ];
+    // SAFETY: both paths end in NUL and outlive the call.
+    unsafe { call(nr::MOVE_MOUNT, args) }.map(drop)
+}
+
 /// Attaches a detached mount at `to`.
 pub fn attach(mount: FdRef<'_>, to: FdRef<'_>) -> Result<(), Errno> {
     const MOVE_MOUNT_F_EMPTY_PATH: usize = 0x4;

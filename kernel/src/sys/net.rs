@@ -99,8 +99,8 @@ pub fn accept(listener: FdRef<'_>) -> Result<Option<Fd>, Errno> {
     }
 }
 
-/// Brings `lo` up in the network namespace of the caller.
-pub fn loopback_up() -> Result<(), Errno> {
+/// Brings `lo` up in the network namespace of the caller. Returns a socket there.
+pub fn loopback_up() -> Result<Fd, Errno> {
     const SIOCSIFFLAGS: usize = 0x8914;
     const IFF_UP: u16 = 1;
     let socket = socket(AF_INET, SOCK_DGRAM)?;
@@ -118,8 +118,15 @@ pub fn loopback_up() -> Result<(), Errno> {
                 request.as_ptr().expose_provenance(),
             ],
         )
-    }
-    .map(drop)
+    }?;
+    Ok(socket)
+}
+
+/// The network namespace of a socket; needs `CAP_NET_ADMIN` there.
+pub fn namespace_of(socket: FdRef<'_>) -> Result<Fd, Errno> {
+    const SIOCGSKNS: usize = 0x894C;
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::IOCTL, [socket.arg(), SIOCGSKNS, 0]) }.map(Fd::returned)
 }
 
 /// Sends one packet and duplicates of `fds` without blocking or raising SIGPIPE.

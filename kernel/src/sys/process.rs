@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char};
 
 use super::call::call;
-use super::{Errno, nr};
+use super::{Errno, FdRef, nr};
 
 /// Ends the process.
 pub fn exit(code: i32) -> ! {
@@ -39,6 +39,20 @@ pub fn setsid() -> Result<(), Errno> {
 pub fn new_process_group() -> Result<(), Errno> {
     // SAFETY: no memory is involved.
     unsafe { call(nr::SETPGID, [0, 0]) }.map(drop)
+}
+
+const CLONE_NEWNET: usize = 0x4000_0000;
+
+/// Leaves the network namespace for a new one.
+pub fn new_network() -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::UNSHARE, [CLONE_NEWNET]) }.map(drop)
+}
+
+/// Enters the network namespace that `namespace` has open.
+pub fn enter_network(namespace: FdRef<'_>) -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    unsafe { call(nr::SETNS, [namespace.arg(), CLONE_NEWNET]) }.map(drop)
 }
 
 /// Sends a signal to a process, a group (negative) or everyone (-1).
@@ -81,6 +95,21 @@ pub fn set_name(name: &CStr) {
 
 /// Sets a limit of the caller. A hard limit above the present one is lowered to it, and the soft limit with it.
 pub fn lower_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let set = |limit: [u64; 2]| {
+        // SAFETY: the kernel reads a `struct rlimit64` of two words from `limit`; it is asked for no old limit.
+        unsafe {
+            call(
+                nr::PRLIMIT64,
+                [0, resource as usize, limit.as_ptr().expose_provenance(), 0],
+            )
+        }
+        .map(drop)
+    };
+    // The kernel refuses no more than to raise a hard limit, or a soft one above it.
+    match set([soft.min(hard), hard]) {
+        Err(Errno::PERM) => {}
+        done => return done,
+    }
     let mut present = [0u64; 2];
     // SAFETY: the kernel writes a `struct rlimit64` of two words to `present`; there is no new limit to read.
     unsafe {
@@ -95,15 +124,7 @@ pub fn lower_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
         )
     }?;
     let hard = hard.min(present[1]);
-    let limit = [soft.min(hard), hard];
-    // SAFETY: the kernel reads a `struct rlimit64` of two words from `limit`; it is asked for no old limit.
-    unsafe {
-        call(
-            nr::PRLIMIT64,
-            [0, resource as usize, limit.as_ptr().expose_provenance(), 0],
-        )
-    }
-    .map(drop)
+    set([soft.min(hard), hard])
 }
 
 /// Replaces the program. Returns only to say why it could not.

@@ -5,7 +5,7 @@
 //! both. Landlock and seccomp are the child's alone.
 
 use agentd_kernel::sys::security::{self, landlock};
-use agentd_kernel::sys::{Errno, FdRef, SockFilter, fs};
+use agentd_kernel::sys::{Errno, Fd, FdRef, SockFilter, fs};
 
 use super::{During, Outcome};
 use crate::floor::{base_filter, runtime_filter};
@@ -148,12 +148,7 @@ impl LandlockEnforced {
                     match open_rule_path(path) {
                         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if optional => Ok(()),
                         Err(errno) => Err(errno),
-                        Ok((fd, rights)) if access & fs & rights != 0 => landlock::allow_path(
-                            ruleset.borrow(),
-                            fd.borrow(),
-                            access & fs & rights,
-                        ),
-                        Ok(_) => Ok(()),
+                        Ok(found) => allow(ruleset.borrow(), found.borrow(), access & fs),
                     }
                     .during(Step::LandlockPath, at)?;
                 }
@@ -173,15 +168,23 @@ impl LandlockEnforced {
     }
 }
 
-/// What a rule is about, and the rights that make sense for it.
-fn open_rule_path(path: &core::ffi::CStr) -> Result<(agentd_kernel::sys::Fd, u64), Errno> {
+/// What a rule is about.
+fn open_rule_path(path: &core::ffi::CStr) -> Result<Fd, Errno> {
     let resolve = fs::RESOLVE_NO_SYMLINKS | fs::RESOLVE_NO_MAGICLINKS;
-    let fd = fs::openat2(FdRef::CWD, path, fs::O_PATH, 0, resolve)?;
-    let rights = match fs::fstat(fd.borrow())?.kind {
-        fs::FileKind::Directory => u64::MAX,
-        _ => landlock::FILE_RIGHTS,
-    };
-    Ok((fd, rights))
+    fs::openat2(FdRef::CWD, path, fs::O_PATH, 0, resolve)
+}
+
+/// Allows what makes sense for what was found: the kernel refuses rights of directories for anything else.
+fn allow(ruleset: FdRef<'_>, found: FdRef<'_>, access: u64) -> Result<(), Errno> {
+    match landlock::allow_path(ruleset, found, access) {
+        Err(Errno::INVAL) if access & !landlock::FILE_RIGHTS != 0 => {
+            match access & landlock::FILE_RIGHTS {
+                0 => Ok(()),
+                access => landlock::allow_path(ruleset, found, access),
+            }
+        }
+        done => done,
+    }
 }
 
 impl SeccompLoaded {

@@ -61,7 +61,7 @@ impl View {
     /// Puts a link to a copy over the file at `dst`. Only the file is ever read; whoever replaces it meanwhile by something
     /// else finds the launch refused.
     pub(super) fn copy(
-        &self,
+        &mut self,
         plan: &Plan<'_>,
         dst: &CStr,
         to: &CStr,

@@ -4,21 +4,14 @@
 
 use core::ffi::CStr;
 
-use agentd_kernel::sys::fs::{self, FileKind};
+use agentd_kernel::sys::fs::{self, FileKind, O_DIRECTORY, O_PATH};
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, Depth};
 use agentd_kernel::sys::{Errno, FdRef};
 
-use super::view::{Decimal, PathBuffer, View, place_file};
+use super::view::{Decimal, PathBuffer, RESOLVE, View, attach_at};
 
-/// On the host, in the view.
-const DEVICES: [(&CStr, &CStr); 6] = [
-    (c"/dev/null", c"null"),
-    (c"/dev/zero", c"zero"),
-    (c"/dev/full", c"full"),
-    (c"/dev/random", c"random"),
-    (c"/dev/urandom", c"urandom"),
-    (c"/dev/tty", c"tty"),
-];
+/// Names on the host, and in the view.
+const DEVICES: [&CStr; 6] = [c"null", c"zero", c"full", c"random", c"urandom", c"tty"];
 
 const LINKS: [(&CStr, &CStr); 5] = [
     (c"/proc/self/fd", c"fd"),
@@ -29,10 +22,11 @@ const LINKS: [(&CStr, &CStr); 5] = [
 ];
 
 impl View {
-    pub(super) fn devices(&self, dst: &CStr, shm_bytes: u64) -> Result<(), Errno> {
+    pub(super) fn devices(&mut self, dst: &CStr, shm_bytes: u64) -> Result<(), Errno> {
         let directory = self.place(dst, FileKind::Directory)?;
-        for (host, name) in DEVICES {
-            bind_device(self, host, directory.borrow(), name)?;
+        let host = fs::openat2(self.host_root(), c"dev", O_PATH | O_DIRECTORY, 0, RESOLVE)?;
+        for name in DEVICES {
+            bind_device(host.borrow(), directory.borrow(), name)?;
         }
         for (target, name) in LINKS {
             fs::symlinkat(target, directory.borrow(), name)?;
@@ -64,16 +58,16 @@ impl View {
 }
 
 impl View {
-    pub(super) fn mqueue(&self, dst: &CStr) -> Result<(), Errno> {
+    pub(super) fn mqueue(&mut self, dst: &CStr) -> Result<(), Errno> {
         let queues = mount::new_mount(c"mqueue", &[], ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
         self.attach(&queues, dst, FileKind::Directory)
     }
 }
 
 /// Nobody may make device nodes in a user namespace, so the host's own are mounted one by one.
-fn bind_device(view: &View, host: &CStr, directory: FdRef<'_>, name: &CStr) -> Result<(), Errno> {
-    let device = mount::clone_tree(view.host(host)?.borrow(), Depth::One)?;
+fn bind_device(host: FdRef<'_>, directory: FdRef<'_>, name: &CStr) -> Result<(), Errno> {
+    let device = mount::clone_named(host, name, Depth::One)?;
     // Nobody maps `/dev/zero` as code.
     mount::set_attributes(device.borrow(), ATTR_NOSUID | ATTR_NOEXEC, Depth::One)?;
-    mount::attach(device.borrow(), place_file(directory, name)?.borrow())
+    attach_at(&device, directory, name, FileKind::CharDevice)
 }

@@ -23,6 +23,7 @@ mod confine;
 mod cover;
 mod device;
 mod inside;
+mod network;
 mod overlay;
 mod proc;
 mod sentry;
@@ -170,7 +171,7 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     let context = FloorContext {
         mode: arguments.mode,
         grants: arguments.grants,
-        // Whether there is a namespace of its own the parent has decided.
+        // Whether there is to be a namespace of its own the parent has decided.
         network: match arguments.layers & LAYER_NET_NS {
             0 => Network::Host,
             _ => Network::Own,
@@ -181,20 +182,28 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
         return Err(Failure::new(Step::Init, Errno::PERM.raw(), NO_RECORD));
     }
 
+    // What the launcher makes itself is told of when it is there.
+    let mut layers = arguments.layers & LAYERS_FROM_PARENT & !LAYER_NET_NS;
     security::join_new_session_keyring().during(Step::Keyring, NO_RECORD)?;
-    if plan.network() == Network::Own {
-        net::loopback_up().during(Step::Loopback, NO_RECORD)?;
-    }
+    let network = match plan.network() {
+        Network::Own => Some(network::begin()?),
+        Network::Host => None,
+    };
     // While the host's /proc is still there.
     let memfd_noexec = confine::memfd_noexec();
-    let (stage, view) = match plan.gvisor() {
+    let (stage, mut view) = match plan.gvisor() {
         None => (None, view::View::new()?),
         Some(_) => {
             let (stage, view) = stage::Stage::new(plan, bytes)?;
             (Some(stage), view)
         }
     };
-    let listeners = place_all(plan, &view, &mut grants)?;
+    place_all(plan, &mut view, &mut grants)?;
+    if let Some(network) = network {
+        network.enter()?;
+        layers |= LAYER_NET_NS;
+    }
+    let listeners = listen_all(plan, &mut view)?;
     let stdio = match &stage {
         None => stdio::Streams::open(plan.stdio(), &view, false)?,
         Some(stage) => stdio::Streams::open(plan.stdio(), stage.view(), true)?,
@@ -215,7 +224,7 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     };
     let children = wait::signals(relayed).during(Step::Init, NO_RECORD)?;
 
-    let mut layers = arguments.layers & LAYERS_FROM_PARENT | LAYER_MOUNT_VIEW | LAYER_KEYRING;
+    layers |= LAYER_MOUNT_VIEW | LAYER_KEYRING;
     if memfd_noexec {
         layers |= LAYER_MEMFD_NOEXEC;
     }
@@ -253,11 +262,7 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
 }
 
 /// Applies the records that make the view, in order.
-fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome<Listeners> {
-    let mut listeners = Listeners {
-        fds: [const { None }; MAX_LISTENERS],
-        count: 0,
-    };
+fn place_all(plan: &Plan<'_>, view: &mut view::View, grants: &mut Grants) -> Outcome<()> {
     for (at, record) in (0u16..).zip(plan.records()) {
         match record {
             Record::Hostname(name) => process::set_hostname(name).during(Step::Hostname, at)?,
@@ -314,18 +319,37 @@ fn place_all(plan: &Plan<'_>, view: &view::View, grants: &mut Grants) -> Outcome
                     view.overlay(plan.mode(), grant, dst, (size_bytes, inodes), flags)
                 })
                 .during(Step::Overlay, at)?,
-            Record::TcpListener { port, .. } => {
-                net::listen_loopback(port)
-                    .and_then(|fd| listeners.add(fd))
-                    .during(Step::Listener, at)?;
-            }
-            Record::UnixListener { path, mode, .. } => {
-                view.listen(path, mode, net::listen_unix)
-                    .and_then(|fd| listeners.add(fd))
-                    .during(Step::Listener, at)?;
-            }
             _ => {}
         }
+        let covers_nothing = matches!(
+            record,
+            Record::Bind { .. }
+                | Record::Tmpfs { .. }
+                | Record::File { .. }
+                | Record::Symlink { .. }
+                | Record::Dir { .. }
+        );
+        if !covers_nothing {
+            view.forget_parent();
+        }
+    }
+    Ok(())
+}
+
+/// Listens where the plan says, in the sandbox's network and view.
+fn listen_all(plan: &Plan<'_>, view: &mut view::View) -> Outcome<Listeners> {
+    let mut listeners = Listeners {
+        fds: [const { None }; MAX_LISTENERS],
+        count: 0,
+    };
+    for (at, record) in (0u16..).zip(plan.records()) {
+        match record {
+            Record::TcpListener { port, .. } => net::listen_loopback(port),
+            Record::UnixListener { path, mode, .. } => view.listen(path, mode, net::listen_unix),
+            _ => continue,
+        }
+        .and_then(|fd| listeners.add(fd))
+        .during(Step::Listener, at)?;
     }
     Ok(listeners)
 }

@@ -25,7 +25,7 @@ const OWN_INODES: u64 = 5;
 
 impl View {
     pub(super) fn overlay(
-        &self,
+        &mut self,
         mode: Mode,
         grant: Fd,
         dst: &CStr,

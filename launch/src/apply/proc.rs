@@ -7,7 +7,7 @@
 use core::ffi::CStr;
 
 use agentd_kernel::sys::Errno;
-use agentd_kernel::sys::fs::{self, FileKind, O_CREAT, O_EXCL, O_NOFOLLOW, O_PATH, O_RDONLY};
+use agentd_kernel::sys::fs::{self, FileKind, O_CREAT, O_EXCL, O_RDONLY};
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
 
 use super::view::{RESOLVE, View};
@@ -42,23 +42,26 @@ const EMPTY: &CStr = c".masked";
 
 impl View {
     /// Its own processes only, and of them only those that the reader could trace: not the init.
-    pub(super) fn proc(&self, dst: &CStr) -> Result<(), Errno> {
+    pub(super) fn proc(&mut self, dst: &CStr) -> Result<(), Errno> {
         let proc = mount::new_mount(c"proc", &[(c"hidepid", c"2")], ATTRIBUTES)?;
         self.attach(&proc, dst, FileKind::Directory)?;
 
         let flags = O_RDONLY | O_CREAT | O_EXCL;
         let empty = fs::openat2(self.root(), EMPTY, flags, 0, RESOLVE)?;
+        let mut cover = None;
         for name in MASKED {
-            match fs::openat2(proc.borrow(), name, O_PATH | O_NOFOLLOW, 0, RESOLVE) {
-                Ok(target) => {
-                    let cover = mount::clone_tree(empty.borrow(), Depth::One)?;
-                    mount::set_attributes(cover.borrow(), ATTRIBUTES, Depth::One)?;
-                    mount::attach(cover.borrow(), target.borrow())?;
-                }
-                Err(Errno::NOENT) => {}
+            // Names that are known, in a filesystem that is new: nobody has put a link there.
+            let next = match cover.take() {
+                Some(cover) => cover,
+                None => mount::clone_tree(empty.borrow(), Depth::One)?,
+            };
+            match mount::attach_named(next.borrow(), proc.borrow(), name) {
+                Ok(()) => {}
+                Err(Errno::NOENT) => cover = Some(next),
                 Err(errno) => return Err(errno),
             }
         }
+        mount::set_attributes(proc.borrow(), ATTRIBUTES, Depth::Tree)?;
         fs::unlinkat(self.root(), EMPTY)
     }
 }

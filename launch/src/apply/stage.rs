@@ -56,8 +56,8 @@ pub(super) struct Stage {
 impl Stage {
     /// Makes the stage on top of the present root, with an empty view in it.
     pub(super) fn new(plan: &Plan<'_>, plan_bytes: &[u8]) -> Outcome<(Stage, View)> {
-        let stage = View::new()?;
-        let make = || {
+        let mut stage = View::new()?;
+        let mut make = || {
             stage.procfs(c"/proc")?;
             stage.devices(c"/dev", 1 << 20)?;
             for own in [c"/tmp", c"/run"] {
@@ -67,7 +67,7 @@ impl Stage {
             stage.inside(plan_bytes)?;
             let listener = stage.listen(c"/inside/socket", 0o600, net::listen_packets)?;
             stage.directory(BUNDLE, 0o755)?;
-            let view = View::beneath(&stage, ROOTFS)?;
+            let mut view = View::beneath(&mut stage, ROOTFS)?;
             for place in PLACES {
                 view.directory(place, 0o755)?;
             }
@@ -110,12 +110,12 @@ impl Stage {
 
 impl View {
     /// `/proc` for runsc: writable, since it writes the id maps of its own namespaces there.
-    fn procfs(&self, dst: &CStr) -> Result<(), Errno> {
+    fn procfs(&mut self, dst: &CStr) -> Result<(), Errno> {
         let proc = mount::new_mount(c"proc", &[], ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
         self.attach(&proc, dst, FileKind::Directory)
     }
 
-    fn runsc(&self) -> Result<(), Errno> {
+    fn runsc(&mut self) -> Result<(), Errno> {
         let mut missing = Errno::NOENT;
         for path in RUNSC {
             match self.host(path) {
@@ -134,7 +134,7 @@ impl View {
     }
 
     /// The launcher itself and its plan.
-    fn inside(&self, plan: &[u8]) -> Result<(), Errno> {
+    fn inside(&mut self, plan: &[u8]) -> Result<(), Errno> {
         self.tmpfs(c"/inside", INSIDE_BYTES, 16, 0o755, MountFlags::NONE)?;
         self.file(c"/inside/plan", 0o444, plan)?;
         let own = fs::openat2(FdRef::CWD, c"/proc/self/exe", O_RDONLY, 0, 0)?;

@@ -27,25 +27,24 @@ const ROOT_INODES: &CStr = c"16384";
 pub(super) struct View {
     root: Fd,
     host: Fd,
+    known: Option<Known>,
+}
+
+/// The directory that something was placed in last: records come sorted, so it is often the next one's too.
+struct Known {
+    path: PathBuffer,
+    len: usize,
+    fd: Fd,
+}
+
+/// What there is to bind.
+enum Source<'t> {
+    Link(&'t CStr),
+    Tree(Fd, FileKind),
 }
 
 /// A view that nothing is added to any more.
 pub(super) struct Sealed(View);
-
-/// The directory that something is placed in.
-enum Parent<'v> {
-    Root(FdRef<'v>),
-    Opened(Fd),
-}
-
-impl Parent<'_> {
-    fn fd(&self) -> FdRef<'_> {
-        match self {
-            Parent::Root(root) => *root,
-            Parent::Opened(fd) => fd.borrow(),
-        }
-    }
-}
 
 /// `path` without its leading slash, `.` for `/` itself. Plans hold absolute paths only.
 pub(super) fn relative(path: &CStr) -> Result<&CStr, Errno> {
@@ -129,21 +128,34 @@ impl View {
             let host = fs::openat2(FdRef::CWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
             let root = new_root()?;
             mount::attach(root.borrow(), host.borrow())?;
-            Ok(View { root, host })
+            Ok(View {
+                root,
+                host,
+                known: None,
+            })
         };
         make().during(Step::Root, NO_RECORD)
     }
 
     /// A view at `place` of another, for a root that holds more than the view.
-    pub(super) fn beneath(stage: &View, place: &CStr) -> Result<View, Errno> {
+    pub(super) fn beneath(stage: &mut View, place: &CStr) -> Result<View, Errno> {
         let host = fs::openat2(FdRef::CWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
         let root = new_root()?;
         stage.attach(&root, place, FileKind::Directory)?;
-        Ok(View { root, host })
+        Ok(View {
+            root,
+            host,
+            known: None,
+        })
     }
 
     pub(super) fn root(&self) -> FdRef<'_> {
         self.root.borrow()
+    }
+
+    /// The host's root.
+    pub(super) fn host_root(&self) -> FdRef<'_> {
+        self.host.borrow()
     }
 
     /// A file of the host.
@@ -158,73 +170,109 @@ impl View {
     }
 
     /// The directory that `path` lies in, made if need be, and its last component.
-    fn parent<'p>(&self, path: &'p CStr) -> Result<(Parent<'_>, &'p CStr), Errno> {
+    fn parent<'p>(&mut self, path: &'p CStr) -> Result<(FdRef<'_>, &'p CStr), Errno> {
         let path = relative(path)?;
         let bytes = path.to_bytes_with_nul();
         let Some(slash) = bytes.iter().rposition(|byte| *byte == b'/') else {
-            return Ok((Parent::Root(self.root()), path));
+            return Ok((self.root(), path));
         };
         let name = CStr::from_bytes_with_nul(&bytes[slash + 1..]).map_err(|_| Errno::INVAL)?;
-        let mut buffer = PathBuffer::new();
-        let directory = buffer.join(&[&bytes[..slash]])?;
-        match fs::openat2(self.root(), directory, O_PATH | O_DIRECTORY, 0, RESOLVE) {
-            Ok(fd) => return Ok((Parent::Opened(fd), name)),
+        let directory = &bytes[..slash];
+        let known = match self.known.take() {
+            Some(known) if known.path.0[..known.len] == *directory => known,
+            _ => {
+                let mut path = PathBuffer::new();
+                let fd = self.open_or_make(path.join(&[directory])?)?;
+                let len = directory.len();
+                Known { path, len, fd }
+            }
+        };
+        Ok((self.known.insert(known).fd.borrow(), name))
+    }
+
+    fn open_or_make(&self, directory: &CStr) -> Result<Fd, Errno> {
+        let flags = O_PATH | O_DIRECTORY;
+        match fs::openat2(self.root(), directory, flags, 0, RESOLVE) {
             Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
+            opened => return opened,
         }
-        let mut parent = Parent::Root(self.root());
-        for component in bytes[..slash].split(|byte| *byte == b'/') {
-            let component = buffer.join(&[component])?;
-            parent = Parent::Opened(place_directory(parent.fd(), component, 0o755)?);
+        let mut buffer = PathBuffer::new();
+        let mut deepest: Option<Fd> = None;
+        for component in directory.to_bytes().split(|byte| *byte == b'/') {
+            let parent = deepest.as_ref().map_or(self.root(), Fd::borrow);
+            deepest = Some(place_directory(parent, buffer.join(&[component])?, 0o755)?);
         }
-        Ok((parent, name))
+        deepest.ok_or(Errno::INVAL)
+    }
+
+    /// Forgets the last parent: mounts have come that could lie over it.
+    pub(super) fn forget_parent(&mut self) {
+        self.known = None;
     }
 
     /// The directory or file at `dst` for something of this kind to be mounted on, made if need be.
-    pub(super) fn place(&self, dst: &CStr, kind: FileKind) -> Result<Fd, Errno> {
+    pub(super) fn place(&mut self, dst: &CStr, kind: FileKind) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(dst)?;
         match kind {
-            FileKind::Directory => place_directory(parent.fd(), name, 0o755),
-            _ => place_file(parent.fd(), name),
+            FileKind::Directory => place_directory(parent, name, 0o755),
+            _ => place_file(parent, name),
         }
     }
 
-    pub(super) fn attach(&self, mount: &Fd, dst: &CStr, kind: FileKind) -> Result<(), Errno> {
-        mount::attach(mount.borrow(), self.place(dst, kind)?.borrow())
-    }
-
-    pub(super) fn bind(&self, src: &CStr, dst: &CStr, flags: MountFlags) -> Result<(), Errno> {
-        let source = match self.host(src) {
-            Err(Errno::NOENT | Errno::NOTDIR) if flags.contains(MountFlags::OPTIONAL) => {
-                return Ok(());
-            }
-            source => source?,
-        };
-        let kind = fs::fstat(source.borrow())?.kind;
-        if kind == FileKind::Symlink {
-            if !flags.contains(MountFlags::KEEP_LINK) {
-                return Err(Errno::LOOP);
-            }
-            let mut target = [0; MAX_PATH + 1];
-            return self.symlink(dst, fs::readlinkat(source.borrow(), c"", &mut target)?);
+    pub(super) fn attach(&mut self, mount: &Fd, dst: &CStr, kind: FileKind) -> Result<(), Errno> {
+        let (parent, name) = self.parent(dst)?;
+        attach_at(mount, parent, name, kind)?;
+        let is_covered = self.known.as_ref().is_some_and(|known| {
+            let covered = relative(dst).map_or(&b""[..], CStr::to_bytes);
+            known.path.0[..known.len].starts_with(covered)
+        });
+        if is_covered {
+            self.forget_parent();
         }
-        self.clone_to(&source, kind, dst, flags)
+        Ok(())
     }
 
-    fn clone_to(
-        &self,
-        source: &Fd,
-        kind: FileKind,
-        dst: &CStr,
-        flags: MountFlags,
-    ) -> Result<(), Errno> {
-        let tree = mount::clone_tree(source.borrow(), Depth::Tree)?;
-        mount::set_attributes(tree.borrow(), attributes(flags), Depth::Tree)?;
-        self.attach(&tree, dst, kind)
+    pub(super) fn bind(&mut self, src: &CStr, dst: &CStr, flags: MountFlags) -> Result<(), Errno> {
+        let mut target = [0; MAX_PATH + 1];
+        match self.source(src, &mut target) {
+            Err(Errno::NOENT | Errno::NOTDIR) if flags.contains(MountFlags::OPTIONAL) => Ok(()),
+            Err(errno) => Err(errno),
+            Ok(Source::Link(_)) if !flags.contains(MountFlags::KEEP_LINK) => Err(Errno::LOOP),
+            Ok(Source::Link(target)) => self.symlink(dst, target),
+            Ok(Source::Tree(tree, kind)) => {
+                mount::set_attributes(tree.borrow(), attributes(flags), Depth::Tree)?;
+                self.attach(&tree, dst, kind)
+            }
+        }
+    }
+
+    fn source<'t>(&self, src: &CStr, target: &'t mut [u8]) -> Result<Source<'t>, Errno> {
+        let name = relative(src)?;
+        if name == c"." || name.to_bytes().contains(&b'/') {
+            let source = self.host(src)?;
+            return match fs::fstat(source.borrow())?.kind {
+                FileKind::Symlink => fs::readlinkat(source.borrow(), c"", target).map(Source::Link),
+                kind => Ok(Source::Tree(
+                    mount::clone_tree(source.borrow(), Depth::Tree)?,
+                    kind,
+                )),
+            };
+        }
+        // One component leads over no link but itself, so it is read and copied without being opened first.
+        match fs::readlinkat(self.host.borrow(), name, target) {
+            Err(Errno::INVAL) => {}
+            link => return link.map(Source::Link),
+        }
+        let tree = mount::clone_named(self.host.borrow(), name, Depth::Tree)?;
+        match fs::fstat(tree.borrow())?.kind {
+            // It has become one meanwhile.
+            FileKind::Symlink => Err(Errno::LOOP),
+            kind => Ok(Source::Tree(tree, kind)),
+        }
     }
 
     pub(super) fn mount_grant(
-        &self,
+        &mut self,
         mode: Mode,
         grant: Fd,
         dst: &CStr,
@@ -267,7 +315,7 @@ impl View {
     }
 
     pub(super) fn tmpfs(
-        &self,
+        &mut self,
         dst: &CStr,
         size: u64,
         inodes: u64,
@@ -285,13 +333,13 @@ impl View {
         self.attach(&tmpfs, dst, FileKind::Directory)
     }
 
-    pub(super) fn file(&self, dst: &CStr, mode: u32, content: &[u8]) -> Result<(), Errno> {
+    pub(super) fn file(&mut self, dst: &CStr, mode: u32, content: &[u8]) -> Result<(), Errno> {
         fs::write_all(self.new_file(dst, mode)?.borrow(), content)
     }
 
     /// What is in the granted file now, as a file of the view's own that only the agent can read. The giver opened it, and
     /// it may serve further launches: its position is left alone.
-    pub(super) fn copy_grant(&self, grant: &Fd, dst: &CStr) -> Result<(), Errno> {
+    pub(super) fn copy_grant(&mut self, grant: &Fd, dst: &CStr) -> Result<(), Errno> {
         if fs::fstat(grant.borrow())?.kind != FileKind::File {
             return Err(Errno::INVAL);
         }
@@ -299,33 +347,33 @@ impl View {
         copy_content(grant.borrow(), file.borrow(), MAX_SECRET_BYTES)
     }
 
-    pub(super) fn new_file(&self, dst: &CStr, mode: u32) -> Result<Fd, Errno> {
+    pub(super) fn new_file(&mut self, dst: &CStr, mode: u32) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(dst)?;
         let flags = O_WRONLY | O_CREAT | O_EXCL;
-        fs::openat2(parent.fd(), name, flags, mode, RESOLVE)
+        fs::openat2(parent, name, flags, mode, RESOLVE)
     }
 
-    pub(super) fn symlink(&self, dst: &CStr, target: &CStr) -> Result<(), Errno> {
+    pub(super) fn symlink(&mut self, dst: &CStr, target: &CStr) -> Result<(), Errno> {
         let (parent, name) = self.parent(dst)?;
-        fs::symlinkat(target, parent.fd(), name)
+        fs::symlinkat(target, parent, name)
     }
 
     /// A directory that is already there is left as it is.
-    pub(super) fn directory(&self, dst: &CStr, mode: u32) -> Result<(), Errno> {
+    pub(super) fn directory(&mut self, dst: &CStr, mode: u32) -> Result<(), Errno> {
         let (parent, name) = self.parent(dst)?;
-        place_directory(parent.fd(), name, mode).map(drop)
+        place_directory(parent, name, mode).map(drop)
     }
 
     /// A listening socket in the view; changes the working directory, as a socket's address has no room for a path.
     pub(super) fn listen(
-        &self,
+        &mut self,
         path: &CStr,
         mode: u32,
         listen: fn(&CStr) -> Result<Fd, Errno>,
     ) -> Result<Fd, Errno> {
         let (parent, name) = self.parent(path)?;
         // An `O_PATH` descriptor is enough to change into.
-        fs::fchdir(parent.fd())?;
+        fs::fchdir(parent)?;
         process::umask(!mode & 0o777);
         let listener = listen(name);
         process::umask(0);
@@ -365,7 +413,7 @@ impl View {
 impl Sealed {
     /// Makes the view the root; the host's root is detached and out of reach.
     pub(super) fn enter(self) -> Outcome<()> {
-        let Sealed(View { root, host }) = self;
+        let Sealed(View { root, host, .. }) = self;
         drop(host);
         let enter = || {
             fs::fchdir(root.borrow())?;
@@ -400,6 +448,27 @@ fn new_root() -> Result<Fd, Errno> {
         (c"mode", c"0755"),
     ];
     mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
+}
+
+/// Attaches a mount at `name`, which is made if it is not there; never at a link.
+pub(super) fn attach_at(
+    mount: &Fd,
+    parent: FdRef<'_>,
+    name: &CStr,
+    kind: FileKind,
+) -> Result<(), Errno> {
+    let made = match kind {
+        FileKind::Directory => fs::mkdirat(parent, name, 0o755),
+        _ => fs::make_file(parent, name, 0o644),
+    };
+    if made.is_ok() {
+        return mount::attach_named(mount.borrow(), parent, name);
+    }
+    let place = match kind {
+        FileKind::Directory => place_directory(parent, name, 0o755),
+        _ => place_file(parent, name),
+    };
+    mount::attach(mount.borrow(), place?.borrow())
 }
 
 /// The directory `name`, made if it is not there; never a link.

@@ -239,7 +239,6 @@ pub fn as_broker<T: Send>(mode: Mode, work: impl FnOnce() -> T + Send) -> T {
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
@@ -291,7 +290,7 @@ fn write_proc(pid: i32, file: &str, text: &str) {
 pub fn spawn(mode: Mode, plan: &[u8], grants: &[OwnedFd]) -> Sandbox {
     let asked = Plan::parse(plan).map_or(ExecFlags::NONE, |plan| plan.exec());
     let (namespaces, layers) = match Plan::parse(plan).map(|plan| plan.network()) {
-        Ok(Network::Host) => (NAMESPACES & !libc::CLONE_NEWNET, LAYERS & !LAYER_NET_NS),
+        Ok(Network::Host) => (NAMESPACES, LAYERS & !LAYER_NET_NS),
         _ => (NAMESPACES, LAYERS),
     };
     let memfd_noexec = mode == Mode::Root && asked.contains(ExecFlags::MEMFD_NOEXEC);

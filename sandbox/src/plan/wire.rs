@@ -329,13 +329,23 @@ impl Parts<'_> {
         for (port, access) in rules.into_iter().flatten() {
             plan.landlock_port(port, access);
         }
-        for (path, rights, optional) in self.landlock_rules() {
-            let flags = if optional {
+        let rules = self.landlock_rules();
+        for (path, rights, optional) in &rules {
+            // Rights add up on the way to the root, so a rule to read that gives no more than one above it only costs time.
+            let gives = rights.bits(abi);
+            let is_given = rules.iter().any(|(above, rights, optional)| {
+                let is_above = path != above && path.starts_with(above);
+                is_above && !optional && gives & !rights.bits(abi) == 0
+            });
+            if is_given && matches!(rights, Rights::List | Rights::Read { .. }) {
+                continue;
+            }
+            let flags = if *optional {
                 MountFlags::OPTIONAL
             } else {
                 MountFlags::NONE
             };
-            plan.landlock_path(bytes(&path), rights.bits(abi), flags);
+            plan.landlock_path(bytes(path), gives, flags);
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::agents::log::MIN_LIMIT_BYTES;
 use crate::bus::gateway::config::GatewayConfig;
+use crate::bus::{SHARDS_MAX, default_shards};
 use crate::ceilings::Ceiling;
 use crate::egress::NetConfig;
 use crate::gateway::{ModelConfig, PriceConfig, PriceList};
@@ -27,6 +28,8 @@ pub struct Config {
     pub model: ModelConfig,
     pub net: NetConfig,
     /// The bus's way out of the host's sandboxes.
+    /// Router threads.
+    pub bus_shards: usize,
     pub gateway: GatewayConfig,
     /// Durable topics and queues.
     pub durable: DurableConfig,
@@ -243,6 +246,7 @@ struct RawConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawBus {
+    shards: Option<usize>,
     gateway: GatewayConfig,
     durable: RawDurable,
 }
@@ -345,6 +349,12 @@ impl Config {
             value,
             allowed,
         };
+        let bus_shards = raw.bus.shards.unwrap_or_else(default_shards);
+        if !(1..=SHARDS_MAX).contains(&bus_shards) {
+            let allowed =
+                "1 to 64 router threads; without the key a quarter of the CPUs, at most 8";
+            return Err(range("bus.shards", bus_shards.to_string(), allowed));
+        }
         const DAY: Duration = Duration::from_secs(24 * 3600);
         const MAX_DAYS: u32 = 36_500;
         let older_than_days = u32::try_from(raw.retention.older_than_days).unwrap_or(u32::MAX);
@@ -473,6 +483,7 @@ impl Config {
                 ("logs.total_bytes", raw.logs.total_bytes.to_string()),
                 ("retention.older_than_days", older_than_days.to_string()),
                 ("retention.keep", raw.retention.keep.to_string()),
+                ("bus.shards", bus_shards.to_string()),
                 (
                     "bus.durable.store",
                     format!(
@@ -537,6 +548,7 @@ impl Config {
             },
             model: raw.model,
             net: raw.net,
+            bus_shards,
             gateway: raw.bus.gateway,
             durable: raw.bus.durable.config(),
             ceilings: raw.ceiling,
@@ -622,6 +634,16 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_router_threads_is_what_is_said_or_goes_by_the_cpus() {
+        assert_eq!(parse("[bus]\nshards = 3\n").unwrap().bus_shards, 3);
+        let config = parse("").unwrap();
+        assert!((1..=8).contains(&config.bus_shards));
+        let values = config.document["values"].as_array().unwrap();
+        let shown = values.iter().find(|v| v["key"] == "bus.shards").unwrap();
+        assert_eq!(shown["value"], config.bus_shards.to_string());
+    }
+
+    #[test]
     fn ceilings_are_for_users_groups_or_everyone() {
         let text = "[[ceiling]]\npolicy = \"review\"\n[[ceiling]]\nusers = [\"ada\", 1001]\ngroups = [\"staff\"]\npolicy = \"coding\"\n";
         let config = parse(text).unwrap();
@@ -657,6 +679,8 @@ mod tests {
             ("[logs]\nlimit_bytes = 10\n", "256 KiB"),
             ("[logs]\ntotal_bytes = 300000\n", "logs.limit_bytes"),
             ("[units]\npool_ceiling = 0\n", "1 to 1000"),
+            ("[bus]\nshards = 0\n", "1 to 64 router threads"),
+            ("[bus]\nshards = 65\n", "1 to 64 router threads"),
             ("[units]\ndirs = [\"agents\"]\n", "absolute"),
             ("[daemon]\nuser = \"root\"\n", "unprivileged"),
             ("[daemon]\npolicy_dirs = [\"policy\"]\n", "absolute"),

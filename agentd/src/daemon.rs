@@ -158,7 +158,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         &store,
     )?;
     let sink = Arc::clone(&record) as Arc<dyn MessageSink>;
-    let bus = BusServer::start_durable(sink, durable.clone())
+    let bus = BusServer::start_durable(sink, durable.clone(), prepared.config.bus_shards)
         .await
         .context("cannot read the durable topics and queues")?;
     tokio::spawn(durable.keep_retention());

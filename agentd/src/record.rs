@@ -74,19 +74,20 @@ fn event_of(meta: MessageMeta) -> Option<Event> {
         _ => MessageKind::Send,
     };
     let to = match (&meta.to, &meta.topic) {
-        (Some((_, name)), _) => name.clone(),
-        (None, Some(topic)) => topic.clone(),
+        (Some((_, name)), _) => name.to_string(),
+        (None, Some(topic)) => topic.to_string(),
         (None, None) => "everyone".into(),
     };
     let message = Message {
         id: meta.seq.to_string(),
-        from: meta.from_name,
+        from: meta.from_name.to_string(),
         to,
         to_launch,
         kind,
         subject: Some(meta.what)
             .filter(|what| !what.is_empty())
-            .or(meta.topic),
+            .or(meta.topic)
+            .map(|subject| subject.to_string()),
         correlation: (meta.correlation != 0).then(|| meta.correlation.to_string()),
         bytes: meta.bytes.into(),
         outcome: meta.outcome.to_string(),

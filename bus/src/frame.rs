@@ -76,8 +76,12 @@ pub mod flags {
     /// Of an event: give it to those who subscribe later too. From the bus: it was published before.
     pub const RETAIN: u32 = 1 << 10;
 
+    /// With ACK, of an event: it may be acknowledged together with those before and behind it. A refusal is told alone.
+    pub const GATHER: u32 = 1 << 11;
+
     /// Everything that this version acts on; other bits are refused, not ignored.
-    pub const SUPPORTED: u32 = PRIORITY_MASK | SEALED | DURABLE | ACK | CRC | FD | SIGNED | RETAIN;
+    pub const SUPPORTED: u32 =
+        PRIORITY_MASK | SEALED | DURABLE | ACK | CRC | FD | SIGNED | RETAIN | GATHER;
 }
 
 /// Sixteen bytes naming an agent (its launch id). All zero is the bus itself.
@@ -283,6 +287,10 @@ pub enum FrameError {
         "a frame of type {kind:#06x} with flags {found:#010x} can't be protected: only requests, responses and events are signed (bit 9) or sealed (bit 4), not both at once and not with a descriptor"
     )]
     Protection { kind: u16, found: u32 },
+    #[error(
+        "a frame of type {kind:#06x} with flags {found:#010x} has no acknowledgement to gather: bit 11 goes with bit 6, of an event"
+    )]
+    Gather { kind: u16, found: u32 },
     #[error("payload of {len} bytes is over this connection's limit of {limit}")]
     TooLarge { len: u32, limit: u32 },
     #[error("CRC-32C is {found:#010x} but header and payload give {computed:#010x}")]
@@ -311,6 +319,13 @@ pub fn check_header(header: &Header, max_payload: u32) -> Result<(), FrameError>
     let bits = header.flags.get();
     if bits & !flags::SUPPORTED != 0 {
         return Err(FrameError::Flags { found: bits });
+    }
+    let gathers = bits & flags::GATHER != 0;
+    if gathers && (header.kind.get() & kind::EVENT == 0 || bits & flags::ACK == 0) {
+        return Err(FrameError::Gather {
+            kind: header.kind.get(),
+            found: bits,
+        });
     }
     let protection = bits & (flags::SIGNED | flags::SEALED);
     let has_body = header.kind.get() & (kind::REQUEST | kind::RESPONSE | kind::EVENT) != 0;
@@ -492,12 +507,31 @@ mod tests {
     #[test]
     fn unknown_flags_are_refused_not_ignored() {
         let mut frame = sample();
-        for unknown in [flags::COMPRESSED, 1 << 11, 1 << 31] {
+        for unknown in [flags::COMPRESSED, 1 << 12, 1 << 31] {
             frame.header.flags = unknown.into();
             assert_eq!(
                 check_header(&frame.header, 1024),
                 Err(FrameError::Flags { found: unknown })
             );
+        }
+    }
+
+    #[test]
+    fn only_an_acknowledgement_of_an_event_is_gathered() {
+        let check = |kind, flags| {
+            let mut frame = Frame::new(kind, PeerId::BUS, 1, []);
+            frame.header.flags = u32::into(flags);
+            check_header(&frame.header, 1024)
+        };
+        let both = flags::ACK | flags::GATHER;
+        for kind in [kind::EVENT, kind::EVENT | kind::BROADCAST] {
+            assert_eq!(check(kind, both), Ok(()));
+            let found = flags::GATHER;
+            assert_eq!(check(kind, found), Err(FrameError::Gather { kind, found }));
+        }
+        for kind in [kind::REQUEST, kind::COMMAND, kind::HEARTBEAT] {
+            let found = both;
+            assert_eq!(check(kind, found), Err(FrameError::Gather { kind, found }));
         }
     }
 

@@ -241,11 +241,17 @@ impl InboxBatch {
         let mut out = self.lost.to_le_bytes().to_vec();
         for (name, frame) in &self.messages {
             check_len(name.len(), NAME_MAX, "agent name")?;
-            out.push(name.len() as u8);
-            out.extend_from_slice(name.as_bytes());
-            frame.encode_into(&mut out);
+            Self::encode_entry(name, frame, &mut out);
         }
         Ok(out)
+    }
+
+    /// Appends one message to a result, behind the count of what was lost. `name` is an agent's, so it was checked.
+    pub(crate) fn encode_entry(name: &str, frame: &Frame, out: &mut Vec<u8>) {
+        debug_assert!(name.len() <= NAME_MAX);
+        out.push(name.len() as u8);
+        out.extend_from_slice(name.as_bytes());
+        frame.encode_into(out);
     }
 }
 

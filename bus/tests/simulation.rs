@@ -6,15 +6,18 @@
 //!
 //! What must hold, whatever happens: what a producer was told is in a queue is worked on at least once (a queue in memory: unless
 //! the daemon was killed); what a consumer was told is acknowledged is never delivered again; no message is delivered more often
-//! than its queue allows; no bound is ever exceeded; and once the world is well again, everything drains.
+//! than its queue allows; no bound is ever exceeded; and once the world is well again, everything drains. Of events that are sent
+//! in a window, without waiting for each, the sender hears of every one exactly once, in a run or alone; what was taken into an
+//! inbox is read from it exactly once, in its sender's order, unless the daemon or the reader died meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use agentd_bus::access::SameUser;
-use agentd_bus::frame::{Frame, PeerId, kind};
+use agentd_bus::frame::{Frame, PeerId, flags, kind};
+use agentd_bus::listing::InboxBatch;
 use agentd_bus::message::{
-    BatchBuilder, Control, Full, Numbers, Outcome, QueueSpec, Response, Status,
+    BatchBuilder, Control, Event, Full, Numbers, Outcome, QueueSpec, Response, Status, TopicSpec,
 };
 use agentd_bus::router::{
     Batch, ConnId, ConnKind, Descriptor, Effects, Limits, Now, PeerSpec, Persist, PersistError,
@@ -141,8 +144,18 @@ enum Asked {
     Consume,
     Produced(usize, Vec<u64>),
     Acked(Vec<(usize, u64)>),
+    /// A message to an inbox; `None`: to a topic.
+    Event(Option<(u64, usize)>),
+    Inbox,
     Nothing,
 }
+
+/// Correlation ids of events: they follow each other, whatever else is asked meanwhile.
+const EVENTS: u32 = 1 << 31;
+/// Events of one client that are under way.
+const WINDOW: usize = 12;
+/// Two topics, the first of them stored.
+const TOPICS: [&str; 2] = ["kept.news", "news"];
 
 #[derive(Default)]
 struct Client {
@@ -151,6 +164,7 @@ struct Client {
     out: VecDeque<Frame>,
     asked: BTreeMap<u32, Asked>,
     next: u32,
+    next_event: u32,
     /// Queue numbers on this connection.
     numbers: [Option<u32>; 2],
     consuming: [bool; 2],
@@ -174,6 +188,15 @@ struct World {
     confirmed: [BTreeSet<u64>; 2],
     worked: [BTreeSet<u64>; 2],
     acked: [BTreeSet<u64>; 2],
+    /// Notes that their senders were told are in an inbox; that were read; the last one read, by receiver and sender.
+    noted: BTreeMap<u64, usize>,
+    /// By receiver: of notes below this number nobody knows, because a read of the inbox went with its connection.
+    unknown: [u64; CLIENTS],
+    read: BTreeSet<u64>,
+    last: BTreeMap<(usize, PeerId), u64>,
+    /// Events that were acknowledged in a run, and refusals.
+    gathered: u64,
+    refused: u64,
     /// Counts of what happened, so that a run that does nothing is seen.
     deliveries: u64,
     kills: u64,
@@ -208,6 +231,12 @@ impl World {
             confirmed: Default::default(),
             worked: Default::default(),
             acked: Default::default(),
+            noted: BTreeMap::new(),
+            unknown: [0; CLIENTS],
+            read: BTreeSet::new(),
+            last: BTreeMap::new(),
+            gathered: 0,
+            refused: 0,
             deliveries: 0,
             kills: 0,
             well: false,
@@ -250,6 +279,8 @@ impl World {
         // What was only in memory is gone, nobody was promised more, and its ids begin anew.
         self.confirmed[1].clear();
         self.acked[1].clear();
+        self.noted.clear();
+        self.unknown = [self.next_value; CLIENTS];
         self.attach();
     }
 
@@ -258,14 +289,19 @@ impl World {
         let client = &mut self.clients[n];
         let mut unsure = std::mem::take(&mut client.unsure);
         for (_, asked) in std::mem::take(&mut client.asked) {
-            if let Asked::Produced(queue, values) = asked {
-                unsure.extend(values.into_iter().map(|value| (queue, value)));
+            match asked {
+                Asked::Produced(queue, values) => {
+                    unsure.extend(values.into_iter().map(|value| (queue, value)));
+                }
+                Asked::Inbox => self.unknown[n] = self.next_value,
+                _ => {}
             }
         }
         *client = Client {
             unsure,
             slow: client.slow,
             next: client.next,
+            next_event: client.next_event,
             ..Client::default()
         };
     }
@@ -294,6 +330,70 @@ impl World {
         client.out.push_back(frame);
     }
 
+    /// An event whose acknowledgement may come together with others.
+    fn event(&mut self, n: usize) {
+        let under_way = self.clients[n].asked.range(EVENTS..).count();
+        if under_way >= WINDOW || self.well {
+            return;
+        }
+        let value = self.next_value;
+        self.next_value += 1;
+        let data = value.to_le_bytes();
+        let receiver = (n + 1) % CLIENTS;
+        let (to, topic) = match self.dice.below(4) {
+            0 => (PeerId::BUS, TOPICS[0]),
+            1 => (PeerId::BUS, TOPICS[1]),
+            _ => (id(receiver), ""),
+        };
+        let event = Event {
+            priority: 1,
+            event_type: "",
+            topic,
+            data: &data,
+        };
+        let client = &mut self.clients[n];
+        let correlation = EVENTS | client.next_event;
+        client.next_event += 1;
+        let mut frame = Frame::new(kind::EVENT, to, correlation, event.encode().unwrap());
+        frame.header.flags = (1 | flags::ACK | flags::GATHER).into();
+        let asked = Asked::Event((!to.is_bus()).then_some((value, receiver)));
+        client.asked.insert(correlation, asked);
+        client.out.push_back(frame);
+    }
+
+    fn taken(&mut self, asked: Asked) {
+        match asked {
+            Asked::Event(Some((value, receiver))) => drop(self.noted.insert(value, receiver)),
+            Asked::Event(None) => {}
+            _ => self.fail("acknowledged as an event, and is none"),
+        }
+    }
+
+    /// A run of events was taken.
+    fn acknowledged(&mut self, n: usize, first: u32, count: u32) {
+        for correlation in first..first + count {
+            let Some(asked) = self.clients[n].asked.remove(&correlation) else {
+                self.fail("an event that nobody sent, or a second acknowledgement");
+            };
+            self.gathered += 1;
+            self.taken(asked);
+        }
+    }
+
+    fn inbox(&mut self, n: usize, batch: &InboxBatch) {
+        for (_, frame) in &batch.messages {
+            let event = Event::parse(&frame.payload).unwrap();
+            let value = u64::from_le_bytes(event.data.try_into().unwrap());
+            if !self.read.insert(value) {
+                self.fail(format_args!("note {value} was read twice"));
+            }
+            let last = self.last.insert((n, frame.header.source), value);
+            if last.is_some_and(|last| last > value) {
+                self.fail(format_args!("note {value} was overtaken"));
+            }
+        }
+    }
+
     fn act(&mut self, n: usize) {
         if self.clients[n].conn.is_none() {
             if let Ok(conn) = self.router.connect(id(n), ConnKind::Port, self.now) {
@@ -305,8 +405,25 @@ impl World {
                     };
                     self.say(n, control, Asked::Open(queue));
                 }
+                let spec = TopicSpec {
+                    durable: true,
+                    ..TopicSpec::default()
+                };
+                let control = Control::TopicDeclare {
+                    spec,
+                    topic: TOPICS[0],
+                };
+                self.say(n, control, Asked::Nothing);
             }
             return;
+        }
+        match self.dice.below(3) {
+            0 => (0..1 + self.dice.below(4)).for_each(|_| self.event(n)),
+            1 if self.well || self.dice.one_in(3) => {
+                let max = 1 + self.dice.below(8) as u32;
+                self.say(n, Control::Inbox { max, wait_ms: 0 }, Asked::Inbox);
+            }
+            _ => {}
         }
         let queue = self.dice.below(2);
         let Some(number) = self.clients[n].numbers[queue] else {
@@ -435,6 +552,10 @@ impl World {
             let frame = out.frame;
             if frame.kind() & kind::RESPONSE != 0 {
                 self.answered(n, &frame);
+            } else if let Ok(Control::Acknowledged { first, count, .. }) =
+                Control::parse(&frame.payload)
+            {
+                self.acknowledged(n, first, count);
             } else if let Ok(Control::Delivered { queue, deliveries }) =
                 Control::parse(&frame.payload)
             {
@@ -502,6 +623,12 @@ impl World {
                         self.acked[queue].insert(id);
                     }
                 }
+            }
+            Asked::Event(_) if ok => self.taken(asked),
+            Asked::Event(_) => self.refused += 1,
+            Asked::Inbox => {
+                let batch = InboxBatch::parse(response.result).unwrap();
+                self.inbox(n, &batch);
             }
             Asked::Consume | Asked::Nothing => {}
         }
@@ -579,7 +706,11 @@ impl World {
                 .clients
                 .iter()
                 .all(|c| c.asked.is_empty() && c.unsure.is_empty() && c.out.is_empty());
-            if drained && quiet && self.router.open_tickets() == 0 {
+            if !(drained && quiet && self.router.open_tickets() == 0) {
+                continue;
+            }
+            let peers = self.router.peers(self.now);
+            if peers.iter().all(|peer| peer.queued == 0) {
                 return;
             }
         }
@@ -599,12 +730,30 @@ impl World {
                 self.fail(format_args!("{name} lost {lost:?}"));
             }
         }
+        let unread: Vec<u64> = self
+            .noted
+            .iter()
+            .filter(|(note, of)| !self.read.contains(note) && **note >= self.unknown[**of])
+            .map(|(note, _)| *note)
+            .collect();
+        if !unread.is_empty() {
+            self.fail(format_args!(
+                "notes were taken and are in no inbox: {unread:?}"
+            ));
+        }
+        if self.gathered == 0 || self.refused == 0 {
+            self.fail(format_args!(
+                "{} events in runs, {} refused",
+                self.gathered, self.refused
+            ));
+        }
     }
 }
 
 fn limits() -> Limits {
     Limits {
         out_frames: 64,
+        inbox_messages: 16,
         ..Limits::default()
     }
 }

@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod broker;
 pub mod bytes;
+pub mod compact;
 pub mod gateway;
 pub mod hostile;
 pub mod input;
@@ -28,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("arena_reader", arena::reader),
     ("arena_references", arena::references),
     ("broker_protocol", broker::protocol),
+    ("compact", compact::assembler),
     ("frames", bytes::frames),
     ("gateway_streams", gateway::streams),
     ("gateway_transports", gateway::transports),

@@ -181,9 +181,9 @@ async fn what_is_never_read_is_on_record() {
         .await
         .expect("on record");
     assert_eq!(dead.len(), 1);
-    assert_eq!(dead[0].what, "3 messages of a lane were never read");
-    assert_eq!((dead[0].bytes, dead[0].from_name.as_str()), (21, "a"));
-    assert_eq!(dead[0].to.as_ref().map(|to| to.1.as_str()), Some("b"));
+    assert_eq!(&*dead[0].what, "3 messages of a lane were never read");
+    assert_eq!((dead[0].bytes, &*dead[0].from_name), (21, "a"));
+    assert_eq!(dead[0].to.as_ref().map(|to| &*to.1), Some("b"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,7 +32,7 @@ pub use port::AgentPort;
 pub use queues::Queued;
 pub use record::{MessageSink, Unrecorded};
 pub use requests::{IncomingRequest, Requests};
-pub use server::{AttachError, BusServer};
+pub use server::{AttachError, BusServer, SHARDS_MAX, default_shards};
 pub use tap::{Tap, TapFilter, Tapped};
 pub use types::{BusError, Inbox, Message, MessageKind, PeerInfo, Reply};
 pub use user::{Followed, Following, TopicMessage, USER_READER, UserPort, is_users_name};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::{AgentId, AgentIdentity};
-use agentd_bus::client::{Client, Received, Routing};
+use agentd_bus::client::{Answer, Client, Received, Routing};
 use agentd_bus::message::{Event, Outcome, Status};
 use agentd_bus::router::Limits;
 use agentd_sandbox::IpcRules;
@@ -289,6 +289,67 @@ async fn queues_go_by_shared_memory_by_themselves() {
         let (confirmed, _a) = producing.join().unwrap();
         assert_eq!(confirmed, MESSAGES);
         assert!(server.peers().iter().all(|peer| peer.routed == 1));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_over_shared_memory_is_told_everything_once() {
+    const MESSAGES: u32 = 3_000;
+    let bus = Fixture::new();
+    let (_a, a) = bus.attach("a");
+    let (_b, b) = bus.attach("b");
+    blocking(move || {
+        let (a, b) = (routed(&a), routed(&b));
+        let topics = b.subscribe("ticks.#").unwrap();
+        let serving = std::thread::spawn(move || {
+            let requests = b.serve(16).unwrap();
+            let mut served = 0;
+            while served < MESSAGES / 10 {
+                let request = requests.next(WATCHDOG).unwrap().expect("a request");
+                let echo = request.params.clone();
+                request.respond(Ok(&echo)).unwrap();
+                served += 1;
+            }
+            served
+        });
+        let reading = std::thread::spawn(move || {
+            let (mut seen, mut lost) = (0, 0);
+            while seen + lost < u64::from(MESSAGES) {
+                match topics.for_each(WATCHDOG, |frame| {
+                    Event::parse(&frame.payload).unwrap();
+                }) {
+                    Received::Item(count) => seen += count as u64,
+                    Received::Lost(count) => lost += count,
+                    other => panic!("{other:?}"),
+                }
+            }
+            seen
+        });
+        let mut pipeline = a.pipeline(128).unwrap();
+        let mut replies = 0;
+        for n in 0..MESSAGES {
+            pipeline
+                .publish("ticks.a", "tick", &n.to_le_bytes())
+                .unwrap();
+            if n % 10 == 0 {
+                pipeline
+                    .request("b", "echo", &n.to_le_bytes(), WATCHDOG)
+                    .unwrap();
+            }
+            while let Some(done) = pipeline.next(Duration::ZERO).unwrap() {
+                assert!(matches!(done.outcome, Ok(Answer::Reply(_))), "{done:?}");
+                replies += 1;
+            }
+        }
+        pipeline.flush(WATCHDOG).unwrap();
+        while let Some(done) = pipeline.next(Duration::ZERO).unwrap() {
+            assert!(matches!(done.outcome, Ok(Answer::Reply(_))), "{done:?}");
+            replies += 1;
+        }
+        assert_eq!(pipeline.taken(), u64::from(MESSAGES));
+        assert_eq!(replies, serving.join().unwrap());
+        assert!(reading.join().unwrap() > 0);
     })
     .await;
 }

@@ -190,11 +190,14 @@ impl Host for Surroundings {
 }
 
 /// Router threads of a bus unless something else is asked for: one user's agents are all on one of them, so more than a
-/// few pay only where many users' agents are busy at once.
-fn default_shards() -> usize {
+/// few pay only where many users' agents are busy at once. One that has nothing to do sleeps, and costs nothing.
+pub fn default_shards() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     (cpus / 4).clamp(1, 8)
 }
+
+/// The most that may be asked for.
+pub const SHARDS_MAX: usize = 64;
 
 /// A table is whole at any time, also after a panic elsewhere.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -220,16 +223,17 @@ impl BusServer {
         Self::start_over(sink, limits, shards, Durable::without_store())
     }
 
-    /// As [`Self::start`], with durable topics and queues; what the store has of them is there before this returns.
+    /// As [`Self::start`], with that many router threads, and durable topics and queues; what the store has of them is there before this returns.
     ///
     /// # Errors
     /// The store's.
     pub async fn start_durable(
         sink: Arc<dyn MessageSink>,
         durable: Arc<Durable>,
+        shards: usize,
     ) -> Result<Self, StreamError> {
         let kept = durable.restore().await?;
-        let bus = Self::start_over(sink, Limits::default(), default_shards(), durable);
+        let bus = Self::start_over(sink, Limits::default(), shards, durable);
         for Kept {
             stream,
             spec,

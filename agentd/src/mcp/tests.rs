@@ -29,15 +29,20 @@ struct Pair {
 
 /// Two agents of one user who may do anything with each other.
 fn pair() -> Pair {
+    pair_with("#", "#")
+}
+
+/// The same, where the first may publish and subscribe to what these patterns cover only.
+fn pair_with(publish: &str, subscribe: &str) -> Pair {
     let dir = tempfile::tempdir().unwrap();
     let bus = BusServer::start(Arc::new(Unrecorded));
-    let attach = |name: &str| {
-        let all = || vec![NamePattern::parse("#").unwrap()];
+    let attach = |name: &str, publish: &str, subscribe: &str| {
+        let only = |pattern: &str| vec![NamePattern::parse(pattern).unwrap()];
         let rules = IpcRules {
-            send: all(),
-            request: all(),
-            publish: all(),
-            subscribe: all(),
+            send: only("#"),
+            request: only("#"),
+            publish: only(publish),
+            subscribe: only(subscribe),
             shared_memory: true,
         };
         let identity = AgentIdentity {
@@ -53,7 +58,8 @@ fn pair() -> Pair {
         )
         .unwrap()
     };
-    let (model, other) = (attach("model"), attach("other"));
+    let model = attach("model", publish, subscribe);
+    let other = attach("other", "#", "#");
     Pair {
         model,
         other,
@@ -214,7 +220,19 @@ async fn a_session_of_the_older_era_lists_and_calls_tools() {
         .iter()
         .map(|t| t["name"].clone())
         .collect();
-    assert_eq!(names, ["agents", "send", "request", "inbox", "publish"]);
+    assert_eq!(
+        names,
+        [
+            "agents",
+            "send",
+            "request",
+            "inbox",
+            "publish",
+            "queue_put",
+            "queue_take",
+            "queue_ack"
+        ]
+    );
     let sent = http
         .post(
             "/mcp",
@@ -343,7 +361,7 @@ async fn in_band_calls_reach_the_bus_and_come_back() {
         .handle(rpc(2, "tools/list", json!({})))
         .await
         .unwrap();
-    assert_eq!(listed["result"]["tools"].as_array().unwrap().len(), 5);
+    assert_eq!(listed["result"]["tools"].as_array().unwrap().len(), 8);
     let mut requests = pair.other.serve_requests(1).unwrap();
     let asking = tokio::spawn({
         let server = server.clone();
@@ -460,7 +478,7 @@ async fn errors_say_what_would_have_worked() {
         unknown["error"]["message"]
             .as_str()
             .unwrap()
-            .contains("agents, send, request, inbox, publish")
+            .contains("agents, send, request, inbox, publish, queue_put, queue_take, queue_ack")
     );
 }
 
@@ -511,4 +529,131 @@ async fn a_cancelled_call_withdraws_its_request() {
         (&answer["id"], &answer["error"]["code"]),
         (&json!(7), &json!(-32800))
     );
+}
+
+/// What a tool gave, over a session like a model's.
+async fn structured(server: &InBand, id: u32, name: &str, arguments: Value) -> Value {
+    let answer = in_time(server.handle(tool(id, name, arguments))).await;
+    let result = answer.unwrap()["result"].clone();
+    assert_eq!(result["isError"], false, "{name}: {result}");
+    result["structuredContent"].clone()
+}
+
+#[tokio::test]
+async fn a_model_puts_takes_and_settles_messages_of_a_queue() {
+    let pair = pair();
+    let (model, other) = (
+        InBand::new(pair.model.clone()),
+        InBand::new(pair.other.clone()),
+    );
+    let first = structured(
+        &model,
+        1,
+        "queue_put",
+        json!({"queue": "builds", "message": {"n": 1}}),
+    );
+    assert_eq!(first.await, json!({"queue": "builds", "id": 1}));
+    let urgent = json!({"queue": "builds", "message": "now", "priority": 3});
+    structured(&model, 2, "queue_put", urgent).await;
+    let take = |id, max| {
+        structured(
+            &other,
+            id,
+            "queue_take",
+            json!({"queue": "builds", "max": max}),
+        )
+    };
+    let taken = take(3, 1).await["messages"].clone();
+    assert_eq!(
+        (
+            &taken[0]["message"],
+            &taken[0]["deliveries"],
+            taken.as_array().unwrap().len()
+        ),
+        (&json!("now"), &json!(1), 1),
+        "the urgent one first, and no more than was asked for"
+    );
+    // Given back, it is delivered again; done, it is not; and only who holds it can say so.
+    let settle =
+        |tag: &Value, outcome: &str| json!({"queue": "builds", "tags": [tag], "outcome": outcome});
+    let said = structured(&other, 4, "queue_ack", settle(&taken[0]["tag"], "retry")).await;
+    assert_eq!(said, json!({"settled": 1, "too_late": 0}));
+    let late = structured(&other, 6, "queue_ack", settle(&taken[0]["tag"], "done")).await;
+    assert_eq!(
+        late,
+        json!({"settled": 0, "too_late": 1}),
+        "nobody holds it now"
+    );
+    let again = take(5, 10).await["messages"].clone();
+    assert_eq!(
+        (&again[0]["deliveries"], &again[1]["message"]),
+        (&json!(2), &json!({"n": 1}))
+    );
+    let done = json!({"queue": "builds", "tags": [again[0]["tag"]]});
+    assert_eq!(structured(&other, 7, "queue_ack", done).await["settled"], 1);
+    structured(&other, 8, "queue_ack", settle(&again[1]["tag"], "reject")).await;
+    assert_eq!(take(9, 10).await["messages"], json!([]));
+}
+
+#[tokio::test]
+async fn queue_tools_keep_to_the_policy_and_say_what_is_allowed() {
+    let pair = pair_with("queue.in", "queue.out");
+    let server = InBand::new(pair.model.clone());
+    let failed = async |id: u32, name: &str, arguments: Value| {
+        let answer = in_time(server.handle(tool(id, name, arguments))).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer["result"]["isError"], true, "{answer}");
+        let text = answer["result"]["content"][0]["text"].as_str();
+        text.unwrap().to_owned()
+    };
+    structured(
+        &server,
+        1,
+        "queue_put",
+        json!({"queue": "in", "message": "x"}),
+    )
+    .await;
+    structured(&server, 2, "queue_take", json!({"queue": "out"})).await;
+    let text = failed(3, "queue_put", json!({"queue": "out", "message": "x"})).await;
+    assert!(
+        text.contains("denied") && text.contains("[ipc] publish list has to name queue.out"),
+        "{text}"
+    );
+    let text = failed(4, "queue_take", json!({"queue": "in"})).await;
+    assert!(
+        text.contains("[ipc] subscribe list has to name queue.in"),
+        "{text}"
+    );
+    let text = failed(5, "queue_take", json!({"queue": "other"})).await;
+    assert!(
+        text.contains("neither to produce to queue.other nor to consume from it"),
+        "{text}"
+    );
+    let text = failed(6, "queue_take", json!({"queue": "out", "max": 33})).await;
+    assert!(text.contains("allowed are 1 to 32"), "{text}");
+    let text = failed(
+        7,
+        "queue_put",
+        json!({"queue": "in", "message": "x", "priority": 4}),
+    )
+    .await;
+    assert!(text.contains("allowed are 0 to 3"), "{text}");
+    let text = failed(8, "queue_ack", json!({"queue": "out", "tags": ["first"]})).await;
+    assert!(text.contains("\"first\" is no tag"), "{text}");
+    let text = failed(9, "queue_ack", json!({"queue": "out", "tags": []})).await;
+    assert!(text.contains("number of tags is 0"), "{text}");
+    let extend = json!({"queue": "out", "tags": ["1"], "outcome": "extend"});
+    assert!(
+        failed(10, "queue_ack", extend)
+            .await
+            .contains("needs delay_seconds")
+    );
+    let gone = json!({"queue": "out", "tags": ["1"], "outcome": "lost"});
+    assert!(
+        failed(11, "queue_ack", gone)
+            .await
+            .contains("`done`, `retry`, `reject`, `extend`")
+    );
+    let empty = json!({"queue": "a..b", "message": "x"});
+    assert!(failed(12, "queue_put", empty).await.contains("empty word"));
 }

@@ -29,7 +29,7 @@ const INBOX_WAIT_MAX_S: u64 = 50;
 pub(super) fn specs() -> Vec<ToolSpec> {
     let message = json!({"description": "The content: text, or any JSON value."});
     let to = json!({"type": "string", "description": "Name of the agent, as listed by `agents`."});
-    vec![
+    let mut specs = vec![
         ToolSpec {
             name: "agents",
             description: "List the other agents you can work with: their names, whether they answer requests at \
@@ -99,7 +99,9 @@ pub(super) fn specs() -> Vec<ToolSpec> {
             ),
             read_only: false,
         },
-    ]
+    ];
+    specs.extend(super::queues::specs());
+    specs
 }
 
 pub(super) fn object(properties: Value, required: &[&str]) -> Value {
@@ -175,7 +177,7 @@ pub(super) async fn call(
         "request" => request(port, arguments).await,
         "inbox" => inbox(port, arguments).await,
         "publish" => publish(port, arguments).await,
-        _ => return None,
+        _ => return super::queues::call(port, name, arguments).await,
     })
 }
 
@@ -289,7 +291,7 @@ fn show(message: &Message) -> Value {
 }
 
 /// Text travels as it is, anything else as JSON.
-fn to_bytes(message: &Value) -> Vec<u8> {
+pub(super) fn to_bytes(message: &Value) -> Vec<u8> {
     match message {
         Value::String(text) => text.clone().into_bytes(),
         other => other.to_string().into_bytes(),
@@ -297,7 +299,7 @@ fn to_bytes(message: &Value) -> Vec<u8> {
 }
 
 /// The reverse, for whatever another program sent: objects and lists as JSON, other text as text.
-fn from_bytes(payload: &[u8]) -> Value {
+pub(super) fn from_bytes(payload: &[u8]) -> Value {
     match std::str::from_utf8(payload) {
         Ok(text) if text.trim_start().starts_with(['{', '[']) => {
             serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
@@ -313,7 +315,7 @@ fn from_bytes(payload: &[u8]) -> Value {
     }
 }
 
-fn explain(error: &BusError) -> String {
+pub(super) fn explain(error: &BusError) -> String {
     let hint = match error.status {
         Status::DENIED => " Ask the person who runs you to widen the policy if this is needed.",
         Status::DEADLINE => {

@@ -1,17 +1,19 @@
 //! A hundred agents, each a process of its own, doing everything that the router has, all at once.
 //!
 //! In each round of its loop an agent puts a batch of 32 messages into one of ten queues, publishes to one of ten topics (each
-//! with ten followers), sends to another agent's inbox and asks another one; now and then it broadcasts. A thread of its own answers
-//! what others ask. It takes from its queue, its topic and its inbox in each round. Payloads are 64 bytes.
+//! with ten followers); every fourth it sends to another agent's inbox and asks another one; now and then it broadcasts. It has
+//! up to [`WINDOW`] messages under way, and hears of each that was refused. In each round it takes what has come from its
+//! queue, its topic and its inbox, and answers what others ask. Payloads are 64 bytes, and every one is read.
 //!
 //! What counts is what has arrived: messages taken from queues, topics and inboxes, requests served and answers received, while
 //! all run; every agent says how many. A message that was refused or dropped because somebody was slow does not count.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use agentd_bus::client::{Client, ClientError, Received, Routing};
+use agentd_bus::client::{
+    Answer, Client, Consumer, Done, Pipeline, ProduceError, Producer, Received, Requests, Routing,
+    Subscription,
+};
 use agentd_bus::message::{Full, Outcome, QueueSpec, Status};
 use anyhow::{Context, Result, bail};
 use bench_kit::report::{Limit, Report};
@@ -26,6 +28,12 @@ const BATCH: usize = 32;
 const BROADCAST_EVERY: u64 = 256;
 /// Rounds between two requests, and two messages to an inbox.
 const ASK_EVERY: u64 = 4;
+/// Messages of one agent under way, queues left out: those go in batches, of which 64 are.
+const WINDOW: usize = 256;
+/// Messages that an agent has put into queues and not seen as many of come out: the queues stay short.
+const AHEAD: u64 = 6144;
+/// An agent that is that far ahead looks again after this at the latest, whatever comes.
+const WAIT: Duration = Duration::from_millis(20);
 const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// What one agent received.
@@ -34,7 +42,10 @@ struct Counts {
     queue: u64,
     topic: u64,
     inbox: u64,
+    served: u64,
     answers: u64,
+    /// Topic messages for which it was too slow.
+    lost: u64,
 }
 
 pub fn measure(report: &mut Report, agents: usize, rounds: usize, length: Duration) {
@@ -43,7 +54,8 @@ pub fn measure(report: &mut Report, agents: usize, rounds: usize, length: Durati
     for _ in 0..rounds {
         match round(agents, length) {
             Ok(rates) => {
-                samples.push(rates.iter().map(|(_, rate)| rate).sum());
+                let arrived = rates.iter().filter(|(name, _)| name != "lost");
+                samples.push(arrived.map(|(_, rate)| rate).sum());
                 for (name, rate) in rates {
                     match parts.iter_mut().find(|(known, _)| *known == name) {
                         Some((_, rates)) => rates.push(rate),
@@ -74,14 +86,13 @@ fn round(agents: usize, length: Duration) -> Result<Vec<(String, f64)>> {
             let mut agent = Agent::start(client, number, agents)?;
             meet.wait();
             let said = agent.run(length)?;
-            // Whoever has asked is answered before anybody leaves.
+            // Nobody leaves while others count.
             meet.wait();
-            agent.stop.store(true, Ordering::Relaxed);
             Ok(said)
         })
     });
     let said = play(sides.collect())?;
-    let names = ["queue", "topic", "inbox", "requests", "answers"];
+    let names = ["queue", "topic", "inbox", "requests", "answers", "lost"];
     names
         .iter()
         .map(|name| {
@@ -98,15 +109,18 @@ fn round(agents: usize, length: Duration) -> Result<Vec<(String, f64)>> {
 }
 
 struct Agent {
-    client: Client,
     number: usize,
     agents: usize,
-    producer: agentd_bus::client::Producer,
-    consumer: agentd_bus::client::Consumer,
-    topic: agentd_bus::client::Subscription,
-    served: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
+    producer: Producer,
+    consumer: Consumer,
+    topic: Subscription,
+    requests: Requests,
+    pipeline: Pipeline,
     counts: Counts,
+    /// Messages put into queues.
+    put: u64,
+    /// Of everything that was received, so that it is all read.
+    sum: u64,
 }
 
 impl Agent {
@@ -118,29 +132,17 @@ impl Agent {
         let name = |of: usize| format!("q{}", of % TOPICS);
         let produces = client.declare_queue(&name(number + 1), spec)?;
         let consumes = client.declare_queue(&name(number), spec)?;
-        let (served, stop): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
-        let requests = client.serve(16)?;
-        let (counting, stopping) = (served.clone(), stop.clone());
-        std::thread::spawn(move || -> Result<(), ClientError> {
-            while !stopping.load(Ordering::Relaxed) {
-                if let Some(request) = requests.next(Duration::from_millis(200))? {
-                    let echo = request.params.clone();
-                    request.respond(Ok(&echo))?;
-                    counting.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            Ok(())
-        });
         Ok(Self {
             topic: client.subscribe(&format!("t{}", number % TOPICS))?,
+            requests: client.serve(16)?,
             producer: produces.producer()?,
             consumer: consumes.consume(1024)?,
-            client,
+            pipeline: client.pipeline(WINDOW)?,
             number,
             agents,
-            served,
-            stop,
             counts: Counts::default(),
+            put: 0,
+            sum: 0,
         })
     }
 
@@ -148,25 +150,32 @@ impl Agent {
         let payload = bench_kit::measure::payload(64);
         let topic = format!("t{}", (self.number + 1) % TOPICS);
         let other = format!("a{}", (self.number + 7) % self.agents);
+        self.pipeline.read_inbox(256, WATCHDOG)?;
         let begun = Instant::now();
-        let mut round = 0;
+        let mut round = 0_u64;
         while begun.elapsed() < length {
+            if self.put > self.counts.queue + AHEAD {
+                self.wait()?;
+                self.take(&payload)?;
+                continue;
+            }
+            self.put += BATCH as u64;
             for _ in 0..BATCH {
                 self.producer.push(&payload)?;
             }
             match self.producer.send() {
-                Ok(()) => {}
-                Err(agentd_bus::client::ProduceError::Refused { .. }) => {}
+                Ok(()) | Err(ProduceError::Refused { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
-            self.client.publish(&topic, "tick", &payload)?;
+            self.pipeline.publish(&topic, "tick", &payload)?;
             if round.is_multiple_of(ASK_EVERY) {
-                self.ask(&other, &payload)?;
+                self.pipeline.send(&other, "note", &payload)?;
+                self.pipeline.request(&other, "echo", &payload, WATCHDOG)?;
             }
-            if round % BROADCAST_EVERY == 0 {
-                self.client.broadcast("all", &payload)?;
+            if round % BROADCAST_EVERY == BROADCAST_EVERY - 1 {
+                self.pipeline.broadcast("all", &payload)?;
             }
-            self.take(round)?;
+            self.take(&payload)?;
             round += 1;
         }
         let seconds = begun.elapsed().as_secs_f64();
@@ -174,54 +183,90 @@ impl Agent {
             queue,
             topic,
             inbox,
+            served,
             answers,
+            lost,
         } = self.counts;
+        std::hint::black_box(self.sum);
         Ok(json!({
             "queue": queue, "topic": topic, "inbox": inbox, "answers": answers,
-            "requests": self.served.load(Ordering::Relaxed), "seconds": seconds,
+            "requests": served, "lost": lost, "seconds": seconds,
         }))
     }
 
-    fn ask(&mut self, other: &str, payload: &[u8]) -> Result<()> {
-        match self.client.send(other, "note", payload) {
-            Err(error) if error.status() != Some(Status::QUEUE_FULL) => return Err(error.into()),
-            _ => {}
+    /// Until there is something to take: this agent is as far ahead as it may be.
+    fn wait(&mut self) -> Result<()> {
+        let Self { consumer, sum, .. } = self;
+        let taken = consumer.for_each(WAIT, |delivery| {
+            *sum = sum.wrapping_add(bench_kit::sum(delivery.data));
+            Outcome::Ack
+        })?;
+        self.counts.queue += taken as u64;
+        Ok(())
+    }
+
+    /// Answers what others ask, after the end too: they wait for it.
+    fn serve(&mut self) -> Result<()> {
+        while let Some(request) = self.requests.next(Duration::ZERO)? {
+            self.sum = self.sum.wrapping_add(bench_kit::sum(&request.params));
+            let echo = request.params.clone();
+            request.respond(Ok(&echo))?;
+            self.counts.served += 1;
         }
-        let reply = match self.client.request(other, "echo", payload, WATCHDOG) {
-            Err(error) if error.status() == Some(Status::QUEUE_FULL) => return Ok(()),
-            reply => reply?,
-        };
-        if reply.result != payload {
-            bail!("the answer is not what was asked");
-        }
-        self.counts.answers += 1;
         Ok(())
     }
 
     /// What has come, without waiting for more.
-    fn take(&mut self, round: u64) -> Result<()> {
-        let mut sum = 0_u64;
-        let taken = self.consumer.for_each(Duration::ZERO, |delivery| {
-            sum = sum.wrapping_add(bench_kit::sum(delivery.data));
-            Outcome::Ack
-        })?;
-        self.counts.queue += taken as u64;
+    fn take(&mut self, payload: &[u8]) -> Result<()> {
+        let Self { consumer, sum, .. } = self;
         loop {
-            match self.topic.next(Duration::ZERO) {
-                Received::Item(frame) => {
-                    sum = sum.wrapping_add(bench_kit::sum(&frame.payload));
-                    self.counts.topic += 1;
-                }
-                Received::Lost(_) => {}
+            let taken = consumer.for_each(Duration::ZERO, |delivery| {
+                *sum = sum.wrapping_add(bench_kit::sum(delivery.data));
+                Outcome::Ack
+            })?;
+            self.counts.queue += taken as u64;
+            if taken == 0 {
+                break;
+            }
+        }
+        loop {
+            let Self { topic, sum, .. } = self;
+            match topic.for_each(Duration::ZERO, |frame| {
+                *sum = sum.wrapping_add(bench_kit::sum(&frame.payload));
+            }) {
+                Received::Item(count) => self.counts.topic += count as u64,
+                Received::Lost(n) => self.counts.lost += n,
                 Received::TimedOut => break,
                 other => bail!("a subscription ended: {other:?}"),
             }
         }
-        if round.is_multiple_of(ASK_EVERY) {
-            let inbox = self.client.inbox(256, Duration::ZERO)?;
-            self.counts.inbox += inbox.messages.len() as u64;
+        self.serve()?;
+        while let Some(done) = self.pipeline.next(Duration::ZERO)? {
+            self.told(done, payload)?;
         }
-        std::hint::black_box(sum);
+        Ok(())
+    }
+
+    /// An answer, or a refusal.
+    fn told(&mut self, done: Done, payload: &[u8]) -> Result<()> {
+        match done.outcome {
+            Ok(Answer::Reply(reply)) => {
+                if reply.result != payload {
+                    bail!("the answer is not what was asked");
+                }
+                self.counts.answers += 1;
+            }
+            Ok(Answer::Inbox(inbox)) => {
+                for (_, frame) in &inbox.messages {
+                    self.sum = self.sum.wrapping_add(bench_kit::sum(&frame.payload));
+                }
+                self.counts.inbox += inbox.messages.len() as u64;
+                self.pipeline.read_inbox(256, WATCHDOG)?;
+            }
+            // An inbox, or what waits for a server, was full: the message does not count.
+            Err(error) if error.status() == Some(Status::QUEUE_FULL) => {}
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 }

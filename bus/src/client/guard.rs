@@ -77,6 +77,11 @@ impl Guard {
         self.protection.opener()
     }
 
+    /// Whether there is a key for what goes to `to`.
+    pub fn protects(&self, to: Addressee<'_>) -> bool {
+        self.protection.sealer(to).is_some()
+    }
+
     /// Protects what goes from `me` to `id`, if there is a key for `to`.
     pub fn outgoing(
         &self,

@@ -38,6 +38,15 @@ const OFFERS_HELD: usize = 64;
 /// Endings held of channels that were offered and not taken yet.
 const ENDINGS_HELD: usize = 512;
 
+/// Correlation ids with this bit belong to pipelines: the six bits below [`PIPELINE_CALL`] say to which.
+pub(super) const PIPELINED: u32 = 1 << 31;
+/// Of those, the ones whose answers come one by one; the others are events.
+pub(super) const PIPELINE_CALL: u32 = 1 << 30;
+/// The bits that a pipeline counts in.
+pub(super) const PIPELINE_COUNT: u32 = (1 << 24) - 1;
+/// Pipelines of one connection.
+const PIPELINES: usize = 64;
+
 /// A lane that another agent offers.
 #[derive(Debug)]
 pub(super) struct OfferedLane {
@@ -115,7 +124,7 @@ struct Writer {
     tail: Vec<u8>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LinkState {
     calls: HashMap<u32, SyncSender<Arrived>>,
     subscribers: Vec<Subscriber>,
@@ -127,6 +136,8 @@ struct LinkState {
     follows: HashMap<u32, Arc<Mailbox<OfferedLog>>>,
     /// Queues that this client takes messages from.
     consumers: HashMap<u32, Arc<Mailbox<Frame>>>,
+    /// Pipelines of this client, by their numbers.
+    pipelines: [Option<Arc<Mailbox<Frame>>>; PIPELINES],
     /// Readers of this client's logs: which log.
     readers: HashMap<u32, u32>,
     /// Channels that ended while their offers waited here.
@@ -183,11 +194,11 @@ impl Link {
         Ok(link)
     }
 
-    /// Sends `frame` under a fresh correlation id; [`Self::finish_call`] waits for the answer.
-    pub fn start_call(&self, mut frame: Frame) -> Result<Receiver<Arrived>, ClientError> {
+    /// Sends a command under a fresh correlation id, its payload stays with the caller; [`Self::finish_call`] waits for the
+    /// answer.
+    pub fn start_command(&self, payload: &[u8]) -> Result<Receiver<Arrived>, ClientError> {
         let (correlation, receiver) = self.begin(None)?;
-        frame.header.correlation = correlation.into();
-        if let Err(error) = self.send(frame, None) {
+        if let Err(error) = self.send_parts((kind::COMMAND, 1, correlation), PeerId::BUS, payload) {
             self.abandon(correlation);
             return Err(error);
         }
@@ -201,6 +212,28 @@ impl Link {
         wait: Duration,
     ) -> Result<Arrived, ClientError> {
         self.await_answer(receiver, Some(wait))
+    }
+
+    /// Answers to a pipeline go there from now on; the bits of its correlation ids. `None`: there are too many.
+    pub fn add_pipeline(&self, mailbox: &Arc<Mailbox<Frame>>) -> Option<u32> {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            mailbox.close();
+        }
+        let free = state.pipelines.iter().position(Option::is_none)?;
+        state.pipelines[free] = Some(mailbox.clone());
+        Some(PIPELINED | (free as u32) << PIPELINE_COUNT.count_ones())
+    }
+
+    pub fn remove_pipeline(&self, bits: u32) {
+        self.lock().pipelines[pipeline_of(bits)] = None;
+    }
+
+    /// What a pipeline hears about the frames with this correlation id.
+    fn piped(&self, correlation: u32, frame: Frame) {
+        if let Some(mailbox) = &self.lock().pipelines[pipeline_of(correlation)] {
+            mailbox.push(frame);
+        }
     }
 
     /// Deliveries of that queue go there from now on.
@@ -315,7 +348,7 @@ impl Link {
         }
         loop {
             let id = self.next_correlation.fetch_add(1, Ordering::Relaxed);
-            if id != 0 && !state.calls.contains_key(&id) {
+            if id != 0 && id & PIPELINED == 0 && !state.calls.contains_key(&id) {
                 state.calls.insert(id, sender);
                 state
                     .expected
@@ -385,8 +418,12 @@ impl Link {
         let Some(route) = self.route.get() else {
             return mailbox.take(timeout);
         };
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let taken = route.wait(self, deadline, || mailbox.try_take());
+        let taken = if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            route.poll(self, || mailbox.try_take())
+        } else {
+            let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            route.wait(self, deadline, || mailbox.try_take())
+        };
         taken.unwrap_or(Received::TimedOut)
     }
 
@@ -396,6 +433,24 @@ impl Link {
             Some(route) if fd.is_none() && !belongs_to_socket(&frame) => route.send(self, frame),
             _ => self.send_on_socket(frame, fd),
         }
+    }
+
+    /// As [`Self::send`], of a frame whose parts are there, and that does not [belong to the socket](belongs_to_socket).
+    pub fn send_parts(
+        &self,
+        head: (u16, u32, u32),
+        to: PeerId,
+        payload: &[u8],
+    ) -> Result<(), ClientError> {
+        if let Some(route) = self.route.get()
+            && route.send_parts(self, head, to, payload)?
+        {
+            return Ok(());
+        }
+        let (bits, header_flags, correlation) = head;
+        let mut frame = Frame::new(bits, to, correlation, payload);
+        frame.header.flags = header_flags.into();
+        self.send(frame, None)
     }
 
     /// As [`Self::send`], over the socket whatever there is besides.
@@ -453,7 +508,9 @@ impl Link {
     pub fn arrived(&self, arrived: Arrived) {
         let frame = &arrived.frame;
         let bits = frame.kind();
-        if bits & kind::RESPONSE != 0 {
+        if bits & kind::RESPONSE != 0 && frame.correlation() & PIPELINED != 0 {
+            self.piped(frame.correlation(), arrived.frame);
+        } else if bits & kind::RESPONSE != 0 {
             let mut state = self.lock();
             if let Some(expected) = state.expected.remove(&frame.correlation()) {
                 state.meet(expected, frame);
@@ -466,7 +523,7 @@ impl Link {
             self.lock().in_hand.insert(frame.correlation(), false);
             self.requests.push(arrived.frame);
         } else if bits & kind::EVENT != 0 {
-            self.event(&arrived.frame);
+            self.event(arrived.frame);
         } else if bits == kind::COMMAND {
             if !self.delivered(&arrived.frame) {
                 self.command(arrived);
@@ -483,14 +540,19 @@ impl Link {
         }
     }
 
-    fn event(&self, frame: &Frame) {
+    fn event(&self, frame: Frame) {
         let Ok(event) = Event::parse(&frame.payload) else {
             return;
         };
-        for subscriber in &self.lock().subscribers {
-            if matches(&subscriber.pattern, event.topic) {
-                subscriber.mailbox.push(frame.clone());
+        let state = self.lock();
+        let covers = |subscriber: &&Subscriber| matches(&subscriber.pattern, event.topic);
+        let mut subscribers = state.subscribers.iter().filter(covers).peekable();
+        while let Some(subscriber) = subscribers.next() {
+            if subscribers.peek().is_none() {
+                subscriber.mailbox.push(frame);
+                return;
             }
+            subscriber.mailbox.push(frame.clone());
         }
     }
 
@@ -500,6 +562,9 @@ impl Link {
                 for subscriber in &self.lock().subscribers {
                     subscriber.mailbox.add_lost(count);
                 }
+            }
+            Ok(Control::Acknowledged { first, .. }) if first & PIPELINED != 0 => {
+                self.piped(first, arrived.frame);
             }
             Ok(Control::Cancel { request }) => {
                 if let Some(withdrawn) = self.lock().in_hand.get_mut(&request) {
@@ -720,6 +785,9 @@ impl Link {
             mailbox.close();
         }
         state.consumers.clear();
+        for mailbox in state.pipelines.iter().flatten() {
+            mailbox.close();
+        }
         state.expected.clear();
         state.channels.clear();
         state.readers.clear();
@@ -753,6 +821,29 @@ fn belongs_to_socket(frame: &Frame) -> bool {
                 | Control::SegmentDropped { .. }
         ),
         Err(_) => true,
+    }
+}
+
+/// The number in a pipeline's correlation id.
+fn pipeline_of(correlation: u32) -> usize {
+    (correlation >> PIPELINE_COUNT.count_ones()) as usize % PIPELINES
+}
+
+impl Default for LinkState {
+    fn default() -> Self {
+        Self {
+            calls: HashMap::new(),
+            subscribers: Vec::new(),
+            in_hand: HashMap::new(),
+            expected: HashMap::new(),
+            channels: HashMap::new(),
+            follows: HashMap::new(),
+            consumers: HashMap::new(),
+            pipelines: [const { None }; PIPELINES],
+            readers: HashMap::new(),
+            ended_early: VecDeque::new(),
+            closed: None,
+        }
     }
 }
 

@@ -20,6 +20,33 @@ pub enum Received<T> {
     Closed,
 }
 
+/// How long a wait lasts. Who does not want to wait does not look at the clock either.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Until {
+    Now,
+    Then(Instant),
+    Ever,
+}
+
+impl Until {
+    pub fn after(timeout: Duration) -> Self {
+        if timeout.is_zero() {
+            return Self::Now;
+        }
+        let then = Instant::now().checked_add(timeout);
+        then.map_or(Self::Ever, Self::Then)
+    }
+
+    /// What is left of it; `None`: it has no end.
+    pub fn left(self) -> Option<Duration> {
+        match self {
+            Self::Now => Some(Duration::ZERO),
+            Self::Then(then) => Some(then.saturating_duration_since(Instant::now())),
+            Self::Ever => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
     state: Mutex<State<T>>,
@@ -30,6 +57,8 @@ pub(super) struct Mailbox<T> {
 #[derive(Debug)]
 struct State<T> {
     items: VecDeque<T>,
+    /// Threads in [`Mailbox::take`]: whoever puts something in makes no system call for nobody.
+    waiting: usize,
     lost: u64,
     closed: bool,
 }
@@ -38,6 +67,7 @@ impl<T> Mailbox<T> {
     pub fn new(capacity: usize) -> Self {
         let state = State {
             items: VecDeque::new(),
+            waiting: 0,
             lost: 0,
             closed: false,
         };
@@ -58,8 +88,11 @@ impl<T> Mailbox<T> {
             state.lost += 1;
         }
         state.items.push_back(item);
+        let waiting = state.waiting > 0;
         drop(state);
-        self.changed.notify_one();
+        if waiting {
+            self.changed.notify_one();
+        }
     }
 
     pub fn add_lost(&self, count: u64) {
@@ -77,18 +110,32 @@ impl<T> Mailbox<T> {
         self.lock().next()
     }
 
+    /// Moves everything that is there into `items`, which is empty. After a loss nothing: that is told first.
+    pub fn take_items(&self, items: &mut VecDeque<T>) {
+        let mut state = self.lock();
+        if state.lost == 0 {
+            std::mem::swap(&mut state.items, items);
+        }
+    }
+
     /// Waits for the next item; without a time-out, for ever.
     pub fn take(&self, timeout: Option<Duration>) -> Received<T> {
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return self.try_take().unwrap_or(Received::TimedOut);
+        }
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.lock();
         loop {
             if let Some(received) = state.next() {
                 return received;
             }
-            state = match wait_changed(&self.changed, state, deadline) {
-                Some(state) => state,
-                None => return Received::TimedOut,
-            };
+            state.waiting += 1;
+            let woken = wait_changed(&self.changed, state, deadline);
+            state = woken.unwrap_or_else(|| self.lock());
+            state.waiting -= 1;
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return state.next().unwrap_or(Received::TimedOut);
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ mod lanes;
 mod link;
 mod logs;
 mod mailbox;
+mod pipeline;
 mod queue;
 mod route;
 mod sealed;
@@ -64,6 +65,7 @@ pub use logs::{
     LogWriter,
 };
 pub use mailbox::Received;
+pub use pipeline::{Answer, Done, Pipeline, PipelineError, Ticket, WINDOW_MAX};
 pub use queue::{Consumer, Delivery, ProduceError, Producer, Queue};
 pub use sealed::{Body, HELD_MAX as SEALED_HELD_MAX, InPlaceError, SealedSendError};
 pub use serve::{Incoming, Requests, Subscription};
@@ -367,7 +369,11 @@ impl Client {
         let payload = Control::Inbox { max, wait_ms }.encode()?;
         let frame = Frame::new(kind::COMMAND, PeerId::BUS, 0, payload);
         let answer = self.link()?.call(frame, Some(wait.saturating_add(GRACE)))?;
-        let batch = InboxBatch::parse(ok_result(&answer)?.result)?;
+        self.verified_inbox(InboxBatch::parse(ok_result(&answer)?.result)?)
+    }
+
+    /// What of a read of the inbox is believed.
+    fn verified_inbox(&self, batch: InboxBatch) -> Result<InboxBatch, ClientError> {
         let mut messages = Vec::with_capacity(batch.messages.len());
         for (name, frame) in batch.messages {
             let (from, id, bits) = (frame.header.source, frame.correlation(), frame.kind());
@@ -501,32 +507,40 @@ impl Client {
         name: &str,
         mut call: impl FnMut(PeerId) -> Result<Frame, ClientError>,
     ) -> Result<Frame, ClientError> {
-        let remembered = self
-            .inner
-            .names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .copied();
-        if let Some(id) = remembered {
+        if let Some(id) = self.remembered(name) {
             match call(id) {
                 // Nothing was delivered, so trying again can't deliver it twice.
                 Err(error) if error.status() == Some(Status::NO_SUCH_AGENT) => {}
                 other => return other,
             }
         }
+        call(self.look_up(name)?)
+    }
+
+    fn remembered(&self, name: &str) -> Option<PeerId> {
+        let names = self.inner.names.lock();
+        let names = names.unwrap_or_else(PoisonError::into_inner);
+        names.get(name).copied()
+    }
+
+    /// An agent has gone: perhaps another has its name now.
+    fn forget_names(&self) {
+        let names = self.inner.names.lock();
+        names.unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Asks the bus for the id of the agent called `name`, and remembers it.
+    fn look_up(&self, name: &str) -> Result<PeerId, ClientError> {
         let answer = self.control(Control::Lookup { name })?;
         let id = ok_result(&answer)?.result;
         let id = PeerId(
             id.try_into()
                 .map_err(|_| MessageError::Missing { what: "agent id" })?,
         );
-        self.inner
-            .names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.to_owned(), id);
-        call(id)
+        let names = self.inner.names.lock();
+        let mut names = names.unwrap_or_else(PoisonError::into_inner);
+        names.insert(name.to_owned(), id);
+        Ok(id)
     }
 }
 

@@ -25,10 +25,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::link::{Arrived, Link};
-use super::mailbox::{Mailbox, Received};
+use super::mailbox::{Mailbox, Received, Until};
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{
@@ -121,8 +121,9 @@ impl Queue {
         Ok(Producer {
             link,
             number,
-            batch: BatchBuilder::new(),
+            batch: BatchBuilder::command_for(number, Vec::new()),
             under_way: VecDeque::new(),
+            spare: Vec::new(),
             confirmed: 0,
         })
     }
@@ -138,6 +139,7 @@ impl Queue {
             hold: Arc::new(hold),
             batch: None,
             at: 0,
+            acked: Vec::new(),
         })
     }
 
@@ -210,7 +212,9 @@ pub struct Producer {
     link: Arc<Link>,
     number: u32,
     batch: BatchBuilder,
-    under_way: VecDeque<(Receiver<Arrived>, Arc<[u8]>)>,
+    under_way: VecDeque<(Receiver<Arrived>, Vec<u8>)>,
+    /// The memory of batches that are confirmed.
+    spare: Vec<Vec<u8>>,
     confirmed: u64,
 }
 
@@ -256,10 +260,10 @@ impl Producer {
         while self.under_way.len() >= UNDER_WAY {
             self.confirm()?;
         }
-        let frame = produce_frame(self.number, self.batch.messages())?;
-        self.batch.clear();
-        let payload = frame.payload.clone();
-        match self.link.start_call(frame) {
+        let spare = self.spare.pop().unwrap_or_default();
+        let next = BatchBuilder::command_for(self.number, spare);
+        let payload = std::mem::replace(&mut self.batch, next).into_command();
+        match self.link.start_command(&payload) {
             Ok(receiver) => self.under_way.push_back((receiver, payload)),
             Err(why) => return Err(self.lost(why, payload)),
         }
@@ -285,6 +289,7 @@ impl Producer {
         let taken = taken.map_or(0, u32::from_le_bytes);
         self.confirmed += u64::from(taken);
         if response.status == Status::OK {
+            self.spare.push(payload);
             return Ok(());
         }
         Err(ProduceError::Refused {
@@ -294,7 +299,7 @@ impl Producer {
         })
     }
 
-    fn lost(&mut self, why: ClientError, first: Arc<[u8]>) -> ProduceError {
+    fn lost(&mut self, why: ClientError, first: Vec<u8>) -> ProduceError {
         let later = self.under_way.drain(..).map(|(_, payload)| payload);
         let rest = std::iter::once(first)
             .chain(later)
@@ -318,6 +323,8 @@ struct Hold {
     link: Arc<Link>,
     number: u32,
     mailbox: Arc<Mailbox<Frame>>,
+    /// The beginning of a command that acknowledges; the tags follow.
+    acks: Vec<u8>,
 }
 
 impl Hold {
@@ -325,10 +332,16 @@ impl Hold {
         // No batch is without a message, so there are never more of them than there is credit.
         let mailbox = Arc::new(Mailbox::new(credit.max(1) as usize));
         link.add_consumer(number, &mailbox);
+        let acks = Control::Settle {
+            queue: number,
+            outcome: Outcome::Ack,
+            tags: Numbers::parse(&[])?,
+        };
         let hold = Self {
             link: link.clone(),
             number,
             mailbox,
+            acks: acks.encode()?,
         };
         let consume = Control::Consume {
             queue: number,
@@ -377,12 +390,14 @@ pub struct Consumer {
     /// The batch that is being handed out, and how far.
     batch: Option<Arc<[u8]>>,
     at: usize,
+    /// Room for the command that says what was done.
+    acked: Vec<u8>,
 }
 
 impl Consumer {
     /// Waits for the next message; `None` after `timeout`. A lost connection is made anew.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<Delivery>, ClientError> {
-        let deadline = Instant::now().checked_add(timeout);
+        let until = Until::after(timeout);
         loop {
             if let Some(batch) = &self.batch {
                 let parsed = Deliveries::parse(&batch[self.at..])?;
@@ -406,7 +421,7 @@ impl Consumer {
                 }
                 self.batch = None;
             }
-            if !self.next_batch(deadline)? {
+            if !self.next_batch(until)? {
                 return Ok(None);
             }
         }
@@ -419,30 +434,33 @@ impl Consumer {
         timeout: Duration,
         mut work: impl FnMut(&QueueDelivery<'_>) -> Outcome,
     ) -> Result<usize, ClientError> {
-        let deadline = Instant::now().checked_add(timeout);
-        if self.batch.is_none() && !self.next_batch(deadline)? {
+        if self.batch.is_none() && !self.next_batch(Until::after(timeout))? {
             return Ok(0);
         }
         let Some(batch) = self.batch.take() else {
             return Ok(0);
         };
-        let mut acked = Vec::new();
+        let Self { acked, hold, .. } = self;
+        acked.clear();
+        acked.extend_from_slice(&hold.acks);
         let mut count = 0;
         for delivery in Deliveries::parse(&batch[self.at..])?.iter() {
             count += 1;
             match work(&delivery) {
                 Outcome::Ack => acked.extend_from_slice(&delivery.tag.to_le_bytes()),
-                other => self.hold.settle(other, &delivery.tag.to_le_bytes())?,
+                other => hold.settle(other, &delivery.tag.to_le_bytes())?,
             }
         }
-        self.hold.settle(Outcome::Ack, &acked)?;
+        if acked.len() > hold.acks.len() {
+            let head = (kind::COMMAND, 1, 0);
+            hold.link.send_parts(head, PeerId::BUS, acked)?;
+        }
         Ok(count)
     }
 
-    fn next_batch(&mut self, deadline: Option<Instant>) -> Result<bool, ClientError> {
+    fn next_batch(&mut self, until: Until) -> Result<bool, ClientError> {
         loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            match self.hold.link.take(&self.hold.mailbox, left) {
+            match self.hold.link.take(&self.hold.mailbox, until.left()) {
                 Received::Item(frame) => {
                     self.batch = Some(frame.payload);
                     self.at = HEAD;

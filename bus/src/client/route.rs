@@ -24,7 +24,7 @@ use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, message_limit};
 use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::message::{Control, Response, Shape};
-use crate::shard::compact::{Assembler, HEAD, Pieces, Reading};
+use crate::shard::compact::{Assembler, HEAD, Pieces, Reading, write_whole};
 use crate::shm::bell::Ringer;
 use crate::shm::memfd::{self, Mapping};
 use crate::shm::park::{Closer, probe_waitv, sleep_any};
@@ -189,6 +189,35 @@ impl Route {
         }
     }
 
+    /// Sends a frame of which the parts are there: kind, flags and correlation id, receiver, payload. Needs no memory of
+    /// its own. `false`: it is too long for one message, and was not sent.
+    pub fn send_parts(
+        &self,
+        link: &Link,
+        head: (u16, u32, u32),
+        to: PeerId,
+        payload: &[u8],
+    ) -> Result<bool, ClientError> {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        if HEAD + payload.len() > out.most {
+            return Ok(false);
+        }
+        let tag = {
+            let Out { buffer, .. } = &mut *out;
+            write_whole(head, to, payload, buffer)
+        };
+        loop {
+            let Out {
+                producer, buffer, ..
+            } = &mut *out;
+            match producer.try_send(tag, buffer) {
+                Ok(()) => return Ok(true),
+                Err(SendError::Full) => self.make_room(link, &mut out)?,
+                Err(error) => return Err(closed(link, &error)),
+            }
+        }
+    }
+
     /// There was no room: reads what waits, unless somebody does, and sleeps until there is room or more to read.
     fn make_room(&self, link: &Link, out: &mut Out) -> Result<(), ClientError> {
         let Some(mut back) = self.try_back() else {
@@ -227,6 +256,23 @@ impl Route {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// What `ready` has now, or after what is in the ring was read. Waits for nothing and nobody.
+    pub fn poll<T>(&self, link: &Link, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+        if let Some(found) = ready() {
+            return Some(found);
+        }
+        let mut back = self.try_back()?;
+        let read = back.read_what_is_there(link);
+        drop(back);
+        if !matches!(read, Ok(0)) {
+            self.turn.pass();
+        }
+        if let Err(error) = read {
+            link.close(format!("the bus's shared memory: {error}"));
+        }
+        ready()
     }
 
     /// Waits until `ready` has something, reading for all meanwhile. `None`: it had nothing by the deadline.

@@ -1,11 +1,12 @@
 //! The receiving half of the client: requests to answer, and topics that are followed.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::guard::Answering;
 use super::link::{EVENTS_HELD, Link};
-use super::mailbox::{Mailbox, Received};
+use super::mailbox::{Mailbox, Received, Until};
 use super::{Client, ClientError, command, ok_result};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status, SubscribeOptions};
@@ -56,10 +57,10 @@ impl Requests {
 
     /// Waits for the next request; `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Option<Incoming>, ClientError> {
-        let deadline = Instant::now().checked_add(timeout);
+        let until = Until::after(timeout);
         loop {
             let link = self.link().clone();
-            match link.take(&link.requests, left(deadline)) {
+            match link.take(&link.requests, until.left()) {
                 Received::Item(frame) => {
                     let (from, id) = (frame.header.source, frame.correlation());
                     let guard = &self.client.guard;
@@ -224,11 +225,6 @@ pub(super) fn respond(
     link.send(answer, None)
 }
 
-/// What is left of a wait; `None`: it has no end.
-fn left(deadline: Option<Instant>) -> Option<Duration> {
-    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-}
-
 /// Where the reading thread puts the messages of one subscription.
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -244,6 +240,8 @@ pub struct Subscription {
     pattern: String,
     options: SubscribeOptions,
     now: Mutex<Followed>,
+    /// Room for what is being handed out.
+    spare: Mutex<VecDeque<Frame>>,
 }
 
 /// The connection over which the messages come, and where its thread puts them.
@@ -315,15 +313,16 @@ impl Subscription {
             pattern: pattern.to_owned(),
             options,
             now,
+            spare: Mutex::default(),
         })
     }
 
     /// The next message (an EVENT frame; read it with [`crate::message::Event::parse`]), or how many
     /// were lost before it. One that does not verify is left out (see [`Client::refused`]).
     pub fn next(&self, timeout: Duration) -> Received<Frame> {
-        let deadline = Instant::now().checked_add(timeout);
+        let until = Until::after(timeout);
         loop {
-            match self.take(deadline) {
+            match self.take(until) {
                 Received::Item(frame) => {
                     let (from, guard) = (frame.header.source, &self.client.guard);
                     match guard.incoming(&self.opener, frame, self.client.id()) {
@@ -336,9 +335,36 @@ impl Subscription {
         }
     }
 
-    fn take(&self, deadline: Option<Instant>) -> Received<Frame> {
+    /// Hands every message that is there, or the first that comes within `timeout`, to `work`; how many there were. The way for
+    /// many small messages. What else [`Self::next`] says comes alone, with nothing handed out.
+    pub fn for_each(&self, timeout: Duration, mut work: impl FnMut(&Frame)) -> Received<usize> {
+        let first = match self.take(Until::after(timeout)) {
+            Received::Item(frame) => frame,
+            Received::Lost(count) => return Received::Lost(count),
+            Received::Replaced => return Received::Replaced,
+            Received::TimedOut => return Received::TimedOut,
+            Received::Closed => return Received::Closed,
+        };
+        let mut items = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        self.now().mailbox.take_items(&mut items);
+        let guard = &self.client.guard;
+        let mut count = 0;
+        for frame in std::iter::once(first).chain(items.drain(..)) {
+            let from = frame.header.source;
+            match guard.incoming(&self.opener, frame, self.client.id()) {
+                Ok((opened, _)) => {
+                    work(&opened.frame);
+                    count += 1;
+                }
+                Err(why) => guard.refuse(from, why),
+            }
+        }
+        Received::Item(count)
+    }
+
+    fn take(&self, until: Until) -> Received<Frame> {
         let followed = self.now().clone();
-        match followed.link.take(&followed.mailbox, left(deadline)) {
+        match followed.link.take(&followed.mailbox, until.left()) {
             Received::Closed => match Followed::start(&self.client, &self.pattern, self.options) {
                 Ok(anew) => {
                     *self.now() = anew;

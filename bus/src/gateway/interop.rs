@@ -357,7 +357,11 @@ mod tests {
             frame.header.source = Repeated.id_of(source).unwrap();
             frame.header.timestamp_ns = timestamp.into();
             let protection = if bits & 1 == 0 { flags::SIGNED } else { flags::SEALED };
-            frame.header.flags = (bits & u32::from(PRIORITY_BITS) & !(flags::SIGNED | flags::SEALED) | protection).into();
+            let mut header_flags = bits & u32::from(PRIORITY_BITS) & !(flags::SIGNED | flags::SEALED) | protection;
+            if header_flags & flags::GATHER != 0 {
+                header_flags |= flags::ACK;
+            }
+            frame.header.flags = header_flags.into();
             let mut bytes = Vec::new();
             to_v3(&frame, &Repeated, &mut bytes).unwrap();
             prop_assert_eq!(parse(&bytes).unwrap(), frame);

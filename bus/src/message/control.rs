@@ -49,6 +49,14 @@ pub enum Control<'a> {
     Cancel { request: u32 },
     /// Bus to client: `count` topic messages were dropped because this connection reads too slowly.
     Lost { count: u64 },
+    /// Bus to client: the events of these `count` correlation ids, from `first` on, were taken, and put into
+    /// `receivers` queues in all. For events with the flag [`GATHER`](crate::frame::flags::GATHER).
+    /// `first u32 · count u32 · receivers u64`
+    Acknowledged {
+        first: u32,
+        count: u32,
+        receivers: u64,
+    },
     /// Client to bus, with the data memory attached: a lane to agent `to`. Answered with
     /// `lane u32` and the receiver's cursor memory. `to 16 · class u8 · overflow u8 · inline u8 · 0 u8 · slots u32`
     LaneOffer { to: PeerId, shape: Shape },
@@ -346,7 +354,7 @@ const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubs
                      15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
                      20 segment dropped, 21 bell, 22 queue declare, 23 queue open, 24 queue drop, 25 produce, \
                      26 consume, 27 delivered, 28 settle, 29 queue peek, 30 queue dead, 31 queue take, 33 group join, \
-                     34 group leave, 36 topic declare, 40 replay";
+                     34 group leave, 36 topic declare, 40 replay, 41 acknowledged";
 
 impl<'a> Control<'a> {
     fn verb(&self) -> u16 {
@@ -386,6 +394,7 @@ impl<'a> Control<'a> {
             Self::GroupLeave { .. } => 34,
             Self::TopicDeclare { .. } => 36,
             Self::Replay { .. } => 40,
+            Self::Acknowledged { .. } => 41,
         }
     }
 
@@ -581,6 +590,11 @@ impl<'a> Control<'a> {
                     name: parse_topic(&mut reader, "stream name")?,
                 }
             }
+            41 => Self::Acknowledged {
+                first: reader.u32("first")?,
+                count: reader.u32("count")?,
+                receivers: reader.u64("receivers")?,
+            },
             found => {
                 return Err(MessageError::Unknown {
                     what: "control verb",
@@ -761,6 +775,15 @@ impl<'a> Control<'a> {
                 check_len(name.len(), TOPIC_MAX, "stream name")?;
                 encode_replay(kind, from, max, &mut out);
                 out.extend_from_slice(name.as_bytes());
+            }
+            Self::Acknowledged {
+                first,
+                count,
+                receivers,
+            } => {
+                out.extend_from_slice(&first.to_le_bytes());
+                out.extend_from_slice(&count.to_le_bytes());
+                out.extend_from_slice(&receivers.to_le_bytes());
             }
         }
         Ok(out)

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use super::{ERROR_MAX, EVENT_TYPE_MAX, METHOD_MAX, MessageError, Status, TOPIC_MAX};
 use crate::wire::{Reader, check_len};
 
@@ -35,14 +37,20 @@ impl<'a> Request<'a> {
 
     /// The payload's bytes.
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
-        self.check()?;
         let mut out = Vec::with_capacity(8 + self.method.len() + self.params.len());
+        self.encode_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// Appends them to `out`.
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), MessageError> {
+        self.check()?;
         out.extend_from_slice(&self.timeout_ms.to_le_bytes());
         out.extend_from_slice(&(self.method.len() as u16).to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(self.method.as_bytes());
         out.extend_from_slice(self.params);
-        Ok(out)
+        Ok(())
     }
 
     fn check(&self) -> Result<(), MessageError> {
@@ -86,6 +94,23 @@ impl<'a> Response<'a> {
             error,
             result: reader.rest(),
         })
+    }
+
+    /// The payload's bytes as a frame has them: a short one is put together without memory of its own in between.
+    pub fn encode_shared(&self) -> Result<Arc<[u8]>, MessageError> {
+        check_len(self.error.len(), ERROR_MAX, "error text")?;
+        let len = 8 + self.error.len() + self.result.len();
+        let mut short = [0; 64];
+        if len > short.len() {
+            return Ok(self.encode()?.into());
+        }
+        let bytes = &mut short[..len];
+        bytes[..4].copy_from_slice(&self.status.0.to_le_bytes());
+        bytes[4..6].copy_from_slice(&(self.error.len() as u16).to_le_bytes());
+        let (error, result) = bytes[8..].split_at_mut(self.error.len());
+        error.copy_from_slice(self.error.as_bytes());
+        result.copy_from_slice(self.result);
+        Ok(Arc::from(&*bytes))
     }
 
     /// The payload's bytes.
@@ -136,9 +161,15 @@ impl<'a> Event<'a> {
 
     /// The payload's bytes.
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
-        self.check()?;
         let mut out =
             Vec::with_capacity(8 + self.event_type.len() + self.topic.len() + self.data.len());
+        self.encode_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// Appends them to `out`.
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<(), MessageError> {
+        self.check()?;
         out.extend_from_slice(&[self.priority, 0]);
         out.extend_from_slice(&(self.event_type.len() as u16).to_le_bytes());
         out.extend_from_slice(&(self.topic.len() as u16).to_le_bytes());
@@ -146,7 +177,7 @@ impl<'a> Event<'a> {
         out.extend_from_slice(self.event_type.as_bytes());
         out.extend_from_slice(self.topic.as_bytes());
         out.extend_from_slice(self.data);
-        Ok(out)
+        Ok(())
     }
 
     fn check(&self) -> Result<(), MessageError> {

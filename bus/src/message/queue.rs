@@ -296,9 +296,14 @@ impl<'a> Iterator for MessagesIter<'a> {
     }
 }
 
+/// The verb of [`Control::Produce`](super::Control::Produce).
+const PRODUCE: u8 = 25;
+
 /// Puts messages into a batch.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
+    /// Of the produce command in front of the messages.
+    head: usize,
     bytes: Vec<u8>,
     count: usize,
 }
@@ -307,6 +312,23 @@ impl BatchBuilder {
     /// An empty batch.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty batch that is the produce command for a queue, in the memory of one that is done with.
+    pub(crate) fn command_for(queue: u32, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.extend_from_slice(&[PRODUCE, 0, 0, 0]);
+        bytes.extend_from_slice(&queue.to_le_bytes());
+        Self {
+            head: bytes.len(),
+            bytes,
+            count: 0,
+        }
+    }
+
+    /// The command, with what was put in so far.
+    pub(crate) fn into_command(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Adds one message. `false`: the batch has [`BATCH_MAX`] already, or the priority is over 3.
@@ -338,21 +360,21 @@ impl BatchBuilder {
 
     /// Bytes on the wire so far.
     pub fn wire_len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - self.head
     }
 
     /// Begins anew with the same memory.
     pub fn clear(&mut self) {
-        self.bytes.clear();
+        self.bytes.truncate(self.head);
         self.count = 0;
     }
 
     /// The batch as it is.
     pub fn messages(&self) -> Messages<'_> {
         Messages {
-            bytes: &self.bytes,
+            bytes: &self.bytes[self.head..],
             count: self.count as u32,
-            data_bytes: (self.bytes.len() - self.count * MESSAGE_HEADER) as u64,
+            data_bytes: (self.wire_len() - self.count * MESSAGE_HEADER) as u64,
         }
     }
 }

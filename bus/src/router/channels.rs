@@ -195,11 +195,14 @@ impl<F: Descriptor> Router<F> {
             seq,
             uid: Some(channel.uid),
             from: channel.from.0,
-            from_name: channel.from.1.clone(),
-            to: channel.to.clone(),
+            from_name: channel.from.1.as_str().into(),
+            to: channel
+                .to
+                .as_ref()
+                .map(|(id, name)| (*id, name.as_str().into())),
             topic: None,
             kind: "dead-letter",
-            what,
+            what: what.into(),
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             correlation: channel.id,
             at_ns: now.wall_ns,

@@ -149,6 +149,60 @@ impl Droppable {
     }
 }
 
+/// Neighbouring events that were taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    first: u32,
+    count: u32,
+    receivers: u64,
+}
+
+impl Run {
+    pub fn frame(self, to: PeerId) -> Frame {
+        let Self {
+            first,
+            count,
+            receivers,
+        } = self;
+        let control = Control::Acknowledged {
+            first,
+            count,
+            receivers,
+        };
+        Frame::new(kind::COMMAND, to, 0, control.encode().expect("fixed size"))
+    }
+}
+
+/// Acknowledgements that go out as one: of events whose correlation ids follow each other.
+#[derive(Debug, Default)]
+pub(super) struct Gathered(Option<Run>);
+
+impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Adds an event; the run that it does not go on.
+    pub fn add(&mut self, correlation: u32, receivers: u32) -> Option<Run> {
+        match &mut self.0 {
+            Some(run) if run.first.checked_add(run.count) == Some(correlation) => {
+                run.count += 1;
+                run.receivers += u64::from(receivers);
+                None
+            }
+            other => other.replace(Run {
+                first: correlation,
+                count: 1,
+                receivers: receivers.into(),
+            }),
+        }
+    }
+
+    fn take(&mut self) -> Option<Run> {
+        self.0.take()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Conn<F> {
     pub peer: PeerId,
@@ -166,6 +220,8 @@ pub(super) struct Conn<F> {
     /// Its own open requests: its correlation id to ours.
     pub inflight: HashMap<u32, u32>,
     pub subscriptions: Vec<Subscription>,
+    /// Events that were taken and not acknowledged yet.
+    pub gathered: Gathered,
     /// Queues by their numbers here, and those that it takes messages from.
     pub opened: Vec<Opened>,
     pub consuming: Vec<u32>,
@@ -197,6 +253,7 @@ impl<F> Conn<F> {
             serving: 0,
             inflight: HashMap::new(),
             subscriptions: Vec::new(),
+            gathered: Gathered::default(),
             opened: Vec::new(),
             consuming: Vec::new(),
             order: Order::default(),
@@ -276,7 +333,7 @@ impl<F> Conn<F> {
 
     fn waits(&self, level: usize, events: bool) -> bool {
         match level {
-            ANSWERS => !self.must.answers.is_empty(),
+            ANSWERS => !self.must.answers.is_empty() || !self.gathered.is_empty(),
             REQUESTS => self.must.has_requests(),
             _ => events,
         }
@@ -287,7 +344,10 @@ impl<F> Conn<F> {
         let events = self.has_events();
         let level = self.level(events)?;
         self.count_turn(level, events);
-        let out = if level != EVENTS {
+        let out = if level == ANSWERS && self.must.answers.is_empty() {
+            let frame = self.gathered.take()?.frame(self.peer);
+            Outgoing { frame, fd: None }
+        } else if level != EVENTS {
             self.must.pop(level)?
         } else if self.droppable.lost > 0 {
             let payload = Control::Lost {

@@ -204,7 +204,7 @@ impl<F: Descriptor> Router<F> {
             max_inflight: self.limits.max_inflight as u32,
             heartbeat_ms: self.limits.heartbeat_ms,
             id: peer_id,
-            name: peer.name.clone(),
+            name: peer.name.to_string(),
         };
         let result = welcome
             .encode()
@@ -297,6 +297,7 @@ impl<F: Descriptor> Router<F> {
                 Ok(Vec::new())
             }
             Control::Lost { .. }
+            | Control::Acknowledged { .. }
             | Control::Delivered { .. }
             | Control::LaneOffered { .. }
             | Control::LogOffered { .. }

@@ -1,6 +1,8 @@
 //! A frame as it comes in: who it is from, whether it may be, and where it goes. What all kinds of frames have in common:
 //! admission, notices, the record.
 
+use std::sync::Arc;
+
 use crate::access::{Wish, check_address};
 use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, flags, kind};
@@ -140,20 +142,20 @@ impl<F: Descriptor> Router<F> {
         );
     }
 
-    pub(super) fn name_of(&self, id: PeerId) -> String {
+    pub(super) fn name_of(&self, id: PeerId) -> Arc<str> {
         self.peers
             .get(&id)
-            .map_or(String::new(), |peer| peer.name.clone())
+            .map_or_else(|| "".into(), |peer| peer.name.clone())
     }
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one record")]
     pub(super) fn note(
         &mut self,
         from: PeerId,
-        to: Option<(PeerId, String)>,
-        topic: Option<String>,
+        to: Option<(PeerId, Arc<str>)>,
+        topic: Option<Arc<str>>,
         kind: &'static str,
-        what: String,
+        what: Arc<str>,
         bytes: u32,
         correlation: u32,
         outcome: Status,
@@ -189,9 +191,9 @@ impl<F: Descriptor> Router<F> {
     pub(super) fn note_of_bus(
         &mut self,
         uid: u32,
-        topic: String,
+        topic: Arc<str>,
         kind: &'static str,
-        what: String,
+        what: Arc<str>,
         messages: u32,
         now: Now,
         fx: &mut Effects<F>,
@@ -202,7 +204,7 @@ impl<F: Descriptor> Router<F> {
             seq,
             uid: Some(uid),
             from: PeerId::BUS,
-            from_name: "agentd".to_owned(),
+            from_name: self.words.get("agentd"),
             to: None,
             topic: Some(topic),
             kind,
@@ -219,7 +221,7 @@ impl<F: Descriptor> Router<F> {
     fn count(
         &mut self,
         from: PeerId,
-        to: &Option<(PeerId, String)>,
+        to: &Option<(PeerId, Arc<str>)>,
         kind: &str,
         bytes: u32,
         outcome: Status,

@@ -1,5 +1,7 @@
 //! What the router asks of the daemon around it.
 
+use std::sync::Arc;
+
 use crate::frame::{FrameError, PeerId};
 use crate::message::Status;
 
@@ -100,15 +102,15 @@ pub struct MessageMeta {
     /// Whose agents they are; `None` if both have gone.
     pub uid: Option<u32>,
     pub from: PeerId,
-    pub from_name: String,
+    pub from_name: Arc<str>,
     /// The addressed agent; `None` for a topic. The name is empty if there is no such agent.
-    pub to: Option<(PeerId, String)>,
+    pub to: Option<(PeerId, Arc<str>)>,
     /// The topic; `None` for an agent.
-    pub topic: Option<String>,
+    pub topic: Option<Arc<str>>,
     /// `send`, `publish`, `broadcast`, `multicast`, `produce`, `request`, `response`, `lane`, `log`, `dead-letter`.
     pub kind: &'static str,
     /// The method of a request or response, the type of an event.
-    pub what: String,
+    pub what: Arc<str>,
     /// Bytes of payload.
     pub bytes: u32,
     /// Ties a response to its request; 0 for the others.

@@ -11,11 +11,31 @@ use crate::message::{Event, GROUP_PREFIX, Status};
 use super::dispatch::Refusal;
 use super::{ConnId, Descriptor, Effects, Now, Router};
 
+/// How an event's sender hears that it was taken. That it was refused it hears alone, always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ack {
+    No,
+    Alone,
+    /// With its neighbours.
+    Gathered,
+}
+
+impl Ack {
+    fn of(bits: u32) -> Self {
+        match (bits & flags::ACK != 0, bits & flags::GATHER != 0) {
+            (false, _) => Self::No,
+            (true, false) => Self::Alone,
+            (true, true) => Self::Gathered,
+        }
+    }
+}
+
 impl<F: Descriptor> Router<F> {
-    pub(super) fn event(&mut self, id: ConnId, frame: Frame, now: Now, fx: &mut Effects<F>) {
+    pub(super) fn event(&mut self, id: ConnId, mut frame: Frame, now: Now, fx: &mut Effects<F>) {
         let from = self.conns[&id].peer;
         let (to, bits, correlation) = (frame.header.destination, frame.kind(), frame.correlation());
-        let ack = frame.header.flags.get() & flags::ACK != 0;
+        let how = Ack::of(frame.header.flags.get());
+        frame.header.flags = (frame.header.flags.get() & !flags::GATHER).into();
         let payload = frame.payload.clone();
         let bytes = payload.len() as u32;
         let mut named = ("", None);
@@ -36,7 +56,7 @@ impl<F: Descriptor> Router<F> {
                     self.broadcast(from, &frame).map(Some)
                 } else if to.is_bus() {
                     (word, named.1) = ("publish", Some(event.topic));
-                    self.publish(id, event.topic, &frame, ack, fx)
+                    self.publish(id, event.topic, &frame, how, fx)
                 } else if event.topic.is_empty() {
                     self.send(from, to, frame).map(Some)
                 } else {
@@ -55,7 +75,7 @@ impl<F: Descriptor> Router<F> {
         self.event_done(
             id,
             correlation,
-            ack,
+            how,
             from,
             named,
             (word, bytes, receiver),
@@ -71,7 +91,7 @@ impl<F: Descriptor> Router<F> {
         &mut self,
         id: ConnId,
         correlation: u32,
-        ack: bool,
+        how: Ack,
         from: PeerId,
         (what, topic): (&str, Option<&str>),
         (word, bytes, receiver): (&'static str, u32, Option<PeerId>),
@@ -81,30 +101,47 @@ impl<F: Descriptor> Router<F> {
     ) {
         let (status, receivers) = match outcome {
             Ok(receivers) => {
-                if ack {
-                    let result = receivers.to_le_bytes();
-                    self.answer(id, correlation, Status::OK, "", &result, fx);
+                match how {
+                    Ack::Gathered => self.gather(id, correlation, receivers, fx),
+                    Ack::Alone => {
+                        let result = receivers.to_le_bytes();
+                        self.answer(id, correlation, Status::OK, "", &result, fx);
+                    }
+                    Ack::No => {}
                 }
                 (Status::OK, receivers)
             }
             Err(refusal) => {
-                if ack {
-                    self.answer(id, correlation, refusal.status, &refusal.text, &[], fx);
-                } else {
+                if how == Ack::No {
                     self.notice(id, correlation, refusal.status, &refusal.text, fx);
+                } else {
+                    self.answer(id, correlation, refusal.status, &refusal.text, &[], fx);
                 }
                 (refusal.status, 0)
             }
         };
         let to = receiver.map(|to| (to, self.name_of(to)));
-        let (topic, what) = (topic.map(str::to_owned), what.to_owned());
+        let topic = topic.map(|topic| self.words.get(topic));
+        let what = self.words.get(what);
         self.note(
             from, to, topic, word, what, bytes, 0, status, receivers, now, fx,
         );
         if let Some(to) = receiver {
             self.serve_waiters(to, now, fx);
-        } else if let Some(uid) = self.peers.get(&from).map(|peer| peer.uid) {
-            self.serve_all_waiters(uid, now, fx);
+        } else {
+            self.serve_roused(now, fx);
+        }
+    }
+
+    /// Acknowledges an event together with its neighbours: once, when the connection is next given something.
+    fn gather(&mut self, id: ConnId, correlation: u32, receivers: u32, fx: &mut Effects<F>) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        fx.wake.push(id);
+        if let Some(run) = conn.gathered.add(correlation, receivers) {
+            let frame = run.frame(conn.peer);
+            self.push_must(id, frame, None, fx);
         }
     }
 
@@ -128,6 +165,7 @@ impl<F: Descriptor> Router<F> {
         let sender = &self.peers[&from];
         let (uid, name, access) = (sender.uid, sender.name.clone(), sender.access.clone());
         let mut receivers = 0;
+        let roused = &mut self.roused;
         for (id, peer) in self
             .peers
             .iter_mut()
@@ -140,6 +178,9 @@ impl<F: Descriptor> Router<F> {
                 peer.counters
                     .count_received(taken.into(), frame.payload.len());
                 receivers += taken;
+                if !peer.waiters.is_empty() {
+                    roused.push(*id);
+                }
             }
         }
         Ok(receivers)

@@ -120,6 +120,9 @@ impl<F: Descriptor> Router<F> {
             peer.counters
                 .count_received(taken.into(), frame.payload.len());
             receivers += taken;
+            if !peer.waiters.is_empty() {
+                self.roused.push(*member);
+            }
         }
         let mut dropped = Vec::new();
         for (id, member) in group.conns.iter().filter(|(_, member)| **member != from) {
@@ -198,7 +201,7 @@ impl<F: Descriptor> Router<F> {
                     .inboxes
                     .iter()
                     .chain(group.conns.values())
-                    .map(|peer| self.name_of(*peer))
+                    .map(|peer| self.name_of(*peer).to_string())
                     .collect();
                 GroupStatus {
                     uid,

@@ -31,15 +31,10 @@ impl<F: Descriptor> Router<F> {
         }
     }
 
-    pub(super) fn serve_all_waiters(&mut self, uid: u32, now: Now, fx: &mut Effects<F>) {
-        let waiting: Vec<PeerId> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.uid == uid && !peer.waiters.is_empty())
-            .map(|(id, _)| *id)
-            .collect();
-        for id in waiting {
-            self.serve_waiters(id, now, fx);
+    /// Answers the reads that waited for what came just now.
+    pub(super) fn serve_roused(&mut self, now: Now, fx: &mut Effects<F>) {
+        while let Some(peer) = self.roused.pop() {
+            self.serve_waiters(peer, now, fx);
         }
     }
 
@@ -60,9 +55,10 @@ impl<F: Descriptor> Router<F> {
             return;
         };
         let takes_requests = !self.is_serving(peer);
-        let mut batch = InboxBatch::default();
+        let mut result = vec![0; 8];
+        let mut count = 0;
         let mut room = self.limits.max_payload as usize;
-        while takes_requests && batch.messages.len() < max as usize {
+        while takes_requests && count < max {
             let waiting = &mut self
                 .peers
                 .get_mut(&peer_id)
@@ -81,9 +77,9 @@ impl<F: Descriptor> Router<F> {
             let name = self
                 .peers
                 .get(&open.asker)
-                .map_or(String::new(), |peer| peer.name.clone());
+                .map_or_else(|| "".into(), |peer| peer.name.clone());
             let len = InboxBatch::entry_len(&name, frame);
-            if len > room && !batch.messages.is_empty() {
+            if len > room && count > 0 {
                 break;
             }
             let PendingState::Waiting(frame) =
@@ -92,7 +88,8 @@ impl<F: Descriptor> Router<F> {
                 unreachable!("checked above")
             };
             room = room.saturating_sub(len);
-            batch.messages.push((name, frame));
+            count += 1;
+            InboxBatch::encode_entry(&name, &frame, &mut result);
             self.peers
                 .get_mut(&peer_id)
                 .expect("looked up above")
@@ -100,23 +97,17 @@ impl<F: Descriptor> Router<F> {
                 .pop();
         }
         let peer = self.peers.get_mut(&peer_id).expect("looked up above");
-        while batch.messages.len() < max as usize {
+        while count < max {
             // The first message always goes, however large: otherwise it would block the inbox for ever.
-            let allowed = if batch.messages.is_empty() {
-                usize::MAX
-            } else {
-                room
-            };
+            let allowed = if count == 0 { usize::MAX } else { room };
             let Some((name, frame)) = peer.take_message(allowed) else {
                 break;
             };
             room = room.saturating_sub(InboxBatch::entry_len(&name, &frame));
-            batch.messages.push((name, frame));
+            count += 1;
+            InboxBatch::encode_entry(&name, &frame, &mut result);
         }
-        batch.lost = std::mem::take(&mut peer.lost);
-        let result = batch
-            .encode()
-            .expect("names were checked when their agents were attached");
+        result[..8].copy_from_slice(&std::mem::take(&mut peer.lost).to_le_bytes());
         self.answer(id, correlation, Status::OK, "", &result, fx);
     }
 }

@@ -171,6 +171,8 @@ impl<F: Descriptor> Router<F> {
                 keep
             });
         }
+        let uid = self.peers[&peer].uid;
+        self.audiences_changed(uid);
         let mut unfollowed: Vec<u32> = self
             .follows
             .iter()

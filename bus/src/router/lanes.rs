@@ -42,7 +42,15 @@ impl<F: Descriptor> Router<F> {
                     shape,
                     data: fd.clone(),
                 };
-                let wire = self.open(id, correlation, to, "lane", OFFER_TIMEOUT_MS, kind_of, now);
+                let wire = self.open(
+                    id,
+                    correlation,
+                    to,
+                    "lane".into(),
+                    OFFER_TIMEOUT_MS,
+                    kind_of,
+                    now,
+                );
                 self.pending.get_mut(&wire).expect("just opened").state =
                     PendingState::With(consumer);
                 let payload = Control::LaneOffered {
@@ -173,8 +181,8 @@ impl<F: Descriptor> Router<F> {
                     id: wire,
                     kind: ChannelKind::Lane,
                     uid: self.peers[&open.asker].uid,
-                    from: (open.asker, self.name_of(open.asker)),
-                    to: Some((open.server, self.name_of(open.server))),
+                    from: (open.asker, self.name_of(open.asker).to_string()),
+                    to: Some((open.server, self.name_of(open.server).to_string())),
                     topic: None,
                     shape: *shape,
                     reliable: shape.overflow != Overflow::DropOldest,

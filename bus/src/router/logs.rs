@@ -55,7 +55,7 @@ impl<F: Descriptor> Router<F> {
         let peer = self.conns[&id].peer;
         let admitted = self.admit_log(id, topic, fd);
         let status = admitted.as_ref().map_or_else(|r| r.status, |_| Status::OK);
-        let what = format!("offer {topic}");
+        let what = format!("offer {topic}").into();
         self.note(peer, None, None, "log", what, 0, 0, status, 0, now, fx);
         let data = admitted?;
         let conn = self.conns.get_mut(&id).expect("dispatch has it");
@@ -65,7 +65,7 @@ impl<F: Descriptor> Router<F> {
             id: log,
             kind: ChannelKind::Log,
             uid: self.peers[&peer].uid,
-            from: (peer, self.name_of(peer)),
+            from: (peer, self.name_of(peer).to_string()),
             to: None,
             topic: Some(topic.to_owned()),
             shape,
@@ -187,7 +187,7 @@ impl<F: Descriptor> Router<F> {
             deadline_ns: now
                 .mono_ns
                 .saturating_add(u64::from(OFFER_TIMEOUT_MS) * 1_000_000),
-            what: topic.clone(),
+            what: topic.as_str().into(),
             kind: PendingKind::Reader { log, follow },
         };
         self.open_pending(wire, pending);
@@ -279,8 +279,8 @@ impl<F: Descriptor> Router<F> {
             id: wire,
             kind: ChannelKind::FollowedLog { log },
             uid: self.peers[&peer].uid,
-            from: (peer, self.name_of(peer)),
-            to: Some((open.server, self.name_of(open.server))),
+            from: (peer, self.name_of(peer).to_string()),
+            to: Some((open.server, self.name_of(open.server).to_string())),
             topic: Some(topic.clone()),
             shape: entry.shape,
             reliable,
@@ -317,7 +317,7 @@ impl<F: Descriptor> Router<F> {
             self.pass_segment(conn, wire, index, sealed, memory, fx);
         }
         let to = Some((peer, self.name_of(peer)));
-        let what = format!("follow {topic}");
+        let what = format!("follow {topic}").into();
         self.note(
             open.server,
             to,

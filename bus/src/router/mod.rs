@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod audience;
 #[cfg(test)]
 mod channel_tests;
 mod channels;
@@ -27,6 +28,7 @@ mod inboxes;
 mod judge;
 mod lanes;
 mod logs;
+pub(crate) mod numbers;
 mod peer;
 mod persist;
 mod queue;
@@ -39,6 +41,9 @@ mod tests;
 mod tickets;
 mod topics;
 mod turns;
+#[cfg(test)]
+mod window_tests;
+mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -66,10 +71,12 @@ pub use topics::{TopicCounters, TopicStatus};
 use channels::Channel;
 use conn::{Conn, Next};
 use logs::{Follow, Log};
+use numbers::ByNumber;
 use peer::Peer;
 use queue::Queue;
 use tickets::Ticket;
 use topics::Space;
+use words::Words;
 
 /// Bounds of everything a peer can make the bus hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +220,7 @@ struct Pending<F> {
     state: PendingState,
     deadline_ns: u64,
     /// The method; "lane" for an offer of one, the topic of a log.
-    what: String,
+    what: Arc<str>,
     kind: PendingKind<F>,
 }
 
@@ -269,28 +276,34 @@ enum Timer {
 #[derive(Debug)]
 pub struct Router<F> {
     limits: Limits,
-    peers: HashMap<PeerId, Peer>,
+    peers: ByNumber<PeerId, Peer>,
     names: HashMap<(u32, String), PeerId>,
-    conns: HashMap<ConnId, Conn<F>>,
+    conns: ByNumber<ConnId, Conn<F>>,
     /// Open requests by the correlation id that the *server* sees: chosen here, so nobody can guess
     /// or reuse another's.
-    pending: HashMap<u32, Pending<F>>,
+    pending: ByNumber<u32, Pending<F>>,
     /// Open lanes and readers of logs. Their numbers, those of logs, follows and requests are all different.
-    channels: HashMap<u32, Channel<F>>,
-    logs: HashMap<u32, Log<F>>,
-    follows: HashMap<u32, Follow>,
-    queues: HashMap<u32, Queue>,
+    channels: ByNumber<u32, Channel<F>>,
+    logs: ByNumber<u32, Log<F>>,
+    follows: ByNumber<u32, Follow>,
+    queues: ByNumber<u32, Queue>,
     /// What the agents of each user share.
-    spaces: HashMap<u32, Space>,
+    spaces: ByNumber<u32, Space>,
     /// What the durable store was asked and has not answered.
-    tickets: HashMap<u64, Ticket>,
+    tickets: ByNumber<u64, Ticket>,
     next_ticket: u64,
     /// Subscriptions that pause their publishers.
     blocking: usize,
     /// The time as the router was told last.
     clock: Now,
     /// By the number of the agent's lane.
-    routes: HashMap<u32, routes::Route>,
+    routes: ByNumber<u32, routes::Route>,
+    /// Topics and types that were named lately.
+    words: Words,
+    /// Agents with a read of the inbox that waits, for which something came just now.
+    roused: Vec<PeerId>,
+    /// Room for the copies that a slow reader lost.
+    lost: Vec<Frame>,
     timers: BTreeSet<(u64, Timer)>,
     next_conn: u64,
     next_wire: u32,
@@ -304,23 +317,26 @@ impl<F: Descriptor> Router<F> {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            peers: HashMap::new(),
+            peers: ByNumber::default(),
             names: HashMap::new(),
-            conns: HashMap::new(),
-            pending: HashMap::new(),
-            channels: HashMap::new(),
-            logs: HashMap::new(),
-            follows: HashMap::new(),
-            queues: HashMap::new(),
-            spaces: HashMap::new(),
-            tickets: HashMap::new(),
+            conns: ByNumber::default(),
+            pending: ByNumber::default(),
+            channels: ByNumber::default(),
+            logs: ByNumber::default(),
+            follows: ByNumber::default(),
+            queues: ByNumber::default(),
+            spaces: ByNumber::default(),
+            tickets: ByNumber::default(),
             next_ticket: 1,
             blocking: 0,
             clock: Now {
                 mono_ns: 0,
                 wall_ns: 0,
             },
-            routes: HashMap::new(),
+            routes: ByNumber::default(),
+            words: Words::default(),
+            roused: Vec::new(),
+            lost: Vec::new(),
             timers: BTreeSet::new(),
             next_conn: 1,
             next_wire: 1,
@@ -402,7 +418,8 @@ impl<F: Descriptor> Router<F> {
         }
         self.peer_leaves_groups(uid, id);
         self.peers.remove(&id);
-        self.names.remove(&(uid, name.clone()));
+        self.audiences_changed(uid);
+        self.names.remove(&(uid, name.to_string()));
         self.announce(id, uid, "gone", &name, now, fx);
     }
 
@@ -441,6 +458,10 @@ impl<F: Descriptor> Router<F> {
         if let Some(peer) = self.peers.get_mut(&conn.peer) {
             peer.conns.retain(|other| *other != id);
             peer.waiters.retain(|waiter| waiter.conn != id);
+            let uid = peer.uid;
+            if !conn.subscriptions.is_empty() {
+                self.audiences_changed(uid);
+            }
         }
         self.timers
             .retain(|(_, timer)| !matches!(timer, Timer::InboxWait(_, conn, _) if *conn == id));
@@ -602,7 +623,7 @@ impl<F: Descriptor> Router<F> {
                 serving: self.is_serving(peer),
                 may_send: me.access.may_send(&peer.name),
                 tier: self.tier(*id),
-                name: peer.name.clone(),
+                name: peer.name.to_string(),
             })
             .collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
@@ -616,7 +637,7 @@ impl<F: Descriptor> Router<F> {
 
     /// The name of a live agent.
     pub fn name(&self, id: PeerId) -> Option<&str> {
-        self.peers.get(&id).map(|peer| peer.name.as_str())
+        self.peers.get(&id).map(|peer| &*peer.name)
     }
 
     /// Open requests, for tests and counters: nothing may stay behind.
@@ -684,7 +705,7 @@ impl<F: Descriptor> Router<F> {
             error,
             result,
         }
-        .encode()
+        .encode_shared()
         .expect("the text was clipped to the limit");
         let bits = if status == Status::OK {
             kind::RESPONSE
@@ -729,8 +750,9 @@ impl<F: Descriptor> Router<F> {
             .expect("names and the topic are within the limits");
         let mut frame = Frame::new(kind::EVENT, PeerId::BUS, 0, payload);
         frame.header.timestamp_ns = now.wall_ns.into();
-        self.spread(id, uid, PEERS_TOPIC, &frame, "agentd", fx);
-        self.serve_all_waiters(uid, now, fx);
+        let agentd = self.words.get("agentd");
+        self.spread(id, uid, PEERS_TOPIC, &frame, &agentd, fx);
+        self.serve_roused(now, fx);
     }
 }
 

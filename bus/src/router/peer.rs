@@ -13,12 +13,12 @@ use super::{ConnId, Limits, PeerSpec};
 #[derive(Debug)]
 pub(super) struct Peer {
     pub uid: u32,
-    pub name: String,
+    pub name: Arc<str>,
     pub short: u32,
     pub access: Arc<dyn Access>,
     pub conns: Vec<ConnId>,
     /// Sender's name and message, by class and sender.
-    pub inbox: Fair<(String, Frame)>,
+    pub inbox: Fair<(Arc<str>, Frame)>,
     /// Topic messages dropped from the inbox since it was last read.
     pub lost: u64,
     /// Patterns whose messages come into the inbox.
@@ -42,7 +42,7 @@ impl Peer {
     pub fn new(spec: PeerSpec) -> Self {
         Self {
             uid: spec.uid,
-            name: spec.name,
+            name: spec.name.into(),
             short: spec.short,
             access: spec.access,
             conns: Vec::new(),
@@ -61,7 +61,7 @@ impl Peer {
     }
 
     /// Puts in a message that was addressed to this agent. `false`: the inbox is full.
-    pub fn accept_direct(&mut self, from: &str, frame: Frame, limits: &Limits) -> bool {
+    pub fn accept_direct(&mut self, from: &Arc<str>, frame: Frame, limits: &Limits) -> bool {
         if self.is_full(frame.wire_len(), limits) {
             return false;
         }
@@ -69,18 +69,17 @@ impl Peer {
         true
     }
 
-    fn put(&mut self, from: &str, frame: Frame) {
+    fn put(&mut self, from: &Arc<str>, frame: Frame) {
         let class = (frame.header.flags.get() & flags::PRIORITY_MASK) as usize;
         let (sender, bytes) = (frame.header.source, frame.wire_len());
-        self.inbox
-            .push(class, sender, bytes, (from.to_owned(), frame));
+        self.inbox.push(class, sender, bytes, (from.clone(), frame));
     }
 
     /// Puts in a topic message; the oldest topic messages of the lowest class make room, direct ones never do.
     /// What was lost goes into `dropped`.
     pub fn accept_topic(
         &mut self,
-        from: &str,
+        from: &Arc<str>,
         frame: Frame,
         limits: &Limits,
         dropped: &mut Vec<Frame>,
@@ -105,7 +104,7 @@ impl Peer {
     }
 
     /// Takes the next message if it is at most `room` bytes in a batch.
-    pub fn take_message(&mut self, room: usize) -> Option<(String, Frame)> {
+    pub fn take_message(&mut self, room: usize) -> Option<(Arc<str>, Frame)> {
         let (name, frame) = self.inbox.peek()?;
         if crate::listing::InboxBatch::entry_len(name, frame) > room {
             return None;

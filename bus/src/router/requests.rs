@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use crate::access::Wish;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{Control, Request, Response, Status};
@@ -28,7 +30,7 @@ impl<F: Descriptor> Router<F> {
         let to = frame.header.destination;
         let bytes = frame.payload.len() as u32;
         let (what, timeout_ms) = match Request::parse(&frame.payload) {
-            Ok(request) => (request.method.to_owned(), request.timeout_ms),
+            Ok(request) => (self.words.get(request.method), request.timeout_ms),
             Err(error) => {
                 self.answer(
                     id,
@@ -46,7 +48,7 @@ impl<F: Descriptor> Router<F> {
                 id,
                 correlation,
                 to,
-                &what,
+                what.clone(),
                 timeout_ms,
                 PendingKind::Request,
                 now,
@@ -86,7 +88,7 @@ impl<F: Descriptor> Router<F> {
         id: ConnId,
         correlation: u32,
         server: PeerId,
-        what: &str,
+        what: Arc<str>,
         timeout_ms: u32,
         kind_of: PendingKind<F>,
         now: Now,
@@ -110,7 +112,7 @@ impl<F: Descriptor> Router<F> {
             server,
             state: PendingState::Taken,
             deadline_ns,
-            what: what.to_owned(),
+            what,
             kind: kind_of,
         };
         self.open_pending(wire, pending);

@@ -144,7 +144,7 @@ impl<F: Descriptor> Router<F> {
             server: peer,
             state: PendingState::With(socket),
             deadline_ns,
-            what: "route".to_owned(),
+            what: "route".into(),
             kind: PendingKind::Route { route },
         };
         self.open_pending(back, pending);

@@ -64,7 +64,7 @@ impl<F: Descriptor> Router<F> {
             .map(|(id, peer)| PeerStatus {
                 id: *id,
                 uid: peer.uid,
-                name: peer.name.clone(),
+                name: peer.name.to_string(),
                 short: peer.short,
                 tier: self.tier(*id),
                 liveness: self.liveness(peer, now),

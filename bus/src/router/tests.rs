@@ -308,7 +308,7 @@ fn answers_reach_the_asker_under_its_own_correlation_id() {
         .fx
         .record
         .iter()
-        .map(|meta| (meta.kind, meta.from_name.as_str(), meta.outcome))
+        .map(|meta| (meta.kind, &*meta.from_name, meta.outcome))
         .collect();
     assert_eq!(
         kinds,

@@ -7,6 +7,7 @@
 
 use crate::message::{Replayed, Status, StreamKind};
 
+use super::events::Ack;
 use super::persist::{Persist, PersistError, Restored, StreamId, StreamSpec};
 use super::queue::Storing;
 use super::topics::StoringEvent;
@@ -47,7 +48,7 @@ impl Ticket {
             | Self::Settle { conn, .. }
             | Self::Read { conn, .. } => Some(*conn),
             Self::Append(storing) => Some(storing.conn),
-            Self::Event(storing) => storing.ack.then_some(storing.conn),
+            Self::Event(storing) => (storing.how != Ack::No).then_some(storing.conn),
         }
     }
 }

@@ -16,11 +16,13 @@ use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{Delivery, Event, Status, StreamKind, SubscribeOptions, TopicSpec};
 use crate::topic::{check_pattern, check_topic, matches};
 
+use super::audience::Audiences;
 use super::conn::Subscription;
 use super::dispatch::Refusal;
+use super::events::Ack;
 use super::persist::{Batch, Persist, PersistError, Restored, StreamId, StreamSpec};
 use super::tickets::Ticket;
-use super::{CloseReason, ConnId, Descriptor, Effects, Now, Router};
+use super::{ConnId, Descriptor, Effects, Now, Router};
 
 /// Most messages that one topic retains.
 pub(super) const RETAIN_MAX: u16 = 1024;
@@ -54,7 +56,7 @@ pub struct TopicStatus {
 pub(super) struct Topic {
     pub spec: TopicSpec,
     /// With the sender's name, as inboxes want it.
-    retained: VecDeque<(String, Frame)>,
+    retained: VecDeque<(Arc<str>, Frame)>,
     retained_bytes: usize,
     pub counters: TopicCounters,
 }
@@ -68,6 +70,8 @@ pub(super) struct Space {
     pub groups: HashMap<Arc<str>, super::groups::Group>,
     pub topics: HashMap<Arc<str>, Topic>,
     retained_bytes: usize,
+    /// Who follows the topics that were published to lately.
+    pub audiences: Audiences,
     /// Topics beyond the bound.
     others: TopicCounters,
 }
@@ -77,7 +81,7 @@ pub(super) struct Space {
 pub(super) struct StoringEvent {
     pub conn: ConnId,
     correlation: u32,
-    pub ack: bool,
+    pub how: Ack,
     frame: Frame,
 }
 
@@ -191,18 +195,27 @@ impl<F: Descriptor> Router<F> {
         id: ConnId,
         topic: &str,
         frame: &Frame,
-        ack: bool,
+        how: Ack,
         fx: &mut Effects<F>,
     ) -> Result<Option<u32>, Refusal> {
-        check_topic(topic).map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let from = self.conns[&id].peer;
         let sender = &self.peers[&from];
+        let (uid, short) = (sender.uid, sender.short);
+        let space = self.spaces.get(&uid);
+        let known = space.and_then(|space| space.topics.get(topic));
+        if known.is_none() {
+            check_topic(topic)
+                .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
+        }
         check_publish(Self::party(sender), &*sender.access, topic)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
-        let (uid, short) = (sender.uid, sender.short);
-        let durable = self
-            .topic(uid, topic)
-            .is_some_and(|entry| entry.spec.durable);
+        let spec = match known {
+            Some(topic) => topic.spec,
+            None => self
+                .topic(uid, topic)
+                .map_or_else(TopicSpec::default, |t| t.spec),
+        };
+        let durable = spec.durable;
         let bits = frame.header.flags.get();
         if bits & flags::DURABLE != 0 && !durable {
             let text = format!(
@@ -210,7 +223,9 @@ impl<F: Descriptor> Router<F> {
             );
             return Err(Refusal::new(Status::UNSUPPORTED, text));
         }
-        self.check_retained(uid, topic, frame)?;
+        if spec.retain > 0 || bits & flags::RETAIN != 0 {
+            self.check_retained(uid, topic, frame)?;
+        }
         self.check_blocking(from, uid, topic, frame.wire_len())?;
         if durable {
             let batch = Batch::event(
@@ -223,7 +238,7 @@ impl<F: Descriptor> Router<F> {
             let ticket = self.ticket(Ticket::Event(StoringEvent {
                 conn: id,
                 correlation: frame.correlation(),
-                ack,
+                how,
                 frame: frame.clone(),
             }));
             fx.persist.push(Persist::Append {
@@ -251,7 +266,7 @@ impl<F: Descriptor> Router<F> {
         let StoringEvent {
             conn,
             correlation,
-            ack,
+            how,
             frame,
         } = storing;
         let from = frame.header.source;
@@ -266,7 +281,7 @@ impl<F: Descriptor> Router<F> {
         self.event_done(
             conn,
             correlation,
-            ack,
+            how,
             from,
             (event.event_type, Some(event.topic)),
             ("publish", payload.len() as u32, None),
@@ -291,12 +306,16 @@ impl<F: Descriptor> Router<F> {
         let bits = frame.header.flags.get();
         plain.header.flags = (bits & !(flags::RETAIN | flags::DURABLE)).into();
         let (receivers, paused) = self.spread(from, uid, topic, &plain, &name, fx);
-        self.retain(uid, topic, &name, frame);
         let bytes = frame.payload.len() as u64;
-        let counters = self.space(uid).counters(topic);
+        let space = self.space(uid);
+        let declared = space.topics.get(topic).map_or(0, |t| t.spec.retain);
+        let counters = space.counters(topic);
         counters.published += 1;
         counters.bytes += bytes;
         counters.delivered += u64::from(receivers);
+        if declared > 0 || bits & flags::RETAIN != 0 {
+            self.retain(uid, topic, &name, frame);
+        }
         if let Some(conn) = conn {
             self.pause(conn, &paused);
         }
@@ -343,7 +362,7 @@ impl<F: Descriptor> Router<F> {
         Ok(())
     }
 
-    fn retain(&mut self, uid: u32, topic: &str, from: &str, frame: &Frame) {
+    fn retain(&mut self, uid: u32, topic: &str, from: &Arc<str>, frame: &Frame) {
         let keep = self.keeps(uid, topic, frame);
         if keep == 0 {
             return;
@@ -364,78 +383,8 @@ impl<F: Descriptor> Router<F> {
         kept.header.flags = (bits | flags::RETAIN).into();
         entry.retained_bytes += kept.wire_len();
         space.retained_bytes += kept.wire_len();
-        entry.retained.push_back((from.to_owned(), kept));
+        entry.retained.push_back((from.clone(), kept));
         self.trim(uid, topic, keep);
-    }
-
-    /// Puts a topic message into every queue of `uid` that follows it, the sender's own left out. One
-    /// copy per connection and per inbox, however many of its patterns match. Also: who wants the publisher to pause.
-    pub(super) fn spread(
-        &mut self,
-        from: PeerId,
-        uid: u32,
-        topic: &str,
-        frame: &Frame,
-        from_name: &str,
-        fx: &mut Effects<F>,
-    ) -> (u32, Vec<ConnId>) {
-        let mut receivers = 0;
-        let mut paused = Vec::new();
-        let mut dropped = Vec::new();
-        for (id, peer) in self
-            .peers
-            .iter_mut()
-            .filter(|(id, peer)| peer.uid == uid && **id != from)
-        {
-            let before = receivers;
-            if peer
-                .subscriptions
-                .iter()
-                .any(|pattern| matches(pattern, topic))
-            {
-                receivers += u32::from(peer.accept_topic(
-                    from_name,
-                    frame.clone(),
-                    &self.limits,
-                    &mut dropped,
-                ));
-            }
-            for conn_id in &peer.conns {
-                let conn = self
-                    .conns
-                    .get_mut(conn_id)
-                    .expect("a peer's connections are in the map");
-                let Some(overflow) = conn
-                    .subscriptions
-                    .iter()
-                    .find(|held| matches(&held.pattern, topic))
-                    .map(|held| held.overflow)
-                else {
-                    continue;
-                };
-                let mut copy = frame.clone();
-                copy.header.destination = *id;
-                let lost = dropped.len();
-                if conn.offer(copy, overflow, &self.limits, &mut dropped) {
-                    fx.wake.push(*conn_id);
-                    receivers += 1;
-                } else if overflow == Overflow::Disconnect {
-                    fx.close.push((*conn_id, CloseReason::SlowSubscriber));
-                } else {
-                    fx.wake.push(*conn_id);
-                }
-                peer.counters.dropped += (dropped.len() - lost) as u64;
-                if overflow == Overflow::Block && conn.is_filling(&self.limits) {
-                    paused.push(*conn_id);
-                }
-            }
-            peer.counters
-                .count_received(u64::from(receivers - before), frame.payload.len());
-        }
-        for lost in dropped {
-            self.count_dropped(uid, &lost);
-        }
-        (receivers, paused)
     }
 
     /// Counts a copy that a slow reader lost, with its topic.
@@ -445,40 +394,6 @@ impl<F: Descriptor> Router<F> {
         {
             self.space(uid).counters(event.topic).dropped += 1;
         }
-    }
-
-    /// A blocking subscriber that is full takes nothing more: then nobody is given anything, and the publisher hears.
-    fn check_blocking(
-        &self,
-        from: PeerId,
-        uid: u32,
-        topic: &str,
-        bytes: usize,
-    ) -> Result<(), Refusal> {
-        if self.blocking == 0 {
-            return Ok(());
-        }
-        for (id, conn) in &self.conns {
-            let Some(peer) = self.peers.get(&conn.peer) else {
-                continue;
-            };
-            let blocks = peer.uid == uid
-                && conn.peer != from
-                && conn.is_full(bytes, &self.limits)
-                && conn
-                    .subscriptions
-                    .iter()
-                    .find(|held| matches(&held.pattern, topic))
-                    .is_some_and(|held| held.overflow == Overflow::Block);
-            if blocks {
-                let text = format!(
-                    "{} follows {topic}, wants every message and reads too slowly (connection {})",
-                    peer.name, id.0
-                );
-                return Err(Refusal::new(Status::QUEUE_FULL, text));
-            }
-        }
-        Ok(())
     }
 
     /// Nothing more is read from a publisher until these have read some.
@@ -536,6 +451,7 @@ impl<F: Descriptor> Router<F> {
                     let was = std::mem::replace(&mut held.overflow, options.overflow);
                     self.blocking -= usize::from(was == Overflow::Block);
                     self.blocking += usize::from(options.overflow == Overflow::Block);
+                    self.audiences_changed(uid);
                     return Ok(());
                 }
                 if conn.subscriptions.len() >= limit {
@@ -558,6 +474,7 @@ impl<F: Descriptor> Router<F> {
                 peer.subscriptions.push(pattern.to_owned());
             }
         }
+        self.audiences_changed(uid);
         if options.retained {
             self.give_retained(id, owner, uid, delivery, pattern, fx);
         }
@@ -583,7 +500,7 @@ impl<F: Descriptor> Router<F> {
             .filter(|(name, topic)| !topic.retained.is_empty() && matches(pattern, name))
             .collect();
         topics.sort_unstable_by_key(|(name, _)| *name);
-        let kept: Vec<(String, Frame)> = topics
+        let kept: Vec<(Arc<str>, Frame)> = topics
             .into_iter()
             .flat_map(|(_, topic)| &topic.retained)
             .filter(|(_, frame)| frame.header.source != owner)
@@ -608,6 +525,7 @@ impl<F: Descriptor> Router<F> {
 
     pub(super) fn unsubscribe(&mut self, id: ConnId, delivery: Delivery, pattern: &str) {
         let conn = self.conns.get_mut(&id).expect("dispatch has it");
+        let owner = conn.peer;
         match delivery {
             Delivery::Push => {
                 let blocking = &mut self.blocking;
@@ -625,6 +543,8 @@ impl<F: Descriptor> Router<F> {
                 peer.subscriptions.retain(|held| held != pattern);
             }
         }
+        let uid = self.peers[&owner].uid;
+        self.audiences_changed(uid);
     }
 
     /// A topic as the store has it. Before anybody connects.
@@ -644,7 +564,7 @@ impl<F: Descriptor> Router<F> {
             frame.header.timestamp_ns = record.at_ns.into();
             frame.header.flags = u32::from(record.priority & 3).into();
             if spec.retain > 0 {
-                self.retain(stream.uid, &stream.name, "", &frame);
+                self.retain(stream.uid, &stream.name, &"".into(), &frame);
             }
         }
     }
@@ -682,20 +602,5 @@ impl<F: Descriptor> Router<F> {
         }
         list.sort_by(|a, b| (a.uid, &a.topic).cmp(&(b.uid, &b.topic)));
         list
-    }
-
-    fn subscribers(&self, uid: u32, topic: &str) -> u32 {
-        let peers = self.peers.values().filter(|peer| peer.uid == uid);
-        let covers = |pattern: &str| matches(pattern, topic);
-        peers
-            .map(|peer| {
-                let inbox = peer.subscriptions.iter().any(|pattern| covers(pattern));
-                let pushed = peer.conns.iter().filter(|conn| {
-                    let held = &self.conns[conn].subscriptions;
-                    held.iter().any(|held| covers(&held.pattern))
-                });
-                u32::from(inbox) + pushed.count() as u32
-            })
-            .sum()
     }
 }

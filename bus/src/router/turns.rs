@@ -7,8 +7,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use super::numbers::ByNumber;
 use crate::frame::PeerId;
 
 /// Times that a level with something ready is passed over before it goes first.
@@ -63,7 +64,7 @@ struct Flow<T> {
 
 #[derive(Debug)]
 struct Class<T> {
-    flows: HashMap<PeerId, Flow<T>>,
+    flows: ByNumber<PeerId, Flow<T>>,
     /// Senders with something, in the order of their turns.
     ring: VecDeque<PeerId>,
 }
@@ -71,7 +72,7 @@ struct Class<T> {
 impl<T> Default for Class<T> {
     fn default() -> Self {
         Self {
-            flows: HashMap::new(),
+            flows: ByNumber::default(),
             ring: VecDeque::new(),
         }
     }

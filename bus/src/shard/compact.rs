@@ -57,6 +57,29 @@ pub enum Reading {
     FromBus,
 }
 
+/// A frame from an agent that fits into one message, from its parts: in `buffer`, under the tag that is returned.
+pub fn write_whole(
+    (bits, header_flags, correlation): (u16, u32, u32),
+    to: PeerId,
+    payload: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Tag {
+    buffer.clear();
+    buffer.extend_from_slice(&header_flags.to_le_bytes());
+    buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    let short = to.is_bus();
+    if !short {
+        buffer.extend_from_slice(&[0; 8]);
+        buffer.extend_from_slice(&to.0);
+    }
+    buffer.extend_from_slice(payload);
+    Tag {
+        kind: bits as u8,
+        flags: if short { SHORT } else { 0 },
+        correlation,
+    }
+}
+
 /// Cuts a frame into lane messages.
 #[derive(Debug)]
 pub struct Pieces {
@@ -293,6 +316,21 @@ mod tests {
             // The bus's own words travel without their time.
             frame.header.timestamp_ns = if peer == [0; 16] { 0 } else { stamp }.into();
             prop_assert_eq!(&through(frame.clone(), most, Reading::FromBus), &frame);
+        }
+
+        #[test]
+        fn a_frame_from_its_parts_is_the_same_as_a_frame_whole(
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+            peer in prop_oneof![Just([0u8; 16]), any::<[u8; 16]>()],
+            correlation: u32,
+        ) {
+            let mut frame = Frame::new(kind::EVENT, PeerId(peer), correlation, payload.clone());
+            frame.header.flags = (flags::ACK | flags::GATHER | 2).into();
+            let mut buffer = Vec::new();
+            let parts = (kind::EVENT, frame.header.flags.get(), correlation);
+            let tag = write_whole(parts, PeerId(peer), &payload, &mut buffer);
+            let mut assembler = Assembler::new(Reading::FromAgent, 1 << 20);
+            prop_assert_eq!(assembler.take(tag, &buffer), Ok(Some(frame)));
         }
 
         #[test]

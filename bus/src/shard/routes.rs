@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -22,6 +21,7 @@ use crate::lane::{
     LayoutError, ReceiverOptions, SLOT_BYTES, SenderOptions, cursor_words, data_words,
 };
 use crate::message::Status;
+use crate::router::numbers::ByNumber;
 use crate::router::{ConnId, Now, RouteEvent, RouteMemory};
 use crate::shm::PAGE_WORDS;
 use crate::shm::atomics::AtomicU64;
@@ -155,8 +155,8 @@ struct Open {
 
 #[derive(Default)]
 pub(super) struct Routes {
-    opening: HashMap<u32, Opening>,
-    open: HashMap<u32, Open>,
+    opening: ByNumber<u32, Opening>,
+    open: ByNumber<u32, Open>,
     /// Where messages are put together.
     buffer: Vec<u8>,
 }

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::routes::{RouteEnd, Routes};
 use super::{Flow, Frames, Host, Inbound, Outlet, SharedFd, Took};
 use crate::channel::Waiting;
 use crate::message::Status;
+use crate::router::numbers::ByNumber;
 use crate::router::{CloseReason, ConnId, Effects, Now, Router};
 use crate::shm::park::probe_waitv;
 use crate::wait::{Event, Park, Waiter};
@@ -52,7 +53,7 @@ pub(super) struct Body {
     mailbox: Arc<Mailbox>,
     pub(super) router: Router<SharedFd>,
     pub(super) host: Box<dyn Host>,
-    pub(super) conns: HashMap<ConnId, Conn>,
+    pub(super) conns: ByNumber<ConnId, Conn>,
     /// Connections with frames to handle, in turn.
     running: VecDeque<ConnId>,
     /// Connections that have something to be offered.
@@ -74,7 +75,7 @@ impl Body {
             mailbox: mailbox.clone(),
             router,
             host,
-            conns: HashMap::new(),
+            conns: ByNumber::default(),
             running: VecDeque::new(),
             woken: Vec::new(),
             fx: Effects::default(),
@@ -262,14 +263,16 @@ impl Body {
     /// Carries out what followed, until nothing more does.
     fn settle(&mut self, now: Now) {
         loop {
-            for id in std::mem::take(&mut self.fx.wake) {
+            let mut wake = std::mem::take(&mut self.fx.wake);
+            for id in wake.drain(..) {
                 self.wake(id);
             }
+            // The room of both lists is kept.
+            self.fx.wake = wake;
             let mut woken = std::mem::take(&mut self.woken);
             for id in woken.drain(..) {
                 self.offer(id);
             }
-            // Its room is kept.
             if self.woken.is_empty() {
                 self.woken = woken;
             }

@@ -8,6 +8,7 @@ use crate::message::{DELIVERY_HEADER, DeadAction, Numbers, QueuePart};
 
 use super::super::dispatch::Refusal;
 use super::super::{ConnId, Descriptor, Effects, Now, Router};
+use super::Wish;
 use super::slab::State;
 
 /// Most messages in one look.
@@ -23,7 +24,7 @@ impl<F: Descriptor> Router<F> {
         from: u64,
         max: u32,
     ) -> Result<Vec<u8>, Refusal> {
-        self.opened_to_consume(id, number)?;
+        self.opened_to(Wish::Consume, id, number)?;
         let store = &self.queues[&number].store;
         let max = max.clamp(1, PEEK_MAX) as usize;
         let mut out = Vec::new();
@@ -55,8 +56,8 @@ impl<F: Descriptor> Router<F> {
         now: Now,
         fx: &mut Effects<F>,
     ) -> Result<Vec<u8>, Refusal> {
-        self.opened_to_consume(id, number)?;
-        self.opened_to_produce(id, number)?;
+        self.opened_to(Wish::Consume, id, number)?;
+        self.opened_to(Wish::Produce, id, number)?;
         let ids: BTreeSet<u64> = ids.iter().collect();
         let store = &mut self.queues.get_mut(&number).expect("it is open").store;
         let count = match action {

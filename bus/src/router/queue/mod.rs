@@ -1,7 +1,7 @@
 //! Work queues: one message to one of those who take from the queue, until somebody has said that it is done.
 //!
 //! A queue belongs to a user and has a name; who may produce to it and consume from it is asked of the policy as
-//! `publish` and `subscribe` on `queue.NAME`. Verbs come in here, `store` decides, `deliver` builds what goes out when a
+//! `publish` and `subscribe` on `queue.NAME`. Verbs come in here and in `produce`, `store` decides, `deliver` builds what goes out when a
 //! connection is asked for it, `durable` has what waits for a store. A queue outlives those who use it, and ends
 //! with the router or when it is dropped. Fails towards whoever spoke, with a status and a text.
 
@@ -12,6 +12,7 @@ mod deliver;
 mod durable;
 #[cfg(test)]
 mod model;
+mod produce;
 mod slab;
 mod status;
 mod store;
@@ -22,10 +23,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::access::{check_publish, check_subscribe};
-use crate::frame::{Frame, PeerId};
-use crate::message::{
-    Full, Messages, Numbers, Outcome, QUEUE_PREFIX, QueueSpec, Status, StreamKind,
-};
+use crate::frame::PeerId;
+use crate::message::{Numbers, Outcome, QUEUE_PREFIX, QueueSpec, Status, StreamKind};
 use crate::topic::check_topic;
 
 use super::dispatch::Refusal;
@@ -50,7 +49,7 @@ pub(super) struct Queue {
     pub uid: u32,
     pub name: Arc<str>,
     /// As the record and the policies call it.
-    topic: String,
+    topic: Arc<str>,
     store: Store,
     /// Connections that wait for room, in the order in which they came.
     paused: Vec<ConnId>,
@@ -68,6 +67,13 @@ pub(super) struct Opened {
     queue: u32,
     produce: bool,
     consume: bool,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, Debug)]
+enum Wish {
+    Produce,
+    Consume,
 }
 
 /// The rest of a batch for which there was no room yet.
@@ -121,8 +127,8 @@ impl<F: Descriptor> Router<F> {
             Err(refusal) => {
                 self.answer(id, correlation, refusal.status, &refusal.text, &[], fx);
                 let peer = self.conns[&id].peer;
-                let topic = Some(format!("{QUEUE_PREFIX}{name}"));
-                let what = "queue".to_owned();
+                let topic = Some(format!("{QUEUE_PREFIX}{name}").into());
+                let what = self.words.get("queue");
                 self.note(
                     peer,
                     None,
@@ -196,7 +202,7 @@ impl<F: Descriptor> Router<F> {
         let name: Arc<str> = name.into();
         let queue = Queue {
             uid,
-            topic: format!("{QUEUE_PREFIX}{name}"),
+            topic: format!("{QUEUE_PREFIX}{name}").into(),
             name: name.clone(),
             store: Store::new(spec.filled()),
             paused: Vec::new(),
@@ -216,7 +222,13 @@ impl<F: Descriptor> Router<F> {
         let produce = check_publish(party, rules, topic);
         let consume = check_subscribe(party, rules, topic);
         match (produce, consume) {
-            (Err(why), Err(_)) => Err(Refusal::new(Status::DENIED, why)),
+            (Err(_), Err(_)) => {
+                let text = format!(
+                    "the policy of {} allows it neither to produce to {topic} nor to consume from it; its [ipc] publish or subscribe list has to name {topic}",
+                    peer.name
+                );
+                Err(Refusal::new(Status::DENIED, text))
+            }
             (produce, consume) => Ok((produce.is_ok(), consume.is_ok())),
         }
     }
@@ -233,284 +245,22 @@ impl<F: Descriptor> Router<F> {
             })
     }
 
-    /// As [`Self::opened`], for those who may consume.
-    fn opened_to_consume(&self, id: ConnId, queue: u32) -> Result<(), Refusal> {
-        if self.opened(id, queue)?.consume {
-            return Ok(());
-        }
-        let text = format!(
-            "the policy of {} does not allow it to consume from {topic}; its [ipc] subscribe list has to name {topic}",
-            self.name_of(self.conns[&id].peer),
-            topic = self.queues[&queue].topic,
-        );
-        Err(Refusal::new(Status::DENIED, text))
-    }
-
-    fn opened_to_produce(&self, id: ConnId, queue: u32) -> Result<(), Refusal> {
-        if self.opened(id, queue)?.produce {
-            return Ok(());
-        }
-        let text = format!(
-            "the policy of {} does not allow it to produce to {topic}; its [ipc] publish list has to name {topic}",
-            self.name_of(self.conns[&id].peer),
-            topic = self.queues[&queue].topic,
-        );
-        Err(Refusal::new(Status::DENIED, text))
-    }
-
-    /// Takes a batch, as far as there is room.
-    #[allow(clippy::too_many_arguments, reason = "the fields of one command")]
-    pub(super) fn produce(
-        &mut self,
-        id: ConnId,
-        frame: &Frame,
-        number: u32,
-        messages: Messages<'_>,
-        now: Now,
-        fx: &mut Effects<F>,
-    ) {
-        let correlation = frame.correlation();
-        let outcome = self
-            .check_produce(id, number, messages)
-            .map_err(|refusal| Short { refusal, taken: 0 });
-        let outcome = outcome.and_then(|()| {
-            let parked = Parked {
-                queue: number,
-                correlation,
-                payload: frame.payload.clone(),
-                at: PRODUCE_HEAD,
-                taken: 0,
-                first: 0,
-            };
-            if self.queues[&number].store.spec().durable {
-                self.produce_durable(id, parked, now, fx)
-            } else {
-                self.produce_here(id, parked, now, fx)
-            }
-        });
-        if let Err(Short { refusal, taken }) = outcome {
-            self.refuse_produce(id, correlation, number, refusal, taken, now, fx);
-        }
-    }
-
-    fn check_produce(
-        &self,
-        id: ConnId,
-        number: u32,
-        messages: Messages<'_>,
-    ) -> Result<(), Refusal> {
-        self.opened_to_produce(id, number)?;
-        let limit = (self.limits.max_payload - DELIVERY_ROOM) as usize;
-        if let Some(large) = messages.iter().find(|message| message.data.len() > limit) {
-            let text = format!(
-                "a message of {} bytes is over a queue's limit of {limit}",
-                large.data.len()
-            );
-            return Err(Refusal::new(Status::TOO_LARGE, text));
-        }
-        if messages.is_empty() {
-            return Err(Refusal::new(
-                Status::MALFORMED,
-                "a batch has at least one message",
-            ));
-        }
-        if self.conns[&id].parked.is_some() {
-            let text = "what was produced before on this connection waits for room still";
-            return Err(Refusal::new(Status::QUEUE_FULL, text));
-        }
-        let uid = self.queues[&number].uid;
-        let limit = self.limits.queue_bytes;
-        if self
-            .spaces
-            .get(&uid)
-            .is_some_and(|space| space.queue_bytes >= limit)
-        {
-            let text = format!("the queues of this user hold {limit} bytes, the most allowed");
-            return Err(Refusal::new(Status::QUEUE_FULL, text));
-        }
-        Ok(())
-    }
-
-    /// Puts what there is room for into the queue. The rest waits, or is refused.
-    fn produce_here(
-        &mut self,
-        id: ConnId,
-        mut parked: Parked,
-        now: Now,
-        fx: &mut Effects<F>,
-    ) -> Result<(), Short> {
-        let peer = self.conns[&id].peer;
-        let from = self.peers[&peer].short;
-        let number = parked.queue;
-        let queue = self.queues.get_mut(&number).expect("it is open");
-        let rest = Messages::parse(&parked.payload[parked.at..]).expect("checked when it came");
-        let (len, bytes) = (rest.len() as u32, rest.data_bytes());
-        let mut iter = rest.iter();
-        let mut short = None;
-        let mut put = 0;
-        if queue.store.fits(len, bytes) {
-            let first = queue.store.next_id();
-            for message in rest {
-                queue
-                    .store
-                    .push(now.wall_ns, from, message.priority, message.data);
-            }
-            put = len;
-            if parked.taken == 0 {
-                parked.first = first;
-            }
-        } else {
-            loop {
-                let before = iter.as_bytes().len();
-                let Some(message) = iter.next() else { break };
-                if !queue.store.make_room(1, message.data.len() as u64) {
-                    short = Some((parked.payload.len() - before, message.data.len() as u64));
-                    break;
-                }
-                let message_id =
-                    queue
-                        .store
-                        .push(now.wall_ns, from, message.priority, message.data);
-                if parked.taken + put == 0 {
-                    parked.first = message_id;
-                }
-                put += 1;
-            }
-        }
-        parked.taken += put;
-        let (full, could) = (
-            queue.store.spec().full,
-            short.is_none_or(|(_, bytes)| queue.store.could_fit(1, bytes)),
-        );
-        if put > 0 {
-            // One frame is one entry; the peer is told of each message.
-            self.count_more_sent(peer, u64::from(put - 1));
-            self.note_produced(peer, number, bytes, put, now, fx);
-        }
-        self.after(number, now, fx);
-        match short {
-            None => {
-                self.answer_produced(id, parked.correlation, parked.taken, parked.first, fx);
-                Ok(())
-            }
-            Some((at, _)) if full == Full::Block && could => {
-                parked.at = at;
-                self.park(id, parked);
-                Ok(())
-            }
-            Some(_) => Err(Short {
-                refusal: self.queue_full(number),
-                taken: parked.taken,
-            }),
-        }
-    }
-
-    fn queue_full(&self, number: u32) -> Refusal {
-        let queue = &self.queues[&number];
-        let (messages, bytes) = queue.store.live();
-        let spec = queue.store.spec();
-        let text = format!(
-            "queue {} is full: {messages} of {} messages, {bytes} of {} bytes; try again later",
-            queue.name, spec.max_messages, spec.max_bytes
-        );
-        Refusal::new(Status::QUEUE_FULL, text)
-    }
-
-    /// Nothing more is read from that connection until its batch has found room.
-    fn park(&mut self, id: ConnId, parked: Parked) {
-        let queue = self.queues.get_mut(&parked.queue).expect("it is open");
-        if !queue.paused.contains(&id) {
-            queue.paused.push(id);
-        }
-        self.conns.get_mut(&id).expect("it produced").parked = Some(parked);
-    }
-
-    fn answer_produced(
-        &mut self,
-        id: ConnId,
-        correlation: u32,
-        taken: u32,
-        first: u64,
-        fx: &mut Effects<F>,
-    ) {
-        if correlation != 0 {
-            let mut result = [0; 16];
-            result[..4].copy_from_slice(&taken.to_le_bytes());
-            result[8..].copy_from_slice(&first.to_le_bytes());
-            self.answer(id, correlation, Status::OK, "", &result, fx);
-        }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one refusal")]
-    fn refuse_produce(
-        &mut self,
-        id: ConnId,
-        correlation: u32,
-        number: u32,
-        refusal: Refusal,
-        taken: u32,
-        now: Now,
-        fx: &mut Effects<F>,
-    ) {
-        let Refusal { status, text } = refusal;
-        if correlation == 0 {
-            self.notice(id, number, status, &text, fx);
-        } else {
-            self.answer(id, correlation, status, &text, &taken.to_le_bytes(), fx);
-        }
-        let Some(peer) = self.conns.get(&id).map(|conn| conn.peer) else {
-            return;
+    /// As [`Self::opened`], for those who have that right to it.
+    fn opened_to(&self, right: Wish, id: ConnId, queue: u32) -> Result<(), Refusal> {
+        let opened = self.opened(id, queue)?;
+        let (allowed, verb, list) = match right {
+            Wish::Consume => (opened.consume, "consume from", "subscribe"),
+            Wish::Produce => (opened.produce, "produce to", "publish"),
         };
-        let topic = self.queues.get_mut(&number).map(|queue| {
-            queue.store.counters.refused += 1;
-            queue.topic.clone()
-        });
-        self.note(
-            peer,
-            None,
-            topic,
-            "produce",
-            String::new(),
-            0,
-            0,
-            status,
-            0,
-            now,
-            fx,
-        );
-    }
-
-    fn note_produced(
-        &mut self,
-        peer: PeerId,
-        number: u32,
-        bytes: u64,
-        count: u32,
-        now: Now,
-        fx: &mut Effects<F>,
-    ) {
-        let topic = Some(self.queues[&number].topic.clone());
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let what = String::new();
-        self.note(
-            peer,
-            None,
-            topic,
-            "produce",
-            what,
-            bytes,
-            0,
-            Status::OK,
-            count,
-            now,
-            fx,
-        );
-    }
-
-    fn count_more_sent(&mut self, peer: PeerId, messages: u64) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.counters.sent += messages;
+        if allowed {
+            return Ok(());
         }
+        let text = format!(
+            "the policy of {} does not allow it to {verb} {topic}; its [ipc] {list} list has to name {topic}",
+            self.name_of(self.conns[&id].peer),
+            topic = self.queues[&queue].topic,
+        );
+        Err(Refusal::new(Status::DENIED, text))
     }
 
     /// Lets a connection take messages, so many at a time, or no more.
@@ -522,7 +272,7 @@ impl<F: Descriptor> Router<F> {
         now: Now,
         fx: &mut Effects<F>,
     ) -> Result<Vec<u8>, Refusal> {
-        self.opened_to_consume(id, number)?;
+        self.opened_to(Wish::Consume, id, number)?;
         let limit = self.limits.max_consumers;
         let queue = self.queues.get_mut(&number).expect("it is open");
         let store = &mut queue.store;
@@ -561,7 +311,7 @@ impl<F: Descriptor> Router<F> {
         now: Now,
         fx: &mut Effects<F>,
     ) -> Result<Vec<u8>, Refusal> {
-        self.opened_to_consume(id, number)?;
+        self.opened_to(Wish::Consume, id, number)?;
         let limit = self.limits.max_consumers;
         let room = (self.limits.max_payload - DELIVERY_ROOM) as usize;
         let queue = self.queues.get_mut(&number).expect("it is open");
@@ -678,8 +428,8 @@ impl<F: Descriptor> Router<F> {
         number: u32,
         fx: &mut Effects<F>,
     ) -> Result<Vec<u8>, Refusal> {
-        self.opened_to_consume(id, number)?;
-        self.opened_to_produce(id, number)?;
+        self.opened_to(Wish::Consume, id, number)?;
+        self.opened_to(Wish::Produce, id, number)?;
         self.remove_queue(number, "the queue was dropped", fx);
         Ok(Vec::new())
     }
@@ -752,34 +502,6 @@ impl<F: Descriptor> Router<F> {
         self.arm(number, now);
         if resume {
             self.resume_producers(number, now, fx);
-        }
-    }
-
-    /// Takes the batches that waited for room.
-    fn resume_producers(&mut self, number: u32, now: Now, fx: &mut Effects<F>) {
-        let Some(queue) = self.queues.get_mut(&number) else {
-            return;
-        };
-        for id in std::mem::take(&mut queue.paused) {
-            let parked = self.conns.get_mut(&id).and_then(|conn| conn.parked.take());
-            let Some(parked) = parked else { continue };
-            let correlation = parked.correlation;
-            let durable = self.queues[&number].store.spec().durable;
-            let outcome = if durable {
-                self.produce_durable(id, parked, now, fx)
-            } else {
-                self.produce_here(id, parked, now, fx)
-            };
-            if let Err(Short { refusal, taken }) = outcome {
-                self.refuse_produce(id, correlation, number, refusal, taken, now, fx);
-            }
-            if self
-                .conns
-                .get(&id)
-                .is_some_and(|conn| conn.parked.is_none())
-            {
-                fx.resume.push(id);
-            }
         }
     }
 
@@ -865,7 +587,7 @@ impl<F: Descriptor> Router<F> {
                     uid,
                     topic.clone(),
                     "dead-letter",
-                    what,
+                    what.into(),
                     ids.len() as u32,
                     now,
                     fx,

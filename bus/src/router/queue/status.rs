@@ -54,7 +54,7 @@ impl<F: Descriptor> Router<F> {
                     .consumers
                     .iter()
                     .filter_map(|consumer| self.conns.get(&consumer.conn))
-                    .map(|conn| self.name_of(conn.peer))
+                    .map(|conn| self.name_of(conn.peer).to_string())
                     .collect(),
                 paused: queue.paused.len() as u32,
                 counters: queue.store.counters,

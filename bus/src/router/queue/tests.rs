@@ -232,7 +232,7 @@ fn what_is_held_too_long_comes_back_and_dies_after_its_last_delivery() {
         .iter()
         .find(|meta| meta.kind == "dead-letter")
         .unwrap();
-    assert_eq!(entry.what, "1 messages (1 to 1): max-deliver");
+    assert_eq!(&*entry.what, "1 messages (1 to 1): max-deliver");
     let peek = Control::QueuePeek {
         queue,
         part: QueuePart::Dead,

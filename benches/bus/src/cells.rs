@@ -116,7 +116,8 @@ const FAST: u64 = 1_000_000;
 const SLOW: u64 = 10_000;
 
 const LANE_48: Cell = oneway(Who::Lane, Busy, 48);
-const LANE_64: Cell = oneway(Who::Lane, Busy, 64);
+/// The class that is made for messages of this size.
+const LANE_64: Cell = oneway(Who::LaneWide, Busy, 64);
 const ARENA_4K: Cell = oneway(Who::Arena, Busy, 4096);
 const LANE_RATE: Cell = throughput(Who::Lane, Busy);
 const LANE_WAKE: Cell = oneway(Who::Lane, Blocking, 48);
@@ -275,7 +276,11 @@ pub const GROUPS: &[&[Cell]] = &[
         oneway(Who::Stream, Busy, 48),
         oneway(Who::Pipe, Busy, 48),
     ],
-    &[LANE_64, oneway(Who::Iceoryx2, Busy, 64)],
+    &[
+        LANE_64,
+        oneway(Who::Lane, Busy, 64),
+        oneway(Who::Iceoryx2, Busy, 64),
+    ],
     &[
         ARENA_4K,
         oneway(Who::Lane, Busy, 4096),

@@ -159,6 +159,10 @@ pub struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
 
+    /// On whose kernel the program runs: native, gvisor; never further from the policy's than the policy has it
+    #[arg(long, value_name = "KIND", value_parser = ["native", "gvisor"])]
+    pub runtime: Option<String>,
+
     /// End the agent after this time: 90, 90s, 30m, 1h30m
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<String>,

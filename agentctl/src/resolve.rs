@@ -8,7 +8,7 @@ use std::time::Duration;
 use agentd_api::dirs::DirEnv;
 use agentd_api::{Driver, StdioMode};
 use agentd_sandbox::policy::read_policy_file;
-use agentd_sandbox::{PolicyError, PolicyRef};
+use agentd_sandbox::{PolicyError, PolicyRef, RuntimeKind};
 
 use crate::cli::units::{ConfigFileArgs, FromArg, LowConfigVerb, LowUnitsVerb};
 use crate::cli::{LowArgs, LowVerb, RunArgs};
@@ -180,6 +180,8 @@ pub struct RunRequest {
     pub argv: Vec<String>,
     pub policy: PolicyRef,
     pub settings: Vec<(String, String)>,
+    /// Asked for over the policy's.
+    pub runtime: Option<RuntimeKind>,
     pub workspace: Workspace,
     pub name: Option<String>,
     pub timeout: Option<Duration>,
@@ -404,6 +406,7 @@ fn resolve_run(args: RunArgs, context: &Context) -> Result<RunRequest, Failure> 
         argv,
         policy: policy_ref(&args.policy)?,
         settings,
+        runtime: args.runtime.as_deref().and_then(runtime),
         workspace,
         name: args.name,
         timeout: args.timeout.map(|t| time("--timeout", &t)).transpose()?,
@@ -495,6 +498,13 @@ pub(crate) fn settings(typed: &[String]) -> Result<Vec<(String, String)>, Failur
         )),
     };
     typed.iter().map(split).collect()
+}
+
+/// clap has refused every other name.
+fn runtime(typed: &str) -> Option<RuntimeKind> {
+    RuntimeKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == typed)
 }
 
 /// The daemon's own folders are no part of a workspace, even of one that holds them: through its socket an agent could

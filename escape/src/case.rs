@@ -21,6 +21,12 @@ pub struct Case {
     pub cannot: Option<&'static str>,
     /// It wants a session of its own: what is raised for it may be reason enough to refuse the launch.
     pub alone: bool,
+    /// What a kernel in user space does with it instead of the host's, and why nothing of that reaches the host. Only for
+    /// cases that no effect on the host could show.
+    pub emulated: Option<&'static str>,
+    /// It uses up what the sandbox has. A runtime with a kernel of its own may end with it, which is no hole; there it gets
+    /// a session of its own, too.
+    pub exhausts: bool,
     /// When it has not answered by then, it is ended, in seconds.
     pub limit: u32,
     #[serde(skip)]
@@ -61,6 +67,8 @@ pub enum Effect {
     Home(&'static str),
     /// A set-id bit on the case's own file in the workspace.
     SetId,
+    /// The case's own file in the workspace belongs to somebody else than the caller.
+    GivenAway,
     /// A file of this name, with the run's mark before it, in this folder of the host.
     HostFile(&'static str),
     /// A server or socket of the host heard the case's name.
@@ -107,6 +115,8 @@ pub enum Opening {
     Is(&'static str, &'static str),
     /// The limit is above this, or there is none. In user mode also the line that allows to go without the property.
     Above(&'static str, u64, &'static str),
+    /// The policy lets this property go by name, and the program is on a kernel in user space, which does not hold it.
+    LetGo(&'static str),
     /// Any of them.
     Any(&'static [Opening]),
 }
@@ -121,6 +131,8 @@ impl Case {
             opens: Opening::Never,
             cannot: None,
             alone: false,
+            emulated: None,
+            exhausts: false,
             limit: 10,
             run,
         }
@@ -149,6 +161,17 @@ impl Case {
 
     pub const fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    /// On a kernel in user space it is done by that kernel, for this reason without any effect on the host.
+    pub const fn emulated(mut self, why: &'static str) -> Self {
+        self.emulated = Some(why);
+        self
+    }
+
+    pub const fn exhausts(mut self) -> Self {
+        self.exhausts = true;
         self
     }
 

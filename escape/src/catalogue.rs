@@ -15,9 +15,13 @@ pub fn all() -> Vec<Case> {
 }
 
 /// The cases with these ids or of these families; all for none. Those that want a session of their own only by their id.
-pub fn select(only: &[&str]) -> Result<Vec<Case>, String> {
+/// A word with a dash before it leaves a case out.
+pub fn select(words: &[&str]) -> Result<Vec<Case>, String> {
     let all = all();
-    for word in only {
+    let (left_out, only): (Vec<&str>, Vec<&str>) =
+        words.iter().partition(|word| word.starts_with('-'));
+    let left_out: Vec<&str> = left_out.iter().map(|word| &word[1..]).collect();
+    for word in only.iter().chain(&left_out) {
         if !all.iter().any(|case| matches(case, word)) {
             return Err(format!(
                 "{word}: there is no such case or family; agentd-escape list names them"
@@ -26,6 +30,7 @@ pub fn select(only: &[&str]) -> Result<Vec<Case>, String> {
     }
     Ok(all
         .into_iter()
+        .filter(|case| !left_out.iter().any(|word| matches(case, word)))
         .filter(|case| match case.alone {
             true => only.contains(&case.id),
             false => only.is_empty() || only.iter().any(|word| matches(case, word)),
@@ -64,5 +69,24 @@ mod tests {
         let error = select(&["fs_read_absolutely"]).expect_err("no such case");
         assert!(error.contains("fs_read_absolutely"), "{error}");
         assert_eq!(select(&["fs_read_abs"]).map(|cases| cases.len()), Ok(1));
+    }
+
+    #[test]
+    fn a_dash_leaves_a_case_or_a_family_out() {
+        let chosen = |words: &[&str]| select(words).map(|cases| cases.len());
+        let everything = chosen(&[]).expect("all");
+        assert_eq!(chosen(&["-fs_read_abs"]), Ok(everything - 1));
+        assert_eq!(
+            chosen(&["tty", "-tty_sti"]),
+            Ok(chosen(&["tty"]).expect("a family") - 1)
+        );
+        assert!(select(&["-fs_read_absolutely"]).is_err());
+    }
+
+    #[test]
+    fn only_what_no_effect_on_the_host_shows_is_taken_for_emulated() {
+        for case in all().iter().filter(|case| case.emulated.is_some()) {
+            assert_eq!(case.effect, crate::case::Effect::Inside, "{}", case.id);
+        }
     }
 }

@@ -21,6 +21,10 @@ pub fn opened_by(opening: Opening, policy: &Value, mode: Mode) -> Option<String>
         Opening::Has(key, wanted) | Opening::Is(key, wanted) => values(policy, key)
             .find(|(value, _)| *value == wanted)
             .map(|(value, entry)| told(entry, key, value)),
+        Opening::LetGo(property) => {
+            let line = Opening::Has("degrade.allow", property);
+            on_own_kernel(policy).then(|| opened_by(line, policy, mode))?
+        }
         Opening::Above(key, amount, property) => {
             above(policy, key, amount).or_else(|| match mode {
                 Mode::Root => None,
@@ -39,6 +43,13 @@ pub fn opened_by(opening: Opening, policy: &Value, mode: Mode) -> Option<String>
             .iter()
             .find_map(|opening| opened_by(*opening, policy, mode)),
     }
+}
+
+/// Whether the policy has programs run on a kernel in user space instead of the host's.
+pub fn on_own_kernel(policy: &Value) -> bool {
+    values(policy, "runtime.kind")
+        .last()
+        .is_some_and(|(kind, _)| kind == "gvisor")
 }
 
 /// What `cgroup-limits` stands for.
@@ -134,6 +145,21 @@ mod tests {
         assert!(opened(3 << 30, Mode::Root).is_some());
         assert_eq!(opened(16 << 30, Mode::Root), None);
         assert!(opened(16 << 30, Mode::User).is_some_and(|line| line.contains(":91:")));
+    }
+
+    #[test]
+    fn a_property_is_let_go_only_where_another_kernel_does_not_hold_it() {
+        let opened =
+            |policy: &Value| opened_by(Opening::LetGo("cgroup-limits"), policy, Mode::Root);
+        let mut policy = policy();
+        assert_eq!(opened(&policy), None);
+        let kind = json!({"key": "runtime.kind", "value": "\"gvisor\"", "origin": {}});
+        policy["shown"].as_array_mut().expect("a list").push(kind);
+        assert!(opened(&policy).is_some_and(|line| line.contains(":91:")));
+        assert_eq!(
+            opened_by(Opening::LetGo("disk-limit"), &policy, Mode::Root),
+            None
+        );
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Outcome {
     Stopped,
     Escaped,
+    /// It was done by the runtime's own kernel, in user space, and reached nothing of the host's.
+    Contained,
     Unavailable,
 }
 
@@ -17,6 +19,7 @@ impl Outcome {
         match self {
             Self::Stopped => "stopped",
             Self::Escaped => "escaped",
+            Self::Contained => "contained",
             Self::Unavailable => "unavailable",
         }
     }
@@ -47,6 +50,9 @@ pub struct Verdict {
     /// The line of the policy that opens an escaped case.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub opened_by: Option<String>,
+    /// Why a contained case reaches nothing of the host's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub contained: Option<String>,
 }
 
 /// A whole session.

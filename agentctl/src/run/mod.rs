@@ -16,7 +16,7 @@ use agentd_api::{
 };
 use agentd_kernel::grant::Uses;
 use agentd_kernel::signals::SignalFd;
-use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyError, PolicyRef};
+use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyError, PolicyRef, RuntimeKind};
 use serde_json::{Value, json};
 
 use crate::comeback::come_back;
@@ -37,6 +37,10 @@ pub async fn run(context: &Context, request: &RunRequest) -> Result<u8, Failure>
 async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failure> {
     let mut settings = request.settings.clone();
     let mut policy = load_policy(context, request, &settings)?;
+    if let Some(setting) = runtime(request, policy.as_ref())? {
+        settings.push(setting);
+        policy = load_policy(context, request, &settings)?;
+    }
     let caller = grants::caller(context, request);
     if let Some(loaded) = &policy {
         let mut more = links::settings(loaded, &caller)?;
@@ -78,6 +82,36 @@ async fn run_inner(context: &Context, request: &RunRequest) -> Result<u8, Failur
             let dir = &daemon.runtime_dir;
             stay(context, request, dir, reply, &signals, early).await
         }
+    }
+}
+
+/// The setting for the runtime that was asked for, where it is not the policy's already: only one that is further from the
+/// host's kernel.
+fn runtime(
+    request: &RunRequest,
+    policy: Option<&EffectivePolicy>,
+) -> Result<Option<(String, String)>, Failure> {
+    const KEY: &str = "runtime.kind";
+    let Some(wanted) = request.runtime else {
+        return Ok(None);
+    };
+    match policy {
+        Some(policy) if policy.runtime == wanted => Ok(None),
+        Some(policy) if policy.runtime < wanted => Err(Failure::usage(
+            format!("can't run under {wanted}"),
+            format!(
+                "the policy says {KEY} = \"{}\" ({}), and --runtime only ever makes a launch tighter",
+                policy.runtime,
+                policy.origin_of(KEY)
+            ),
+        )
+        .try_next("leave --runtime out, or name another policy: agentctl policy list")),
+        None if wanted == RuntimeKind::Native => Err(Failure::usage(
+            format!("can't run under {wanted}"),
+            "only the daemon knows this policy, and it may keep programs off the host's kernel",
+        )
+        .try_next("leave --runtime out")),
+        _ => Ok(Some((KEY.to_owned(), wanted.name().to_owned()))),
     }
 }
 

@@ -63,6 +63,8 @@ pub fn resolve(args: SelftestArgs) -> Result<Task, Failure> {
 enum Outcome {
     Stopped,
     Escaped,
+    /// Done by the runtime's own kernel, in user space, and nothing of the host's was reached.
+    Contained,
     Unavailable,
 }
 
@@ -74,6 +76,8 @@ struct Verdict {
     outcome: Outcome,
     detail: String,
     opened_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contained: Option<String>,
 }
 
 /// What `agentd-escape judge` prints.
@@ -105,6 +109,7 @@ struct Family {
     stopped: usize,
     opened: usize,
     escaped: usize,
+    contained: usize,
     unavailable: usize,
 }
 
@@ -123,6 +128,7 @@ struct Report<'a> {
     families: Vec<Family>,
     opened: Vec<&'a Verdict>,
     escaped: Vec<&'a Verdict>,
+    contained: Vec<&'a Verdict>,
     unavailable: Vec<&'a Verdict>,
 }
 
@@ -278,6 +284,7 @@ fn report(
         families: families(&judgement.verdicts),
         opened: of(Outcome::Escaped, true),
         escaped,
+        contained: of(Outcome::Contained, false),
         unavailable: of(Outcome::Unavailable, false),
     };
     let mut out = Out::stdout();
@@ -297,6 +304,7 @@ fn families(verdicts: &[Verdict]) -> Vec<Family> {
         family.family.clone_from(&verdict.family);
         *match (verdict.outcome, &verdict.opened_by) {
             (Outcome::Stopped, _) => &mut family.stopped,
+            (Outcome::Contained, _) => &mut family.contained,
             (Outcome::Unavailable, _) => &mut family.unavailable,
             (Outcome::Escaped, Some(_)) => &mut family.opened,
             (Outcome::Escaped, None) => &mut family.escaped,
@@ -336,6 +344,13 @@ fn show(report: &Report<'_>, out: &mut Out) -> Result<(), Failure> {
             verdict.id, verdict.title, verdict.detail
         ))?;
     }
+    for verdict in &report.contained {
+        let why = verdict.contained.as_deref().unwrap_or_default();
+        out.line(format!(
+            "contained {}: {} ({why})",
+            verdict.id, verdict.title
+        ))?;
+    }
     if !report.whole {
         let word = out.colour.paint(Style::Bad, "BROKEN OFF");
         out.line(format!("{word}  the session: {}", report.session))?;
@@ -354,8 +369,12 @@ fn show(report: &Report<'_>, out: &mut Out) -> Result<(), Failure> {
     }
     let count = |pick: fn(&Family) -> usize| report.families.iter().map(pick).sum::<usize>();
     let (stopped, unavailable) = (count(|it| it.stopped), count(|it| it.unavailable));
+    let contained = match report.contained.len() {
+        0 => String::new(),
+        n => format!(" {n} contained by the runtime's own kernel,"),
+    };
     out.line(format!(
-        "{stopped} stopped, {} open by the policy, {} escaped, {unavailable} not possible on this host",
+        "{stopped} stopped, {} open by the policy, {} escaped,{contained} {unavailable} not possible on this host",
         report.opened.len(),
         report.escaped.len()
     ))
@@ -373,6 +392,7 @@ mod tests {
             outcome,
             detail: String::new(),
             opened_by: opened_by.map(Into::into),
+            contained: None,
         }
     }
 
@@ -383,6 +403,7 @@ mod tests {
             verdict("fs", Outcome::Escaped, Some("coding.toml:3")),
             verdict("fs", Outcome::Escaped, None),
             verdict("net", Outcome::Unavailable, None),
+            verdict("net", Outcome::Contained, None),
         ];
         let families = families(&verdicts);
         let counts: Vec<_> = families
@@ -393,10 +414,11 @@ mod tests {
                     it.stopped,
                     it.opened,
                     it.escaped,
+                    it.contained,
                     it.unavailable,
                 )
             })
             .collect();
-        assert_eq!(counts, [("fs", 1, 1, 1, 0), ("net", 0, 0, 0, 1)]);
+        assert_eq!(counts, [("fs", 1, 1, 1, 0, 0), ("net", 0, 0, 0, 1, 1)]);
     }
 }

@@ -17,6 +17,28 @@ fn is_installed() -> bool {
 }
 
 #[test]
+fn the_runtime_of_a_launch_is_only_ever_made_tighter() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let work = daemon.workspace();
+        let looser = ["--set", "runtime.kind=gvisor", "--runtime", "native"];
+        let (code, _, said) = text(&daemon.run_with(work.path(), &looser, &["true"]));
+        assert_ne!(code, 0, "{mode:?}");
+        assert!(said.contains("only ever makes a launch tighter"), "{said}");
+        assert!(said.contains("--set runtime.kind"), "{said}");
+        if !is_installed() {
+            continue;
+        }
+        let tighter = ["--runtime", "gvisor"];
+        let result = text(&daemon.run_with(work.path(), &tighter, &["cat", "/proc/version"]));
+        assert!(
+            result.1.starts_with("Linux version 4.4"),
+            "{mode:?}: {result:?}"
+        );
+    }
+}
+
+#[test]
 fn a_program_runs_under_gvisor_in_the_workspace_and_ends_with_its_code() {
     if !is_installed() {
         return;

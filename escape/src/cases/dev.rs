@@ -71,6 +71,7 @@ pub const CASES: &[Case] = &[
     node!("dev_kvm", "virtual machines", ["/dev/kvm"])
         .cannot("the node is root's or of a group, where there is one"),
     node!("dev_fuse", "FUSE", ["/dev/fuse"])
+        .emulated(super::emulated::DEVICES)
         .cannot("as udev leaves it: open to all on most machines, root's on others"),
     node!("dev_tun", "network taps", ["/dev/net/tun"])
         .cannot("as udev leaves it: open to all on most machines, root's on others"),
@@ -217,7 +218,8 @@ pub const CASES: &[Case] = &[
             }
             done(format!("{} nodes, such as {}", extra.len(), extra[0]))
         },
-    ),
+    )
+    .emulated(super::emulated::DEVICES),
 ];
 
 fn mknod(s: &Scene, kind: u32, device: u64) -> Try {

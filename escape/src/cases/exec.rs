@@ -14,7 +14,10 @@ use crate::raw::{Refused, call};
 use crate::scene::{Scene, c};
 
 const WRITE_EXEC: Opening = Opening::Is("exec.write_exec", "true");
-const MEMFD: Opening = Opening::Is("exec.memfd", "any");
+const MEMFD: Opening = Opening::Any(&[
+    Opening::Is("exec.memfd", "any"),
+    Opening::LetGo("memfd-exec"),
+]);
 /// A memory file is mapped for execution by just-in-time compilers, too.
 const MEMORY: Opening = Opening::Any(&[MEMFD, WRITE_EXEC]);
 const WORK: Opening = Opening::Has("fs.exec", "${workspace}");

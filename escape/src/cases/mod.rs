@@ -59,6 +59,18 @@ pub const FAMILIES: &[(&str, &[Case])] = &[
     ("life", life::CASES),
 ];
 
+/// Why what a kernel in user space does with its own objects reaches nothing of the host's.
+pub(crate) mod emulated {
+    pub(crate) const DEVICES: &str = "the node is one of gVisor's own, which has no driver behind it; no device of the host is in its view";
+    pub(crate) const SETTINGS: &str = "the file is one of gVisor's own; it keeps what is written, and makes no call of the host's for it";
+    pub(crate) const INIT: &str = "pid 1 is the launcher on gVisor's kernel: it is the agent's own uid, and holds the plan, three streams and sockets to its like";
+    pub(crate) const ROOT: &str = "uid 0 of gVisor's kernel, without a capability there; on the host it is the agent's own uid, and so are its files";
+    pub(crate) const NICE: &str = "gVisor notes the value and schedules nothing by it; its threads' niceness on the host stays";
+    pub(crate) const SOCKETS: &str = "gVisor notes the option; its own socket on the host has none of it, for want of CAP_NET_ADMIN over the sandbox's network";
+    pub(crate) const MEMORY: &str = "gVisor's own objects in its own memory, which limits.memory bounds; the host's pipes and terminals stay as they are";
+    pub(crate) const CLOCK: &str = "gVisor's clocks count a thread that waits for a processor as running; the cgroup's quota holds all of its threads";
+}
+
 pub(crate) fn done(what: impl Into<String>) -> Try {
     Ok(Attempt::Done(what.into()))
 }

@@ -245,6 +245,7 @@ pub const CASES: &[Case] = &[
         call!(libc::SYS_setsockopt, socket, libc::SOL_SOCKET, libc::SO_MARK, &mut mark, 4)?;
         done("marked")
     })
+    .emulated(super::emulated::SOCKETS)
     .cannot(ROOTS),
     Case::new("net_transparent", "IP_TRANSPARENT: a foreign source address", |_| {
         let socket = call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM, 0)?;
@@ -252,6 +253,7 @@ pub const CASES: &[Case] = &[
         call!(libc::SYS_setsockopt, socket, libc::IPPROTO_IP, 19, &mut on, 4)?;
         done("set")
     })
+    .emulated(super::emulated::SOCKETS)
     .cannot(ROOTS),
     Case::new("net_ifconfig", "SIOCSIFFLAGS: switch an interface", |_| {
         let socket = call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_DGRAM, 0)?;

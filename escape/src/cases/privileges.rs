@@ -42,11 +42,13 @@ pub const CASES: &[Case] = &[
             uid => Err(Refused::without_errno(format!("uid {uid}"))),
         }
     })
+    .emulated(super::emulated::ROOT)
     .cannot("an ordinary user is not root"),
     Case::new("priv_setuid", "setresuid to root", |_| {
         call!(libc::SYS_setresuid, 0, 0, 0)?;
         done("uid 0")
     })
+    .emulated(super::emulated::ROOT)
     .cannot("it needs CAP_SETUID"),
     Case::new("priv_setuid_other", "setresuid to another user", |s| {
         call!(libc::SYS_setresuid, s.uid + 1, s.uid + 1, s.uid + 1)?;
@@ -57,6 +59,7 @@ pub const CASES: &[Case] = &[
         call!(libc::SYS_setresgid, 0, 0, 0)?;
         done("gid 0")
     })
+    .emulated(super::emulated::ROOT)
     .cannot("it needs CAP_SETGID"),
     Case::new("priv_setgroups", "take on groups", |_| {
         let mut groups = [0_u32];
@@ -286,6 +289,7 @@ pub const CASES: &[Case] = &[
             done("given")
         },
     )
+    .effect(Effect::GivenAway)
     .cannot("it needs CAP_CHOWN"),
     Case::new("priv_core", "leave core dumps, with memory in them", |_| {
         let mut limit = [0_u64; 2];

@@ -237,7 +237,8 @@ pub const CASES: &[Case] = &[
         "proc_sysrq",
         "sysrq-trigger",
         ["/proc/sysrq-trigger", "/proc/sys/kernel/sysrq"]
-    ),
+    )
+    .emulated(super::emulated::SETTINGS),
     write_to!(
         "proc_sys_kernel",
         "knobs of the kernel",
@@ -301,6 +302,7 @@ pub const CASES: &[Case] = &[
             done("oom_score_adj is -1000")
         },
     )
+    .emulated(super::emulated::SETTINGS)
     .cannot("lowering it needs CAP_SYS_RESOURCE"),
     Case::new(
         "X36",
@@ -341,7 +343,8 @@ pub const CASES: &[Case] = &[
             "/sys/bus/pci/devices",
             "/sys/class/net",
         ])
-    }),
+    })
+    .emulated(super::emulated::DEVICES),
     Case::new("sys_kernel", "the kernel's own parameters in /sys", |_| {
         listed(&["/sys/kernel", "/sys/module", "/sys/power", "/sys/firmware"])
     }),

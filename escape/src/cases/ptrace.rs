@@ -160,6 +160,7 @@ pub const CASES: &[Case] = &[
         let names = std::fs::read_dir("/proc/1/fd")?.count();
         done(format!("{names} descriptors show"))
     })
+    .emulated(super::emulated::INIT)
     .cannot("the host's init belongs to root"),
     Case::new("pt_init_getfd", "pidfd_getfd from pid 1", |_| {
         let pidfd = call!(libc::SYS_pidfd_open, 1, 0)?;
@@ -178,6 +179,7 @@ pub const CASES: &[Case] = &[
             _ => Err(Refused::without_errno("empty")),
         },
     )
+    .emulated(super::emulated::INIT)
     .cannot("the host's init belongs to root"),
     Case::new(
         "sc_ptrace_traceme_child",

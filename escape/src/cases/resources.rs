@@ -23,6 +23,7 @@ const FILES: Opening = Opening::Above("limits.nofile", 70_000, "nofile");
 pub const CASES: &[Case] = &[
     Case::new("rs_cpu", "two busy threads for 1.5 s", cpu)
         .opens(CPU)
+        .emulated(super::emulated::CLOCK)
         .cannot("a machine with one free core has no more to give"),
     Case::new("rs_fds", "70,000 descriptors", |_| {
         raise(libc::RLIMIT_NOFILE, 80_000)?;
@@ -63,6 +64,7 @@ pub const CASES: &[Case] = &[
         }
         done("2 GiB of pipe buffers")
     })
+    .emulated(super::emulated::MEMORY)
     .cannot("fs.pipe-user-pages-soft limits each user"),
     Case::new("rs_ptys", "4,000 terminals", |_| {
         raise(libc::RLIMIT_NOFILE, 5000)?;
@@ -75,7 +77,8 @@ pub const CASES: &[Case] = &[
             )?;
         }
         done("the host has none left")
-    }),
+    })
+    .emulated(super::emulated::MEMORY),
     Case::new("rs_keys", "keys until the user's quota is full", |_| {
         for number in 0..400 {
             let name = c(format!("escape-{number}"));
@@ -201,6 +204,7 @@ pub const CASES: &[Case] = &[
         done("3 GiB")
     })
     .opens(MEMORY)
+    .exhausts()
     .limit(60),
     Case::new("rs_threads", "3,000 threads", |_| {
         let (keep, wait) = std::sync::mpsc::channel::<()>();
@@ -218,9 +222,11 @@ pub const CASES: &[Case] = &[
         done("3,000 threads")
     })
     .opens(PIDS)
+    .exhausts()
     .limit(60),
     Case::new("rs_fork", "3,000 live children", fork_many)
         .opens(PIDS)
+        .exhausts()
         .limit(60),
 ];
 

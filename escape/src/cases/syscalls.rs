@@ -345,6 +345,7 @@ pub const CASES: &[Case] = &[
         0,
         -5
     )
+    .emulated(super::emulated::NICE)
     .cannot("RLIMIT_NICE forbids it to ordinary users"),
     Case::new(
         "sc_seccomp_listener",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub use options::Options;
 
 use crate::case::{Case, Effect};
-use crate::openings::opened_by;
+use crate::openings::{on_own_kernel, opened_by};
 use crate::report::{Judgement, Line, Outcome, Verdict};
 use crate::victims::{Ground, RaiseError, Victims};
 use crate::{catalogue, scene};
@@ -36,7 +36,13 @@ pub enum JudgeError {
 }
 
 pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
-    let only: Vec<&str> = options.only.iter().map(String::as_str).collect();
+    let policy = options.policy()?;
+    let own_kernel = policy.as_ref().is_some_and(on_own_kernel);
+    let words = match own_kernel && options.only.is_empty() {
+        true => all_but_exhausting(),
+        false => options.only.clone(),
+    };
+    let only: Vec<&str> = words.iter().map(String::as_str).collect();
     let cases = catalogue::select(&only).map_err(|problem| JudgeError::Input {
         what: "--only".into(),
         problem,
@@ -48,21 +54,28 @@ pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
         program: program()?,
     };
     let victims = Victims::raise(&ground, &cases)?;
-    let ended = session::run(options, &victims, &cases).map_err(|source| JudgeError::Session {
-        command: options.command.join(" "),
-        source,
-    })?;
-    let policy = options.policy()?;
+    let ended =
+        session::run(options, &victims, &cases, &words).map_err(|source| JudgeError::Session {
+            command: options.command.join(" "),
+            source,
+        })?;
     let line_of = |case: &Case| ended.lines.iter().find(|line| line.id == case.id);
     let verdicts: Vec<Verdict> = cases
         .iter()
         .map(|case| {
             let line = line_of(case);
-            let mut verdict = verdict(case, line, &victims, &ended.how);
+            let mut verdict = verdict(case, line, &victims, &ended.how, own_kernel);
             if verdict.outcome == Outcome::Escaped {
                 verdict.opened_by = policy
                     .as_ref()
                     .and_then(|policy| opened_by(case.opens, policy, options.mode));
+                verdict.contained = case
+                    .emulated
+                    .filter(|_| own_kernel && verdict.opened_by.is_none())
+                    .map(str::to_owned);
+                if verdict.contained.is_some() {
+                    verdict.outcome = Outcome::Contained;
+                }
             }
             verdict
         })
@@ -70,7 +83,9 @@ pub fn judge(options: &Options) -> Result<Judgement, JudgeError> {
     session::end_survivors(&victims.scene.mark);
     // A case with a session of its own may end that session, and an effect speaks for itself.
     let came_to = |(case, verdict): (&Case, &Verdict)| {
-        case.alone || verdict.outcome != Outcome::Unavailable || line_of(case).is_some()
+        may_end(case, own_kernel)
+            || verdict.outcome != Outcome::Unavailable
+            || line_of(case).is_some()
     };
     Ok(Judgement {
         suite: catalogue::digest(),
@@ -88,11 +103,32 @@ fn program() -> Result<PathBuf, JudgeError> {
     })
 }
 
-fn verdict(case: &Case, line: Option<&Line>, victims: &Victims, session: &str) -> Verdict {
+/// A runtime with a kernel of its own may end with one of them, and then the rest would not be tried.
+fn all_but_exhausting() -> Vec<String> {
+    let all = catalogue::all().into_iter();
+    all.filter(|case| case.exhausts)
+        .map(|case| format!("-{}", case.id))
+        .collect()
+}
+
+/// Whether a session may break off at a case and prove something by it.
+fn may_end(case: &Case, own_kernel: bool) -> bool {
+    case.alone || (case.exhausts && own_kernel)
+}
+
+fn verdict(
+    case: &Case,
+    line: Option<&Line>,
+    victims: &Victims,
+    session: &str,
+    own_kernel: bool,
+) -> Verdict {
     let (outcome, detail) = match lasting_effect(case, line, victims) {
         Some(harm) => (Outcome::Escaped, told(case, harm, line)),
         None => match line {
-            None if case.alone => (Outcome::Stopped, format!("no session: {session}")),
+            None if may_end(case, own_kernel) => {
+                (Outcome::Stopped, format!("no session: {session}"))
+            }
             None => (
                 Outcome::Unavailable,
                 "the session ended before this case".into(),
@@ -114,6 +150,7 @@ fn verdict(case: &Case, line: Option<&Line>, victims: &Victims, session: &str) -
         errno: line.and_then(|line| line.errno),
         detail,
         opened_by: None,
+        contained: None,
     }
 }
 
@@ -164,6 +201,12 @@ fn effect(case: &Case, line: Option<&Line>, victims: &Victims) -> Option<String>
             let found = std::fs::symlink_metadata(victims.files.own(case.id)).ok()?;
             let mode = found.permissions().mode() & 0o7777;
             (mode & 0o6000 != 0).then(|| format!("the file has mode {mode:o}"))
+        }
+        Effect::GivenAway => {
+            use std::os::unix::fs::MetadataExt;
+            let found = std::fs::symlink_metadata(victims.files.own(case.id)).ok()?;
+            let owner = found.uid();
+            (owner != victims.scene.uid).then(|| format!("the file belongs to uid {owner}"))
         }
         Effect::HostFile(folder) => {
             let path =

@@ -27,8 +27,14 @@ pub struct Ended {
     pub how: String,
 }
 
-pub fn run(options: &Options, victims: &Victims, cases: &[Case]) -> std::io::Result<Ended> {
-    let mut command = command(options, victims, cases)?;
+/// `words` are those by which `cases` were selected, and by which the inside selects them again.
+pub fn run(
+    options: &Options,
+    victims: &Victims,
+    cases: &[Case],
+    words: &[String],
+) -> std::io::Result<Ended> {
+    let mut command = command(options, victims, words)?;
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
     let mut stderr = child.stderr.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
@@ -81,7 +87,7 @@ pub fn run(options: &Options, victims: &Victims, cases: &[Case]) -> std::io::Res
     Ok(Ended { lines, how })
 }
 
-fn command(options: &Options, victims: &Victims, cases: &[Case]) -> std::io::Result<Command> {
+fn command(options: &Options, victims: &Victims, selected: &[String]) -> std::io::Result<Command> {
     let scene = serde_json::to_string(&victims.scene)?;
     let place = |path: &std::path::Path| path.display().to_string();
     let whole = ["{program}", "inside", "{scene}", "{cases}"].map(str::to_owned);
@@ -93,9 +99,7 @@ fn command(options: &Options, victims: &Victims, cases: &[Case]) -> std::io::Res
     let mut words = Vec::new();
     for word in template {
         if word == "{cases}" {
-            if !options.only.is_empty() {
-                words.extend(cases.iter().map(|case| case.id.to_owned()));
-            }
+            words.extend(selected.iter().cloned());
             continue;
         }
         words.push(

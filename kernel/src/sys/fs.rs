@@ -240,6 +240,17 @@ pub fn read(fd: FdRef<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     }
 }
 
+/// The next entries of a directory, as `struct linux_dirent64` has them; 0 at the end.
+pub fn read_entries(directory: FdRef<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let args = [
+        directory.arg(),
+        buffer.as_mut_ptr().expose_provenance(),
+        buffer.len(),
+    ];
+    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`.
+    unsafe { call(nr::GETDENTS64, args) }
+}
+
 /// Reads up to all of `buffer` from `offset`, and leaves the file's own position alone.
 pub fn read_at(fd: FdRef<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
     let args = [

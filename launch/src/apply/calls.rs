@@ -76,6 +76,7 @@ pub const GVISOR_CALLS: &[(u32, &str)] = &[
     (nr::CONNECT, "the program's side calls the init"),
     (nr::CHDIR, "where the program starts"),
     (nr::OPENAT, "the plan, as gVisor has no openat2"),
+    (nr::GETDENTS64, "who is in the terminal's foreground"),
 ];
 
 const _: () = {

@@ -42,16 +42,22 @@ impl View {
             path.join(&[dst.to_bytes(), b"/pts"])?,
             FileKind::Directory,
         )?;
+        self.shared_memory(dst, shm_bytes)
+    }
+
+    /// `/dev/shm` of the view. Under gVisor, too, whose own would let files be mapped as code in spite of `noexec`.
+    pub(super) fn shared_memory(&self, dev: &CStr, bytes: u64) -> Result<(), Errno> {
+        let mut path = PathBuffer::new();
         let mut size = Decimal::new();
         let options = [
-            (c"size", size.of(shm_bytes)),
+            (c"size", size.of(bytes)),
             (c"nr_inodes", c"4096"),
             (c"mode", c"1777"),
         ];
         let shm = mount::new_mount(c"tmpfs", &options, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)?;
         self.attach(
             &shm,
-            path.join(&[dst.to_bytes(), b"/shm"])?,
+            path.join(&[dev.to_bytes(), b"/shm"])?,
             FileKind::Directory,
         )
     }

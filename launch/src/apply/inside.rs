@@ -73,7 +73,8 @@ fn launch(socket: &Fd) -> Outcome<i32> {
         streams.into_terminal(),
         started.pid,
         0,
-    );
+    )
+    .on_gvisor();
     Ok(sandbox.run())
 }
 

@@ -22,6 +22,7 @@ mod calls;
 mod confine;
 mod cover;
 mod device;
+mod foreground;
 mod inside;
 mod network;
 mod overlay;
@@ -288,8 +289,10 @@ fn place_all(plan: &Plan<'_>, view: &mut view::View, grants: &mut Grants) -> Out
                     .during(Step::Tmpfs, at)?;
             }
             // gVisor's kernel has devices, processes and queues of its own.
-            Record::Proc { .. } | Record::Mqueue { .. } | Record::Dev { .. }
-                if plan.gvisor().is_some() => {}
+            Record::Proc { .. } | Record::Mqueue { .. } if plan.gvisor().is_some() => {}
+            Record::Dev { dst, shm_bytes } if plan.gvisor().is_some() => {
+                view.shared_memory(dst, shm_bytes).during(Step::Dev, at)?
+            }
             Record::Proc { dst } => view.proc(dst).during(Step::Proc, at)?,
             Record::Mqueue { dst } => view.mqueue(dst).during(Step::Mqueue, at)?,
             Record::Dev { dst, shm_bytes } => view.devices(dst, shm_bytes).during(Step::Dev, at)?,

@@ -20,7 +20,7 @@ use agentd_kernel::sys::fs::{
 use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Depth};
 use agentd_kernel::sys::{Errno, Fd, FdRef, net};
 
-use super::view::{Decimal, RESOLVE, View, relative};
+use super::view::{RESOLVE, View, relative};
 use super::{During, Outcome};
 use crate::plan::{MountFlags, Plan, Record, Stdio};
 use crate::status::{NO_RECORD, Step};
@@ -212,12 +212,6 @@ impl<'f> Config<'f> {
         self.put("\"")
     }
 
-    fn number(&mut self, number: u64) -> Result<(), Errno> {
-        let mut digits = Decimal::new();
-        let digits = digits.of(number).to_str().map_err(|_| Errno::INVAL)?;
-        self.put(digits)
-    }
-
     fn write(mut self, plan: &Plan<'_>, view: &View) -> Result<(), Errno> {
         self.put(r#"{"ociVersion":"1.0.0","process":{"terminal":"#)?;
         self.put(match plan.stdio() {
@@ -236,7 +230,13 @@ impl<'f> Config<'f> {
                 self.put(",")?;
             }
         }
-        self.put(r#""mounts":[{"destination":"/proc","type":"proc","source":"proc"},"#)?;
+        self.put(r#""mounts":[{"destination":"/proc","type":"proc","source":"proc","#)?;
+        self.put(r#""options":["nosuid","nodev","noexec"]},"#)?;
+        // gVisor's own, with what stands in them: no program that is dropped there runs. `/dev/shm` is the view's.
+        self.put(r#"{"destination":"/sys","type":"sysfs","source":"sysfs","#)?;
+        self.put(r#""options":["ro","nosuid","nodev","noexec"]},"#)?;
+        self.put(r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs","#)?;
+        self.put(r#""options":["nosuid","noexec"]},"#)?;
         self.put(r#"{"destination":"/run/agentd/inside","type":"bind","source":"/inside","#)?;
         self.put(r#""options":["rbind","ro","nosuid","nodev"]}"#)?;
         for record in plan.records() {
@@ -247,7 +247,11 @@ impl<'f> Config<'f> {
                 | Record::GrantMount { dst, flags, .. }
                 | Record::Overlay { dst, flags, .. }
                 | Record::Tmpfs { dst, flags, .. } => self.mount(view, dst, flags)?,
-                Record::Dev { dst, shm_bytes } => self.shared_memory(dst, shm_bytes)?,
+                Record::Dev { dst, .. } => {
+                    let mut path = super::view::PathBuffer::new();
+                    let path = path.join(&[dst.to_bytes(), b"/shm"])?;
+                    self.mount(view, path, MountFlags::NOEXEC)?;
+                }
                 _ => {}
             }
         }
@@ -278,15 +282,5 @@ impl<'f> Config<'f> {
             }
         }
         self.put("]}")
-    }
-
-    /// gVisor brings the rest of `/dev`.
-    fn shared_memory(&mut self, dev: &CStr, bytes: u64) -> Result<(), Errno> {
-        let mut path = super::view::PathBuffer::new();
-        self.put(r#",{"destination":"#)?;
-        self.string(path.join(&[dev.to_bytes(), b"/shm"])?)?;
-        self.put(r#","type":"tmpfs","source":"none","options":["nosuid","nodev","noexec","mode=1777","size="#)?;
-        self.number(bytes)?;
-        self.put("\"]}")
     }
 }

@@ -10,7 +10,7 @@ use agentd_kernel::sys::net::Packet;
 use agentd_kernel::sys::wait::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, Poll};
 use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process};
 
-use super::{put_on_file, stdio};
+use super::{foreground, put_on_file, stdio};
 use crate::parent::LIFELINES_LOST;
 use crate::status::{Control, Lifeline, MESSAGE_LEN, Status, Target};
 
@@ -38,6 +38,8 @@ pub(super) struct Sandbox {
     program: u32,
     /// Under gVisor: the init on its kernel, which has the program; `program` is runsc.
     sentry: Option<Fd>,
+    /// This is that init.
+    on_gvisor: bool,
     /// A report that did not fit into the socket's buffer; a later one replaces it.
     unsent: Option<Status>,
     /// The code to exit with once the last report is out.
@@ -64,6 +66,7 @@ impl Sandbox {
             terminal,
             program,
             sentry: None,
+            on_gvisor: false,
             unsent: None,
             ended: None,
         }
@@ -73,6 +76,14 @@ impl Sandbox {
     pub(super) fn of_sentry(self, connection: Fd) -> Sandbox {
         Sandbox {
             sentry: Some(connection),
+            ..self
+        }
+    }
+
+    /// This is the program's init on gVisor's kernel.
+    pub(super) fn on_gvisor(self) -> Sandbox {
+        Sandbox {
+            on_gvisor: true,
             ..self
         }
     }
@@ -299,7 +310,11 @@ impl Sandbox {
             Target::Main => program,
             Target::Foreground => {
                 let group = stdio::foreground(self.terminal.as_ref().map(Fd::borrow));
-                -group.map_or(program, u32::cast_signed)
+                let group = group.map_or(program, u32::cast_signed);
+                if self.on_gvisor {
+                    foreground::settle(group);
+                }
+                -group
             }
             Target::All => -1,
         };

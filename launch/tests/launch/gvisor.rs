@@ -152,6 +152,51 @@ fn a_terminal_is_one() {
     }
 }
 
+/// A shell that has just begun to make a child waits for it before it obeys: the child must get the key, too.
+#[test]
+fn control_c_ends_whatever_a_shell_has_just_started() {
+    const ROUNDS: usize = 24;
+    let Some(flags) = gvisor() else { return };
+    for mode in modes() {
+        // Whoever misses the key says so once its own minute is over, instead of hanging the test.
+        let script = format!(
+            "trap : INT; i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); \
+             sh -c 'echo up; sleep 60; echo missed'; done; echo through"
+        );
+        let mut plan = plan_with(
+            mode,
+            &["/bin/sh", "-c", &script],
+            Stdio::Pty { rows: 24, cols: 80 },
+        );
+        plan.gvisor(flags);
+        let bytes = plan.finish().unwrap();
+        let mut sandbox = as_broker(mode, || spawn(mode, &bytes, &[]));
+        let (mut fds, _) = sandbox.ready();
+        let master = fds.remove(0);
+        rustix::io::ioctl_fionbio(&master, false).unwrap();
+        let mut keys = std::fs::File::from(master.try_clone().unwrap());
+        let mut terminal = BufReader::new(std::fs::File::from(master));
+        let mut rounds = 0;
+        loop {
+            let mut line = String::new();
+            terminal.read_line(&mut line).unwrap();
+            // The key's echo stands before whatever comes next.
+            match line.trim_end().trim_start_matches("^C") {
+                "up" => {
+                    rounds += 1;
+                    keys.write_all(b"\x03").unwrap();
+                }
+                "" => {}
+                last => {
+                    assert_eq!((last, rounds), ("through", ROUNDS), "{mode:?}");
+                    break;
+                }
+            }
+        }
+        assert_eq!(sandbox.wait(), Some(0));
+    }
+}
+
 /// The terminal's master does not block.
 fn wait_readable(terminal: &std::fs::File) {
     let mut wait = [rustix::event::PollFd::new(

@@ -284,7 +284,9 @@ fn cgroup_limits(policy: &EffectivePolicy, host: &HostCaps) -> wire_plan::Cgroup
         pids_max: limits
             .pids
             .filter(|_| host.has(Feature::CgroupPids))
-            .unwrap_or(0),
+            .map_or(0, |pids| {
+                pids.saturating_add(policy.runtime.runtime().own_processes())
+            }),
         cpu_quota_us: cpu.map_or(0, |percent| percent * PERIOD_US / 100),
         cpu_period_us: if cpu.is_some() { PERIOD_US } else { 0 },
         required: false,

@@ -82,6 +82,11 @@ impl Runtime for Gvisor {
         false
     }
 
+    /// Some forty threads stand at the start and a hundred under load; without room for one more the runtime of Go ends all.
+    fn own_processes(&self) -> u64 {
+        256
+    }
+
     fn gvisor(&self, host: &HostCaps) -> Option<GvisorFlags> {
         let directfs = host.gvisor_release.is_some_and(|r| r >= HAS_DIRECTFS);
         Some(match directfs {

@@ -86,6 +86,9 @@ pub(crate) trait Runtime: Sync {
     /// Whether memory can be shared with other agents.
     fn shares_memory(&self) -> bool;
 
+    /// Processes and threads of its own, which the cgroup counts with the program's.
+    fn own_processes(&self) -> u64;
+
     /// How the launcher starts it, where that takes more than executing the program.
     fn gvisor(&self, host: &HostCaps) -> Option<GvisorFlags>;
 }

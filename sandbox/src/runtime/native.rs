@@ -33,6 +33,10 @@ impl Runtime for Native {
         true
     }
 
+    fn own_processes(&self) -> u64 {
+        0
+    }
+
     fn gvisor(&self, _: &HostCaps) -> Option<GvisorFlags> {
         None
     }

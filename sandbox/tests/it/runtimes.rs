@@ -72,6 +72,9 @@ fn the_plan_says_gvisor_and_leaves_out_what_does_not_reach_the_program() {
         planned.required_layers & (LAYER_GVISOR | LAYER_MDWE | LAYER_MEMFD_NOEXEC | LAYER_SECCOMP),
         LAYER_GVISOR | LAYER_SECCOMP
     );
+    // What gVisor itself takes is not the program's.
+    let pids = planned.summary.cgroup.expect("limits").pids_max;
+    assert_eq!(pids, policy.limits.pids.expect("a limit") + 256);
     assert!(!planned.ipc.shared_memory);
     assert_eq!(
         held(&planned, "file-rules"),

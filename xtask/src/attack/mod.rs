@@ -9,7 +9,7 @@ pub mod ours;
 mod peers;
 pub mod suite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -28,6 +28,9 @@ pub struct Args {
     /// Modes to attack in [default: both as root, user otherwise]
     #[arg(long, value_enum, value_delimiter = ',')]
     mode: Vec<Mode>,
+    /// On whose kernel programs run
+    #[arg(long, value_enum, default_value_t = Runtime::Native)]
+    runtime: Runtime,
     /// Only these cases or families
     #[arg(long = "case", value_name = "ID", value_delimiter = ',')]
     cases: Vec<String>,
@@ -47,6 +50,32 @@ pub struct Args {
     suite: Option<PathBuf>,
 }
 
+/// On whose kernel agentd runs what is attacked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    #[default]
+    Native,
+    Gvisor,
+}
+
+impl Runtime {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Gvisor => "gvisor",
+        }
+    }
+
+    /// Why it can't be had here.
+    fn missing(self) -> Option<&'static str> {
+        const RUNSC: [&str; 2] = ["/usr/local/bin/runsc", "/usr/bin/runsc"];
+        let missing = self == Self::Gvisor && !RUNSC.iter().any(|path| Path::new(path).is_file());
+        missing.then_some(
+            "there is no runsc in /usr/local/bin or /usr/bin: sudo apt-get install -y runsc",
+        )
+    }
+}
+
 /// The report and, beside it, what escaped where.
 #[derive(Debug, Serialize)]
 struct Attacked {
@@ -54,6 +83,8 @@ struct Attacked {
     report: Report,
     suite: String,
     escaped: Vec<Escaped>,
+    /// What the runtime's own kernel did, and why it reached nothing of the host's.
+    contained: Vec<Escaped>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,6 +95,9 @@ struct Escaped {
     detail: String,
     /// File, line, key and value of the policy; null for a hole.
     opened_by: Option<String>,
+    /// Of what the runtime's own kernel did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
 }
 
 pub fn attack(args: &Args) -> Result<ExitCode> {
@@ -75,6 +109,7 @@ pub fn attack(args: &Args) -> Result<ExitCode> {
         report: Report::new(),
         suite: String::new(),
         escaped: Vec::new(),
+        contained: Vec::new(),
     };
     if args.none {
         let judgement = suite.judge(&suite::Subject::none(&args.cases))?;
@@ -103,14 +138,24 @@ fn ours(suite: &Suite, args: &Args, attacked: &mut Attacked) -> Result<()> {
         None => Programs::build(Profile::Debug)?,
     };
     for (row, policy, mode) in sessions(args) {
+        if let Some(why) = args.runtime.missing() {
+            attacked.report.skip(&row, why);
+            continue;
+        }
         if mode == Mode::Root && !rustix::process::geteuid().is_root() {
             attacked
                 .report
                 .skip(&row, "root mode needs root: sudo cargo xtask attack");
             continue;
         }
-        eprintln!("== {policy}, {} mode", mode.name());
-        let judgement = ours::judge(suite, &programs, &policy, mode, &args.cases)?;
+        let (mode_name, runtime) = (mode.name(), args.runtime);
+        eprintln!("== {policy}, {mode_name} mode, {}", runtime.name());
+        let target = ours::Target {
+            policy: &policy,
+            mode,
+            runtime,
+        };
+        let judgement = ours::judge(suite, &programs, target, &args.cases)?;
         attacked.add(&row, &judgement, Promise::NothingUnopened);
     }
     Ok(())
@@ -118,12 +163,16 @@ fn ours(suite: &Suite, args: &Args, attacked: &mut Attacked) -> Result<()> {
 
 /// The promised sessions, unless others are asked for.
 fn sessions(args: &Args) -> Vec<(String, String, Mode)> {
+    let of_runtime = |row: &str| match args.runtime {
+        Runtime::Native => row.to_owned(),
+        Runtime::Gvisor => format!("gvisor.{row}"),
+    };
     let wants = |mode: Mode| args.mode.is_empty() || args.mode.contains(&mode);
     if args.policy.is_empty() {
         return PROMISED
             .iter()
             .filter(|(_, _, mode)| wants(*mode))
-            .map(|(row, policy, mode)| ((*row).to_owned(), (*policy).to_owned(), *mode))
+            .map(|(row, policy, mode)| (of_runtime(row), (*policy).to_owned(), *mode))
             .collect();
     }
     let mut sessions = Vec::new();
@@ -139,7 +188,7 @@ fn sessions(args: &Args) -> Vec<(String, String, Mode)> {
                 || format!("attacks_{policy}.{}", mode.name()),
                 |(row, _, _)| (*row).to_owned(),
             );
-            sessions.push((row, policy.clone(), mode));
+            sessions.push((of_runtime(&row), policy.clone(), mode));
         }
     }
     sessions
@@ -192,8 +241,10 @@ impl Attacked {
             let why = format!("the session did not come to its end: {}", judgement.session);
             self.report.skip(row, why);
         }
+        let contained = judgement.count(Result_::Contained);
         for (name, number) in [
             ("stopped", stopped),
+            ("contained", contained),
             ("opened", opened),
             ("unavailable", unavailable),
             ("cases", judgement.verdicts.len()),
@@ -201,20 +252,23 @@ impl Attacked {
             self.report
                 .row(&format!("{row}.{name}"), "cases", &count(number), None);
         }
-        self.escaped
-            .extend(judgement.escaped().map(|verdict| Escaped {
-                sandbox: row.to_owned(),
-                id: verdict.id.clone(),
-                title: verdict.title.clone(),
-                detail: verdict.detail.clone(),
-                opened_by: verdict.opened_by.clone(),
-            }));
+        let told = |verdict: &suite::Verdict| Escaped {
+            sandbox: row.to_owned(),
+            id: verdict.id.clone(),
+            title: verdict.title.clone(),
+            detail: verdict.detail.clone(),
+            opened_by: verdict.opened_by.clone(),
+            why: verdict.contained.clone(),
+        };
+        self.escaped.extend(judgement.escaped().map(told));
+        self.contained.extend(judgement.contained().map(told));
     }
 
     fn text(&self) -> String {
         let mut text = self.report.table();
-        for escaped in &self.escaped {
-            let why = escaped.opened_by.as_deref().unwrap_or("ESCAPED");
+        for escaped in self.escaped.iter().chain(&self.contained) {
+            let by = escaped.opened_by.as_deref().or(escaped.why.as_deref());
+            let why = by.unwrap_or("ESCAPED");
             text += &format!(
                 "{:<20} {:<24} {why}: {} ({})\n",
                 escaped.sandbox, escaped.id, escaped.title, escaped.detail
@@ -238,7 +292,12 @@ pub fn tier() -> Result<Outcome> {
             continue;
         }
         eprintln!("-- {policy}, {} mode", mode.name());
-        let judgement = ours::judge(&suite, &programs, policy, mode, &[])?;
+        let target = ours::Target {
+            policy,
+            mode,
+            runtime: Runtime::Native,
+        };
+        let judgement = ours::judge(&suite, &programs, target, &[])?;
         if !judgement.whole {
             bail!(
                 "{policy}, {} mode: the session did not come to its end: {}",

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::Runtime;
 use super::suite::{Judgement, SOMEBODY, Subject, Suite};
 use crate::lab::{Lab, Mode, Programs, Setup};
 
@@ -23,17 +24,24 @@ const LIFE: &str = "life";
 /// That session's time-out: long enough for its few cases on a busy machine.
 const TIME_OUT: &str = "20s";
 
+/// Whose sandbox is attacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub policy: &'a str,
+    pub mode: Mode,
+    pub runtime: Runtime,
+}
+
 /// Starts a daemon, attacks it, ends it.
 pub fn judge(
     suite: &Suite,
     programs: &Programs,
-    policy: &str,
-    mode: Mode,
+    target: Target<'_>,
     cases: &[String],
 ) -> Result<Judgement> {
     let as_root = rustix::process::geteuid().is_root();
     let setup = Setup {
-        user: (as_root && mode == Mode::User).then_some(SOMEBODY),
+        user: (as_root && target.mode == Mode::User).then_some(SOMEBODY),
         ..Setup::default()
     };
     // Where the ordinary user can execute them.
@@ -46,36 +54,28 @@ pub fn judge(
         crate::somebody::place(&programs.path(name), &copies.path().join(name))?;
     }
     let lab = Lab::start(Programs::in_directory(copies.path())?, &setup)?;
-    run(suite, &lab, policy, mode, None, cases)
+    run(suite, &lab, target, None, cases)
 }
 
 /// Attacks a running daemon. With `place` the victims are raised there.
 pub fn run(
     suite: &Suite,
     lab: &Lab,
-    policy: &str,
-    mode: Mode,
+    target: Target<'_>,
     place: Option<&Path>,
     cases: &[String],
 ) -> Result<Judgement> {
     let effective = lab.directory().join("attacked.json");
-    let shown = lab.ask(&["policy", "show", policy])?;
+    let kind = format!("runtime.kind={}", target.runtime.name());
+    let shown = lab.ask(&["policy", "show", target.policy, "--set", &kind])?;
     std::fs::write(&effective, shown.to_string())
         .with_context(|| format!("write {}", effective.display()))?;
-    let mut judgement = session(suite, lab, (policy, &effective), mode, place, &[], cases)?;
+    let mut judgement = session(suite, lab, (target, &effective), place, &[], cases)?;
     if cases.is_empty() {
         // Once more with an end from outside: a program that stays, and a time-out.
         let life = [LIFE.to_owned()];
         let time_out = ["--timeout", TIME_OUT];
-        let ended = session(
-            suite,
-            lab,
-            (policy, &effective),
-            mode,
-            place,
-            &time_out,
-            &life,
-        )?;
+        let ended = session(suite, lab, (target, &effective), place, &time_out, &life)?;
         judgement.merge(ended.labelled("@time-out"));
     }
     Ok(judgement)
@@ -85,8 +85,7 @@ pub fn run(
 fn session(
     suite: &Suite,
     lab: &Lab,
-    (policy, effective): (&str, &Path),
-    mode: Mode,
+    (target, effective): (Target<'_>, &Path),
     place: Option<&Path>,
     time_out: &[&str],
     cases: &[String],
@@ -97,7 +96,9 @@ fn session(
         "--runtime-dir".to_owned(),
         runtime_dir.display().to_string(),
     ];
-    command.extend(["run", "-T", "--policy", policy, "--workspace", "{work}"].map(str::to_owned));
+    command.extend(["run", "-T", "--policy", target.policy].map(str::to_owned));
+    command
+        .extend(["--runtime", target.runtime.name(), "--workspace", "{work}"].map(str::to_owned));
     for line in ADDED {
         command.extend(["--set".to_owned(), line.to_owned()]);
     }
@@ -111,7 +112,8 @@ fn session(
     suite.judge(&Subject {
         command,
         policy: Some(effective.to_owned()),
-        mode,
+        mode: target.mode,
+        runtime: target.runtime,
         runtime_dir: Some(runtime_dir),
         place: place.map(Path::to_owned),
         cases: cases.to_vec(),

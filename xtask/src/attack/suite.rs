@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::Runtime;
 use crate::child::{self, capture_any};
 use crate::lab::Mode;
 use crate::workspace::{Metadata, cargo};
@@ -24,6 +25,8 @@ pub const SOMEBODY: u32 = 61234;
 pub enum Outcome {
     Stopped,
     Escaped,
+    /// Done by the runtime's own kernel, in user space, and nothing of the host's was reached.
+    Contained,
     Unavailable,
 }
 
@@ -35,6 +38,7 @@ pub struct Verdict {
     pub outcome: Outcome,
     pub detail: String,
     pub opened_by: Option<String>,
+    pub contained: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -59,6 +63,12 @@ impl Judgement {
         self.verdicts
             .iter()
             .filter(|verdict| verdict.outcome == Outcome::Escaped)
+    }
+
+    pub fn contained(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts
+            .iter()
+            .filter(|verdict| verdict.outcome == Outcome::Contained)
     }
 
     /// Adds what another session showed.
@@ -89,6 +99,7 @@ pub struct Subject {
     /// The effective policy as JSON.
     pub policy: Option<PathBuf>,
     pub mode: Mode,
+    pub runtime: Runtime,
     pub runtime_dir: Option<PathBuf>,
     /// Where victims are raised; a place of its own without it.
     pub place: Option<PathBuf>,
@@ -101,6 +112,7 @@ impl Subject {
             command: Vec::new(),
             policy: None,
             mode: Mode::Root,
+            runtime: Runtime::Native,
             runtime_dir: None,
             place: None,
             cases: cases.to_vec(),
@@ -148,35 +160,38 @@ impl Suite {
         &self.program
     }
 
-    /// Cases that want a session of their own, by id.
-    fn alone(&self) -> Result<Vec<String>> {
+    /// Cases that want a session of their own, by id: under gVisor also those that may end it, and that no other session
+    /// tries there.
+    fn alone(&self, runtime: Runtime) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Case {
             id: String,
             alone: bool,
+            exhausts: bool,
         }
         let list = child::capture(Command::new(&self.program).arg("list"))?;
         let cases: Vec<Case> =
             serde_json::from_str(&list).context("read what agentd-escape list printed")?;
         Ok(cases
             .into_iter()
-            .filter(|case| case.alone)
+            .filter(|case| case.alone || (case.exhausts && runtime == Runtime::Gvisor))
             .map(|case| case.id)
             .collect())
     }
 
-    /// Judges every case: one session for most, and one each for those that want one of their own. Or only the cases that
-    /// the subject names, in one session.
+    /// Judges every case: one session for most, and one each for those that want one of their own or may end the runtime.
+    /// Or only the cases that the subject names, in one session.
     pub fn judge(&self, subject: &Subject) -> Result<Judgement> {
+        if !subject.cases.is_empty() {
+            return self.judge_session(subject);
+        }
         let mut judgement = self.judge_session(subject)?;
-        if subject.cases.is_empty() {
-            for id in self.alone()? {
-                let alone = Subject {
-                    cases: vec![id],
-                    ..subject.clone()
-                };
-                judgement.merge(self.judge_session(&alone)?);
-            }
+        for id in self.alone(subject.runtime)? {
+            let alone = Subject {
+                cases: vec![id],
+                ..subject.clone()
+            };
+            judgement.merge(self.judge_session(&alone)?);
         }
         Ok(judgement)
     }

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Bed, PROGRAMS, Teller, facts};
-use crate::attack::ours;
+use crate::attack::Runtime;
+use crate::attack::ours::{self, Target};
 use crate::attack::suite::{Judgement, Outcome, Suite};
 use crate::child::capture;
 use crate::lab::{Mode, Programs};
@@ -34,21 +35,23 @@ pub fn cases(teller: &Teller, bed: &Bed) -> Result<()> {
                 .permissions(std::fs::Permissions::from_mode(0o755))
                 .tempdir()
                 .context("make a directory for the victims")?;
-            let judged = ours::run(
-                &suite,
-                &bed.lab,
-                policy,
-                Mode::Root,
-                Some(place.path()),
-                &families,
-            )?;
+            let target = target(policy, Mode::Root);
+            let judged = ours::run(&suite, &bed.lab, target, Some(place.path()), &families)?;
             judge(teller, bed, policy, Mode::Root, &judged)
         })?;
     }
     teller.run("attack.coding.user", || {
-        let judged = ours::judge(&suite, &programs, "coding", Mode::User, &families)?;
+        let judged = ours::judge(&suite, &programs, target("coding", Mode::User), &families)?;
         judge(teller, bed, "coding", Mode::User, &judged)
     })
+}
+
+fn target(policy: &str, mode: Mode) -> Target<'_> {
+    Target {
+        policy,
+        mode,
+        runtime: Runtime::Native,
+    }
 }
 
 /// The suite's families but the one that is left out.

@@ -159,7 +159,7 @@ pub struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
 
-    /// On whose kernel the program runs: native, gvisor; never further from the policy's than the policy has it
+    /// On whose kernel the program runs: the policy's, or one further from the host's
     #[arg(long, value_name = "KIND", value_parser = ["native", "gvisor"])]
     pub runtime: Option<String>,
 

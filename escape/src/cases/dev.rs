@@ -182,23 +182,7 @@ pub const CASES: &[Case] = &[
     Case::new(
         "dev_mknod_whiteout",
         "make a node of device 0:0, which needs no right",
-        |s| {
-            let path = c(s.own());
-            call!(
-                libc::SYS_mknodat,
-                libc::AT_FDCWD,
-                path.as_c_str(),
-                libc::S_IFCHR | 0o666,
-                0
-            )?;
-            let opened = call!(
-                libc::SYS_openat,
-                libc::AT_FDCWD,
-                path.as_c_str(),
-                libc::O_RDWR
-            )?;
-            done(format!("descriptor {opened}"))
-        },
+        |s| mknod(s, libc::S_IFCHR, 0),
     )
     .cannot("no driver stands behind it"),
     Case::new(
@@ -231,11 +215,6 @@ fn mknod(s: &Scene, kind: u32, device: u64) -> Try {
         kind | 0o666,
         device
     )?;
-    let opened = call!(
-        libc::SYS_openat,
-        libc::AT_FDCWD,
-        path.as_c_str(),
-        libc::O_RDWR
-    )?;
-    done(format!("descriptor {opened}"))
+    let node = super::opened(s.own(), libc::O_RDWR)?;
+    done(format!("descriptor {node}"))
 }

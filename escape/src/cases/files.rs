@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 
-use super::{fd, loot, loot_fd};
+use super::{fd, link_followed, loot, loot_fd};
 use crate::case::{Attempt, Case, Effect, Try};
 use crate::raw::{Refused, call};
 use crate::scene::{Scene, c};
@@ -121,18 +121,8 @@ pub const CASES: &[Case] = &[
         "fs_hardlink_proc",
         "a hard link by /proc/self/fd and AT_SYMLINK_FOLLOW",
         |s| {
-            let (from, to) = (
-                c(format!("/proc/{}/fd/{}", s.victim.pid, s.victim.fd)),
-                c(s.own()),
-            );
-            call!(
-                libc::SYS_linkat,
-                libc::AT_FDCWD,
-                from.as_c_str(),
-                libc::AT_FDCWD,
-                to.as_c_str(),
-                libc::AT_SYMLINK_FOLLOW
-            )?;
+            let secret = format!("/proc/{}/fd/{}", s.victim.pid, s.victim.fd);
+            link_followed(secret, s.own())?;
             loot(s.own())
         },
     )

@@ -31,7 +31,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use crate::case::{Attempt, Case, Try};
-use crate::raw::Refused;
+use crate::raw::{Refused, call};
+use crate::scene::c;
 
 /// Families in the order in which they are tried.
 pub const FAMILIES: &[(&str, &[Case])] = &[
@@ -94,6 +95,56 @@ pub(crate) fn loot_fd(fd: i32) -> Try {
     }
     bytes.truncate(usize::try_from(count).unwrap_or(0));
     Ok(Attempt::Loot(bytes))
+}
+
+/// Opens a path with these flags, by the plain call.
+pub(crate) fn opened(path: impl AsRef<Path>, flags: i32) -> Result<i32, Refused> {
+    let path = c(path);
+    call!(libc::SYS_openat, libc::AT_FDCWD, path.as_c_str(), flags).map(fd)
+}
+
+/// A fifo of this name.
+pub(crate) fn fifo_at(path: impl AsRef<Path>) -> Try {
+    let path = c(path);
+    call!(
+        libc::SYS_mknodat,
+        libc::AT_FDCWD,
+        path.as_c_str(),
+        libc::S_IFIFO | 0o666,
+        0
+    )?;
+    done("made")
+}
+
+/// A second name for what a link of `/proc` leads to.
+pub(crate) fn link_followed(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Refused> {
+    let (from, to) = (c(from), c(to));
+    call!(
+        libc::SYS_linkat,
+        libc::AT_FDCWD,
+        from.as_c_str(),
+        libc::AT_FDCWD,
+        to.as_c_str(),
+        libc::AT_SYMLINK_FOLLOW
+    )
+    .map(drop)
+}
+
+/// An unnamed file in a folder, then a name for it.
+pub(crate) fn named_tmpfile(
+    folder: impl AsRef<Path>,
+    mode: u32,
+    name: impl AsRef<Path>,
+) -> Result<(), Refused> {
+    let folder = c(folder);
+    let file = call!(
+        libc::SYS_openat,
+        libc::AT_FDCWD,
+        folder.as_c_str(),
+        libc::O_TMPFILE | libc::O_RDWR,
+        mode
+    )?;
+    link_followed(format!("/proc/self/fd/{}", fd(file)), name)
 }
 
 /// A descriptor as the kernel returned it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::{done, fd, in_child};
+use super::{done, in_child, named_tmpfile};
 use crate::case::{Case, Effect, Try};
 use crate::raw::{Refused, call};
 use crate::scene::{Scene, c};
@@ -229,23 +229,7 @@ pub const CASES: &[Case] = &[
         "fs_suid_tmpfile",
         "O_TMPFILE with mode 04755, then a name",
         |s| {
-            let folder = c(&s.work);
-            let file = call!(
-                libc::SYS_openat,
-                libc::AT_FDCWD,
-                folder.as_c_str(),
-                libc::O_TMPFILE | libc::O_RDWR,
-                SETUID
-            )?;
-            let (from, to) = (c(format!("/proc/self/fd/{}", fd(file))), c(s.own()));
-            call!(
-                libc::SYS_linkat,
-                libc::AT_FDCWD,
-                from.as_c_str(),
-                libc::AT_FDCWD,
-                to.as_c_str(),
-                libc::AT_SYMLINK_FOLLOW
-            )?;
+            named_tmpfile(&s.work, SETUID, s.own())?;
             done("made")
         },
     ),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
-use super::{done, fd, path_of};
+use super::{done, fifo_at, opened, path_of};
 use crate::case::{Case, Effect, Try};
 use crate::raw::{Refused, call};
 use crate::scene::{Scene, c};
@@ -57,15 +57,7 @@ pub const CASES: &[Case] = &[
         done("made")
     }),
     ro("fs_mkfifo_ro", "make a fifo beside it", |s| {
-        let path = c(s.shared_new());
-        call!(
-            libc::SYS_mknodat,
-            libc::AT_FDCWD,
-            path.as_c_str(),
-            libc::S_IFIFO | 0o666,
-            0
-        )?;
-        done("made")
+        fifo_at(s.shared_new())
     }),
     ro("fs_bind_ro", "bind a socket beside it", |s| {
         std::os::unix::net::UnixDatagram::bind(s.shared_new())?;
@@ -197,14 +189,8 @@ pub const CASES: &[Case] = &[
         "fs_path_reopen_ro",
         "an O_PATH descriptor, then /proc/self/fd/N for writing",
         |s| {
-            let path = c(s.shared());
-            let opened = call!(
-                libc::SYS_openat,
-                libc::AT_FDCWD,
-                path.as_c_str(),
-                libc::O_PATH
-            )?;
-            fs::write(format!("/proc/self/fd/{}", fd(opened)), "through O_PATH")?;
+            let file = opened(s.shared(), libc::O_PATH)?;
+            fs::write(format!("/proc/self/fd/{file}"), "through O_PATH")?;
             done("written")
         },
     ),
@@ -213,15 +199,7 @@ pub const CASES: &[Case] = &[
         "map it shared, make the mapping writable, store",
         |s| {
             let file = File::open(s.shared())?;
-            let at = call!(
-                libc::SYS_mmap,
-                0,
-                4096,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0
-            )?;
+            let at = mapped_shared(&file)?;
             call!(
                 libc::SYS_mprotect,
                 at,
@@ -240,15 +218,7 @@ pub const CASES: &[Case] = &[
         |s| {
             use std::os::unix::fs::FileExt;
             let file = File::open(s.shared())?;
-            let at = call!(
-                libc::SYS_mmap,
-                0,
-                4096,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0
-            )?;
+            let at = mapped_shared(&file)?;
             File::options()
                 .write(true)
                 .open("/proc/self/mem")?
@@ -304,6 +274,19 @@ pub const CASES: &[Case] = &[
     )
     .cannot("mounting needs CAP_SYS_ADMIN"),
 ];
+
+/// The file's first page, to be read, and shared with everybody.
+fn mapped_shared(file: &File) -> Result<usize, Refused> {
+    call!(
+        libc::SYS_mmap,
+        0,
+        4096,
+        libc::PROT_READ,
+        libc::MAP_SHARED,
+        file.as_raw_fd(),
+        0
+    )
+}
 
 fn dirty_pipe(s: &Scene) -> Try {
     let file = File::open(s.shared())?;

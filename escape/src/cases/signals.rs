@@ -72,14 +72,8 @@ pub const CASES: &[Case] = &[
         "pidfd_send_signal on its /proc folder",
         FIRST + 6,
         |s| {
-            let folder = crate::scene::c(format!("/proc/{}", s.victim.pid));
-            let opened = call!(
-                libc::SYS_openat,
-                libc::AT_FDCWD,
-                folder.as_c_str(),
-                libc::O_DIRECTORY
-            )?;
-            call!(libc::SYS_pidfd_send_signal, opened, FIRST + 6, 0, 0)?;
+            let folder = super::opened(format!("/proc/{}", s.victim.pid), libc::O_DIRECTORY)?;
+            call!(libc::SYS_pidfd_send_signal, folder, FIRST + 6, 0, 0)?;
             done("sent")
         },
     ),
@@ -91,45 +85,17 @@ pub const CASES: &[Case] = &[
     ),
     signal("sig_sigio_ex", "F_SETOWN_EX", FIRST + 8, |s| {
         let mut owner = [0_i32, s.victim.pid];
-        let mut ends = [0_i32; 2];
-        call!(
-            libc::SYS_socketpair,
-            libc::AF_UNIX,
-            libc::SOCK_STREAM,
-            0,
-            ends.as_mut_ptr()
-        )?;
+        let ends = socket_pair()?;
         call!(libc::SYS_fcntl, ends[0], F_SETSIG, FIRST + 8)?;
         // F_OWNER_TID
         call!(libc::SYS_fcntl, ends[0], 15, owner.as_mut_ptr())?;
-        call!(
-            libc::SYS_fcntl,
-            ends[0],
-            libc::F_SETFL,
-            libc::O_ASYNC | libc::O_NONBLOCK
-        )?;
-        call!(libc::SYS_write, ends[1], c"x", 1)?;
-        done("asked for")
+        wake(ends)
     }),
     signal("sig_siocspgrp", "FIOSETOWN on a socket", libc::SIGIO, |s| {
-        let mut ends = [0_i32; 2];
+        let ends = socket_pair()?;
         let mut pid = s.victim.pid;
-        call!(
-            libc::SYS_socketpair,
-            libc::AF_UNIX,
-            libc::SOCK_STREAM,
-            0,
-            ends.as_mut_ptr()
-        )?;
         call!(libc::SYS_ioctl, ends[0], 0x8901, &mut pid)?;
-        call!(
-            libc::SYS_fcntl,
-            ends[0],
-            libc::F_SETFL,
-            libc::O_ASYNC | libc::O_NONBLOCK
-        )?;
-        call!(libc::SYS_write, ends[1], c"x", 1)?;
-        done("asked for")
+        wake(ends)
     }),
     signal("pr_pgid_kill", "its process group", FIRST + 9, |s| {
         call!(libc::SYS_kill, -s.victim.pid, FIRST + 9)?;
@@ -193,6 +159,30 @@ pub const CASES: &[Case] = &[
 ];
 
 /// `siginfo_t` as user space may make it: number, errno, code (SI_QUEUE).
+fn socket_pair() -> Result<[i32; 2], Refused> {
+    let mut ends = [0_i32; 2];
+    call!(
+        libc::SYS_socketpair,
+        libc::AF_UNIX,
+        libc::SOCK_STREAM,
+        0,
+        ends.as_mut_ptr()
+    )?;
+    Ok(ends)
+}
+
+/// Has the kernel send the owner of the first end its signal.
+fn wake(ends: [i32; 2]) -> Try {
+    call!(
+        libc::SYS_fcntl,
+        ends[0],
+        libc::F_SETFL,
+        libc::O_ASYNC | libc::O_NONBLOCK
+    )?;
+    call!(libc::SYS_write, ends[1], c"x", 1)?;
+    done("asked for")
+}
+
 fn info(signal: i32) -> [i32; 32] {
     let mut info = [0; 32];
     info[0] = signal;
@@ -202,24 +192,10 @@ fn info(signal: i32) -> [i32; 32] {
 }
 
 fn owned(_: &Scene, command: i32, pid: i32, signal: i32) -> Try {
-    let mut ends = [0_i32; 2];
-    call!(
-        libc::SYS_socketpair,
-        libc::AF_UNIX,
-        libc::SOCK_STREAM,
-        0,
-        ends.as_mut_ptr()
-    )?;
+    let ends = socket_pair()?;
     call!(libc::SYS_fcntl, ends[0], F_SETSIG, signal)?;
     call!(libc::SYS_fcntl, ends[0], command, pid)?;
-    call!(
-        libc::SYS_fcntl,
-        ends[0],
-        libc::F_SETFL,
-        libc::O_ASYNC | libc::O_NONBLOCK
-    )?;
-    call!(libc::SYS_write, ends[1], c"x", 1)?;
-    done("asked for")
+    wake(ends)
 }
 
 fn timer_for(pid: i32, signal: i32) -> Result<i32, Refused> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 
-use super::{done, fd};
+use super::{done, fifo_at, named_tmpfile};
 use crate::case::{Case, Effect, Try};
 use crate::raw::call;
 use crate::scene::{Scene, c};
@@ -94,17 +94,7 @@ pub const CASES: &[Case] = &[
         fs::create_dir(s.outside_new())?;
         done("made")
     }),
-    outside("fs_mkfifo_out", "mkfifo", |s| {
-        let path = c(s.outside_new());
-        call!(
-            libc::SYS_mknodat,
-            libc::AT_FDCWD,
-            path.as_c_str(),
-            libc::S_IFIFO | 0o666,
-            0
-        )?;
-        done("made")
-    }),
+    outside("fs_mkfifo_out", "mkfifo", |s| fifo_at(s.outside_new())),
     outside("fs_mksock_out", "bind a Unix socket there", |s| {
         UnixDatagram::bind(s.outside_new())?;
         done("bound")
@@ -117,23 +107,7 @@ pub const CASES: &[Case] = &[
         "fs_tmpfile_out",
         "an unnamed file there, then a name for it",
         |s| {
-            let folder = c(&s.outside);
-            let file = call!(
-                libc::SYS_openat,
-                libc::AT_FDCWD,
-                folder.as_c_str(),
-                libc::O_TMPFILE | libc::O_RDWR,
-                0o644
-            )?;
-            let (from, to) = (c(format!("/proc/self/fd/{}", fd(file))), c(s.outside_new()));
-            call!(
-                libc::SYS_linkat,
-                libc::AT_FDCWD,
-                from.as_c_str(),
-                libc::AT_FDCWD,
-                to.as_c_str(),
-                libc::AT_SYMLINK_FOLLOW
-            )?;
+            named_tmpfile(&s.outside, 0o644, s.outside_new())?;
             done("linked")
         },
     ),

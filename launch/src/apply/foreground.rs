@@ -14,7 +14,7 @@ use agentd_kernel::sys::wait;
 use super::view::PathBuffer;
 
 /// The most that a key may take.
-const MOMENT_MS: u64 = 100;
+const MOMENT_MS: u64 = 250;
 
 /// Returns when every member of the group sleeps, or the moment is over.
 pub(super) fn settle(group: i32) {

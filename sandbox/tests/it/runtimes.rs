@@ -73,7 +73,7 @@ fn the_plan_says_gvisor_and_leaves_out_what_does_not_reach_the_program() {
         LAYER_GVISOR | LAYER_SECCOMP
     );
     // What gVisor itself takes is not the program's.
-    let pids = planned.summary.cgroup.expect("limits").pids_max;
+    let pids = wire.cgroup().expect("limits").pids_max;
     assert_eq!(pids, policy.limits.pids.expect("a limit") + 256);
     assert!(!planned.ipc.shared_memory);
     assert_eq!(

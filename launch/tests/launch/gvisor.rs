@@ -131,11 +131,12 @@ fn a_terminal_is_one() {
         let bytes = plan.finish().unwrap();
         let mut sandbox = as_broker(mode, || spawn(mode, &bytes, &[]));
         let (mut fds, _) = sandbox.ready();
-        let mut terminal = BufReader::new(std::fs::File::from(fds.remove(0)));
+        let master = fds.remove(0);
+        rustix::io::ioctl_fionbio(&master, false).unwrap();
+        let mut terminal = BufReader::new(std::fs::File::from(master));
         let mut said = Vec::new();
         while said.last().is_none_or(|last| last != "up") {
             let mut line = String::new();
-            wait_readable(terminal.get_ref());
             terminal.read_line(&mut line).unwrap();
             said.push(line.trim_end().to_owned());
         }
@@ -195,15 +196,6 @@ fn control_c_ends_whatever_a_shell_has_just_started() {
         }
         assert_eq!(sandbox.wait(), Some(0));
     }
-}
-
-/// The terminal's master does not block.
-fn wait_readable(terminal: &std::fs::File) {
-    let mut wait = [rustix::event::PollFd::new(
-        terminal,
-        rustix::event::PollFlags::IN,
-    )];
-    rustix::event::poll(&mut wait, None).unwrap();
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl View {
     }
 
     /// `/dev/shm` of the view. Under gVisor, too, whose own would let files be mapped as code in spite of `noexec`.
-    pub(super) fn shared_memory(&self, dev: &CStr, bytes: u64) -> Result<(), Errno> {
+    pub(super) fn shared_memory(&mut self, dev: &CStr, bytes: u64) -> Result<(), Errno> {
         let mut path = PathBuffer::new();
         let mut size = Decimal::new();
         let options = [

@@ -259,6 +259,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         Ok(OnStop::Keep) => leave_agents(&daemon).await,
         Err(_) => {}
     }
+    if let Err(error) = daemon.bus.flush_streams().await {
+        tracing::error!("what was last acknowledged on durable queues may come again: {error}");
+    }
     daemon
         .store
         .close()

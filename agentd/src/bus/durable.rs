@@ -266,6 +266,17 @@ impl Durable {
         }
     }
 
+    /// Waits until everything that was asked is on the disk, acknowledgements that nobody waits for as well.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(super) async fn flush(&self) -> Result<(), StreamError> {
+        match &self.store {
+            Some(store) => ask(|done| store.flush(done)).await,
+            None => Ok(()),
+        }
+    }
+
     /// Carries out what the router asked. Never waits.
     pub(super) fn persist(self: &Arc<Self>, requests: Vec<Persist>) {
         for request in requests {

@@ -284,6 +284,18 @@ impl BusServer {
         Self { shared }
     }
 
+    /// Waits until what agents have said so far is on the disk, as far as it is durable.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn flush_streams(&self) -> Result<(), StreamError> {
+        for shard in self.shared.shards.all() {
+            // It does things in order: whatever came before has been handed to the store.
+            shard.ask(|_router, _now, _fx| ()).await;
+        }
+        self.shared.durable.flush().await
+    }
+
     /// Puts an agent on the bus: its processes connect through `listener`, and the daemon acts for it
     /// through the port that is returned, until [`AgentPort::detach`].
     pub fn attach(

@@ -144,6 +144,8 @@ fn measure(scratch: &Path, rounds: usize, only: &[String]) -> Result<Report> {
     }
     // One more: the first is dropped.
     for round in 0..=rounds {
+        // Every other round backwards: nobody always has the same one before it.
+        running.reverse();
         for (entry, contender, samples) in &mut running {
             let rate = contender
                 .enqueue(entry.batches)
@@ -163,6 +165,7 @@ fn measure(scratch: &Path, rounds: usize, only: &[String]) -> Result<Report> {
             _ => report.skip(id, format!("{peer} did not run")),
         }
     }
+    running.sort_by_key(|(entry, ..)| ENTRIES.iter().position(|it| it.id == entry.id));
     for (entry, _, samples) in running {
         report.figure(entry.id, "msg/s", samples);
     }

@@ -2,7 +2,7 @@
 //!
 //! Every long-lived child gets its own process group, so that a Ctrl-C reaches xtask alone and the order of the
 //! teardown is ours; dropping a [`Child`] ends the group (SIGTERM, a while, SIGKILL) and reaps it. Short commands
-//! go through [`run`] and [`capture`]. Runs on the main thread with the caller's own rights; failures name the
+//! go through [`run`] and [`capture`]. Any thread, with the caller's own rights; failures name the
 //! whole command line.
 
 use std::ffi::OsStr;

@@ -1,7 +1,7 @@
 //! Ctrl-C, SIGTERM and SIGHUP as something that can be polled, so that every wait in xtask ends early and every
 //! guard on the stack still runs: what a verb started is torn down however it ends.
 //!
-//! Runs on the main thread without privilege. The signal handlers only write one byte into a socket; nothing is
+//! Any thread, without privilege. The signal handlers only write one byte into a socket; nothing is
 //! ever read from it, so once a signal has come, every later wait sees it at once.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -135,14 +135,9 @@ impl AgentPort {
     ) -> Result<(), BusError> {
         let to = self.resolve(to).await?;
         let data = self.fit(payload.into())?;
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic: "",
-            data: &data,
-        }
-        .encode()
-        .map_err(malformed)?;
+        let payload = Event::normal(event_type, "", &data)
+            .encode()
+            .map_err(malformed)?;
         self.call(kind::EVENT, to, payload).await.map(drop)
     }
 
@@ -208,14 +203,9 @@ impl AgentPort {
         payload: impl Into<Vec<u8>>,
     ) -> Result<u32, BusError> {
         let data = self.fit(payload.into())?;
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic,
-            data: &data,
-        }
-        .encode()
-        .map_err(malformed)?;
+        let payload = Event::normal(event_type, topic, &data)
+            .encode()
+            .map_err(malformed)?;
         let (_, result) = self.call(kind::EVENT, PeerId::BUS, payload).await?;
         Ok(result.try_into().map_or(0, u32::from_le_bytes))
     }

@@ -16,7 +16,7 @@ use super::ends::{BellRefused, End, SegmentAnnouncer, SegmentArrivals};
 use super::inbox::{News, TheirBell};
 use super::lanes::{SLOTS_MIN, refuse};
 use super::link::{Expected, Link, OfferedLog, Registered};
-use super::mailbox::{Mailbox, Received};
+use super::mailbox::{Mailbox, Received, left};
 use super::sealed::{Body, InPlaceError, Incoming, Outgoing, SealedSendError, recv_over_log};
 use super::{Client, ClientError, ok_result};
 use crate::arena::SealedPayload;
@@ -591,10 +591,4 @@ impl Client {
             onces: Onces::default(),
         })
     }
-}
-
-fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |deadline| {
-        deadline.saturating_duration_since(Instant::now())
-    })
 }

@@ -314,13 +314,7 @@ impl Client {
 
     /// Puts a message into the inbox of the agent called `to`. Returns once the bus has it there.
     pub fn send(&self, to: &str, event_type: &str, data: &[u8]) -> Result<(), ClientError> {
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic: "",
-            data,
-        }
-        .encode()?;
+        let payload = Event::normal(event_type, "", data).encode()?;
         self.addressed(to, |id| {
             let to = (id, Addressee::Agent(to));
             self.acknowledged(kind::EVENT, to, payload.clone(), None)
@@ -393,13 +387,7 @@ impl Client {
 
     /// Publishes to `topic`; how many subscribers it reached.
     pub fn publish(&self, topic: &str, event_type: &str, data: &[u8]) -> Result<u32, ClientError> {
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic,
-            data,
-        }
-        .encode()?;
+        let payload = Event::normal(event_type, topic, data).encode()?;
         let to = (PeerId::BUS, Addressee::Topic(topic));
         let published = self.inner.published.fetch_add(1, Ordering::Relaxed);
         let answer = if published < PUBLISHED_BEFORE_ROUTE {
@@ -414,13 +402,7 @@ impl Client {
 
     /// A message to the inbox of every agent that this one may send to; how many took it.
     pub fn broadcast(&self, event_type: &str, data: &[u8]) -> Result<u32, ClientError> {
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic: "",
-            data,
-        }
-        .encode()?;
+        let payload = Event::normal(event_type, "", data).encode()?;
         let to = (PeerId::BUS, Addressee::All);
         let answer = self.acknowledged(kind::EVENT | kind::BROADCAST, to, payload, None)?;
         let result = ok_result(&answer)?.result;

@@ -37,7 +37,7 @@ use super::mailbox::{Mailbox, Received, Until};
 use super::{Client, ClientError, Reply, ok_result};
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::listing::InboxBatch;
-use crate::message::{Control, Event, MessageError, Request, Status};
+use crate::message::{Control, Event, MessageError, Request, Response, Status};
 use crate::protect::policy::Addressee;
 
 /// Most messages that one pipeline has under way.
@@ -179,12 +179,7 @@ impl Pipeline {
         event_type: &str,
         data: &[u8],
     ) -> Result<Ticket, PipelineError> {
-        let event = Event {
-            priority: 1,
-            event_type,
-            topic,
-            data,
-        };
+        let event = Event::normal(event_type, topic, data);
         let to = (PeerId::BUS, Addressee::Topic(topic));
         self.event(kind::EVENT, to, event)
     }
@@ -196,24 +191,14 @@ impl Pipeline {
         event_type: &str,
         data: &[u8],
     ) -> Result<Ticket, PipelineError> {
-        let event = Event {
-            priority: 1,
-            event_type,
-            topic: "",
-            data,
-        };
+        let event = Event::normal(event_type, "", data);
         let id = self.id_of(to)?;
         self.event(kind::EVENT, (id, Addressee::Agent(to)), event)
     }
 
     /// A message to the inbox of every agent that this one may send to.
     pub fn broadcast(&mut self, event_type: &str, data: &[u8]) -> Result<Ticket, PipelineError> {
-        let event = Event {
-            priority: 1,
-            event_type,
-            topic: "",
-            data,
-        };
+        let event = Event::normal(event_type, "", data);
         let to = (PeerId::BUS, Addressee::All);
         self.event(kind::EVENT | kind::BROADCAST, to, event)
     }
@@ -432,16 +417,13 @@ impl Pipeline {
             }
         } else if let Some(ticket) = self.tell(self.place(frame.correlation())) {
             // Alone: it was refused, or stored.
-            match ok_result(&frame) {
+            match self.checked(&frame) {
                 Ok(response) => {
                     self.taken += 1;
                     let receivers = response.result.try_into().map_or(0, u32::from_le_bytes);
                     self.receivers += u64::from(receivers);
                 }
                 Err(error) => {
-                    if error.status() == Some(Status::NO_SUCH_AGENT) {
-                        self.client.forget_names();
-                    }
                     let outcome = Err(error);
                     self.done.push_back(Done { ticket, outcome });
                 }
@@ -472,13 +454,7 @@ impl Pipeline {
     fn answer(&mut self, call: Call, frame: Frame) -> Result<Answer, ClientError> {
         let guard = &self.client.guard;
         let frame = guard.answer(frame, self.client.id(), call.asked)?;
-        let response = match ok_result(&frame) {
-            Err(error) if error.status() == Some(Status::NO_SUCH_AGENT) => {
-                self.client.forget_names();
-                return Err(error);
-            }
-            response => response?,
-        };
+        let response = self.checked(&frame)?;
         match call.what {
             Wanted::Reply => Ok(Answer::Reply(Reply {
                 from: frame.header.source,
@@ -489,6 +465,15 @@ impl Pipeline {
                 Ok(Answer::Inbox(self.client.verified_inbox(batch)?))
             }
         }
+    }
+
+    /// As [`ok_result`]; a name that leads nowhere is looked up again the next time.
+    fn checked<'a>(&self, frame: &'a Frame) -> Result<Response<'a>, ClientError> {
+        ok_result(frame).inspect_err(|error| {
+            if error.status() == Some(Status::NO_SUCH_AGENT) {
+                self.client.forget_names();
+            }
+        })
     }
 
     /// The connection has gone: nobody knows what became of what was under way.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::ClientError;
 use super::ends::{End, SegmentArrival, SegmentArrivals};
+use super::mailbox::left;
 use crate::arena::{Reference, ReferenceError, SealedPayload};
 use crate::channel::Tag;
 use crate::lane::ring::{self, Consumer, Producer};
@@ -198,12 +199,6 @@ impl Outgoing {
 fn drop_segment(end: &End, index: u32) {
     let channel = end.channel;
     end.link.tell(Control::SegmentDropped { channel, index });
-}
-
-fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |at| {
-        at.saturating_duration_since(Instant::now())
-    })
 }
 
 /// The memories that have come for a receiver: sealed payloads, and those of an arena if it has one.

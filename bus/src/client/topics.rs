@@ -96,13 +96,7 @@ impl Client {
         data: &[u8],
     ) -> Result<u32, ClientError> {
         let topic = format!("{GROUP_PREFIX}{name}");
-        let payload = Event {
-            priority: 1,
-            event_type,
-            topic: &topic,
-            data,
-        }
-        .encode()?;
+        let payload = Event::normal(event_type, &topic, data).encode()?;
         let to = (PeerId::BUS, Addressee::All);
         let bits = kind::EVENT | kind::BROADCAST;
         let answer = self.acknowledged(bits, to, payload, None)?;

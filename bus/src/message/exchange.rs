@@ -139,6 +139,16 @@ pub struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
+    /// An event of normal priority.
+    pub const fn normal(event_type: &'a str, topic: &'a str, data: &'a [u8]) -> Self {
+        Self {
+            priority: 1,
+            event_type,
+            topic,
+            data,
+        }
+    }
+
     /// Reads untrusted bytes.
     pub fn parse(payload: &'a [u8]) -> Result<Self, MessageError> {
         let mut reader = Reader::new(payload);

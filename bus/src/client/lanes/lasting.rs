@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::super::mailbox::Received;
+use super::super::mailbox::{Received, left};
 use super::super::{Client, ClientError};
 use super::{LaneError, LaneOptions, LaneSender};
 use crate::channel::Tag;
@@ -208,12 +208,6 @@ impl Owed {
             payload: message.payload.into(),
         }
     }
-}
-
-fn left(deadline: Option<Instant>) -> Duration {
-    deadline.map_or(Duration::MAX, |deadline| {
-        deadline.saturating_duration_since(Instant::now())
-    })
 }
 
 fn may_come_yet(error: &ClientError) -> bool {

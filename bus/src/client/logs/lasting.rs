@@ -13,7 +13,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::super::Client;
-use super::{LogError, LogOptions, LogWriter, left};
+use super::super::mailbox::left;
+use super::{LogError, LogOptions, LogWriter};
 use crate::channel::Tag;
 use crate::frame::PeerId;
 use crate::log::{Place, SendError};

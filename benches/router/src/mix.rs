@@ -6,7 +6,8 @@
 //! queue, its topic and its inbox, and answers what others ask. Payloads are 64 bytes, and every one is read.
 //!
 //! What counts is what has arrived: messages taken from queues, topics and inboxes, requests served and answers received, while
-//! all run; every agent says how many. A message that was refused or dropped because somebody was slow does not count.
+//! all run and the queues are as long as they stay; every agent says how many. A message that was refused or dropped because
+//! somebody was slow does not count.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ const ASK_EVERY: u64 = 4;
 const WINDOW: usize = 256;
 /// Messages that an agent has put into queues and not seen as many of come out: the queues stay short.
 const AHEAD: u64 = 6144;
+/// So much of a sample's length is worked before it begins, and not counted: until the queues are as long as they stay.
+const WARM_UP: f64 = 0.5;
 /// An agent that is that far ahead looks again after this at the latest, whatever comes.
 const WAIT: Duration = Duration::from_millis(20);
 const WATCHDOG: Duration = Duration::from_secs(30);
@@ -46,6 +49,19 @@ struct Counts {
     answers: u64,
     /// Topic messages for which it was too slow.
     lost: u64,
+}
+
+impl Counts {
+    fn since(self, before: Self) -> Self {
+        Self {
+            queue: self.queue - before.queue,
+            topic: self.topic - before.topic,
+            inbox: self.inbox - before.inbox,
+            served: self.served - before.served,
+            answers: self.answers - before.answers,
+            lost: self.lost - before.lost,
+        }
+    }
 }
 
 pub fn measure(report: &mut Report, agents: usize, rounds: usize, length: Duration) {
@@ -147,10 +163,30 @@ impl Agent {
     }
 
     fn run(&mut self, length: Duration) -> Result<Value> {
+        self.pipeline.read_inbox(256, WATCHDOG)?;
+        self.work(length.mul_f64(WARM_UP))?;
+        let before = self.counts;
+        let seconds = self.work(length)?;
+        let Counts {
+            queue,
+            topic,
+            inbox,
+            served,
+            answers,
+            lost,
+        } = self.counts.since(before);
+        std::hint::black_box(self.sum);
+        Ok(json!({
+            "queue": queue, "topic": topic, "inbox": inbox, "answers": answers,
+            "requests": served, "lost": lost, "seconds": seconds,
+        }))
+    }
+
+    /// Rounds for so long; for how many seconds it was in the end.
+    fn work(&mut self, length: Duration) -> Result<f64> {
         let payload = bench_kit::measure::payload(64);
         let topic = format!("t{}", (self.number + 1) % TOPICS);
         let other = format!("a{}", (self.number + 7) % self.agents);
-        self.pipeline.read_inbox(256, WATCHDOG)?;
         let begun = Instant::now();
         let mut round = 0_u64;
         while begun.elapsed() < length {
@@ -178,20 +214,7 @@ impl Agent {
             self.take(&payload)?;
             round += 1;
         }
-        let seconds = begun.elapsed().as_secs_f64();
-        let Counts {
-            queue,
-            topic,
-            inbox,
-            served,
-            answers,
-            lost,
-        } = self.counts;
-        std::hint::black_box(self.sum);
-        Ok(json!({
-            "queue": queue, "topic": topic, "inbox": inbox, "answers": answers,
-            "requests": served, "lost": lost, "seconds": seconds,
-        }))
+        Ok(begun.elapsed().as_secs_f64())
     }
 
     /// Until there is something to take: this agent is as far ahead as it may be.

@@ -19,12 +19,12 @@ use super::lanes::LaneError;
 use super::link::{Arrived, Expected, Link, Registered};
 use super::mailbox::{Received, wait_changed};
 use super::{ClientError, ok_result};
-use crate::channel::{Class, Inline, Overflow};
+use crate::channel::{Class, Inline, Overflow, Tag};
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer, Producer, RecvError, SendError, message_limit};
-use crate::lane::{ReceiverOptions, SenderOptions, cursor_words, data_words};
+use crate::lane::{Barrier, ReceiverOptions, SenderOptions, cursor_words, data_words};
 use crate::message::{Control, Response, Shape};
-use crate::shard::compact::{Assembler, HEAD, Pieces, Reading, write_whole};
+use crate::shard::compact::{Assembler, HEAD, Head, Pieces, Reading, head_of};
 use crate::shm::bell::Ringer;
 use crate::shm::memfd::{self, Mapping};
 use crate::shm::park::{Closer, probe_waitv, sleep_any};
@@ -45,7 +45,14 @@ struct Out {
     producer: Producer<Mapping, Mapping>,
     /// Longest piece.
     most: usize,
-    buffer: Vec<u8>,
+}
+
+impl Out {
+    fn send(&mut self, tag: Tag, head: &Head, body: &[u8]) -> Result<(), SendError> {
+        let sent = self.producer.put_parts(tag, head.bytes(), body);
+        self.producer.notify();
+        sent
+    }
 }
 
 #[derive(Debug)]
@@ -136,14 +143,16 @@ impl Route {
         let mut out = Out {
             producer: Producer::new(data, cursor, closer.clone(), options)?,
             most: message_limit(slots / 4, Inline::Small).max(HEAD),
-            buffer: Vec::new(),
         };
         let Received::Item(offered) = link.route_offers.take(Some(OFFER)) else {
             return Err(LaneError::Client(ClientError::NoAnswer {
                 seconds: OFFER.as_secs(),
             }));
         };
-        let options = ReceiverOptions::default();
+        let options = ReceiverOptions {
+            barrier: Barrier::Both,
+            ..ReceiverOptions::default()
+        };
         let data = memfd::open(offered.memory.as_fd())?;
         let (cursor, cursor_fd) = memfd::create("agentd-route-cursor", cursor_words())?;
         ring::format_cursor(&cursor, &options)?;
@@ -173,15 +182,10 @@ impl Route {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pieces = Pieces::to_bus(frame);
         loop {
-            let Out {
-                producer,
-                buffer,
-                most,
-                ..
-            } = &mut *out;
-            let piece = pieces.next(*most, buffer);
-            match producer.try_send(piece.tag, buffer) {
-                Ok(()) if pieces.sent(piece) => return Ok(()),
+            let piece = pieces.next(out.most);
+            let body = pieces.body(&piece);
+            match out.send(piece.tag, &piece.head, body) {
+                Ok(()) if pieces.sent(&piece) => return Ok(()),
                 Ok(()) => {}
                 Err(SendError::Full) => self.make_room(link, &mut out)?,
                 Err(error) => return Err(closed(link, &error)),
@@ -202,15 +206,9 @@ impl Route {
         if HEAD + payload.len() > out.most {
             return Ok(false);
         }
-        let tag = {
-            let Out { buffer, .. } = &mut *out;
-            write_whole(head, to, payload, buffer)
-        };
+        let (tag, head) = head_of(head, to, payload.len());
         loop {
-            let Out {
-                producer, buffer, ..
-            } = &mut *out;
-            match producer.try_send(tag, buffer) {
+            match out.send(tag, &head, payload) {
                 Ok(()) => return Ok(true),
                 Err(SendError::Full) => self.make_room(link, &mut out)?,
                 Err(error) => return Err(closed(link, &error)),

@@ -52,7 +52,7 @@ pub trait Desk {
     /// Takes whole frames whose check sums hold, in order. What is to be sent back at once goes to `out`.
     fn frames(&mut self, conn: ConnKey, frames: &mut Vec<Frame>, out: &mut Vec<Frame>) -> Taken;
 
-    /// The peer's socket has taken all that was posted to it: more may follow.
+    /// The peer's socket has taken all that was posted to it, or the connection is lost and nobody will: more may follow.
     fn written(&mut self, conn: ConnKey);
 
     /// The peer has said all that it will say, and still reads.

@@ -32,7 +32,7 @@ pub struct ShardLimits {
     pub max_payload: u32,
     /// From the connection to the end of the handshake, and from there to the first frame.
     pub greeting: Duration,
-    /// From a frame's first byte to its last.
+    /// From a frame's first byte to its last; and from the loss of a connection until what it had sent is handed over.
     pub frame: Duration,
     /// Frames that one connection hands over before the others have their turn.
     pub slice: usize,
@@ -514,16 +514,11 @@ impl<D: Desk> Sessions<D> {
         }
         let (greeted, gone, input) = (session.greeted, session.gone, session.input);
         if delayed_here {
-            if greeted {
+            if greeted && gone.is_none() {
                 session.due = None;
             }
         } else if let Some(how) = gone {
-            let ending = if held > 0 {
-                CloseReason::CutOff { bytes: held }.into()
-            } else {
-                how.into()
-            };
-            return self.forget(key, &ending);
+            return self.forget(key, &lost(how, held));
         } else if input != Input::More {
             if input == Input::Finished {
                 self.conclude(key, out);
@@ -552,7 +547,12 @@ impl<D: Desk> Sessions<D> {
 
     fn post(&mut self, key: ConnKey, post: Post, out: &mut Commands) {
         match post {
-            Post::Write(mut frames) => self.send(key, &mut frames, out),
+            Post::Write(mut frames) => {
+                self.send(key, &mut frames, out);
+                if self.gone.contains_key(&key) {
+                    self.desk.written(key);
+                }
+            }
             Post::ReadOn => {
                 if let Some(session) = self.session(key)
                     && std::mem::take(&mut session.waiting)
@@ -684,16 +684,14 @@ impl<D: Desk> Sessions<D> {
             session.gone = Some(how);
             session.tls = None;
             self.gone.insert(key, session);
+            // What was under way to it goes nowhere. A desk that takes nothing in while its answers wait would wait for ever.
+            self.desk.written(key);
+            self.set_due(key, Some(self.limits.frame));
             return;
         }
         self.held -= session.held;
         if session.phase == Phase::Open {
-            let ending = if how == Ended::Eof && session.held > 0 {
-                let bytes = session.held;
-                CloseReason::CutOff { bytes }.into()
-            } else {
-                how.into()
-            };
+            let ending = lost(how, session.held);
             self.count(&ending);
             self.desk.closed(key, &ending);
         }
@@ -754,10 +752,11 @@ impl<D: Desk> Sessions<D> {
                 if session.noted == Some(page) {
                     session.noted = None;
                 }
-                match session.due {
-                    None => {}
-                    Some(due) if due > now => self.note(key),
-                    Some(_) => {
+                match (session.due, session.gone) {
+                    (None, _) => {}
+                    (Some(due), _) if due > now => self.note(key),
+                    (Some(_), Some(how)) => self.forget(key, &how.into()),
+                    (Some(_), None) => {
                         let ending = match (session.phase, session.greeted) {
                             (Phase::Handshake, _) => Ending::HandshakeTimeout {
                                 seconds: self.limits.greeting.as_secs() as u32,
@@ -787,6 +786,14 @@ fn find<'a>(
     match table.get_mut(key.slot as usize) {
         Some(Some((generation, session))) if *generation == key.generation => Some(session),
         _ => gone.get_mut(&key).map(|session| &mut **session),
+    }
+}
+
+/// How a connection ended that its transport lost, `held` bytes into a frame.
+fn lost(how: Ended, held: usize) -> Ending {
+    match how {
+        Ended::Eof if held > 0 => CloseReason::CutOff { bytes: held }.into(),
+        how => how.into(),
     }
 }
 

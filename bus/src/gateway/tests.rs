@@ -21,6 +21,7 @@ struct Notes {
     /// Owe every peer an answer when it has finished.
     owing: bool,
     finished: Vec<ConnKey>,
+    written: usize,
     /// Connections that wait, and in which order frames came.
     order: Vec<u32>,
 }
@@ -49,7 +50,9 @@ impl Desk for Clerk {
         }
         if notes.slow { Taken::Wait } else { Taken::More }
     }
-    fn written(&mut self, _: ConnKey) {}
+    fn written(&mut self, _: ConnKey) {
+        self.0.lock().unwrap().written += 1;
+    }
     fn finished(&mut self, conn: ConnKey) -> Owed {
         let mut notes = self.0.lock().unwrap();
         notes.finished.push(conn);
@@ -247,6 +250,66 @@ fn a_slow_desk_gets_one_batch_at_a_time_and_loses_nothing_even_of_those_who_left
     }
     let notes = bed.clerk.0.lock().unwrap();
     assert_eq!(notes.order, (1..=100).collect::<Vec<u32>>());
+    assert_eq!(notes.endings, [Ending::Transport(Ended::Eof)]);
+}
+
+/// Two frames of a peer that is lost while the desk has the first and waits with the second.
+fn lost_while_the_desk_waits(limits: ShardLimits) -> (Bed, ConnKey) {
+    let mut bed = Bed::new(limits, ListenerOptions::default());
+    bed.clerk.0.lock().unwrap().slow = true;
+    let mut peer = bed.fabric.dial();
+    for correlation in [1, 2] {
+        send(
+            &mut peer,
+            &Frame::new(kind::EVENT, PeerId::BUS, correlation, []),
+        );
+        bed.settle();
+    }
+    drop(peer);
+    let key = ConnKey {
+        slot: 0,
+        generation: 0,
+    };
+    // That it is gone is learned by sending to it.
+    let answer = Frame::new(kind::RESPONSE, PeerId::BUS, 1, []);
+    bed.shard.door().post(key, Post::Write(vec![answer]));
+    bed.settle();
+    assert_eq!(bed.shard.transport().connections(), 0);
+    (bed, key)
+}
+
+#[test]
+fn what_is_posted_to_a_lost_peer_counts_as_written_and_the_rest_of_what_it_said_is_handed_over() {
+    let (mut bed, key) = lost_while_the_desk_waits(ShardLimits::default());
+    let written = bed.clerk.0.lock().unwrap().written;
+    let door = bed.shard.door();
+    for posted in 1..4 {
+        let answer = Frame::new(kind::RESPONSE, PeerId::BUS, 1, [1; 5000]);
+        door.post(key, Post::Write(vec![answer]));
+        bed.until(|notes| notes.written == written + posted);
+    }
+    assert_eq!(bed.clerk.0.lock().unwrap().endings, []);
+    for _ in [1, 2] {
+        door.post(key, Post::ReadOn);
+        bed.settle();
+    }
+    let notes = bed.clerk.0.lock().unwrap();
+    assert_eq!(notes.order, [1, 2]);
+    assert_eq!(notes.endings, [Ending::Transport(Ended::Eof)]);
+}
+
+#[test]
+fn what_a_lost_peer_said_is_kept_for_a_desk_only_for_so_long() {
+    let (mut bed, key) = lost_while_the_desk_waits(ShardLimits {
+        frame: Duration::from_millis(300),
+        ..ShardLimits::default()
+    });
+    bed.until(|notes| !notes.endings.is_empty());
+    // Too late, and for nobody.
+    bed.shard.door().post(key, Post::ReadOn);
+    bed.settle();
+    let notes = bed.clerk.0.lock().unwrap();
+    assert_eq!(notes.order, [1]);
     assert_eq!(notes.endings, [Ending::Transport(Ended::Eof)]);
 }
 

@@ -45,7 +45,7 @@ pub mod ring;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use options::{Credit, Extension, ReceiverOptions, SenderOptions};
+pub use options::{Barrier, Credit, Extension, ReceiverOptions, SenderOptions};
 
 pub use crate::channel::Inline;
 use crate::shm::PAGE_WORDS;

@@ -145,6 +145,22 @@ fn a_batch_wakes_whoever_sleeps_for_any_of_it() {
 }
 
 #[test]
+fn a_run_that_is_told_of_once_wakes_whoever_sleeps_for_any_of_it() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = lane();
+        let sending = thread::spawn(move || {
+            for n in 0..2 {
+                let value = n as u8 + 1;
+                assert_eq!(producer.put_parts(tag(n), &[value; 8], &[value]), Ok(()));
+            }
+            producer.notify();
+        });
+        (0..2).for_each(|n| receive(&mut consumer, n, 9));
+        sending.join().unwrap();
+    });
+}
+
+#[test]
 fn a_grant_wakes_a_producer_that_waits_for_it() {
     loom::model(|| {
         let receiver = ReceiverOptions {

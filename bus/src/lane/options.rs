@@ -42,11 +42,24 @@ pub enum Credit {
     Manual,
 }
 
+/// Who pays for it that no wake-up is missed: between what each side stores and its look at the other's word there has to be
+/// a barrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Barrier {
+    /// Whoever is about to sleep, for both, by interrupting the other processors: nothing per message.
+    #[default]
+    Sleeper,
+    /// Each side for itself: where many sleep often, and a sender looks once after a whole run of messages.
+    Both,
+}
+
 /// How the receiving end behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReceiverOptions {
     /// How it waits for messages.
     pub waiting: Waiting,
+    /// Of an adaptive wait; others need none.
+    pub barrier: Barrier,
     pub credit: Credit,
 }
 
@@ -73,6 +86,11 @@ impl ReceiverOptions {
             Credit::Automatic => 0,
             Credit::Manual => setup::MANUAL_CREDIT,
         };
-        setup_flags(self.waiting) | credit
+        let waiting = setup_flags(self.waiting);
+        let waiting = match self.barrier {
+            Barrier::Sleeper => waiting,
+            Barrier::Both => waiting & !setup::MEMBARRIER,
+        };
+        waiting | credit
     }
 }

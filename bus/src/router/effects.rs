@@ -8,6 +8,7 @@ use crate::message::Status;
 use super::ConnId;
 use super::channels::ChannelEvent;
 use super::persist::Persist;
+use super::queue::QueueStep;
 use super::routes::RouteEvent;
 
 /// What has to be done after a call of the router. Reuse one value and drain it.
@@ -19,6 +20,8 @@ pub struct Effects<F = ()> {
     pub close: Vec<(ConnId, CloseReason)>,
     /// For the record.
     pub record: Vec<MessageMeta>,
+    /// For whoever watches a queue; not for the record.
+    pub steps: Vec<QueueStep>,
     /// Shared memory that has come into use or out of it.
     pub channels: Vec<ChannelEvent<F>>,
     /// From these connections more may be read again, if [`is_congested`](super::Router::is_congested) agrees.
@@ -35,6 +38,7 @@ impl<F> Default for Effects<F> {
             wake: Vec::new(),
             close: Vec::new(),
             record: Vec::new(),
+            steps: Vec::new(),
             channels: Vec::new(),
             resume: Vec::new(),
             persist: Vec::new(),
@@ -49,6 +53,7 @@ impl<F> Effects<F> {
         self.wake.is_empty()
             && self.close.is_empty()
             && self.record.is_empty()
+            && self.steps.is_empty()
             && self.channels.is_empty()
             && self.resume.is_empty()
             && self.persist.is_empty()

@@ -63,7 +63,7 @@ pub use persist::{
     Batch, DeadReason, OffsetRange, Persist, PersistError, RECORD_HEAD, Restored, Settled,
     StreamId, StreamSpec,
 };
-pub use queue::{QueueCounters, QueueStatus};
+pub use queue::{QueueCounters, QueueStatus, QueueStep, QueueStepKind};
 pub use routes::{RouteEvent, RouteMemory};
 pub use status::{PeerCounters, PeerStatus};
 pub use topics::{TopicCounters, TopicStatus};
@@ -287,6 +287,8 @@ pub struct Router<F> {
     logs: ByNumber<u32, Log<F>>,
     follows: ByNumber<u32, Follow>,
     queues: ByNumber<u32, Queue>,
+    /// Names of queues that are watched, by how many.
+    watched: HashMap<String, usize>,
     /// What the agents of each user share.
     spaces: ByNumber<u32, Space>,
     /// What the durable store was asked and has not answered.
@@ -325,6 +327,7 @@ impl<F: Descriptor> Router<F> {
             logs: ByNumber::default(),
             follows: ByNumber::default(),
             queues: ByNumber::default(),
+            watched: HashMap::new(),
             spaces: ByNumber::default(),
             tickets: ByNumber::default(),
             next_ticket: 1,
@@ -517,7 +520,7 @@ impl<F: Descriptor> Router<F> {
     pub fn pull(&mut self, conn: ConnId, fx: &mut Effects<F>) -> Option<Outgoing<F>> {
         let entry = self.conns.get_mut(&conn)?;
         let out = match entry.next() {
-            Next::Delivery => match self.deliver(conn) {
+            Next::Delivery => match self.deliver(conn, fx) {
                 Some(out) => Some(out),
                 // What there was has gone to another consumer.
                 None => self.conns.get_mut(&conn)?.pull(),

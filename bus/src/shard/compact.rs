@@ -57,27 +57,59 @@ pub enum Reading {
     FromBus,
 }
 
-/// A frame from an agent that fits into one message, from its parts: in `buffer`, under the tag that is returned.
-pub fn write_whole(
+/// What the first piece of a frame begins with; empty for a further one.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    bytes: [u8; HEAD],
+    len: usize,
+}
+
+impl Head {
+    const NONE: Self = Self {
+        bytes: [0; HEAD],
+        len: 0,
+    };
+
+    /// `stamped`: the other agent, and when; of a frame to or from the bus there is neither.
+    fn new(flags: u32, payload: u32, stamped: Option<(PeerId, u64)>) -> Self {
+        let mut head = Self {
+            len: SHORT_HEAD,
+            ..Self::NONE
+        };
+        head.bytes[..4].copy_from_slice(&flags.to_le_bytes());
+        head.bytes[4..SHORT_HEAD].copy_from_slice(&payload.to_le_bytes());
+        if let Some((peer, stamp)) = stamped {
+            head.bytes[SHORT_HEAD..16].copy_from_slice(&stamp.to_le_bytes());
+            head.bytes[16..].copy_from_slice(&peer.0);
+            head.len = HEAD;
+        }
+        head
+    }
+
+    /// A whole number of words.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    fn tag_flags(&self) -> u8 {
+        if self.len == SHORT_HEAD { SHORT } else { 0 }
+    }
+}
+
+/// What goes in front of the payload of a frame from an agent that fits into one message, and its tag.
+pub fn head_of(
     (bits, header_flags, correlation): (u16, u32, u32),
     to: PeerId,
-    payload: &[u8],
-    buffer: &mut Vec<u8>,
-) -> Tag {
-    buffer.clear();
-    buffer.extend_from_slice(&header_flags.to_le_bytes());
-    buffer.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    let short = to.is_bus();
-    if !short {
-        buffer.extend_from_slice(&[0; 8]);
-        buffer.extend_from_slice(&to.0);
-    }
-    buffer.extend_from_slice(payload);
-    Tag {
+    payload: usize,
+) -> (Tag, Head) {
+    let stamped = (!to.is_bus()).then_some((to, 0));
+    let head = Head::new(header_flags, payload as u32, stamped);
+    let tag = Tag {
         kind: bits as u8,
-        flags: if short { SHORT } else { 0 },
+        flags: head.tag_flags(),
         correlation,
-    }
+    };
+    (tag, head)
 }
 
 /// Cuts a frame into lane messages.
@@ -108,28 +140,25 @@ impl Pieces {
         }
     }
 
-    /// The next message of at most `most` bytes (no less than [`HEAD`]), in `buffer`.
-    pub fn next(&self, most: usize, buffer: &mut Vec<u8>) -> Piece {
-        buffer.clear();
+    /// The next message, of at most `most` bytes (no less than [`HEAD`]).
+    pub fn next(&self, most: usize) -> Piece {
         let header = &self.frame.header;
-        let mut bits = 0;
-        if self.sent.is_some() {
-            bits |= FURTHER;
-        } else {
-            buffer.extend_from_slice(&header.flags.get().to_le_bytes());
-            buffer.extend_from_slice(&header.payload_len.get().to_le_bytes());
-            // The bus's own words need no time; an agent's are stamped by the bus.
-            if self.address.is_bus() {
-                bits |= SHORT;
-            } else {
-                buffer.extend_from_slice(&header.timestamp_ns.get().to_le_bytes());
-                buffer.extend_from_slice(&self.address.0);
+        let head = match self.sent {
+            Some(_) => Head::NONE,
+            None => {
+                // The bus's own words need no time; an agent's are stamped by the bus.
+                let stamp = header.timestamp_ns.get();
+                let stamped = (!self.address.is_bus()).then_some((self.address, stamp));
+                Head::new(header.flags.get(), header.payload_len.get(), stamped)
             }
-        }
-        let rest = &self.frame.payload[self.sent.unwrap_or(0)..];
-        let now = rest.len().min(most - buffer.len());
-        buffer.extend_from_slice(&rest[..now]);
-        if now < rest.len() {
+        };
+        let mut bits = match self.sent {
+            Some(_) => FURTHER,
+            None => head.tag_flags(),
+        };
+        let start = self.sent.unwrap_or(0);
+        let end = self.frame.payload.len().min(start + most - head.len);
+        if end < self.frame.payload.len() {
             bits |= MORE;
         }
         let tag = Tag {
@@ -137,22 +166,34 @@ impl Pieces {
             flags: bits,
             correlation: header.correlation.get(),
         };
-        Piece { tag, bytes: now }
+        Piece {
+            tag,
+            head,
+            start,
+            end,
+        }
+    }
+
+    /// What `piece` has behind its head.
+    pub fn body(&self, piece: &Piece) -> &[u8] {
+        &self.frame.payload[piece.start..piece.end]
     }
 
     /// `piece` went out. Whether it was the last.
-    pub fn sent(&mut self, piece: Piece) -> bool {
-        self.sent = Some(self.sent.unwrap_or(0) + piece.bytes);
+    pub fn sent(&mut self, piece: &Piece) -> bool {
+        self.sent = Some(piece.end);
         piece.tag.flags & MORE == 0
     }
 }
 
-/// One message of a frame.
+/// One message of a frame: its head, then its part of the payload.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     pub tag: Tag,
+    pub head: Head,
     /// Of the frame's payload.
-    bytes: usize,
+    start: usize,
+    end: usize,
 }
 
 /// Puts lane messages together.
@@ -287,12 +328,12 @@ mod tests {
             Reading::FromBus => Pieces::to_agent(frame),
         };
         let mut assembler = Assembler::new(reading, 1 << 20);
-        let mut buffer = Vec::new();
         loop {
-            let piece = pieces.next(most, &mut buffer);
-            assert!(buffer.len() <= most);
-            let whole = assembler.take(piece.tag, &buffer).expect("well formed");
-            let last = pieces.sent(piece);
+            let piece = pieces.next(most);
+            let message = [piece.head.bytes(), pieces.body(&piece)].concat();
+            assert!(message.len() <= most);
+            let whole = assembler.take(piece.tag, &message).expect("well formed");
+            let last = pieces.sent(&piece);
             assert_eq!(whole.is_some(), last);
             if let Some(frame) = whole {
                 return frame;
@@ -326,9 +367,9 @@ mod tests {
         ) {
             let mut frame = Frame::new(kind::EVENT, PeerId(peer), correlation, payload.clone());
             frame.header.flags = (flags::ACK | flags::GATHER | 2).into();
-            let mut buffer = Vec::new();
             let parts = (kind::EVENT, frame.header.flags.get(), correlation);
-            let tag = write_whole(parts, PeerId(peer), &payload, &mut buffer);
+            let (tag, head) = head_of(parts, PeerId(peer), payload.len());
+            let buffer = [head.bytes(), &payload].concat();
             let mut assembler = Assembler::new(Reading::FromAgent, 1 << 20);
             prop_assert_eq!(assembler.take(tag, &buffer), Ok(Some(frame)));
         }

@@ -63,7 +63,7 @@ impl Iterator for Frames<'_> {
 
 /// The daemon around a shard: what becomes of a turn's news that are not for connections.
 pub trait Host: Send {
-    /// Takes `record` and `channels` out of `fx`; may call the router with what follows, and has its further effects
+    /// Takes `record`, `steps` and `channels` out of `fx`; may call the router with what follows, and has its further effects
     /// carried out.
     fn act(&mut self, router: &mut Router<SharedFd>, now: Now, fx: &mut Effects<SharedFd>);
 

@@ -157,8 +157,6 @@ struct Open {
 pub(super) struct Routes {
     opening: ByNumber<u32, Opening>,
     open: ByNumber<u32, Open>,
-    /// Where messages are put together.
-    buffer: Vec<u8>,
 }
 
 /// Makes the bus's ends of a route over an agent's data memory.
@@ -394,11 +392,7 @@ impl Body {
             return;
         };
         let Self {
-            waiter,
-            router,
-            fx,
-            routes,
-            ..
+            waiter, router, fx, ..
         } = self;
         let Some(RouteEnd::Out(end, _)) = waiter.get_mut(output) else {
             return;
@@ -411,30 +405,32 @@ impl Body {
             ..
         } = &mut **end;
         *starved = false;
-        loop {
+        let poured = loop {
             let pieces = match sending {
                 Some(pieces) => pieces,
                 None => match router.pull(conn, fx) {
                     Some(out) => sending.insert(Pieces::to_agent(out.frame)),
-                    None => return,
+                    None => break Ok(()),
                 },
             };
-            let piece = pieces.next(*most, &mut routes.buffer);
-            match producer.try_send(piece.tag, &routes.buffer) {
+            let piece = pieces.next(*most);
+            match producer.put_parts(piece.tag, piece.head.bytes(), pieces.body(&piece)) {
                 Ok(()) => {
-                    if pieces.sent(piece) {
+                    if pieces.sent(&piece) {
                         *sending = None;
                     }
                 }
-                Err(SendError::Full) => {
-                    *starved = true;
-                    return;
-                }
-                Err(_) => {
-                    let route = end.route;
-                    router.end_route(route, Status::MALFORMED, fx);
-                    return;
-                }
+                Err(error) => break Err(error),
+            }
+        };
+        // Once for all: an agent that is woken for the first would take it and sleep again.
+        producer.notify();
+        match poured {
+            Ok(()) => {}
+            Err(SendError::Full) => *starved = true,
+            Err(_) => {
+                let route = end.route;
+                router.end_route(route, Status::MALFORMED, fx);
             }
         }
     }

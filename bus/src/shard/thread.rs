@@ -298,7 +298,10 @@ impl Body {
             if !self.fx.persist.is_empty() {
                 self.host.persist(std::mem::take(&mut self.fx.persist));
             }
-            if !self.fx.record.is_empty() || !self.fx.channels.is_empty() {
+            if !self.fx.record.is_empty()
+                || !self.fx.steps.is_empty()
+                || !self.fx.channels.is_empty()
+            {
                 self.host.act(&mut self.router, now, &mut self.fx);
             }
             if self.fx.is_empty() && self.woken.is_empty() {

@@ -7,7 +7,7 @@
 //! | the sleeper waits | its flags | the sleeper, before it sleeps | the waker, after its store |
 //! | --- | --- | --- | --- |
 //! | busy | `NEVER_PARKS` | never sleeps | does not look |
-//! | adaptive | `MEMBARRIER`, if this process could be registered | barrier on every CPU concerned | looks, without a fence |
+//! | adaptive | `MEMBARRIER`, if this process could be registered and its options don't say otherwise | barrier on every CPU concerned | looks, without a fence |
 //! | blocking | none | fence | fence, then looks: it wakes somebody nearly every time, which costs far more |
 //!
 //! A waker whose own process is not registered fences, whatever the flags say. Nothing here blocks.

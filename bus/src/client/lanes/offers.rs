@@ -14,7 +14,7 @@ use super::super::mailbox::Received;
 use super::super::{Client, ClientError, command, ok_result};
 use super::receiver::ReceivingRing;
 use super::{LaneError, LaneReceiver};
-use crate::channel::{Overflow, Waiting};
+use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, kind};
 use crate::lane::ring::{self, Consumer};
 use crate::lane::{Credit, LayoutError, ReceiverOptions, cursor_words};
@@ -91,10 +91,7 @@ fn accept_lanes(client: &Client) -> Result<Arc<Link>, ClientError> {
 impl LaneOffer {
     /// Takes the lane.
     pub fn accept(self) -> Result<LaneReceiver, LaneError> {
-        self.accept_with(ReceiverOptions {
-            waiting: Waiting::default(),
-            credit: Credit::default(),
-        })
+        self.accept_with(ReceiverOptions::default())
     }
 
     /// Takes the lane, and says how this end behaves.

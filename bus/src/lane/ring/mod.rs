@@ -14,6 +14,8 @@ mod consumer;
 mod producer;
 
 pub use consumer::Consumer;
+#[cfg(all(test, not(loom)))]
+pub(crate) use producer::HEAD_MAX;
 pub use producer::{Producer, SettleError};
 
 use super::{

@@ -33,6 +33,9 @@ use crate::shm::stamp;
 use crate::simd::crc32c;
 use crate::wait::{Bell, Park, Parking, Ringer, RingerSlot, Source, Watch};
 
+/// Longest first part of a message: with an extension it fills the first line.
+pub(crate) const HEAD_MAX: usize = INLINE_BYTES - 16;
+
 /// The sending end.
 #[derive(Debug)]
 pub struct Producer<D, C> {
@@ -251,6 +254,35 @@ impl<D: Words, C: Words> Producer<D, C> {
         Ok(())
     }
 
+    /// Puts a message of which the beginning is apart from the rest into the lane, and tells nobody: after the last of a
+    /// run of them, whether or not there was room for it, [`Self::notify`] does. `head` is whole words, [`HEAD_MAX`] bytes at
+    /// most. Never blocks.
+    pub(crate) fn put_parts(
+        &mut self,
+        tag: Tag,
+        head: &[u8],
+        body: &[u8],
+    ) -> Result<(), SendError> {
+        debug_assert!(head.len() <= HEAD_MAX && head.len().is_multiple_of(8));
+        self.check_open()?;
+        let len = head.len() + body.len();
+        if len <= INLINE_BYTES && self.extension == Extension::None {
+            let mut whole = [0; INLINE_BYTES];
+            whole[..head.len()].copy_from_slice(head);
+            whole[head.len()..len].copy_from_slice(body);
+            self.put(tag, &whole[..len])?;
+        } else {
+            self.put_long(tag, 0, head, body, len as u64)?;
+        }
+        self.look_ahead();
+        Ok(())
+    }
+
+    /// Wakes the consumer if it sleeps: after [`Self::put_parts`].
+    pub(crate) fn notify(&mut self) {
+        self.wake_if_parked();
+    }
+
     /// Puts as many of `messages` into the lane as there is room for, in order, and says how many. An error
     /// means that the first one was not sent. Never blocks.
     #[inline]
@@ -328,7 +360,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.check_open()?;
         let next = self.next();
         if next == self.quick_until {
-            self.put_long(tag, REFERENCE, reference, bytes)?;
+            self.put_long(tag, REFERENCE, &[], reference, bytes)?;
         } else {
             let line = self.data.line(self.line_of(next));
             line.store_bytes(INLINE, reference);
@@ -390,7 +422,7 @@ impl<D: Words, C: Words> Producer<D, C> {
             return Ok(());
         }
         if payload.len() > self.inline.bytes() || self.extension != Extension::None {
-            return self.put_long(tag, 0, payload, payload.len() as u64);
+            return self.put_long(tag, 0, &[], payload, payload.len() as u64);
         }
         if self.limit == self.next() {
             self.find_room(1)?;
@@ -488,24 +520,26 @@ impl<D: Words, C: Words> Producer<D, C> {
         self.advance(1, payload.len() as u64);
     }
 
-    /// The general form of [`Self::put`].
+    /// The general form of [`Self::put`]: a message in two parts, the first of whole words and within the first slot.
     #[cold]
     #[inline(never)]
     fn put_long(
         &mut self,
         tag: Tag,
         own_flags: u8,
+        front: &[u8],
         payload: &[u8],
         bytes: u64,
     ) -> Result<(), SendError> {
-        let slots = self.slots_of(payload.len())?;
+        let len = front.len() + payload.len();
+        let slots = self.slots_of(len)?;
         if self.limit.wrapping_sub(self.next()) < slots {
             self.find_room(slots)?;
         }
         self.stamp_if_due();
         let ext = self.extension != Extension::None;
-        let (inline, mut spill) =
-            payload.split_at(payload.len().min(inline_bytes(self.inline, ext)));
+        let inline = inline_bytes(self.inline, ext) - front.len();
+        let (inline, mut spill) = payload.split_at(payload.len().min(inline));
         for further in 1..slots {
             let n = self.next().wrapping_add(further);
             let (now, later) = spill.split_at(spill.len().min(spill_bytes(self.inline)));
@@ -521,7 +555,7 @@ impl<D: Words, C: Words> Producer<D, C> {
         if ext {
             own_flags |= EXT;
             let crc = match self.extension {
-                Extension::TimeAndCrc => crc32c::crc32c(payload),
+                Extension::TimeAndCrc => crc32c::append(crc32c::crc32c(front), payload),
                 Extension::Time | Extension::None => 0,
             };
             line.store(at, now_ns(), Ordering::Relaxed);
@@ -529,9 +563,13 @@ impl<D: Words, C: Words> Producer<D, C> {
             line.store(at + 1, crc_and_flags, Ordering::Relaxed);
             at += 2;
         }
+        if !front.is_empty() {
+            line.store_bytes(at, front);
+            at += front.len() / 8;
+        }
         self.spread(self.next(), at, inline);
         // SYNC: commit. See `fill`.
-        let head = Head::new(tag, own_flags, payload.len());
+        let head = Head::new(tag, own_flags, len);
         line.commit([committed(self.next()), head.0], self.pairs);
         self.advance(slots, bytes);
         self.plan();

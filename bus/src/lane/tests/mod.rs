@@ -4,6 +4,7 @@
 mod crashes;
 mod hostile;
 mod index;
+mod parts;
 mod processes;
 mod seals;
 mod settle;

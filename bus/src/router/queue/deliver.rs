@@ -7,7 +7,7 @@
 
 use crate::frame::{Frame, kind};
 
-use super::super::{ConnId, Descriptor, Outgoing, Router};
+use super::super::{ConnId, Descriptor, Effects, Outgoing, Router};
 
 /// The verb of [`crate::message::Control::Delivered`], and the reserved field behind it.
 const DELIVERED: [u8; 4] = [27, 0, 0, 0];
@@ -16,7 +16,11 @@ const BATCH_BYTES: usize = 48 * 1024;
 
 impl<F: Descriptor> Router<F> {
     /// The next batch for this connection.
-    pub(in super::super) fn deliver(&mut self, id: ConnId) -> Option<Outgoing<F>> {
+    pub(in super::super) fn deliver(
+        &mut self,
+        id: ConnId,
+        fx: &mut Effects<F>,
+    ) -> Option<Outgoing<F>> {
         let conn = self.conns.get_mut(&id)?;
         let queues = &mut self.queues;
         loop {
@@ -56,8 +60,11 @@ impl<F: Descriptor> Router<F> {
                 peer.counters.received += u64::from(count);
                 peer.counters.received_bytes += bytes as u64;
             }
-            // Nothing else follows from a delivery but its time-out.
+            // Nothing else follows from a delivery but its time-out, and what is told of it.
             self.arm(number, self.clock);
+            if !self.queues[&number].store.steps.is_empty() {
+                self.tell_steps(number, fx);
+            }
             return Some(out);
         }
     }

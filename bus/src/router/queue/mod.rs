@@ -18,6 +18,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub(super) use durable::Storing;
 pub use status::QueueStatus;
 pub use store::QueueCounters;
 use store::{Consumer, Store};
+pub use watch::{QueueStep, QueueStepKind};
 
 /// Bytes in front of the messages of a produce command: verb, reserved, queue.
 const PRODUCE_HEAD: usize = 8;
@@ -199,12 +201,15 @@ impl<F: Descriptor> Router<F> {
 
     fn insert_queue(&mut self, uid: u32, name: &str, spec: QueueSpec) -> u32 {
         let number = self.fresh_number();
+        let watched = self.watched.contains_key(name);
         let name: Arc<str> = name.into();
+        let mut store = Store::new(spec.filled());
+        store.watch(watched);
         let queue = Queue {
             uid,
             topic: format!("{QUEUE_PREFIX}{name}").into(),
             name: name.clone(),
-            store: Store::new(spec.filled()),
+            store,
             paused: Vec::new(),
             armed_ns: None,
             charged: 0,
@@ -483,6 +488,10 @@ impl<F: Descriptor> Router<F> {
         let Some(queue) = self.queues.get_mut(&number) else {
             return;
         };
+        if !queue.store.steps.is_empty() {
+            self.tell_steps(number, fx);
+        }
+        let queue = self.queues.get_mut(&number).expect("looked up above");
         let class = queue.store.spec().class;
         if !queue.store.is_idle() {
             let conns = &mut self.conns;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::super::ConnId;
 use super::super::persist::DeadReason;
 use super::slab::{Arriving, List, Slab, Slot, State};
+use super::watch::{By, QueueStepKind, Step};
 use crate::message::{BATCH_MAX, DELIVERY_HEADER, Full, Outcome, QueueSpec};
 
 /// Times that a class with something ready is passed over before it goes first.
@@ -98,6 +99,9 @@ pub(super) struct Store {
     turn: usize,
     pub counters: QueueCounters,
     pub settling: Settling,
+    /// Somebody wants to know of each step.
+    watched: bool,
+    pub steps: Vec<Step>,
 }
 
 impl Store {
@@ -122,7 +126,36 @@ impl Store {
             turn: 0,
             counters: QueueCounters::default(),
             settling: Settling::default(),
+            watched: false,
+            steps: Vec::new(),
         }
+    }
+
+    /// Whether steps are noted from now on.
+    pub fn watch(&mut self, watched: bool) {
+        self.watched = watched;
+        if !watched {
+            self.steps = Vec::new();
+        }
+    }
+
+    #[inline]
+    fn note(&mut self, index: u32, kind: QueueStepKind, by: By) {
+        if self.watched {
+            self.note_step(index, kind, by);
+        }
+    }
+
+    #[cold]
+    fn note_step(&mut self, index: u32, kind: QueueStepKind, by: By) {
+        let slot = self.slab.get(index);
+        self.steps.push(Step {
+            message: slot.id,
+            kind,
+            by,
+            deliveries: slot.deliveries,
+            bytes: slot.data().len() as u32,
+        });
     }
 
     pub fn spec(&self) -> &QueueSpec {
@@ -242,9 +275,11 @@ impl Store {
         self.next_id = self.next_id.max(message.id + 1);
         self.live += 1;
         self.live_bytes += message.data.len() as u64;
+        let from = message.from;
         let slot = self.slab.insert(message);
         self.slab.get_mut(slot).state = State::Ready;
         self.slab.push_back(&mut self.ready[class], slot);
+        self.note(slot, QueueStepKind::Produced, By::Producer(from));
     }
 
     /// A dead letter that was one before a restart.
@@ -288,6 +323,7 @@ impl Store {
         slot.deliveries = slot.deliveries.saturating_add(1);
         self.counters.delivered += 1;
         self.counters.redelivered += u64::from(slot.deliveries > 1);
+        self.note(index, QueueStepKind::Delivered, By::Consumer(holder));
         Some(index)
     }
 
@@ -359,20 +395,24 @@ impl Store {
             return false;
         }
         let due = |millis: u32| now_ns.saturating_add(u64::from(millis) * 1_000_000);
+        let by = By::Consumer(slot.holder);
         self.leave(index);
         match outcome {
             Outcome::Ack => {
+                self.note(index, QueueStepKind::Acked, by);
                 self.consumers[consumer].held -= 1;
                 self.counters.acked += 1;
                 self.forget(index);
             }
             Outcome::Extend { visibility_ms } => {
+                self.note(index, QueueStepKind::Extended, by);
                 let slot = self.slab.get_mut(index);
                 slot.state = State::Extended;
                 slot.due_ns = due(visibility_ms);
                 self.times.insert((slot.due_ns, index));
             }
             Outcome::Nack { delay_ms } => {
+                self.note(index, QueueStepKind::Nacked, by);
                 self.consumers[consumer].held -= 1;
                 self.counters.nacked += 1;
                 self.give_back(index, (delay_ms > 0).then(|| due(delay_ms)));
@@ -399,6 +439,7 @@ impl Store {
         for index in held {
             self.leave(index);
             self.counters.returned += 1;
+            self.note(index, QueueStepKind::Returned, By::Consumer(conn));
             self.give_back(index, None);
         }
         if let Some(consumer) = self.consumers.iter_mut().find(|c| c.conn == conn) {
@@ -429,11 +470,13 @@ impl Store {
             self.leave(index);
             if was_held {
                 self.counters.expired += 1;
+                self.note(index, QueueStepKind::Expired, By::Consumer(holder));
                 if let Some(consumer) = self.consumers.iter_mut().find(|c| c.conn == holder) {
                     consumer.held -= 1;
                 }
                 self.give_back(index, None);
             } else {
+                self.note(index, QueueStepKind::Due, By::Nobody);
                 self.wait_again(index);
             }
         }
@@ -503,6 +546,7 @@ impl Store {
         self.counters.dead += 1;
         // The router puts it on record, durable or not.
         self.settling.dead.push((slot.id, reason));
+        self.note(index, QueueStepKind::Dead(reason), By::Nobody);
         self.settle_dead(index, reason);
     }
 
@@ -520,6 +564,7 @@ impl Store {
     }
 
     fn drop_dead(&mut self, index: u32) {
+        self.note(index, QueueStepKind::Dropped, By::Nobody);
         self.leave(index);
         let slot = self.slab.get(index);
         self.dead_bytes -= slot.data().len() as u64;
@@ -555,6 +600,7 @@ impl Store {
             let (class, id) = (usize::from(slot.priority & 3), slot.id);
             self.slab.push_back(&mut self.ready[class], index);
             self.settling.requeued.push(id);
+            self.note(index, QueueStepKind::Requeued, By::Nobody);
             count += 1;
         }
         count

@@ -1,5 +1,7 @@
 //! Queues, kept topics and groups through the router, by hand: what is said, what comes back, what the store is asked.
 
+mod watch;
+
 use std::sync::Arc;
 
 use crate::access::{Access, SameUser};

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// The leaf into which the daemon's own processes move on cgroup2, so that their cgroup may have controllers.
 pub(super) const DAEMON_LEAF: &str = "agentd-daemon";
 
+/// The cgroup namespace that the kernel began with (`PROC_CGROUP_INIT_INO`).
+const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
+
 /// One mounted hierarchy and this process's own directory in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -77,6 +80,28 @@ impl Layout {
         }
         Ok(layout)
     }
+}
+
+/// How many directories a cgroup2 directory is below the root of the whole hierarchy, which is what eBPF programs count from.
+/// `None` where this process can't know: it is in a cgroup namespace, or sees a part of the hierarchy that is not below the root.
+#[doc(alias = "bpf_get_current_ancestor_cgroup_id")]
+pub fn unified_depth(roots: &Roots, path: &Path) -> Option<u32> {
+    let own = fs::read_link(roots.proc.join("self/ns/cgroup")).ok()?;
+    if own.to_str()? != FIRST_NAMESPACE {
+        return None;
+    }
+    let mounts = fs::read_to_string(roots.proc.join("self/mountinfo")).ok()?;
+    let below = mounts.lines().filter_map(Mount::parse).find_map(|mount| {
+        let below = path.strip_prefix(&mount.point).ok()?;
+        let root = Path::new(&mount.root).strip_prefix("/").ok()?;
+        mount.unified.then(|| root.join(below))
+    })?;
+    let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    let depth = below.components().count();
+    below
+        .components()
+        .all(plain)
+        .then(|| u32::try_from(depth).ok())?
 }
 
 fn named<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Controller> {
@@ -245,6 +270,30 @@ mod tests {
         let top = layout.unified_top.expect("the top is elsewhere");
         assert_eq!(top.own, folder.path().join("cg"));
         assert_eq!(layout.v1, []);
+    }
+
+    #[test]
+    fn depth_is_counted_from_the_root_of_the_hierarchy_or_not_at_all() {
+        let (folder, _) = detect(
+            "41 31 0:38 /slice /cg rw - cgroup2 cgroup2 rw\n",
+            "0::/slice/a\n",
+            |_| {},
+        );
+        let roots = Roots {
+            proc: folder.path().to_path_buf(),
+            ..Roots::default()
+        };
+        let depth = |path: &str| unified_depth(&roots, Path::new(path));
+        assert_eq!(depth("/cg/a"), None, "which namespace is not known");
+        fs::create_dir(folder.path().join("self/ns")).expect("mkdir");
+        let link = folder.path().join("self/ns/cgroup");
+        std::os::unix::fs::symlink(FIRST_NAMESPACE, &link).expect("symlink");
+        assert_eq!(depth("/cg/a/agentd-5"), Some(3));
+        assert_eq!(depth("/cg"), Some(1));
+        assert_eq!(depth("/elsewhere/a"), None);
+        fs::remove_file(&link).expect("unlink");
+        std::os::unix::fs::symlink("cgroup:[4026532200]", &link).expect("symlink");
+        assert_eq!(depth("/cg/a"), None, "a namespace hides how deep it begins");
     }
 
     #[test]

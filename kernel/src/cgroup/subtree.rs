@@ -120,6 +120,11 @@ impl Subtree {
         self.unified.is_some()
     }
 
+    /// The cgroup2 directory that groups are made in.
+    pub fn unified_path(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// Whether removing the subtree takes `CAP_DAC_OVERRIDE` even as root: the root directories of version 1 hierarchies
     /// are mode 0555.
     pub fn removal_needs_override(&self) -> bool {

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 
 pub(super) fn probe() -> Vec<(Feature, ProbeState)> {
     vec![
-        (Feature::Seccomp, seccomp()),
+        (Feature::Seccomp, seccomp(0)),
+        (Feature::SeccompNotify, seccomp_notify()),
         (Feature::Pidfd, from(pidfd(), "pidfd_open")),
         (Feature::CloseRange, from(close_range(), "close_range")),
         (Feature::MemfdSeals, from(memfd_seals(), "sealing a memfd")),
@@ -59,8 +60,19 @@ pub(super) fn landlock_abi() -> Result<u8, ProbeState> {
     }
 }
 
+/// There is one listener for a process and all its ancestors, so the manager of a container may have it.
+fn seccomp_notify() -> ProbeState {
+    const NEW_LISTENER: libc::c_long = 1 << 3;
+    match seccomp(NEW_LISTENER) {
+        ProbeState::Unsupported { why } if why.contains("os error 16") => ProbeState::Unsupported {
+            why: "a listener for system calls is there already: whoever runs this container or sandbox has it".into(),
+        },
+        state => state,
+    }
+}
+
 /// Loads a filter that allows everything, in a child.
-fn seccomp() -> ProbeState {
+fn seccomp(flags: libc::c_long) -> ProbeState {
     const RET_ALLOW: u32 = 0x7fff_0000;
     let program = [SockFilter {
         code: 0x06,
@@ -93,7 +105,7 @@ fn seccomp() -> ProbeState {
             check(libc::syscall(
                 libc::SYS_seccomp,
                 SET_MODE_FILTER,
-                0,
+                flags,
                 &raw const header,
             ))
             .map_err(|e| (0, e))?;

@@ -130,6 +130,9 @@ features! {
     Gvisor, "gvisor", Optional,
         lost "the runtime gvisor: agents run on the host's kernel, behind the filter and Landlock",
         fix Some("sudo apt-get install runsc");
+    SeccompNotify, "seccomp-notify", Optional,
+        lost "telling of refused system calls: they are refused all the same, and nobody hears of it",
+        fix None;
     NewUidMap, "newuidmap", Optional,
         lost "nothing today: a sandbox maps a single id and needs no subordinate range",
         fix Some("sudo apt-get install uidmap");

@@ -21,6 +21,8 @@ impl Errno {
     pub const AGAIN: Errno = Errno(11);
     /// Access denied.
     pub const ACCES: Errno = Errno(13);
+    /// Device or resource busy.
+    pub const BUSY: Errno = Errno(16);
     /// File exists.
     pub const EXIST: Errno = Errno(17);
     /// Not a directory.

@@ -198,16 +198,21 @@ pub fn fstat(fd: FdRef<'_>) -> Result<Stat, Errno> {
     })
 }
 
+/// Writes up to all of `bytes`; returns how many were written.
+pub fn write(fd: FdRef<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel reads `bytes.len()` bytes from `bytes`.
+    unsafe {
+        call_retry(
+            nr::WRITE,
+            [fd.arg(), bytes.as_ptr().expose_provenance(), bytes.len()],
+        )
+    }
+}
+
 /// Writes all of `bytes`.
 pub fn write_all(fd: FdRef<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
-        // SAFETY: the kernel reads `bytes.len()` bytes from `bytes`.
-        let written = unsafe {
-            call_retry(
-                nr::WRITE,
-                [fd.arg(), bytes.as_ptr().expose_provenance(), bytes.len()],
-            )
-        }?;
+        let written = write(fd, bytes)?;
         bytes = bytes.get(written..).ok_or(Errno::INVAL)?;
     }
     Ok(())
@@ -290,12 +295,21 @@ pub fn open(path: &CStr, flags: u32) -> Result<Fd, Errno> {
 
 /// A pipe: read end, write end; both closed on exec.
 pub fn pipe() -> Result<(Fd, Fd), Errno> {
+    pipe_with(O_CLOEXEC)
+}
+
+/// The same, and neither end ever waits.
+pub fn pipe_nonblocking() -> Result<(Fd, Fd), Errno> {
+    pipe_with(O_CLOEXEC | O_NONBLOCK)
+}
+
+fn pipe_with(flags: u32) -> Result<(Fd, Fd), Errno> {
     let mut ends = [0u32; 2];
     // SAFETY: the kernel writes two ints to `ends`.
     unsafe {
         call(
             nr::PIPE2,
-            [ends.as_mut_ptr().expose_provenance(), O_CLOEXEC as usize],
+            [ends.as_mut_ptr().expose_provenance(), flags as usize],
         )
     }?;
     Ok((
@@ -313,13 +327,29 @@ pub unsafe fn dup_to(from: FdRef<'_>, to: i32) -> Result<(), Errno> {
     unsafe { call(nr::DUP2, [from.arg(), to as usize]) }.map(drop)
 }
 
-/// Closes every descriptor from `first` on.
+/// Closes every descriptor from `first` on, but for `kept`.
 ///
 /// # Safety
 /// Nobody uses any of them afterwards.
-pub unsafe fn close_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: no memory is involved; that nobody uses the numbers is the caller's promise.
-    unsafe { call(nr::CLOSE_RANGE, [first as usize, u32::MAX as usize, 0]) }.map(drop)
+pub unsafe fn close_from(first: u32, kept: Option<FdRef<'_>>) -> Result<(), Errno> {
+    let close = |first: usize, last: usize| {
+        if first > last {
+            return Ok(());
+        }
+        // SAFETY: no memory is involved; that nobody uses the numbers is the caller's promise.
+        unsafe { call(nr::CLOSE_RANGE, [first, last, 0]) }.map(drop)
+    };
+    const LAST: usize = u32::MAX as usize;
+    let first = first as usize;
+    match kept.map(FdRef::arg) {
+        Some(kept) if kept >= first => {
+            if kept > first {
+                close(first, kept - 1)?;
+            }
+            close(kept + 1, LAST)
+        }
+        _ => close(first, LAST),
+    }
 }
 
 /// A copy of what is in a file of at most `most` bytes, from where it is read, in memory that is never given back.

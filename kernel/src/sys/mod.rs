@@ -14,6 +14,7 @@ mod fd;
 pub mod fs;
 pub mod mount;
 pub mod net;
+pub mod notify;
 pub mod nr;
 pub mod process;
 pub mod security;

@@ -129,6 +129,23 @@ pub fn namespace_of(socket: FdRef<'_>) -> Result<Fd, Errno> {
     unsafe { call(nr::IOCTL, [socket.arg(), SIOCGSKNS, 0]) }.map(Fd::returned)
 }
 
+/// Two sockets for packets, connected to each other.
+pub fn packet_pair() -> Result<(Fd, Fd), Errno> {
+    let mut ends = [0u32; 2];
+    let args = [
+        usize::from(AF_UNIX),
+        SOCK_SEQPACKET | SOCK_CLOEXEC,
+        0,
+        ends.as_mut_ptr().expose_provenance(),
+    ];
+    // SAFETY: the kernel writes two ints to `ends`.
+    unsafe { call(nr::SOCKETPAIR, args) }?;
+    Ok((
+        Fd::returned(ends[0] as usize),
+        Fd::returned(ends[1] as usize),
+    ))
+}
+
 /// Sends one packet and duplicates of `fds` without blocking or raising SIGPIPE.
 pub fn send_packet(socket: FdRef<'_>, packet: &[u8], fds: &[FdRef<'_>]) -> Result<(), Errno> {
     const MSG_NOSIGNAL: usize = 0x4000;

@@ -102,12 +102,17 @@ pub fn has_no_capabilities() -> Result<bool, Errno> {
     Ok(sets == [0; 6])
 }
 
+pub(super) const SECCOMP_SET_MODE_FILTER: usize = 1;
+
+/// `struct sock_fprog`: length u16, padding, pointer.
+pub(super) fn sock_fprog(program: &[SockFilter]) -> Result<[usize; 2], Errno> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
+    Ok([len.into(), program.as_ptr().expose_provenance()])
+}
+
 /// Loads a filter; needs `no_new_privs`.
 pub fn load_seccomp_filter(program: &[SockFilter]) -> Result<(), Errno> {
-    const SECCOMP_SET_MODE_FILTER: usize = 1;
-    let len = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
-    // struct sock_fprog: length u16, padding, pointer
-    let description: [usize; 2] = [len.into(), program.as_ptr().expose_provenance()];
+    let description = sock_fprog(program)?;
     // SAFETY: `description` is a `struct sock_fprog` of `program` and outlives the call.
     unsafe {
         call(
@@ -208,9 +213,27 @@ pub mod landlock {
         .map(drop)
     }
 
+    /// Whether the kernel's audit hears what the ruleset refuses to programs that are executed later.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Logging {
+        /// It hears of the caller alone, up to its next exec.
+        Caller,
+        /// It hears of programs that are executed later, and no more of the caller. From ABI 7 on; before, nothing is heard.
+        Programs,
+    }
+
+    /// The first ABI of which the kernel's audit hears.
+    pub const LOGGING_ABI: u32 = 7;
+
     /// Enforces the ruleset on the caller, for good; needs `no_new_privs`.
-    pub fn restrict_self(ruleset: FdRef<'_>) -> Result<(), Errno> {
+    pub fn restrict_self(ruleset: FdRef<'_>, logging: Logging) -> Result<(), Errno> {
+        const LOG_SAME_EXEC_OFF: usize = 1;
+        const LOG_NEW_EXEC_ON: usize = 2;
+        let flags = match logging {
+            Logging::Caller => 0,
+            Logging::Programs => LOG_SAME_EXEC_OFF | LOG_NEW_EXEC_ON,
+        };
         // SAFETY: no memory is involved.
-        unsafe { call(nr::LANDLOCK_RESTRICT_SELF, [ruleset.arg(), 0]) }.map(drop)
+        unsafe { call(nr::LANDLOCK_RESTRICT_SELF, [ruleset.arg(), flags]) }.map(drop)
     }
 }

@@ -86,6 +86,21 @@ pub fn now_ms() -> u64 {
     now[0] * 1000 + now[1] / 1_000_000
 }
 
+/// Nanoseconds since boot, suspended time included.
+pub fn boot_ns() -> u64 {
+    const CLOCK_BOOTTIME: usize = 7;
+    let mut now = [0u64; 2];
+    // SAFETY: the kernel writes a `struct timespec` of two words to `now`. This clock always exists.
+    unsafe {
+        call(
+            nr::CLOCK_GETTIME,
+            [CLOCK_BOOTTIME, now.as_mut_ptr().expose_provenance()],
+        )
+    }
+    .unwrap_or(0);
+    now[0] * 1_000_000_000 + now[1]
+}
+
 /// Replaces the caller's mask of blocked signals; bit 0 is signal 1.
 pub fn block_signals(mask: u64) -> Result<(), Errno> {
     const SIG_SETMASK: usize = 2;

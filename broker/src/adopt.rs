@@ -87,6 +87,7 @@ pub fn adopt(workshop: &Workshop, info: &Launched, fds: Vec<OwnedFd>) -> Result<
         return Err(refused(ErrorCode::Adopt, text));
     };
 
+    workshop.plane.admit(slot, group.id())?;
     let renewal = Control::Lifeline {
         which: Lifeline::Broker,
     };

@@ -105,6 +105,27 @@ impl Server {
                 self.agents.insert(adopt(&self.workshop, info, fds)?);
                 done
             }
+            Request::Plane => self.workshop.plane.hand_over()?,
+            &Request::Absent(group) => {
+                let reason = self.workshop.plane.why_absent(group);
+                (Reply::Reason(reason.to_owned()), Vec::new())
+            }
+            &Request::Restrict {
+                slot,
+                revoked,
+                kept_ports,
+            } => {
+                self.agents.get(slot)?.running_group()?;
+                self.workshop.plane.restrict(slot, revoked, kept_ports)?;
+                done
+            }
+            &Request::Route { from, to, right } => {
+                for slot in [from, to] {
+                    self.agents.get(slot)?.running_group()?;
+                }
+                self.workshop.plane.route(from, to, right)?;
+                done
+            }
             Request::Detach => done,
             Request::Shutdown => {
                 self.stop();

@@ -12,9 +12,10 @@ mod start;
 pub use start::{SOCKET_FD, bind, connect, start, start_listening};
 
 use crate::protocol::{
-    self, DecodeError, Failure, Gone, Held, HeldState, Launch, Launched, MAX_REPLY_FDS, Reply,
-    Request, Slot, Stats, Welcome,
+    self, DecodeError, Failure, Gone, Held, HeldState, Launch, Launched, MAX_REPLY_FDS, Plane,
+    Reply, Request, Slot, Stats, Welcome,
 };
+use agentd_bpf::{Group, Right, Table};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -206,6 +207,34 @@ impl HeldAgent {
     }
 }
 
+/// The kernel plane's tables that agentd gets.
+#[derive(Debug)]
+pub struct PlaneTables {
+    pub plane: Plane,
+    pub tables: Vec<(Table, OwnedFd)>,
+}
+
+impl TryFrom<Incoming> for PlaneTables {
+    type Error = ClientError;
+
+    /// # Errors
+    /// [`ClientError::Refused`], or [`ClientError::Unexpected`] for any other reply and a wrong number of descriptors.
+    fn try_from(incoming: Incoming) -> Result<Self, ClientError> {
+        let Reply::Plane(plane) = incoming.reply else {
+            return Err(unexpected("plane", incoming.reply));
+        };
+        let tables = Table::handed_over().filter(|table| plane.tables & table.bit() != 0);
+        let tables: Vec<(Table, OwnedFd)> = tables.zip(incoming.fds).collect();
+        if tables.len() != plane.tables.count_ones() as usize {
+            return Err(ClientError::Unexpected {
+                expected: "plane with its descriptors",
+                got: "plane with others",
+            });
+        }
+        Ok(Self { plane, tables })
+    }
+}
+
 /// A blocking client: each call sends one request and waits for its reply; events that arrive meanwhile are kept.
 #[derive(Debug)]
 pub struct BrokerClient {
@@ -308,6 +337,38 @@ impl BrokerClient {
         self.done_with(&Request::Adopt(info), &fds)
     }
 
+    /// What there is of the kernel plane, with the descriptors of its tables.
+    pub fn plane(&mut self) -> Result<PlaneTables, ClientError> {
+        self.call(&Request::Plane, &[])?.try_into()
+    }
+
+    /// Why a group of programs is not there; empty if it is.
+    pub fn absent(&mut self, group: Group) -> Result<String, ClientError> {
+        match self.call(&Request::Absent(group), &[])?.reply {
+            Reply::Reason(reason) => Ok(reason),
+            other => Err(unexpected("reason", other)),
+        }
+    }
+
+    /// Sets what an agent may no longer do; see [`Request::Restrict`].
+    pub fn restrict(
+        &mut self,
+        slot: Slot,
+        revoked: u32,
+        kept_ports: [u16; 8],
+    ) -> Result<(), ClientError> {
+        self.done(&Request::Restrict {
+            slot,
+            revoked,
+            kept_ports,
+        })
+    }
+
+    /// Gives or takes the right to send by the direct path; see [`Request::Route`].
+    pub fn route(&mut self, from: Slot, to: Slot, right: Right) -> Result<(), ClientError> {
+        self.done(&Request::Route { from, to, right })
+    }
+
     /// Leaves the agents to the next agentd, and hangs up.
     pub fn detach(mut self) -> Result<(), ClientError> {
         self.done(&Request::Detach)
@@ -387,6 +448,8 @@ fn name(reply: &Reply) -> &'static str {
         Reply::Done => "done",
         Reply::Stats(_) => "stats",
         Reply::Held(_) => "held",
+        Reply::Plane(_) => "plane",
+        Reply::Reason(_) => "reason",
         Reply::Failed(_) => "failed",
         Reply::Gone(_) => "gone",
     }

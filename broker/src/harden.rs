@@ -18,6 +18,7 @@
 //! Runs once, at start; any failure ends the process.
 
 use crate::log::log;
+use crate::plane::Plane;
 use crate::start::StartError;
 use agentd_broker::protocol::{MAX_AGENTS, MAX_KEPT, Mode};
 use agentd_kernel::cgroup::Subtree;
@@ -130,10 +131,20 @@ fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
     caps::set(None, CapSet::Permitted, &permitted)
 }
 
+/// What outlives the broker's workers.
+#[derive(Debug)]
+pub struct Holdings {
+    pub subtree: Subtree,
+    pub plane: Plane,
+}
+
 /// The last thing the broker does.
-pub fn remove(subtree: Subtree) {
+pub fn remove(holdings: Holdings) {
     override_for_removal();
-    if let Err(error) = subtree.remove() {
+    if let Err(error) = holdings.subtree.remove() {
+        log!("{error}");
+    }
+    if let Err(error) = holdings.plane.remove() {
         log!("{error}");
     }
 }

@@ -9,6 +9,7 @@ use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
 use crate::log::log;
 use crate::placeholder::{Keeper, Owner};
+use crate::plane::Plane;
 use crate::spawn::{Launcher, Spawn};
 use agentd_broker::protocol::{
     ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
@@ -44,6 +45,7 @@ pub struct Workshop {
     pub placeholders: Keeper,
     /// The most network that an agent gets.
     pub network: Network,
+    pub plane: Plane,
 }
 
 /// One launch that nothing is wrong with so far.
@@ -159,6 +161,8 @@ impl Workshop {
             if self.mode == Mode::Root {
                 restrict(&group, &devices)?;
             }
+            // Before any process is in the cgroup: its hooks refuse what they don't know.
+            self.plane.begin(slot, group.id())?;
             Ok(limited)
         });
         let started = limited.and_then(|limited| {
@@ -199,7 +203,10 @@ impl Workshop {
             let spawned = self.launcher.spawn(&spawn)?;
             Ok((spawned, layers))
         });
-        let (spawned, layers) = started.inspect_err(|_| abandon(&group))?;
+        let (spawned, layers) = started.inspect_err(|_| {
+            self.plane.end(group.id());
+            abandon(&group);
+        })?;
         let path = group
             .unified_path()
             .map(|path| path.as_os_str().as_bytes().to_vec())

@@ -21,6 +21,7 @@ mod launch;
 mod log;
 mod meter;
 mod placeholder;
+mod plane;
 mod server;
 mod spawn;
 mod start;
@@ -29,7 +30,8 @@ mod supervisor;
 use start::{Arguments, Command, Prepared, Socket, StartError, Supervision};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--keep-agents] [--no-supervisor]\n\n\
+const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--keep-agents] [--no-supervisor]\n\
+       agentd-broker --remove-pins --cgroup DIR\n\n\
 Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for\n\
 one client after the other.\n\n\
   --client-uid UID  who may connect, besides this process's own user; by default the owner of the socket's file\n\
@@ -37,11 +39,21 @@ one client after the other.\n\n\
   --notes DIR       what to remove after a crash is noted there; for root by default in /var/lib/agentd-broker\n\
   --host-network    as root, give agents the host's network where their policy asks for it; an ordinary user's are given it anyway\n\
   --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace\n\
+  --remove-pins     only detach and remove the eBPF programs of the agents in DIR, when no agentd-broker runs for it\n\
   --no-supervisor   whoever started this process starts it again when it dies";
 
 fn main() -> ExitCode {
     let arguments = match start::parse_arguments(std::env::args_os().skip(1)) {
         Ok(Command::Serve(arguments)) => arguments,
+        Ok(Command::RemovePins(cgroup)) => {
+            return match plane::remove_pins(&cgroup) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    log::log!("{error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Ok(Command::Version) => {
             eprintln!("agentd-broker {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
@@ -68,13 +80,13 @@ fn run(prepared: Prepared, arguments: &Arguments) -> Result<(), StartError> {
         match supervisor::run(prepared, arguments)? {
             // The supervisor removes what its workers leave.
             supervisor::Role::Worker(prepared) => serve(prepared).map(|_| None)?,
-            supervisor::Role::Supervisor(subtree) => subtree,
+            supervisor::Role::Supervisor(holdings) => holdings,
         }
     } else {
         serve(prepared)?
     };
-    if let Some(subtree) = removable {
-        harden::remove(subtree);
+    if let Some(holdings) = removable {
+        harden::remove(holdings);
     }
     Ok(())
 }

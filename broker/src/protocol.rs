@@ -11,13 +11,14 @@ mod wire;
 
 pub use wire::{decode_reply, decode_request, encode_reply, encode_request, request_id};
 
+use agentd_bpf::{Group, Groups, Right, Table};
 use std::fmt;
 
 /// First kernel uid and gid of agents; agent n has this plus its slot. Number 0 is agentd's own where no user exists for it.
 pub const RESERVED_ID_BASE: u32 = 2_046_820_352;
 
 /// Version of this protocol; [`Request::Hello`] carries it and the broker refuses any other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// No message is longer than this; a receive buffer of this size never truncates.
 pub const MAX_MESSAGE: usize = 1024;
 /// Most grants in one launch.
@@ -30,6 +31,7 @@ pub const MAX_KEPT: usize = 32;
 pub const MAX_FDS: usize = 2 + MAX_GRANTS;
 /// Most descriptors in any reply: pidfd, status socket, what was kept.
 pub const MAX_REPLY_FDS: usize = 2 + MAX_KEPT;
+const _: () = assert!(Table::ALL.len() <= MAX_REPLY_FDS);
 /// Longest cgroup path in [`Launched`], bytes.
 pub const MAX_CGROUP_PATH: usize = 512;
 /// Longest text in [`Failure`], bytes.
@@ -87,6 +89,23 @@ pub enum Request {
     /// agentd is about to end on purpose and leaves its agents to the next one, for their grace. Everything it sent before
     /// is done when the reply arrives.
     Detach,
+    /// What there is of the kernel plane.
+    Plane,
+    /// Why a group of programs is not there.
+    Absent(Group),
+    /// What an agent may no longer do, at once and in all its processes: [`agentd_bpf::layout::revoked`] bits instead of those
+    /// before, and the ports on its loopback that stay reachable without the network (0 for none).
+    Restrict {
+        slot: Slot,
+        revoked: u32,
+        kept_ports: [u16; 8],
+    },
+    /// Lets one agent put frames into the queue of another by the direct path, or no longer. The right ends with either of them.
+    Route {
+        from: Slot,
+        to: Slot,
+        right: Right,
+    },
     /// Kill all agents, clean up, exit. No reply: the socket reaches end of file.
     Shutdown,
 }
@@ -110,12 +129,16 @@ pub enum Reply {
     Welcome(Welcome),
     /// To [`Request::Launch`]. Descriptors: the init's pidfd, then agentd's end of the status socket.
     Launched(Launched),
-    /// To kill, freeze, thaw, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
+    /// To kill, freeze, thaw, restrict, route, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
     Done,
     /// To [`Request::Stat`].
     Stats(Stats),
     /// To [`Request::Next`]. Descriptors: the init's pidfd, the status socket, then what is kept.
     Held(Held),
+    /// To [`Request::Plane`]. Descriptors: those of `tables`, in the order of [`Table::handed_over`].
+    Plane(Plane),
+    /// To [`Request::Absent`]; empty if the group is there.
+    Reason(String),
     /// To any request that was refused or failed.
     Failed(Failure),
     /// Not a reply (request id 0): an agent's init was reaped and its cgroup removed.
@@ -202,6 +225,16 @@ pub enum HeldState {
         wait_status: Option<i32>,
         stats: Stats,
     },
+}
+
+/// The kernel plane as agentd gets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plane {
+    /// Version of the tables' layout ([`agentd_bpf::layout::LAYOUT`]); 0 where there is no plane.
+    pub layout: u32,
+    pub groups: Groups,
+    /// [`Table::bit`]s of the tables whose descriptors come with this.
+    pub tables: u32,
 }
 
 /// Observed use of one agent's cgroup. A value that this host can't give is `None`.

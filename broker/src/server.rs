@@ -7,6 +7,7 @@
 use crate::agents::{Agents, Parentage, State};
 use crate::connection::{Arrival, Connection, Ended};
 use crate::failure::refused;
+use crate::harden::Holdings;
 use crate::idmap::IdmapCache;
 use crate::launch::Workshop;
 use crate::log::log;
@@ -16,7 +17,6 @@ use crate::start::{Arguments, Leaving, Prepared, Socket, StartError};
 use agentd_broker::protocol::{
     self, ErrorCode, Failure, MAX_MESSAGE, Mode, RESERVED_ID_BASE, Reply,
 };
-use agentd_kernel::cgroup::Subtree;
 use agentd_kernel::proc_status;
 use agentd_kernel::signals::SignalFd;
 use agentd_launch::plan::Network;
@@ -68,6 +68,7 @@ impl Server {
             mode,
             socket,
             subtree,
+            plane,
             client_uids,
             soft_nofile,
         } = prepared;
@@ -82,6 +83,7 @@ impl Server {
             if mode == Mode::Root {
                 orphans.extend(slots_in_use().map_err(StartError::os("/proc"))?);
             }
+            plane.keep_only(&subtree);
             Agents::beside(orphans)
         } else {
             Agents::default()
@@ -106,14 +108,15 @@ impl Server {
                     // The user's programs are in that network anyway.
                     Mode::User => Network::Host,
                 },
+                plane,
             },
             on_term: arguments.on_term,
             end: None,
         })
     }
 
-    /// Serves until the end described in `main.rs`. The subtree comes back to be removed, unless agents are left in it.
-    pub fn run(mut self) -> Result<Option<Subtree>, StartError> {
+    /// Serves until the end described in `main.rs`. What it holds comes back to be removed, unless agents are left.
+    pub fn run(mut self) -> Result<Option<Holdings>, StartError> {
         while !self.is_finished() {
             let woken = self.wait().map_err(StartError::os("poll"))?;
             self.take_signals();
@@ -125,7 +128,10 @@ impl Server {
         }
         Ok(match self.end {
             Some(End::Leave) => None,
-            Some(End::Stop { .. }) | None => Some(self.workshop.subtree),
+            Some(End::Stop { .. }) | None => Some(Holdings {
+                subtree: self.workshop.subtree,
+                plane: self.workshop.plane,
+            }),
         })
     }
 
@@ -274,6 +280,9 @@ impl Server {
             agent.reap(now);
             agent.mind_meter();
             let gone = agent.bury(now);
+            if gone.is_some() {
+                self.workshop.plane.end(agent.info.cgroup_id);
+            }
             adopted_ended |= gone.is_some() && agent.parentage == Parentage::Adopted;
             events.extend(gone);
             log_failure(agent.enforce_grace(now));

@@ -4,6 +4,7 @@
 
 use crate::harden::{self, Removal};
 use crate::log::log;
+use crate::plane::Plane;
 use agentd_broker::client::SOCKET_FD;
 use agentd_broker::protocol::Mode;
 use agentd_kernel::cgroup::{CgroupError, Layout, Subtree};
@@ -13,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
 use rustix::process::{geteuid, getpid, getppid, setsid};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ use std::path::PathBuf;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     Serve(Arguments),
+    /// Remove what is pinned for `--cgroup`, and end.
+    RemovePins(PathBuf),
     Version,
 }
 
@@ -37,9 +40,14 @@ pub struct Arguments {
     pub supervision: Supervision,
     /// The most network that root's agents get.
     pub network: Network,
-    /// As they came, for an upgrade in place.
+    /// The descriptor with the kernel plane of the program that this one replaces.
+    pub plane: Option<RawFd>,
+    /// As they came, for an upgrade in place, but for `plane`.
     pub given: Vec<OsString>,
 }
+
+/// From a broker to the program that replaces it in place; nobody else has such a descriptor.
+pub const PLANE_OPTION: &str = "--plane-fd";
 
 /// What becomes of the agents on SIGTERM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +105,7 @@ impl StartError {
 pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command, StartError> {
     let given: Vec<OsString> = given.collect();
     let mut parsed = Arguments::default();
+    let mut remove_pins = false;
     let mut arguments = given.iter().cloned();
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
@@ -121,12 +130,24 @@ pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command,
                 parsed.notes = Some(path.ok_or(StartError::NotesPath(value))?);
             }
             Some("--host-network") => parsed.network = Network::Host,
+            Some("--remove-pins") => remove_pins = true,
             Some("--keep-agents") => parsed.on_term = Leaving::KeepAgents,
             Some("--no-supervisor") => parsed.supervision = Supervision::Foreign,
+            Some(option) if option.starts_with(PLANE_OPTION) => {
+                let number = option.strip_prefix(PLANE_OPTION);
+                let number = number.and_then(|number| number.strip_prefix('=')?.parse().ok());
+                let number = number.filter(|number| *number > SOCKET_FD);
+                parsed.plane = Some(number.ok_or(StartError::Argument(argument.clone()))?);
+            }
             _ => return Err(StartError::Argument(argument)),
         }
     }
-    parsed.given = given;
+    if remove_pins {
+        let cgroup = parsed.cgroup.ok_or(StartError::CgroupPath(None))?;
+        return Ok(Command::RemovePins(cgroup));
+    }
+    let passed_on = |argument: &OsString| !argument.to_string_lossy().starts_with(PLANE_OPTION);
+    parsed.given = given.into_iter().filter(passed_on).collect();
     Ok(Command::Serve(parsed))
 }
 
@@ -153,6 +174,7 @@ pub struct Prepared {
     pub mode: Mode,
     pub socket: Socket,
     pub subtree: Subtree,
+    pub plane: Plane,
     /// Who may be a client.
     pub client_uids: Vec<u32>,
     /// The soft limit of descriptors that agents start from.
@@ -166,7 +188,7 @@ pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
     } else {
         Mode::User
     };
-    let socket = take_socket()?;
+    let (socket, passed) = take_descriptors(arguments.plane)?;
     let client_uids = client_uids(&socket, arguments.client_uid);
 
     // The terminal of whoever started agentd is not ours to be signalled by. Already a leader: nothing to do.
@@ -184,11 +206,16 @@ pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
     } else {
         Removal::Plain
     };
+    let plane = match passed {
+        Some(passed) => Plane::take_over(passed, &subtree),
+        None => Plane::raise(mode, &subtree),
+    };
     harden::privileges(mode, removal)?;
     Ok(Prepared {
         mode,
         socket,
         subtree,
+        plane,
         client_uids,
         soft_nofile,
     })
@@ -227,17 +254,35 @@ fn client_uids(socket: &Socket, named: Option<u32>) -> Vec<u32> {
     }
 }
 
-/// Descriptor 3. Everything above it is closed.
-fn take_socket() -> Result<Socket, StartError> {
-    // SAFETY: close_range takes no pointers. Nothing in this process has opened a descriptor yet; those above 3 came from
+/// Descriptor 3, and the one with the kernel plane. All others above 3 are closed.
+fn take_descriptors(plane: Option<RawFd>) -> Result<(Socket, Option<OwnedFd>), StartError> {
+    let plane = match plane {
+        None => None,
+        // SAFETY: dup2 takes no pointers; what may be at the number above the socket is nobody's, see below.
+        Some(number) => match unsafe { libc::dup2(number, SOCKET_FD + 1) } {
+            -1 => return Err(StartError::os(PLANE_OPTION)(io::Error::last_os_error())),
+            number => Some(number),
+        },
+    };
+    let first = SOCKET_FD + 1 + i32::from(plane.is_some());
+    // SAFETY: close_range takes no pointers. Nothing in this process has opened a descriptor yet; those above came from
     // whoever started us and no Rust value owns them.
-    if unsafe { libc::close_range(SOCKET_FD as u32 + 1, u32::MAX, 0) } != 0 {
+    if unsafe { libc::close_range(first as u32, u32::MAX, 0) } != 0 {
         return Err(StartError::os("close_range")(io::Error::last_os_error()));
     }
-    // SAFETY: fcntl takes no pointers.
-    if unsafe { libc::fcntl(SOCKET_FD, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(StartError::Socket);
+    for number in SOCKET_FD..first {
+        // SAFETY: fcntl takes no pointers.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+            return Err(StartError::Socket);
+        }
     }
+    // SAFETY: open (it was just made close-on-exec), and no other value owns it: the process has just started.
+    let plane = plane.map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+    Ok((take_socket()?, plane))
+}
+
+/// Descriptor 3, which is open.
+fn take_socket() -> Result<Socket, StartError> {
     // SAFETY: the descriptor is open (checked above) and no other value owns it: the process has just started.
     let socket = unsafe { OwnedFd::from_raw_fd(SOCKET_FD) };
     let usable = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
@@ -285,9 +330,18 @@ mod tests {
             on_term: Leaving::KeepAgents,
             supervision: Supervision::Foreign,
             network: Network::Host,
+            plane: None,
             given: given.map(OsString::from).to_vec(),
         };
         assert_eq!(parse(&given).expect("all"), Command::Serve(all));
+        assert_eq!(
+            parse(&["--remove-pins", "--cgroup", "/a"]).expect("both"),
+            Command::RemovePins("/a".into())
+        );
+        assert!(matches!(
+            parse(&["--remove-pins"]),
+            Err(StartError::CgroupPath(None))
+        ));
         assert!(matches!(
             parse(&["--client-uid"]),
             Err(StartError::ClientUid(None))

@@ -8,16 +8,16 @@
 //!
 //! Same privileges as the worker, which is forked from it. Single-threaded; waits in `poll` only.
 
+use crate::harden::Holdings;
 use crate::log::log;
-use crate::start::{Arguments, Prepared, StartError};
-use agentd_kernel::cgroup::Subtree;
+use crate::start::{Arguments, PLANE_OPTION, Prepared, StartError};
 use agentd_kernel::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{Pid, Resource, Signal, WaitIdOptions, WaitOptions, WaitStatus};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -36,8 +36,8 @@ const MOST_FAILURES: u32 = 20;
 pub enum Role {
     /// A worker just forked, which is to serve.
     Worker(Prepared),
-    /// The supervisor, whose work is over; the subtree is to be removed unless agents are left.
-    Supervisor(Option<Subtree>),
+    /// The supervisor, whose work is over; what it holds is to be removed unless agents are left.
+    Supervisor(Option<Holdings>),
 }
 
 /// How the supervisor goes on without a worker.
@@ -124,7 +124,11 @@ impl Supervisor<'_> {
     }
 
     fn over(self) -> Role {
-        Role::Supervisor((!has_children()).then_some(self.prepared.subtree))
+        let holdings = Holdings {
+            subtree: self.prepared.subtree,
+            plane: self.prepared.plane,
+        };
+        Role::Supervisor((!has_children()).then_some(holdings))
     }
 
     /// Waits for a signal or, without a worker, a connection. Whether one waits.
@@ -238,10 +242,15 @@ impl Supervisor<'_> {
         let socket = self.prepared.socket.as_fd();
         soft(self.prepared.soft_nofile)?;
         rustix::io::fcntl_setfd(socket, FdFlags::empty())?;
-        let error = Command::new(OsString::from_vec(path))
-            .args(&self.arguments.given)
-            .env_clear()
-            .exec();
+        let mut command = Command::new(OsString::from_vec(path));
+        command.args(&self.arguments.given).env_clear();
+        // Programs and tables stay as they are: the right to load others is gone for good.
+        let passed = self.prepared.plane.pass()?;
+        if let Some(plane) = &passed {
+            rustix::io::fcntl_setfd(plane, FdFlags::empty())?;
+            command.arg(format!("{PLANE_OPTION}={}", plane.as_raw_fd()));
+        }
+        let error = command.exec();
         rustix::io::fcntl_setfd(socket, FdFlags::CLOEXEC)?;
         soft(limits.current)?;
         Err(error)

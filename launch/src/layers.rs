@@ -51,6 +51,9 @@ pub const LAYER_LANDLOCK_NET: u64 = 1 << 19;
 /// above confine in turn.
 pub const LAYER_GVISOR: u64 = 1 << 20;
 
+/// What the filters refuse by number is refused by the sandbox's init, which tells of it: see [`crate::refusal`].
+pub const LAYER_SECCOMP_NOTIFY: u64 = 1 << 21;
+
 /// Every layer that exists; a plan that requires another bit is malformed.
 pub const LAYERS_ALL: u64 = (1 << NAMES.len()) - 1;
 
@@ -87,7 +90,7 @@ pub const fn floor_layers(network: Network) -> u64 {
     }
 }
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "user-ns",
     "mount-ns",
     "pid-ns",
@@ -109,6 +112,7 @@ const NAMES: [&str; 21] = [
     "mdwe",
     "landlock-net",
     "gvisor",
+    "seccomp-notify",
 ];
 
 /// The names of the layers in `layers`, lowest bit first; unknown bits are left out.

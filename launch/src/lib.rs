@@ -3,6 +3,7 @@
 //! - [`plan`]: the bytes that describe one launch; written by agentd, read by the broker and the launcher.
 //! - [`floor`]: what no plan gets, whoever wrote it.
 //! - [`status`]: the messages between the launcher and agentd.
+//! - [`refusal`]: what the sandbox's init tells of system calls that it refused.
 //! - [`layers`]: the names of what confines an agent.
 //! - [`parent`]: what whoever starts the launcher owes it.
 //! - [`apply`]: the launcher itself, which applies a plan; [`LAUNCHER_ELF`] is the program made of it.
@@ -15,6 +16,7 @@ pub mod floor;
 pub mod layers;
 pub mod parent;
 pub mod plan;
+pub mod refusal;
 pub mod status;
 
 /// The static program, to be executed from a sealed memfd as [`parent`] says.

@@ -2,15 +2,16 @@
 //!
 //! Pure encoding; both sides treat the other's bytes as untrusted. `Ready` carries fds by `SCM_RIGHTS` (the PTY's
 //! master, or the write end of stdin and the read ends of stdout and stderr, or nothing; then the listeners in the
-//! plan's order), [`Control::Lifeline`] carries one; nothing else carries any. A packet of another length or with an unknown kind does not decode.
+//! plan's order; then, with [`LAYER_SECCOMP_NOTIFY`](crate::layers::LAYER_SECCOMP_NOTIFY), the read end of the pipe of
+//! [`refusal`](crate::refusal)s), [`Control::Lifeline`] carries one; nothing else carries any. A packet of another length or with an unknown kind does not decode.
 
 use core::fmt;
 
 /// Bytes in every message.
 pub const MESSAGE_LEN: usize = 64;
 
-/// The most fds a `Ready` carries: three for stdio and one per listener.
-pub const MAX_READY_FDS: usize = 3 + crate::plan::MAX_LISTENERS;
+/// The most fds a `Ready` carries: three for stdio, one per listener, and one for refusals.
+pub const MAX_READY_FDS: usize = 3 + crate::plan::MAX_LISTENERS + 1;
 
 /// `record` of a failure that belongs to no record of the plan.
 pub const NO_RECORD: u16 = u16::MAX;

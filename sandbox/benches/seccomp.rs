@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use agentd_kernel::sys::security::{load_seccomp_filter, set_no_new_privs};
 use agentd_kernel::sys::{SockFilter, process};
-use agentd_launch::floor::base_filter;
+use agentd_launch::floor::{Refusals, base_filter};
 use agentd_launch::plan::ExecFlags;
 use agentd_sandbox::seccomp::{
-    Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec, compile,
+    self, Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec, compile,
 };
 
 const ROUNDS: usize = 400;
@@ -59,8 +59,12 @@ fn main() {
         ioctls: Ioctls::Known,
         listening: Listening::Allowed,
         netlink: Netlink::Interfaces,
+        refusals: seccomp::Refusals::Silent,
     };
-    let (floor, plan) = (base_filter(ExecFlags::NONE), compile(&surface));
+    let (floor, plan) = (
+        base_filter(ExecFlags::NONE, Refusals::Silent),
+        compile(&surface),
+    );
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         with.push(sample(&[floor, &plan]));

@@ -8,9 +8,10 @@
 //! Everything here is computation. The one thing that touches the host is [`Sources`], which reads policy
 //! files; nothing writes, opens sockets, spawns or keeps time. Runs in agentd and agentctl with no privilege.
 //! Every failure is a typed error whose text names file, line, key, value and what is allowed instead.
-//! Start reading at [`policy`], then [`plan`](mod@plan).
+//! Start reading at [`policy`], then [`plan`](mod@plan); [`denial`] goes the other way, from a refusal to its line.
 #![forbid(unsafe_code)]
 
+pub mod denial;
 pub mod plan;
 pub mod policy;
 pub mod ports;
@@ -18,6 +19,7 @@ pub mod rules;
 pub mod runtime;
 pub mod seccomp;
 
+pub use denial::{DenialRules, Reason};
 pub use plan::{
     Access, Degradation, GrantInput, HomeFile, LaunchInputs, ListenerPlan, Mode, PlanRefused,
     PlanSummary, Property, PropertyRow, PropertyStatus, SandboxPlan, StdioMode, TrustBundle, plan,

@@ -4,9 +4,11 @@
 
 use super::{
     CgroupFeatures, DecodeError, ErrorCode, Failure, Gone, Held, HeldState, Launch, Launched,
-    MAX_CGROUP_PATH, MAX_GRANTS, MAX_KEPT, MAX_MESSAGE, MAX_TEXT, Mode, Reply, Request, Slot,
-    Stats, Welcome,
+    MAX_CGROUP_PATH, MAX_GRANTS, MAX_KEPT, MAX_MESSAGE, MAX_TEXT, Mode, Plane, Reply, Request,
+    Slot, Stats, Welcome,
 };
+use agentd_bpf::layout::revoked;
+use agentd_bpf::{Group, Groups, Right};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const MAGIC: [u8; 4] = *b"AGBK";
@@ -25,6 +27,10 @@ mod kind {
     pub const NEXT: u16 = 10;
     pub const ADOPT: u16 = 11;
     pub const DETACH: u16 = 12;
+    pub const PLANE: u16 = 13;
+    pub const ABSENT: u16 = 14;
+    pub const RESTRICT: u16 = 15;
+    pub const ROUTE: u16 = 16;
     pub const WELCOME: u16 = 101;
     pub const LAUNCHED: u16 = 102;
     pub const DONE: u16 = 103;
@@ -32,6 +38,8 @@ mod kind {
     pub const FAILED: u16 = 105;
     pub const GONE: u16 = 106;
     pub const HELD: u16 = 107;
+    pub const PLANE_IS: u16 = 108;
+    pub const REASON: u16 = 109;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -72,6 +80,41 @@ struct SlotBody {
 struct KeepBody {
     slot: u32,
     count: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct RestrictBody {
+    slot: u32,
+    revoked: u32,
+    kept_ports: [u16; 8],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct RouteBody {
+    from: u32,
+    to: u32,
+    /// 0: no longer, 1: yes.
+    right: u32,
+    reserved: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct PlaneBody {
+    layout: u32,
+    groups: u32,
+    tables: u32,
+    reserved: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct ReasonBody {
+    text_len: u16,
+    reserved: u16,
+    text: [u8; MAX_TEXT],
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -305,6 +348,29 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
         &Request::Next { after } => slot(kind::NEXT, after.unwrap_or(Slot(0))),
         Request::Adopt(info) => message(request, kind::ADOPT, LaunchedBody::new(info)),
         Request::Detach => message(request, kind::DETACH, [0u8; 0]),
+        Request::Plane => message(request, kind::PLANE, [0u8; 0]),
+        &Request::Absent(group) => slot(kind::ABSENT, Slot(group as u32)),
+        &Request::Restrict {
+            slot,
+            revoked,
+            kept_ports,
+        } => {
+            let body = RestrictBody {
+                slot: slot.0,
+                revoked,
+                kept_ports,
+            };
+            message(request, kind::RESTRICT, body)
+        }
+        &Request::Route { from, to, right } => {
+            let body = RouteBody {
+                from: from.0,
+                to: to.0,
+                right: u32::from(right == Right::Yes),
+                reserved: 0,
+            };
+            message(request, kind::ROUTE, body)
+        }
     }
 }
 
@@ -364,6 +430,37 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), DecodeError> {
             empty(kind, rest)?;
             Request::Detach
         }
+        kind::PLANE => {
+            empty(kind, rest)?;
+            Request::Plane
+        }
+        kind::ABSENT => {
+            let field = "group";
+            let group = Group::from_number(slot_body(kind, rest)?.0);
+            Request::Absent(group.ok_or(DecodeError::Field { kind, field })?)
+        }
+        kind::RESTRICT => {
+            let restrict: RestrictBody = body(kind, rest)?;
+            check(restrict.revoked & !revoked::ALL == 0, kind, "revoked")?;
+            Request::Restrict {
+                slot: Slot(restrict.slot),
+                revoked: restrict.revoked,
+                kept_ports: restrict.kept_ports,
+            }
+        }
+        kind::ROUTE => {
+            let route: RouteBody = body(kind, rest)?;
+            check(route.reserved == 0, kind, "reserved")?;
+            check(route.right <= 1, kind, "right")?;
+            Request::Route {
+                from: Slot(route.from),
+                to: Slot(route.to),
+                right: match route.right {
+                    0 => Right::No,
+                    _ => Right::Yes,
+                },
+            }
+        }
         kind => return Err(DecodeError::Kind { kind }),
     };
     Ok((header.request, request))
@@ -402,6 +499,24 @@ pub fn encode_reply(request: u64, reply: &Reply) -> Vec<u8> {
         }
         Reply::Done => message(request, kind::DONE, [0u8; 0]),
         Reply::Stats(stats) => message(request, kind::STATS, encode_stats(*stats)),
+        Reply::Plane(plane) => {
+            let body = PlaneBody {
+                layout: plane.layout,
+                groups: plane.groups.bits(),
+                tables: plane.tables,
+                reserved: 0,
+            };
+            message(request, kind::PLANE_IS, body)
+        }
+        Reply::Reason(text) => {
+            let (text, text_len) = field(&text.as_bytes()[..text.floor_char_boundary(MAX_TEXT)]);
+            let body = ReasonBody {
+                text_len: text_len as u16,
+                reserved: 0,
+                text,
+            };
+            message(request, kind::REASON, body)
+        }
         Reply::Failed(failure) => {
             let end = failure.text.floor_char_boundary(MAX_TEXT);
             let (text, text_len) = field(&failure.text.as_bytes()[..end]);
@@ -474,6 +589,21 @@ pub fn decode_reply(bytes: &[u8]) -> Result<(u64, Reply), DecodeError> {
             Reply::Done
         }
         kind::STATS => Reply::Stats(decode_stats(&body(kind, rest)?)),
+        kind::PLANE_IS => {
+            let plane: PlaneBody = body(kind, rest)?;
+            Reply::Plane(Plane {
+                layout: plane.layout,
+                groups: Groups::from_bits(plane.groups),
+                tables: plane.tables,
+            })
+        }
+        kind::REASON => {
+            let reason: ReasonBody = body(kind, rest)?;
+            let text = reason.text.get(..reason.text_len as usize);
+            let field = "text";
+            let text = text.ok_or(DecodeError::Field { kind, field })?;
+            Reply::Reason(String::from_utf8_lossy(text).into_owned())
+        }
         kind::FAILED => {
             let failed: FailedBody = body(kind, rest)?;
             let code = ErrorCode::from_raw(failed.code).ok_or(DecodeError::Field {

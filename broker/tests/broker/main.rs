@@ -10,6 +10,8 @@ mod harness;
 mod hostile;
 mod limits;
 mod names;
+mod plane;
+mod route;
 #[path = "../../../tests/kit/src/skip.rs"]
 mod skip;
 mod succession;

@@ -10,6 +10,7 @@ use agentd_broker::protocol::{
 };
 use agentd_kernel::fdpass;
 use agentd_kernel::pidfd::{ExitStatus, PidFd};
+use agentd_launch::plan::PlanBuilder;
 use agentd_launch::status::{Control, Lifeline, MESSAGE_LEN, Status};
 use rustix::process::Signal;
 use std::ffi::OsString;
@@ -23,14 +24,14 @@ use std::process::{Child, Command};
 const LONG: u32 = 600_000;
 
 /// A broker on a listening socket, and a way to be its client again.
-struct Served {
+pub struct Served {
     folder: tempfile::TempDir,
     /// The supervisor.
-    process: Child,
+    pub process: Child,
 }
 
 impl Served {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_from(broker_program(), &[])
     }
 
@@ -50,7 +51,7 @@ impl Served {
     }
 
     /// A new agentd.
-    fn greet(&self) -> Agentd {
+    pub fn greet(&self) -> Agentd {
         let (lifeline_read, lifeline) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let mut client = BrokerClient::new(self.connect());
@@ -64,26 +65,27 @@ impl Served {
     }
 
     /// Checks that the supervisor ends by itself and leaves nothing.
-    fn finish(mut self) {
+    pub fn finish(mut self) {
         assert!(wait(&mut self.process).success(), "the supervisor exits 0");
         assert_eq!(subtrees(self.process.id()), Vec::<PathBuf>::new());
     }
 }
 
 /// One agentd after another.
-struct Agentd {
-    client: BrokerClient,
+pub struct Agentd {
+    pub client: BrokerClient,
     lifeline_read: OwnedFd,
     _lifeline: OwnedFd,
-    welcome: Welcome,
+    pub welcome: Welcome,
 }
 
 impl Agentd {
     fn launch(&mut self, script: &str, grace_ms: u32, file: &File) -> Agent {
-        let plan = shell(script)
-            .lifeline_grace(grace_ms)
-            .finish()
-            .expect("plan");
+        self.launch_plan(shell(script), grace_ms, file)
+    }
+
+    pub fn launch_plan(&mut self, mut plan: PlanBuilder, grace_ms: u32, file: &File) -> Agent {
+        let plan = plan.lifeline_grace(grace_ms).finish().expect("plan");
         let launched = self.client.launch(&plan, file.as_fd(), &[], (0, 0));
         Agent::new(launched.expect("launch"))
     }
@@ -95,7 +97,7 @@ impl Agentd {
         fdpass::send(status, &packet.encode(), &[self.lifeline_read.as_fd()]).expect("renew");
     }
 
-    fn adopt(&mut self, agent: &Agent, kept: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+    pub fn adopt(&mut self, agent: &Agent, kept: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         let launched = &agent.launched;
         let (pidfd, status) = (launched.pidfd.as_fd(), launched.status.as_fd());
         self.client
@@ -109,7 +111,7 @@ impl Agentd {
         gone.wait_status
     }
 
-    fn kill_worker(&self) {
+    pub fn kill_worker(&self) {
         let pidfd = PidFd::open(self.welcome.pid).expect("pidfd");
         pidfd.kill().expect("SIGKILL");
         assert_dies(&pidfd);

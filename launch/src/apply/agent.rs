@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use agentd_kernel::sys::{Errno, FdRef, fs, process, spawn_vfork, wait};
+use agentd_kernel::sys::{Errno, FdRef, fs, net, process, spawn_vfork, wait};
 
 use super::confine::{self, CapsDropped, LandlockEnforced, NoNewPrivs, SeccompLoaded};
 use super::inside::LAYERS_INSIDE;
@@ -121,6 +121,8 @@ struct Child<'a> {
     place: Place,
     arguments: *const *const c_char,
     environment: *const *const c_char,
+    /// Where the listener of the plan's filter goes.
+    entrance: Option<FdRef<'a>>,
     /// `None` once the child has taken them.
     proofs: Option<(NoNewPrivs, CapsDropped)>,
     report: Report,
@@ -136,14 +138,14 @@ struct Report {
     failure: Option<Failure>,
 }
 
-/// Starts the program. Returns when it has been executed, or with the reason why it was not.
+/// Starts the program. The listener of the plan's filter, if it has one, goes through `entrance`. Returns when it has been executed, or with the reason why it was not.
 pub(super) fn start(
     plan: &Plan<'_>,
     streams: &Streams,
     place: Place,
     layers: u64,
-    no_new_privs: NoNewPrivs,
-    caps: CapsDropped,
+    proofs: (NoNewPrivs, CapsDropped),
+    entrance: Option<FdRef<'_>>,
 ) -> Outcome<Started> {
     let (mut arguments, mut environment) = (Strings::new(), Strings::new());
     let (arguments, environment) = match place {
@@ -165,7 +167,8 @@ pub(super) fn start(
         place,
         arguments,
         environment,
-        proofs: Some((no_new_privs, caps)),
+        proofs: Some(proofs),
+        entrance,
         report: Report {
             layers,
             landlock_abi: 0,
@@ -236,8 +239,8 @@ impl Child<'_> {
         };
         // On gVisor's kernel there is nothing but what this program opened, all of which an execution closes.
         if self.place != Place::Sentry {
-            // SAFETY: descriptors are this process's own, and nothing below uses one.
-            unsafe { fs::close_from(3) }.during(Step::Process, NO_RECORD)?;
+            // SAFETY: descriptors are this process's own, and nothing below uses one but the entrance.
+            unsafe { fs::close_from(3, self.entrance) }.during(Step::Process, NO_RECORD)?;
         }
         let limited = limit_resources(plan, self.place)?;
         // It holds for the init too, whose memory this still is, and which maps nothing executable either.
@@ -272,6 +275,10 @@ impl Child<'_> {
             return Err(Failure::new(Step::RuntimeStart, errno.raw(), NO_RECORD));
         }
         let seccomp = SeccompLoaded::load(plan, &no_new_privs, &caps, &landlock)?;
+        if let (Some(entrance), Some(listener)) = (self.entrance, &seccomp.listener) {
+            net::send_packet(entrance, &[0], &[listener.borrow()])
+                .during(Step::PlanFilter, NO_RECORD)?;
+        }
         self.report.arrived = true;
         let proofs = (no_new_privs, caps, landlock, seccomp);
         // SAFETY: both lists were filled in `start` with strings of the plan and end in a null pointer.

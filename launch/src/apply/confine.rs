@@ -4,12 +4,12 @@
 //! hands over all four. `NoNewPrivs` and `CapsDropped` are the init's, which keeps nothing either; its child inherits
 //! both. Landlock and seccomp are the child's alone.
 
-use agentd_kernel::sys::security::{self, landlock};
-use agentd_kernel::sys::{Errno, Fd, FdRef, SockFilter, fs};
+use agentd_kernel::sys::security::{self, landlock, landlock::Logging};
+use agentd_kernel::sys::{Errno, Fd, FdRef, SockFilter, fs, notify};
 
 use super::{During, Outcome};
-use crate::floor::{base_filter, runtime_filter};
-use crate::plan::{Plan, Record};
+use crate::floor::{Refusals, base_filter, runtime_filter};
+use crate::plan::{ExecFlags, Mode, Plan, Record};
 use crate::status::{Failure, NO_RECORD, Step};
 
 /// No exec gives this process or its children more than they have.
@@ -29,7 +29,10 @@ pub(super) struct LandlockEnforced {
 }
 
 /// The base filter and, over it, the plan's are loaded.
-pub(super) struct SeccompLoaded(());
+pub(super) struct SeccompLoaded {
+    /// Where the plan's filter holds calls for their refusal to be told, if it does.
+    pub listener: Option<Fd>,
+}
 
 /// Whether memory files made from here on can't be executed: `vm.memfd_noexec` as this pid namespace has it, from the
 /// host's `/proc`. Only the parent could set it; this says what came of it.
@@ -159,7 +162,11 @@ impl LandlockEnforced {
                 _ => {}
             }
         }
-        landlock::restrict_self(ruleset.borrow()).during(Step::Landlock, at)?;
+        let logging = match plan.mode() {
+            Mode::Root if abi >= landlock::LOGGING_ABI => Logging::Programs,
+            Mode::Root | Mode::User => Logging::Caller,
+        };
+        landlock::restrict_self(ruleset.borrow(), logging).during(Step::Landlock, at)?;
         Ok(LandlockEnforced {
             abi,
             active: true,
@@ -195,7 +202,12 @@ impl SeccompLoaded {
         _: &CapsDropped,
         _: &LandlockEnforced,
     ) -> Outcome<SeccompLoaded> {
-        security::load_seccomp_filter(base_filter(plan.exec()))
+        let refusals = if plan.exec().contains(ExecFlags::TELL) {
+            Refusals::Told
+        } else {
+            Refusals::Silent
+        };
+        security::load_seccomp_filter(base_filter(plan.exec(), refusals))
             .during(Step::BaseFilter, NO_RECORD)?;
         let own = (0u16..)
             .zip(plan.records())
@@ -209,9 +221,30 @@ impl SeccompLoaded {
             if !before.is_empty() || !after.is_empty() {
                 return Err(Failure::new(Step::PlanFilter, Errno::INVAL.raw(), at));
             }
+            if plan.exec().contains(ExecFlags::TELL) {
+                let listener = Self::load_telling(plan.exec(), program);
+                return Ok(SeccompLoaded {
+                    listener: listener.during(Step::PlanFilter, at)?,
+                });
+            }
             security::load_seccomp_filter(program).during(Step::PlanFilter, at)?;
         }
-        Ok(SeccompLoaded(()))
+        Ok(SeccompLoaded { listener: None })
+    }
+
+    /// The plan's filter, over a base filter that leaves the answer to it. `None` where somebody above this process has the one
+    /// listener that the kernel allows: then nothing is told, and everything is refused all the same, by a base filter that says
+    /// so itself or by the kernel.
+    fn load_telling(exec: ExecFlags, program: &[SockFilter]) -> Result<Option<Fd>, Errno> {
+        match notify::load_filter_with_listener(program) {
+            Ok(listener) => Ok(Some(listener)),
+            Err(Errno::BUSY | Errno::INVAL) => {
+                security::load_seccomp_filter(base_filter(exec, Refusals::Silent))?;
+                security::load_seccomp_filter(program)?;
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     /// What `runsc` runs under, whatever the plan says.
@@ -221,6 +254,6 @@ impl SeccompLoaded {
         _: &LandlockEnforced,
     ) -> Outcome<SeccompLoaded> {
         security::load_seccomp_filter(runtime_filter()).during(Step::BaseFilter, NO_RECORD)?;
-        Ok(SeccompLoaded(()))
+        Ok(SeccompLoaded { listener: None })
     }
 }

@@ -52,7 +52,14 @@ fn launch(socket: &Fd) -> Outcome<i32> {
     let caps = CapsDropped::found(&no_new_privs)?;
     // The sandbox's init is pid 1 on the host's kernel, so this is pid 1 of another one.
     let layers = if process::pid() == 1 { LAYER_GVISOR } else { 0 };
-    let started = agent::start(plan, &streams, Place::Sentry, layers, no_new_privs, caps)?;
+    let started = agent::start(
+        plan,
+        &streams,
+        Place::Sentry,
+        layers,
+        (no_new_privs, caps),
+        None,
+    )?;
     let ready = Status::Ready {
         agent_pid: started.pid,
         layers: started.layers,

@@ -8,13 +8,16 @@ use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process, security, wait};
 
 use crate::floor::{self, FloorContext};
 use crate::layers::{
-    LAYER_KEYRING, LAYER_MEMFD_NOEXEC, LAYER_MOUNT_VIEW, LAYER_NET_NS, LAYERS_FROM_PARENT,
+    LAYER_KEYRING, LAYER_MEMFD_NOEXEC, LAYER_MOUNT_VIEW, LAYER_NET_NS, LAYER_SECCOMP_NOTIFY,
+    LAYERS_FROM_PARENT,
 };
 use crate::parent::{
     AGENTD_LIFELINE_FD, Arguments, BROKER_LIFELINE_FD, FIRST_GRANT_FD, LAUNCH_FAILED, PLAN_FD,
     STATUS_FD, STATUS_FILE_FD,
 };
-use crate::plan::{MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, MountFlags, Network, Plan, Record};
+use crate::plan::{
+    ExecFlags, MAX_BYTES, MAX_GRANTS, MAX_LISTENERS, MountFlags, Network, Plan, Record,
+};
 use crate::status::{Failure, MAX_READY_FDS, MESSAGE_LEN, NO_RECORD, Status, Step};
 
 mod agent;
@@ -27,6 +30,7 @@ mod inside;
 mod network;
 mod overlay;
 mod proc;
+mod refuse;
 mod sentry;
 mod stage;
 mod stdio;
@@ -232,7 +236,24 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
     let no_new_privs = confine::NoNewPrivs::set()?;
     let caps = confine::CapsDropped::drop_all(&no_new_privs)?;
     let place = plan.gvisor().map_or(Place::Host, Place::Runtime);
-    let mut started = agent::start(plan, &stdio, place, layers, no_new_privs, caps)?;
+    let passage = match place {
+        Place::Host if plan.exec().contains(ExecFlags::TELL) => Some(refuse::Passage::new()?),
+        _ => None,
+    };
+    let entrance = passage.as_ref().map(refuse::Passage::entrance);
+    let mut started = agent::start(plan, &stdio, place, layers, (no_new_privs, caps), entrance)?;
+    let listener = match passage {
+        Some(passage) => passage.leave()?,
+        None => None,
+    };
+    let (refuser, refusals) = match listener {
+        Some(listener) => {
+            started.layers |= LAYER_SECCOMP_NOTIFY;
+            let (refuser, reader) = refuse::Refuser::new(listener)?;
+            (Some(refuser), Some(reader))
+        }
+        None => (None, None),
+    };
     let sentry = match inside {
         None => None,
         Some(listener) => Some(sentry::await_program(
@@ -243,8 +264,8 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
         )?),
     };
 
-    send_ready(status, &started, &stdio, &listeners)?;
-    drop(listeners);
+    send_ready(status, &started, &stdio, &listeners, refusals.as_ref())?;
+    drop((listeners, refusals));
     let terminal = stdio.into_terminal();
     let sandbox = supervise::Sandbox::new(
         status,
@@ -255,6 +276,10 @@ fn launch(arguments: &Arguments, inherited: Inherited) -> Outcome<i32> {
         started.pid,
         plan.lifeline_grace_ms(),
     );
+    let sandbox = match refuser {
+        None => sandbox,
+        Some(refuser) => sandbox.refusing(refuser),
+    };
     let mut sandbox = match sentry {
         None => sandbox,
         Some(connection) => sandbox.of_sentry(connection),
@@ -362,6 +387,7 @@ fn send_ready(
     started: &agent::Started,
     stdio: &stdio::Streams,
     listeners: &Listeners,
+    refusals: Option<&Fd>,
 ) -> Outcome<()> {
     let mut fds = [status; MAX_READY_FDS];
     let mut count = 0;
@@ -369,6 +395,7 @@ fn send_ready(
         .outer()
         .into_iter()
         .chain(listeners.fds.iter().map(Option::as_ref))
+        .chain([refusals])
         .flatten()
     {
         fds[count] = fd.borrow();

@@ -4,12 +4,15 @@
 //! A successor of agentd or of the broker renews its lifeline over the status socket; whoever holds the other end of that
 //! socket, which only those two ever do, is believed.
 //!
+//! It answers the system calls that the plan's filter holds for it ([`super::refuse`]).
+//!
 //! It has no capabilities. When it exits, the kernel kills whatever is left in the pid namespace.
 
 use agentd_kernel::sys::net::Packet;
 use agentd_kernel::sys::wait::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, Poll};
 use agentd_kernel::sys::{Errno, Fd, FdRef, fs, net, process};
 
+use super::refuse::Refuser;
 use super::{foreground, put_on_file, stdio};
 use crate::parent::LIFELINES_LOST;
 use crate::status::{Control, Lifeline, MESSAGE_LEN, Status, Target};
@@ -40,6 +43,8 @@ pub(super) struct Sandbox {
     sentry: Option<Fd>,
     /// This is that init.
     on_gvisor: bool,
+    /// Answers the calls that the plan's filter holds.
+    refuser: Option<Refuser>,
     /// A report that did not fit into the socket's buffer; a later one replaces it.
     unsent: Option<Status>,
     /// The code to exit with once the last report is out.
@@ -67,6 +72,7 @@ impl Sandbox {
             program,
             sentry: None,
             on_gvisor: false,
+            refuser: None,
             unsent: None,
             ended: None,
         }
@@ -76,6 +82,14 @@ impl Sandbox {
     pub(super) fn of_sentry(self, connection: Fd) -> Sandbox {
         Sandbox {
             sentry: Some(connection),
+            ..self
+        }
+    }
+
+    /// The plan's filter holds calls, which this init refuses.
+    pub(super) fn refusing(self, refuser: Refuser) -> Sandbox {
+        Sandbox {
+            refuser: Some(refuser),
             ..self
         }
     }
@@ -109,6 +123,10 @@ impl Sandbox {
             } else {
                 POLLIN
             };
+            let [held, told] = match &self.refuser {
+                Some(refuser) => refuser.polls(),
+                None => [Poll::off(); 2],
+            };
             let mut polls = [
                 self.status.map_or(Poll::off(), |fd| Poll::on(fd, interest)),
                 Self::watch(&self.lifelines[0]),
@@ -117,11 +135,14 @@ impl Sandbox {
                 self.sentry
                     .as_ref()
                     .map_or(Poll::off(), |fd| Poll::on(fd.borrow(), POLLIN)),
+                held,
+                told,
             ];
             if wait::poll(&mut polls, timeout).is_err() {
                 return LIFELINES_LOST;
             }
-            let [status, agentd, broker, children, sentry] = polls.map(|poll| poll.happened);
+            let [status, agentd, broker, children, sentry, held, told] =
+                polls.map(|poll| poll.happened);
             // First: a renewal that waits counts before the end of the lifeline that it replaces.
             let renewed = if status & POLLIN != 0 {
                 self.obey_all()
@@ -141,6 +162,9 @@ impl Sandbox {
             }
             if children != 0 {
                 self.reap();
+            }
+            if let Some(refuser) = &mut self.refuser {
+                refuser.attend([held, told]);
             }
             if status & (POLLHUP | POLLERR) != 0 {
                 self.status = None;

@@ -15,6 +15,8 @@ const EAFNOSUPPORT: u16 = 97;
 
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+/// Held for whoever has the listener of the newest filter that says so; where that filter has none, the kernel refuses with ENOSYS.
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 
 const LD_ABS: u16 = 0x20;
@@ -52,6 +54,19 @@ const DEBUG_CALLS: [Entry; 2] = [
     refuse(nr::PTRACE, nr::PTRACE),
     refuse(nr::PROCESS_VM_READV, nr::KCMP),
 ];
+
+/// What becomes of a call that is refused with EPERM by its number, or because it asks for namespaces.
+///
+/// A program reaches [`Refusals::Told`]'s answer in one way only: over a filter of the plan that holds the same call, whose
+/// listener the sandbox's init has and hands to nobody. The init knows no answer but an error. A plan whose filter would let such
+/// a call through gains nothing: then this filter is the newest that holds it, and it has no listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusals {
+    /// EPERM, from here.
+    Silent,
+    /// EPERM, from the sandbox's init, which tells of it.
+    Told,
+}
 
 #[derive(Clone, Copy)]
 enum Rule {
@@ -234,6 +249,14 @@ const RUNTIME_TABLE: &[Entry] = &{
     table
 };
 
+/// Which of the base filters.
+#[derive(Clone, Copy)]
+struct Variant {
+    /// [`DEBUG_CALLS`] are let through.
+    debug: bool,
+    refusals: Refusals,
+}
+
 const CAPACITY: usize = 256;
 
 struct Program {
@@ -253,12 +276,12 @@ impl Program {
     }
 
     /// The arguments of a call that has been found.
-    const fn rule(self, rule: Rule) -> Program {
+    const fn rule(self, rule: Rule, refuse: u8) -> Program {
         match rule {
             Rule::Errno(errno) => self.ret(RET_ERRNO | errno as u32),
             Rule::Bits { arg, bits } => self
                 .push(LD_ABS, data_arg(arg), 0, 0)
-                .push(JSET, bits, TO_REFUSE, TO_ALLOW),
+                .push(JSET, bits, refuse, TO_ALLOW),
             Rule::OpenMode { flags, mode } => self
                 .push(LD_ABS, data_arg(flags), 0, 0)
                 .push(JSET, CREATES, 0, TO_ALLOW)
@@ -279,52 +302,60 @@ impl Program {
     }
 
     /// One entry, with the number in the accumulator.
-    const fn entry(self, entry: &Entry, debug: bool) -> Program {
+    const fn entry(self, entry: &Entry, variant: Variant) -> Program {
         let Entry { first, last, rule } = *entry;
-        if debug && is_debug_call(first) {
+        if variant.debug && is_debug_call(first) {
             return self.push(JEQ, first, TO_ALLOW, TO_ALLOW);
         }
+        let refuse = match (variant.refusals, rule) {
+            (Refusals::Told, Rule::Errno(EPERM)) => TO_TELL,
+            (Refusals::Told, Rule::Bits { bits, .. }) if bits & CLONE_NEW == CLONE_NEW => TO_TELL,
+            _ => TO_REFUSE,
+        };
         match (rule, first == last) {
-            (Rule::Errno(EPERM), true) => self.push(JEQ, first, TO_REFUSE, TO_ALLOW),
+            (Rule::Errno(EPERM), true) => self.push(JEQ, first, refuse, TO_ALLOW),
             (Rule::Errno(EPERM), false) => self
                 .push(JGE, first, 0, TO_ALLOW)
-                .push(JGT, last, TO_ALLOW, TO_REFUSE),
+                .push(JGT, last, TO_ALLOW, refuse),
             (rule, _) => {
                 assert!(first == last, "a range is refused as a whole");
-                self.push(JEQ, first, 0, TO_ALLOW).rule(rule)
+                self.push(JEQ, first, 0, TO_ALLOW).rule(rule, refuse)
             }
         }
     }
 
     /// The search through `table[from..to]`, with the number in the accumulator.
-    const fn search(self, table: &[Entry], from: usize, to: usize, debug: bool) -> Program {
+    const fn search(self, table: &[Entry], from: usize, to: usize, variant: Variant) -> Program {
         if to - from == 1 {
-            return self.entry(&table[from], debug);
+            return self.entry(&table[from], variant);
         }
         let start = self.len;
         let middle = usize::midpoint(from, to);
         let mut program = self
             .push(JGE, table[middle].first, 0, 0)
-            .search(table, from, middle, debug);
+            .search(table, from, middle, variant);
         program.code[start].jt = distance(start, program.len);
-        let program = program.search(table, middle, to, debug);
+        let program = program.search(table, middle, to, variant);
         if to - from <= SHARING && to - from > SHARING / 2 {
-            program.share(start)
+            program.share(start, variant)
         } else {
             program
         }
     }
 
-    /// The two answers that everything from `start` on leads to, once for all of it: the kernel checks and translates each
+    /// The answers that everything from `start` on leads to, once for all of it: the kernel checks and translates each
     /// instruction at each launch.
-    const fn share(self, start: usize) -> Program {
-        let (allow, refuse) = (self.len, self.len + 1);
+    const fn share(self, start: usize, variant: Variant) -> Program {
+        let allow = self.len;
         let mut program = self.ret(RET_ALLOW).ret(RET_ERRNO | EPERM as u32);
+        if let Refusals::Told = variant.refusals {
+            program = program.ret(RET_USER_NOTIF);
+        }
         let mut at = start;
         while at < allow {
             let SockFilter { jt, jf, .. } = program.code[at];
-            program.code[at].jt = resolve(jt, at, allow, refuse);
-            program.code[at].jf = resolve(jf, at, allow, refuse);
+            program.code[at].jt = resolve(jt, at, allow);
+            program.code[at].jf = resolve(jf, at, allow);
             at += 1;
         }
         program
@@ -332,8 +363,9 @@ impl Program {
 }
 
 /// Jumps that are not yet decided: to the answers that a part of the table shares.
-const TO_ALLOW: u8 = 254;
-const TO_REFUSE: u8 = 255;
+const TO_ALLOW: u8 = 253;
+const TO_REFUSE: u8 = 254;
+const TO_TELL: u8 = 255;
 /// The most entries that share their answers.
 const SHARING: usize = 16;
 
@@ -343,10 +375,12 @@ const fn distance(from: usize, to: usize) -> u8 {
     skipped as u8
 }
 
-const fn resolve(jump: u8, at: usize, allow: usize, refuse: usize) -> u8 {
+/// The answers stand in the order of their jumps, from `allow` on.
+const fn resolve(jump: u8, at: usize, allow: usize) -> u8 {
     match jump {
         TO_ALLOW => distance(at, allow),
-        TO_REFUSE => distance(at, refuse),
+        TO_REFUSE => distance(at, allow + 1),
+        TO_TELL => distance(at, allow + 2),
         decided => decided,
     }
 }
@@ -362,7 +396,7 @@ const fn is_debug_call(number: u32) -> bool {
     false
 }
 
-const fn program(table: &[Entry], debug: bool) -> Program {
+const fn program(table: &[Entry], debug: bool, refusals: Refusals) -> Program {
     let mut at = 1;
     while at < table.len() {
         assert!(
@@ -387,7 +421,7 @@ const fn program(table: &[Entry], debug: bool) -> Program {
     .push(LD_ABS, DATA_NR, 0, 0)
     .push(JSET, X32_BIT, 0, 1)
     .ret(RET_ERRNO | ENOSYS as u32)
-    .search(table, 0, table.len(), debug)
+    .search(table, 0, table.len(), Variant { debug, refusals })
 }
 
 const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
@@ -404,11 +438,15 @@ const fn trim<const LEN: usize>(program: &Program) -> [SockFilter; LEN] {
     code
 }
 
-const PROGRAM: Program = program(TABLE, false);
-const PROGRAM_DEBUG: Program = program(TABLE, true);
-const PROGRAM_RUNTIME: Program = program(RUNTIME_TABLE, false);
+const PROGRAM: Program = program(TABLE, false, Refusals::Silent);
+const PROGRAM_DEBUG: Program = program(TABLE, true, Refusals::Silent);
+const PROGRAM_TOLD: Program = program(TABLE, false, Refusals::Told);
+const PROGRAM_DEBUG_TOLD: Program = program(TABLE, true, Refusals::Told);
+const PROGRAM_RUNTIME: Program = program(RUNTIME_TABLE, false, Refusals::Silent);
 static BASE: [SockFilter; PROGRAM.len] = trim(&PROGRAM);
 static BASE_DEBUG: [SockFilter; PROGRAM_DEBUG.len] = trim(&PROGRAM_DEBUG);
+static BASE_TOLD: [SockFilter; PROGRAM_TOLD.len] = trim(&PROGRAM_TOLD);
+static BASE_DEBUG_TOLD: [SockFilter; PROGRAM_DEBUG_TOLD.len] = trim(&PROGRAM_DEBUG_TOLD);
 static RUNTIME: [SockFilter; PROGRAM_RUNTIME.len] = trim(&PROGRAM_RUNTIME);
 
 /// The built-in filter for `runsc`, which in turn holds the program.
@@ -417,11 +455,12 @@ pub fn runtime_filter() -> &'static [SockFilter] {
 }
 
 /// The built-in filter for a plan that says `exec`: with [`ExecFlags::DEBUG`] it lets [`DEBUG_CALLS`] through.
-pub fn base_filter(exec: ExecFlags) -> &'static [SockFilter] {
-    if exec.contains(ExecFlags::DEBUG) {
-        &BASE_DEBUG
-    } else {
-        &BASE
+pub fn base_filter(exec: ExecFlags, refusals: Refusals) -> &'static [SockFilter] {
+    match (exec.contains(ExecFlags::DEBUG), refusals) {
+        (false, Refusals::Silent) => &BASE,
+        (true, Refusals::Silent) => &BASE_DEBUG,
+        (false, Refusals::Told) => &BASE_TOLD,
+        (true, Refusals::Told) => &BASE_DEBUG_TOLD,
     }
 }
 
@@ -431,7 +470,7 @@ mod tests {
 
     /// Runs the program as the kernel would, on the few instructions it uses.
     fn run(exec: ExecFlags, arch: u32, number: u32, args: [u64; 6]) -> u32 {
-        run_filter(base_filter(exec), arch, number, args)
+        run_filter(base_filter(exec, Refusals::Silent), arch, number, args)
     }
 
     fn run_filter(filter: &[SockFilter], arch: u32, number: u32, args: [u64; 6]) -> u32 {
@@ -481,6 +520,35 @@ mod tests {
                 _ => RET_ALLOW,
             };
             assert_eq!(native(number, [0; 6]), expected, "system call {number}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_refused_by_number_and_namespaces() {
+        let told = |exec, number, args| {
+            run_filter(
+                base_filter(exec, Refusals::Told),
+                AUDIT_ARCH_X86_64,
+                number,
+                args,
+            )
+        };
+        for exec in [ExecFlags::NONE, ExecFlags::DEBUG] {
+            for number in 0..1024 {
+                let expected = match run(exec, AUDIT_ARCH_X86_64, number, [0; 6]) {
+                    REFUSED => RET_USER_NOTIF,
+                    other => other,
+                };
+                assert_eq!(told(exec, number, [0; 6]), expected, "system call {number}");
+            }
+            let namespace = [0x1000_0000, 0, 0, 0, 0, 0];
+            assert_eq!(told(exec, nr::CLONE, namespace), RET_USER_NOTIF);
+            assert_eq!(told(exec, nr::UNSHARE, namespace), RET_USER_NOTIF);
+            assert_eq!(told(exec, nr::FCHMOD, [0, 0o4755, 0, 0, 0, 0]), REFUSED);
+            assert_eq!(
+                told(exec, nr::IOCTL, [0, TIOCSTI.into(), 0, 0, 0, 0]),
+                REFUSED
+            );
         }
     }
 

@@ -12,7 +12,7 @@ use crate::plan::{MAX_GRANTS, Mode, MountFlags, Network, Plan, Record};
 mod filter;
 mod sources;
 
-pub use filter::{base_filter, runtime_filter};
+pub use filter::{Refusals, base_filter, runtime_filter};
 pub use sources::ROOT_SOURCES;
 
 /// The longest an agent may outlive one of its lifelines.

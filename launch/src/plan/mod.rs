@@ -165,7 +165,12 @@ impl ExecFlags {
     /// Landlock domain and an init that can't be traced keep them inside.
     pub const DEBUG: ExecFlags = ExecFlags(4);
 
-    const ALL: u16 = 7;
+    /// The init refuses, and tells of, the calls that the plan's filter holds for it (`SECCOMP_RET_USER_NOTIF`), and the base
+    /// filter leaves to it what it refuses by number. What nobody holds a listener for the kernel refuses with ENOSYS. Not with
+    /// gVisor, whose kernel has no listeners.
+    pub const TELL: ExecFlags = ExecFlags(8);
+
+    const ALL: u16 = 15;
 
     /// The bits.
     pub const fn bits(self) -> u16 {
@@ -191,7 +196,7 @@ impl core::ops::BitOr for ExecFlags {
 
 impl fmt::Debug for ExecFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [(1, "MEMFD_NOEXEC"), (2, "MDWE"), (4, "DEBUG")];
+        let names = [(1, "MEMFD_NOEXEC"), (2, "MDWE"), (4, "DEBUG"), (8, "TELL")];
         let mut set = f.debug_set();
         for (bit, name) in names {
             if self.0 & bit != 0 {

@@ -60,7 +60,7 @@ fn filter(declared: &[u32]) -> Vec<libc::sock_filter> {
 }
 
 /// Loads it on this thread and on what this thread starts.
-fn load(program: &[libc::sock_filter]) -> OwnedFd {
+pub fn load(program: &[libc::sock_filter]) -> OwnedFd {
     let description = libc::sock_fprog {
         len: u16::try_from(program.len()).unwrap(),
         filter: program.as_ptr().cast_mut(),
@@ -162,7 +162,7 @@ fn everything(mode: Mode, stdio: Stdio) -> PlanBuilder {
         .mask("/etc/secret", MountFlags::NONE)
         .mask("/srv", MountFlags::NONE)
         .rlimit(7, 64, 64)
-        .exec_policy(ExecFlags::MDWE | ExecFlags::MEMFD_NOEXEC)
+        .exec_policy(ExecFlags::MDWE | ExecFlags::MEMFD_NOEXEC | ExecFlags::TELL)
         .tcp_listener(8765, MCP)
         .unix_listener("/etc/bus.sock", BUS, 0o600)
         .seccomp([6, 0, 0, 0, 0, 0, 0xff, 0x7f]);

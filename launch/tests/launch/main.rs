@@ -8,5 +8,6 @@ mod gvisor;
 mod harness;
 mod life;
 mod limits;
+mod refusal;
 mod special;
 mod view;

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use agentd_launch::floor::base_filter;
+use agentd_launch::floor::{Refusals, base_filter};
 use agentd_launch::plan::{MountFlags, Plan, Record};
 use rustix::fs::MemfdFlags;
 
@@ -36,7 +36,7 @@ impl Follower {
             "--clearenv",
         ]);
         // First, as the launcher does: under the plan's no further program can be loaded.
-        let base: Vec<u8> = base_filter(plan.exec())
+        let base: Vec<u8> = base_filter(plan.exec(), Refusals::Silent)
             .iter()
             .flat_map(|instruction| {
                 let [low, high] = instruction.code.to_ne_bytes();

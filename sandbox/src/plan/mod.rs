@@ -22,6 +22,7 @@ pub use summary::PlanSummary;
 use surface::Circumstances;
 pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 
+use crate::denial::DenialRules;
 use crate::policy::{EffectivePolicy, Limits, NetMode};
 use crate::ports;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
@@ -71,6 +72,9 @@ pub struct SandboxPlan {
     pub ipc: IpcRules,
     pub tools: ToolRules,
     pub ssh: SshRules,
+    /// The lines that refusals of the kernel come from.
+    #[serde(skip)]
+    pub denials: DenialRules,
     pub limits: Limits,
     pub policy: String,
     /// SHA-256 of the canonical effective policy, in hex.
@@ -139,6 +143,7 @@ pub fn plan(
         },
         tools: policy.tools.clone(),
         ssh: policy.ssh.clone(),
+        denials: DenialRules::new(policy, inputs),
         limits: policy.limits.clone(),
         policy: policy.name.clone(),
         policy_hash: policy.hash(),

@@ -4,7 +4,9 @@
 use super::{LaunchInputs, Mode};
 use crate::policy::{EffectivePolicy, LoopbackPorts, Memfd, NetMode};
 use crate::runtime::{Reach, Runtime};
-use crate::seccomp::{Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec};
+use crate::seccomp::{
+    Ioctls, Listening, MemoryFiles, Netlink, Refusals, Surface, SyscallSet, WriteExec,
+};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState};
 use agentd_launch::plan::ExecFlags;
 
@@ -39,6 +41,7 @@ impl Circumstances<'_> {
                 NetMode::Host => Netlink::Refused,
                 NetMode::None | NetMode::Proxy => Netlink::Interfaces,
             },
+            refusals: self.refusals(),
             listening: if self.listens() {
                 Listening::Allowed
             } else {
@@ -55,6 +58,20 @@ impl Circumstances<'_> {
                 ExecFlags::MDWE,
             )
             | when(self.allows(SyscallSet::Debug), ExecFlags::DEBUG)
+            | when(self.refusals() == Refusals::Told, ExecFlags::TELL)
+    }
+
+    /// Whether the sandbox's init refuses, and tells. Not without the sockets over which the listener comes to the init. The kernel
+    /// allows one listener for all filters of a process, which takes nothing from anybody inside: no set lets one be made.
+    pub(crate) fn refusals(self) -> Refusals {
+        let told = self.host.has(Feature::SeccompNotify)
+            && self.reaches(Reach::SeccompNotify)
+            && self.allows(SyscallSet::Network);
+        if told {
+            Refusals::Told
+        } else {
+            Refusals::Silent
+        }
     }
 
     pub(crate) fn runtime(self) -> &'static dyn Runtime {

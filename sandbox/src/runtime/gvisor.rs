@@ -64,6 +64,7 @@ impl Runtime for Gvisor {
             }
             Reach::MemfdNoexec => Err("gVisor's kernel has no such thing"),
             Reach::Mdwe => Err("gVisor's kernel has none"),
+            Reach::SeccompNotify => Err("gVisor's kernel has no listeners"),
             Reach::ProcessCount => Err("gVisor's kernel does not count processes per user"),
         }
     }

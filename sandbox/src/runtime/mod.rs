@@ -61,6 +61,8 @@ pub(crate) enum Reach {
     MemfdNoexec,
     /// `PR_SET_MDWE`.
     Mdwe,
+    /// A listener for system calls that the filter holds.
+    SeccompNotify,
     /// `RLIMIT_NPROC`.
     ProcessCount,
     /// A second check of each file access, by a kernel of the runtime's own over the host's mounts.
@@ -113,6 +115,7 @@ mod tests {
             Reach::LandlockScopes,
             Reach::MemfdNoexec,
             Reach::Mdwe,
+            Reach::SeccompNotify,
             Reach::ProcessCount,
             Reach::SecondView,
             Reach::OwnKernel,

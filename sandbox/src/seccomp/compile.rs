@@ -1,8 +1,8 @@
 //! From rules to a filter program: architecture, x32, then a binary search over the system call number.
 
 use super::refused;
-use super::rule::{Action, Case, ENOSYS, Rule, Test};
-use super::sets::Surface;
+use super::rule::{Action, Case, ENOSYS, EPERM, Rule, Test};
+use super::sets::{Refusals, Surface};
 use super::table::SYSCALLS;
 use agentd_kernel::sys::SockFilter;
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ enum Answer {
 /// Never for the entries of this crate: the tests compile each answer of a policy with every set, which bounds the jumps
 /// and the length.
 pub fn compile(surface: &Surface) -> Vec<SockFilter> {
-    let leaves = leaves(&surface.rules());
+    let leaves = leaves(&surface.rules(), surface.refusals);
     let mut assembler = Assembler::default();
     let search = assembler.search(&leaves);
     let kill = assembler.answer(Action::Kill);
@@ -77,7 +77,27 @@ fn default_action(nr: u32) -> Action {
     }
 }
 
-fn leaves(rules: &BTreeMap<&'static str, Rule>) -> Vec<Leaf> {
+/// The same for a call that somebody may be told of.
+fn told(action: Action, name: Option<&str>, refusals: Refusals) -> Action {
+    match (refusals, name) {
+        (Refusals::Told, Some(name)) if action == EPERM && refused::is_told(name) => Action::Tell,
+        _ => action,
+    }
+}
+
+/// What becomes of a call whose arguments no case names.
+fn otherwise(rule: &Rule, refusals: Refusals) -> Action {
+    match refusals {
+        Refusals::Told
+            if rule.otherwise == EPERM && refused::TOLD_BY_ARGUMENTS.contains(&rule.name) =>
+        {
+            Action::Tell
+        }
+        Refusals::Told | Refusals::Silent => rule.otherwise,
+    }
+}
+
+fn leaves(rules: &BTreeMap<&'static str, Rule>, refusals: Refusals) -> Vec<Leaf> {
     let last = SYSCALLS.last().map_or(0, |(nr, _)| *nr);
     let mut leaves: Vec<Leaf> = Vec::new();
     for nr in 0..=last + 1 {
@@ -87,8 +107,8 @@ fn leaves(rules: &BTreeMap<&'static str, Rule>) -> Vec<Leaf> {
             .ok();
         let what = match name.and_then(|n| rules.get(n)) {
             Some(rule) if rule.cases.is_empty() => Answer::Action(rule.otherwise),
-            Some(rule) => Answer::Cases(rule.cases, rule.otherwise),
-            None => Answer::Action(default_action(nr)),
+            Some(rule) => Answer::Cases(rule.cases, otherwise(rule, refusals)),
+            None => Answer::Action(told(default_action(nr), name, refusals)),
         };
         if leaves.last().is_none_or(|l| l.what != what) {
             leaves.push(Leaf { first: nr, what });
@@ -268,6 +288,39 @@ mod tests {
         }
     }
 
+    /// The same for the base filter's instructions too: what it returns.
+    fn run_any(program: &[SockFilter], nr: u32, args: [u64; 6]) -> u32 {
+        const JSET: u16 = 0x45;
+        let mut at = 0;
+        let mut acc = 0u32;
+        let mut data = Vec::with_capacity(64);
+        data.extend(nr.to_le_bytes());
+        data.extend(AUDIT_ARCH_X86_64.to_le_bytes());
+        data.extend(0u64.to_le_bytes());
+        for a in args {
+            data.extend(a.to_le_bytes());
+        }
+        loop {
+            let i = program[at];
+            at += 1;
+            let jump = |holds: bool| usize::from(if holds { i.jt } else { i.jf });
+            match i.code {
+                LD_ABS => {
+                    let from = i.k as usize;
+                    acc = u32::from_le_bytes(data[from..from + 4].try_into().expect("a word"));
+                }
+                AND => acc &= i.k,
+                JA => at += i.k as usize,
+                JEQ => at += jump(acc == i.k),
+                JGT => at += jump(acc > i.k),
+                JGE => at += jump(acc >= i.k),
+                JSET => at += jump(acc & i.k != 0),
+                RET => return i.k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
     /// Every set, with the widest answers.
     fn widest() -> Surface {
         Surface {
@@ -277,6 +330,7 @@ mod tests {
             ioctls: Ioctls::Devices,
             listening: Listening::Allowed,
             netlink: Netlink::Interfaces,
+            refusals: Refusals::Told,
         }
     }
 
@@ -289,6 +343,7 @@ mod tests {
             ioctls: Ioctls::Known,
             listening: Listening::Refused,
             netlink: Netlink::Refused,
+            refusals: Refusals::Silent,
         }
     }
 
@@ -302,7 +357,13 @@ mod tests {
             .map(|(_, name)| *name);
         let rules = surface.rules();
         let rule = name.and_then(|n| rules.get(n));
-        rule.map_or(default_action(nr), |r| r.decide(args))
+        match rule {
+            None => told(default_action(nr), name, surface.refusals),
+            Some(rule) => match rule.decide(args) {
+                action if action == rule.otherwise => otherwise(rule, surface.refusals),
+                action => action,
+            },
+        }
     }
 
     /// Argument values at and around everything that a rule compares with.
@@ -339,15 +400,17 @@ mod tests {
             prop::sample::select(vec![Ioctls::Known, Ioctls::Devices]),
             prop::sample::select(vec![Listening::Refused, Listening::Allowed]),
             prop::sample::select(vec![Netlink::Refused, Netlink::Interfaces]),
+            prop::sample::select(vec![Refusals::Silent, Refusals::Told]),
         )
             .prop_map(
-                |(sets, memory_files, write_exec, ioctls, listening, netlink)| Surface {
+                |(sets, memory_files, write_exec, ioctls, listening, netlink, refusals)| Surface {
                     sets,
                     memory_files,
                     write_exec,
                     ioctls,
                     listening,
                     netlink,
+                    refusals,
                 },
             )
     }
@@ -495,6 +558,29 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_base_filter_leaves_to_the_init_this_filter_leaves_to_it_or_refuses() {
+        use agentd_launch::floor::{self, base_filter};
+        use agentd_launch::plan::ExecFlags;
+        // Else the kernel would refuse it with ENOSYS, in a base filter that has no listener.
+        for (sets, exec) in [
+            (SyscallSet::ALL.to_vec(), ExecFlags::DEBUG),
+            (Vec::new(), ExecFlags::NONE),
+        ] {
+            let program = compile(&Surface { sets, ..widest() });
+            let base: Vec<SockFilter> = base_filter(exec, floor::Refusals::Told).to_vec();
+            let namespaces = [0x1000_0000, 0, 0, 0, 0, 0];
+            for (nr, args) in (0..480).flat_map(|nr| [(nr, [0; 6]), (nr, namespaces)]) {
+                let code = |program: &[SockFilter]| run_any(program, nr, args);
+                if code(&base) != Action::Tell.code() {
+                    continue;
+                }
+                let own = code(&program);
+                assert_ne!(own, Action::Allow.code(), "{nr} {args:x?}");
+            }
+        }
+    }
+
+    #[test]
     fn every_number_gets_its_default_without_sets() {
         let program = compile(&Surface {
             sets: Vec::new(),
@@ -533,6 +619,7 @@ mod tests {
                             ioctls,
                             listening,
                             netlink,
+                            refusals: Refusals::Told,
                         });
                         assert!(program.len() < 512, "{} instructions", program.len());
                     }

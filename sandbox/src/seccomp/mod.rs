@@ -17,5 +17,6 @@ mod sets;
 mod table;
 
 pub use compile::{compile, to_bytes};
-pub use refused::refused_calls;
-pub use sets::{Ioctls, Listening, MemoryFiles, Netlink, Surface, SyscallSet, WriteExec};
+pub use refused::{refusal_of, refused_calls};
+pub use sets::{Ioctls, Listening, MemoryFiles, Netlink, Refusals, Surface, SyscallSet, WriteExec};
+pub use table::syscall_name;

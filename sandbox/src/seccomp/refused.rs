@@ -57,6 +57,22 @@ pub fn refused_calls() -> impl Iterator<Item = (&'static str, &'static str, &'st
     })
 }
 
+/// Why no set allows this call; `None` for one that a set allows or that nobody knows.
+pub fn refusal_of(name: &str) -> Option<&'static str> {
+    REFUSED
+        .iter()
+        .find(|(_, _, names)| names.contains(&name))
+        .map(|(_, why, _)| *why)
+}
+
+/// Whether the refusal of this call is told of, where refusals are: those that get EPERM and nobody makes all the time.
+pub(super) fn is_told(name: &str) -> bool {
+    refusal_of(name).is_some() && answer(name) == EPERM
+}
+
+/// Calls that are refused only where they ask for namespaces, which is told of as well.
+pub(super) const TOLD_BY_ARGUMENTS: [&str; 2] = ["clone", "unshare"];
+
 /// What a call gets that no entry allows.
 pub(super) fn answer(name: &str) -> Action {
     REFUSED

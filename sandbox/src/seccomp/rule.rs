@@ -5,6 +5,8 @@
 pub(crate) enum Action {
     Allow,
     Errno(u16),
+    /// EPERM, from the sandbox's init, which tells of it.
+    Tell,
     /// SIGSYS for the whole process.
     Kill,
 }
@@ -27,6 +29,7 @@ impl Action {
         match self {
             Self::Allow => 0x7fff_0000,
             Self::Errno(n) => 0x0005_0000 | u32::from(n),
+            Self::Tell => 0x7fc0_0000,
             Self::Kill => 0x8000_0000,
         }
     }

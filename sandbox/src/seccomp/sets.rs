@@ -123,6 +123,15 @@ pub enum Netlink {
     Refused,
 }
 
+/// Who refuses the calls that are rare enough for somebody to be told of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusals {
+    /// The filter, with EPERM.
+    Silent,
+    /// The sandbox's init, with EPERM, and it tells of it. What is allowed costs the same either way.
+    Told,
+}
+
 /// The whole of what a filter lets an agent ask of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surface {
@@ -132,6 +141,7 @@ pub struct Surface {
     pub ioctls: Ioctls,
     pub listening: Listening,
     pub netlink: Netlink,
+    pub refusals: Refusals,
 }
 
 impl Surface {

@@ -81,6 +81,12 @@ pub(crate) const SYSCALLS: &[(u32, &str)] = &[
     (468, "file_getattr"), (469, "file_setattr"),
 ];
 
+/// The name of a system call; `None` when the number is not one of this table's.
+pub fn syscall_name(number: u32) -> Option<&'static str> {
+    let at = SYSCALLS.binary_search_by_key(&number, |(nr, _)| *nr).ok()?;
+    Some(SYSCALLS[at].1)
+}
+
 /// The number of a system call; `None` when the name is not one.
 #[cfg(test)]
 pub(crate) fn number(name: &str) -> Option<u32> {

@@ -179,19 +179,22 @@ fn exec_and_ports_become_flags_layers_and_rules() {
     };
     let tight = "extends = \"base\"\n[exec]\nmemfd = \"data\"\n[net]\nports = [3000]\n[degrade]\nallow = [\"loopback-ports\"]";
     let (exec, layers, ports) = wire(tight, Mode::Root, &host(7, &[]));
-    assert_eq!(exec, ExecFlags::MEMFD_NOEXEC | ExecFlags::MDWE);
+    assert_eq!(
+        exec,
+        ExecFlags::MEMFD_NOEXEC | ExecFlags::MDWE | ExecFlags::TELL
+    );
     for layer in [LAYER_LANDLOCK_NET, LAYER_MDWE, LAYER_MEMFD_NOEXEC] {
         assert_ne!(layers & layer, 0, "{layer:#x}");
     }
     // The bus's MCP may be connected to, the agent's own port listened on too.
     assert_eq!(ports, [(8765, 2), (3000, 3)]);
     let (exec, layers, ports) = wire(tight, Mode::User, &host(3, &[]));
-    assert_eq!(exec, ExecFlags::MDWE);
+    assert_eq!(exec, ExecFlags::MDWE | ExecFlags::TELL);
     assert_eq!(layers & (LAYER_LANDLOCK_NET | LAYER_MEMFD_NOEXEC), 0);
     assert!(ports.is_empty());
     let loose = "extends = \"base\"\n[exec]\nmemfd = \"any\"\nwrite_exec = true\n[syscalls]\nallow = [\"debug\"]";
     let (exec, layers, _) = wire(loose, Mode::Root, &host(7, &[]));
-    assert_eq!(exec, ExecFlags::DEBUG);
+    assert_eq!(exec, ExecFlags::DEBUG | ExecFlags::TELL);
     assert_eq!(
         layers & (LAYER_LANDLOCK_NET | LAYER_MDWE | LAYER_MEMFD_NOEXEC),
         0

@@ -5,6 +5,7 @@ use super::harness::{self, Ended, inside_id, is_root, modes, skip};
 use super::load;
 use agentd_kernel::grant::{self, Kind};
 use agentd_kernel::probe::{Feature, HostCaps, ProbeState, Roots, probe_host};
+use agentd_launch::layers::LAYER_SECCOMP_NOTIFY;
 use agentd_launch::plan::Mode as WireMode;
 use agentd_sandbox::{Access, CallerContext, GrantInput, LaunchInputs, Mode, StdioMode, plan};
 use std::os::unix::fs::MetadataExt;
@@ -134,7 +135,8 @@ impl Launch {
         });
         let (mut fds, layers) = sandbox.ready();
         let listeners = fds.split_off(3);
-        assert_eq!(listeners.len(), planned.listeners.len());
+        let refusals = usize::from(layers & LAYER_SECCOMP_NOTIFY != 0);
+        assert_eq!(listeners.len(), planned.listeners.len() + refusals);
         let stderr = fds.remove(2);
         let reader = std::thread::spawn(move || harness::read_all(stderr));
         let stdout = harness::read_all(fds.remove(1));

@@ -29,6 +29,23 @@ fn every_request() -> Vec<Request> {
         },
         Request::Adopt(launched()),
         Request::Detach,
+        Request::Plane,
+        Request::Absent(Group::Sched),
+        Request::Restrict {
+            slot: Slot(8),
+            revoked: revoked::NET | revoked::WRITE,
+            kept_ports: [1, 0, 0, 0, 0, 0, 0, 65535],
+        },
+        Request::Route {
+            from: Slot(9),
+            to: Slot(10),
+            right: Right::Yes,
+        },
+        Request::Route {
+            from: Slot(10),
+            to: Slot(9),
+            right: Right::No,
+        },
     ]
 }
 
@@ -87,6 +104,12 @@ fn every_reply() -> Vec<Reply> {
         }),
         Reply::Done,
         Reply::Stats(stats),
+        Reply::Plane(Plane {
+            layout: 1,
+            groups: [Group::Net, Group::Route].into_iter().collect(),
+            tables: 12,
+        }),
+        Reply::Reason("why".into()),
         Reply::Failed(Failure {
             code: ErrorCode::Floor,
             errno: 22,

@@ -129,6 +129,7 @@ fn tight() -> Surface {
         ioctls: Ioctls::Known,
         listening: Listening::Allowed,
         netlink: Netlink::Interfaces,
+        refusals: Refusals::Silent,
     }
 }
 

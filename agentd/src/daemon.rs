@@ -22,10 +22,13 @@ use crate::approvals::{self, Approvals};
 use crate::bus::{BusServer, Durable, MessageSink};
 use crate::config::{Config, DurableConfig, DurableStore, OnStop};
 use crate::control;
+use crate::denials::Denials;
 use crate::driver::TaskSink;
 use crate::egress::Credentials;
 use crate::gateway::Upstreams;
+use crate::plane::KernelPlane;
 use crate::record::BusRecord;
+use crate::sched::Scheduler;
 use crate::service;
 use crate::ssh::SshAgents;
 use crate::startup::Prepared;
@@ -51,6 +54,9 @@ pub struct Daemon {
     pub host: HostCaps,
     pub store: Store,
     pub broker: BrokerLink,
+    /// Which eBPF programs the broker has.
+    pub plane: KernelPlane,
+    pub scheduler: Scheduler,
     pub bus: BusServer,
     /// Over what the bus's socket gateway runs and why.
     pub gateway: Option<String>,
@@ -66,6 +72,7 @@ pub struct Daemon {
     pub fleet: Arc<UnitFleet>,
     pub units: Units,
     pub approvals: Arc<Approvals>,
+    pub denials: Denials,
     /// Somebody asked for the end over the control socket.
     pub shutdown: Notify,
 }
@@ -167,6 +174,12 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let tasks = Tasks::start(store.clone(), Arc::clone(&agents), fleet_changed.clone())
         .await
         .context("cannot read the open tasks")?;
+    let broker = BrokerLink::start(
+        prepared.broker.socket,
+        prepared.broker.last_id,
+        prepared.runtime_dir.join(agentd_api::BROKER_SOCKET),
+    )?;
+    let plane = KernelPlane::ask(&broker).await;
     let daemon = Arc::new(Daemon {
         units: Units::new(&prepared.config.units, prepared.unit_dirs, prepared.mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
@@ -174,11 +187,10 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         state_dir: prepared.state_dir,
         started_at_ms: agentd_storage::unix_ms(),
         host: prepared.host,
-        broker: BrokerLink::start(
-            prepared.broker.socket,
-            prepared.broker.last_id,
-            prepared.runtime_dir.join(agentd_api::BROKER_SOCKET),
-        )?,
+        broker,
+        scheduler: Scheduler::new(&plane),
+        denials: Denials::new(store.clone(), &plane),
+        plane,
         runtime_dir: prepared.runtime_dir,
         gateway: prepared.gateway.transport(),
         bus,
@@ -202,6 +214,9 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         .adopt_all()
         .await
         .context("cannot take over from an earlier agentd")?;
+    // Once everybody is known of whom the ring may tell.
+    let told = Arc::clone(&daemon);
+    tokio::spawn(async move { told.denials.follow_programs().await });
     let control = UnixListener::from_std(prepared.control)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

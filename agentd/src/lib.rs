@@ -6,6 +6,7 @@
 //! - [`approvals`]: questions that a person decides.
 //! - [`control`]: the D-Bus tree, per caller.
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
+//! - [`plane`]: the kernel plane's tables; [`sched`]: what the scheduler did with agents.
 //! - [`ssh`]: the caller's ssh-agent inside a sandbox, filtered.
 //! - [`driver`]: speaking an agent's own protocol.
 //! - [`tasks`]: work that survives restarts, and who gets it.
@@ -24,13 +25,17 @@ pub mod ceilings;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod denials;
 pub mod driver;
 pub mod egress;
 pub mod gateway;
 pub mod logging;
 pub mod mcp;
 pub mod options;
+pub mod plane;
 pub mod record;
+pub mod revocation;
+pub mod sched;
 pub mod service;
 pub mod ssh;
 pub mod startup;

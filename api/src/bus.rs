@@ -274,6 +274,8 @@ pub struct TapOptions {
     pub agent: Option<String>,
     /// Published to a topic that this pattern covers.
     pub topic: Option<String>,
+    /// Not messages as they are routed, but what happens to those in the work queues of this name.
+    pub queue: Option<String>,
 }
 
 /// A message from the user. A key that the daemon does not know refuses the call.
@@ -399,7 +401,11 @@ pub trait Bus {
     /// `topic`, `what` (method or type), `bytes`, `correlation`, `outcome`, `receivers`. For a reader that is too slow
     /// a line `{"left_out": N}` stands for N messages. Ends when the reader closes it.
     ///
-    /// Errors: `NotFound` (the agent), `InvalidArgument` (the pattern).
+    /// With `queue`, a line for each step of each message in that work queue instead: `at_ns`, `uid`, `queue`, `message` (its
+    /// id), `step` (produced, delivered, acked, extended, nacked, expired, returned, due, dead, requeued, dropped), `why`
+    /// (of dead), `by`, `by_id` (who produced it, has or had it, while that one is on the bus), `deliveries`, `bytes`.
+    ///
+    /// Errors: `NotFound` (the agent), `InvalidArgument` (the pattern, the queue's name, both at once).
     fn tap(&self, options: &TapOptions) -> Result<OwnedFd, Error>;
 
     /// Publishes to `topic`; the number of queues it was put in.

@@ -7,7 +7,7 @@ use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
 use crate::{
     AgentState, AgentSummary, AttachOptions, DaemonInfo, Error, ExitInfo, LaunchReply, LaunchSpec,
-    LogOptions,
+    LogOptions, Restrictions, Revocable,
 };
 
 /// `/org/agentd1`: the daemon as a whole.
@@ -69,6 +69,21 @@ pub trait Agent {
     /// The log offset at which a reading with these options begins: a follower that counts from there can go on with
     /// `from_offset` after a restart of agentd.
     fn log_start(&self, options: &LogOptions) -> Result<u64, Error>;
+
+    /// Takes rights from it, in the kernel; they stay taken until `Restore`, whoever restarts.
+    fn revoke(&self, rights: &[Revocable]) -> Result<Restrictions, Error>;
+
+    /// Gives rights back, all of them if none is named: for root, and for whoever took them.
+    fn restore(&self, rights: &[Revocable]) -> Result<Restrictions, Error>;
+
+    /// Stops every process of it, until `Thaw`.
+    fn freeze(&self) -> Result<Restrictions, Error>;
+
+    /// Lets it run again: for root, and for whoever froze it.
+    fn thaw(&self) -> Result<Restrictions, Error>;
+
+    /// What is taken from it.
+    fn restrictions(&self) -> Result<Restrictions, Error>;
 
     /// Returns when the agent has ended.
     fn wait(&self) -> Result<ExitInfo, Error>;

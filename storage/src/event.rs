@@ -81,7 +81,7 @@ impl Event {
         FIXED
             + match &self.fact {
                 Fact::DriverLine { line, .. } => line.len(),
-                Fact::Note { text } => text.len(),
+                Fact::Note { text } | Fact::Control { text } => text.len(),
                 Fact::Asked(question) => question.input.to_string().len(),
                 Fact::Launch(launch) => launch.argv.iter().map(String::len).sum(),
                 _ => 0,
@@ -160,6 +160,11 @@ pub enum Fact {
     RightsRestored {
         /// Who gave it back.
         by: String,
+    },
+    /// A person took something from the running agent, or gave it back.
+    Control {
+        /// One line for people: "network revoked by uid 1000".
+        text: String,
     },
     /// Anything else worth reading later.
     Note {
@@ -272,6 +277,42 @@ pub struct Resources {
     pub max_rss_kib: u64,
     /// Peak of the cgroup's memory in bytes, where the cgroup counts it.
     pub memory_peak_bytes: Option<u64>,
+    /// What the scheduler did with it, where eBPF programs counted. Left out of older rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Scheduled>,
+}
+
+/// What the kernel's scheduler did with all tasks of a sandbox, from launch to end. Times in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// On a processor.
+    pub run_ns: u64,
+    /// In a run queue.
+    pub wait_ns: u64,
+    /// Half of the single waits were not longer.
+    pub wait_p50_ns: u64,
+    /// 99 of 100 single waits were not longer.
+    pub wait_p99_ns: u64,
+    /// The longest wait.
+    pub wait_max_ns: u64,
+    /// Asleep, as it asked.
+    pub sleep_ns: u64,
+    /// In an uninterruptible sleep that is not input or output.
+    pub blocked_ns: u64,
+    /// Waiting for a disk.
+    pub io_ns: u64,
+    /// Stopped by a signal or a debugger.
+    pub stopped_ns: u64,
+    /// Frozen.
+    pub frozen_ns: u64,
+    /// Switches away with nothing to do.
+    pub voluntary: u64,
+    /// Switches away with something to do.
+    pub involuntary: u64,
+    /// Wake-ups.
+    pub wakeups: u64,
+    /// Moves between processors.
+    pub migrations: u64,
 }
 
 /// What a bus message is.

@@ -41,14 +41,14 @@ pub use backup::{Salvage, SalvagedTable, backup, check, recover};
 pub use error::StoreError;
 pub use event::{
     Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
-    LaunchId, Message, MessageKind, Ready, Resources, Usage, UsageSource, unix_ms,
+    LaunchId, Message, MessageKind, Ready, Resources, Scheduled, Usage, UsageSource, unix_ms,
 };
 pub use prune::{Expired, ExpiredLaunch};
 pub use record::{
-    At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer,
+    At, DriverLine, LaunchSummary, Launched, Record, TimelineEntry, TokenTotals, Unended, Viewer,
 };
 pub use revocation::Revocation;
-pub use store::{Health, Store};
+pub use store::{Health, Store, Told};
 pub use task::{
     BootMoment, NewTask, OpenTask, TaskBatch, TaskChange, TaskRecord, TaskSummary, TaskTaken,
     TaskTransition,

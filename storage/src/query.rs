@@ -10,7 +10,10 @@ use crate::{
         Approval, Denial, Direction, Exit, LaunchFailure, LaunchId, Message, Ready, Usage,
         UsageSource,
     },
-    record::{At, DriverLine, LaunchSummary, Record, TimelineEntry, TokenTotals, Unended, Viewer},
+    record::{
+        At, DriverLine, LaunchSummary, Launched, Record, TimelineEntry, TokenTotals, Unended,
+        Viewer,
+    },
     store::Store,
 };
 
@@ -200,6 +203,42 @@ impl Store {
         denials(db, viewer, id)
             .await
             .map_err(|error| self.public(error))
+    }
+
+    /// The last refusals of one launch, or of all that the viewer may see, oldest first; each with its launch.
+    ///
+    /// # Errors
+    /// The trouble of the database.
+    pub async fn last_denials(
+        &self,
+        viewer: Viewer,
+        id: Option<&LaunchId>,
+        limit: u32,
+    ) -> Result<Vec<(Launched, At<Denial>)>, StoreError> {
+        let db = &mut self.snapshot().await?;
+        let read = async {
+            let rows = sqlx::query(
+                "SELECT t.*, l.name AS name, l.uid AS uid FROM denials t JOIN launches l ON l.id = t.launch
+                 WHERE (?1 IS NULL OR l.id = ?1) AND (?2 IS NULL OR l.uid = ?2) ORDER BY t.seq DESC LIMIT ?3",
+            )
+            .bind(id.map(LaunchId::as_str))
+            .bind(viewer.uid())
+            .bind(limit)
+            .fetch_all(&mut **db)
+            .await?;
+            rows.iter()
+                .rev()
+                .map(|row| {
+                    let launched = Launched {
+                        id: LaunchId::new(row.try_get::<String, _>("launch")?),
+                        name: row.try_get("name")?,
+                        uid: row.try_get("uid")?,
+                    };
+                    Ok((launched, at(row, denial(row)?)?))
+                })
+                .collect::<Result<Vec<_>, sqlx::Error>>()
+        };
+        read.await.map_err(|error: sqlx::Error| self.public(error))
     }
 
     /// The protocol lines of a driven launch after `after_seq`, in order, at most `limit`.
@@ -561,6 +600,16 @@ async fn messages(
         .collect()
 }
 
+fn denial(row: &SqliteRow) -> Result<Denial, sqlx::Error> {
+    Ok(Denial {
+        layer: row.try_get("layer")?,
+        what: row.try_get("what")?,
+        target: row.try_get("target")?,
+        rule: row.try_get("rule")?,
+        origin: row.try_get("origin")?,
+    })
+}
+
 async fn denials(
     db: &mut SqliteConnection,
     viewer: Viewer,
@@ -574,20 +623,7 @@ async fn denials(
     .bind(viewer.uid())
     .fetch_all(db)
     .await?;
-    rows.iter()
-        .map(|row| {
-            at(
-                row,
-                Denial {
-                    layer: row.try_get("layer")?,
-                    what: row.try_get("what")?,
-                    target: row.try_get("target")?,
-                    rule: row.try_get("rule")?,
-                    origin: row.try_get("origin")?,
-                },
-            )
-        })
-        .collect()
+    rows.iter().map(|row| at(row, denial(row)?)).collect()
 }
 
 async fn approvals(

@@ -152,6 +152,17 @@ pub struct Record {
     pub timeline: Vec<TimelineEntry>,
 }
 
+/// Whose record something is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// The launch.
+    pub id: LaunchId,
+    /// The agent's name.
+    pub name: String,
+    /// The user it belongs to.
+    pub uid: u32,
+}
+
 /// Something with its moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct At<T> {

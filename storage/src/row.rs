@@ -45,6 +45,7 @@ pub(crate) fn kind_of(fact: &Fact) -> &'static str {
         Fact::RuleRevoked { .. } => "rule-revoked",
         Fact::RightRevoked { .. } => "right-revoked",
         Fact::RightsRestored { .. } => "rights-restored",
+        Fact::Control { .. } => "control",
         Fact::Note { .. } => "note",
     }
 }
@@ -120,7 +121,9 @@ pub(crate) async fn insert(
             timeline(db, written, seq, event, detail).await?;
             set_state(db, written, launch, state).await
         }
-        Fact::Note { text } => timeline(db, written, seq, event, json(text)).await,
+        Fact::Note { text } | Fact::Control { text } => {
+            timeline(db, written, seq, event, json(text)).await
+        }
         Fact::Exit(it) => {
             let row = Row::of(EXITS, seq)
                 .set("launch", launch)

@@ -9,12 +9,12 @@ use std::{
 };
 
 use sqlx::SqlitePool;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::{
     audit::{self, Head, Note, PublicKey},
     error::StoreError,
-    event::Event,
+    event::{Event, Fact},
     open,
     stream::sqlite::StreamJob,
     task::{TaskBatch, TaskTaken},
@@ -36,6 +36,18 @@ pub struct Health {
     pub trouble: Option<String>,
 }
 
+/// A refusal, as those who follow refusals hear of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// A [`Fact::Denial`].
+    pub event: Arc<Event>,
+    /// The same was recorded a moment ago; this one is not.
+    pub repeated: bool,
+}
+
+/// Refusals that a follower may be behind; it is told how many it missed.
+const TOLD_KEPT: usize = 4096;
+
 /// The record of one state directory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -51,6 +63,7 @@ struct Shared {
     health: watch::Receiver<Health>,
     key: PublicKey,
     incidents: Vec<Note>,
+    told: broadcast::Sender<Told>,
 }
 
 impl Store {
@@ -77,6 +90,7 @@ impl Store {
                 health,
                 key,
                 incidents,
+                told: broadcast::Sender::new(TOLD_KEPT),
             }),
         })
     }
@@ -107,6 +121,33 @@ impl Store {
         &self.shared.path
     }
 
+    /// Follows refusals from now on: each that is recorded, and the repeated ones that are only told of. Nobody waits for a
+    /// follower.
+    pub fn follow_denials(&self) -> broadcast::Receiver<Told> {
+        self.shared.told.subscribe()
+    }
+
+    /// Tells those who follow refusals of one that is not recorded, since the same was a moment ago.
+    pub fn tell_repeated(&self, event: Event) {
+        self.tell(event, true);
+    }
+
+    fn tell(&self, event: Event, repeated: bool) {
+        if self.shared.told.receiver_count() > 0 {
+            let event = Arc::new(event);
+            // It fails when nobody follows any more.
+            self.shared.told.send(Told { event, repeated }).ok();
+        }
+    }
+
+    fn tell_denials(&self, events: &[Event]) {
+        for event in events {
+            if matches!(event.fact, Fact::Denial(_)) {
+                self.tell(event.clone(), false);
+            }
+        }
+    }
+
     /// Queues a fact; returns once it is queued (waits while the queue is full). It is written in order with
     /// everything else, soon, but a crash right now may lose it: use [`Self::record_durable`] where that matters.
     ///
@@ -121,6 +162,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::QueueFull`], [`StoreError::Closed`].
     pub fn try_record(&self, event: Event) -> Result<(), StoreError> {
+        self.tell_denials(std::slice::from_ref(&event));
         let weight = weight_of(std::slice::from_ref(&event));
         let permit = Arc::clone(&self.shared.bytes)
             .try_acquire_many_owned(weight)
@@ -270,6 +312,7 @@ impl Store {
         events: Vec<Event>,
         done: Option<oneshot::Sender<Result<(), StoreError>>>,
     ) -> Result<(), StoreError> {
+        self.tell_denials(&events);
         let permit = Arc::clone(&self.shared.bytes)
             .acquire_many_owned(weight_of(&events))
             .await

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agentd_api::attach::{AttachFrame, MAX_FRAME};
 use agentd_api::{AgentIdentity, AgentState, AgentSummary, ExitInfo};
+use agentd_broker::protocol::Slot;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -14,6 +15,7 @@ use super::stdio::{Input, Stream};
 use super::viewer::{Begin, Notice, Viewer};
 use crate::driver::WorkPort;
 use crate::gateway::TokenBudget;
+use crate::revocation::Control;
 
 /// Notices that may wait for a viewer. An agent that stops and continues itself faster than one reads loses some.
 const NOTICES: usize = 64;
@@ -39,6 +41,8 @@ pub struct Facts {
     pub layers: Vec<&'static str>,
     /// The init's pid as the daemon's host sees it.
     pub host_pid: u32,
+    /// Its rows in the kernel plane's tables, until it has ended.
+    pub slot: Slot,
 }
 
 /// An agent, living or recently dead.
@@ -49,6 +53,8 @@ pub struct Agent {
     pub budget: Arc<TokenBudget>,
     pub log: Arc<OutputLog>,
     pub input: Input,
+    /// What can be taken from it while it runs.
+    pub control: Control,
     commands: mpsc::Sender<Command>,
     state: watch::Sender<AgentState>,
     ended: watch::Sender<Option<(ExitInfo, u64)>>,
@@ -102,6 +108,7 @@ impl Agent {
         budget: Arc<TokenBudget>,
         log: Arc<OutputLog>,
         input: Input,
+        control: Control,
     ) -> (Arc<Self>, Channels) {
         let (commands, command_receiver) = mpsc::channel(16);
         let agent = Self {
@@ -110,6 +117,7 @@ impl Agent {
             budget,
             log,
             input,
+            control,
             commands,
             state: watch::Sender::new(AgentState::Running),
             ended: watch::Sender::new(None),
@@ -125,8 +133,17 @@ impl Agent {
         )
     }
 
+    /// As the kernel and its init say. A frozen agent is stopped, whatever its init said last.
     pub fn state(&self) -> AgentState {
-        *self.state.borrow()
+        match *self.state.borrow() {
+            AgentState::Running if self.control.is_frozen() => AgentState::Stopped,
+            state => state,
+        }
+    }
+
+    /// It was frozen or thawed: those who follow its state look again.
+    pub fn state_may_have_changed(&self) {
+        self.state.send_modify(|_| {});
     }
 
     pub fn watch_state(&self) -> watch::Receiver<AgentState> {

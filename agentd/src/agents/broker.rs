@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentd_broker::client::{self, ClientError, HeldAgent, Incoming, LaunchedAgent};
+use agentd_bpf::Group;
+use agentd_broker::client::{self, ClientError, HeldAgent, Incoming, LaunchedAgent, PlaneTables};
 use agentd_broker::protocol::{self, ErrorCode, Gone, Launch, Reply, Request, Slot, Stats};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::Interest;
@@ -208,6 +209,28 @@ impl BrokerLink {
         }
     }
 
+    /// What there is of the kernel plane, with the tables that agentd may read.
+    pub async fn plane(&self) -> Result<PlaneTables, BrokerError> {
+        Ok(self
+            .call(&Request::Plane, &[], Again::Safe)
+            .await?
+            .try_into()?)
+    }
+
+    /// Why a group of the kernel plane's programs is not there.
+    pub async fn absent(&self, group: Group) -> Result<String, BrokerError> {
+        let incoming = self.call(&Request::Absent(group), &[], Again::Safe).await?;
+        match incoming.reply {
+            Reply::Reason(why) => Ok(why),
+            Reply::Failed(failure) => Err(ClientError::Refused(failure).into()),
+            _ => Err(ClientError::Unexpected {
+                expected: "reason",
+                got: "another reply",
+            }
+            .into()),
+        }
+    }
+
     /// Leaves the agents to the next agentd.
     pub async fn detach(&self) -> Result<(), BrokerError> {
         self.done(Request::Detach, &[]).await
@@ -216,6 +239,31 @@ impl BrokerLink {
     /// Kills everything in the slot at once.
     pub async fn kill(&self, slot: Slot) -> Result<(), BrokerError> {
         self.done(Request::Kill(slot), &[]).await
+    }
+
+    /// Sets what the slot may no longer do in the kernel: a set of `revoked` bits, and the ports that stay reachable.
+    pub async fn restrict(
+        &self,
+        slot: Slot,
+        revoked: u32,
+        kept_ports: [u16; 8],
+    ) -> Result<(), BrokerError> {
+        let request = Request::Restrict {
+            slot,
+            revoked,
+            kept_ports,
+        };
+        self.done(request, &[]).await
+    }
+
+    /// Stops every process in the slot.
+    pub async fn freeze(&self, slot: Slot) -> Result<(), BrokerError> {
+        self.done(Request::Freeze(slot), &[]).await
+    }
+
+    /// Lets the slot's processes run again.
+    pub async fn thaw(&self, slot: Slot) -> Result<(), BrokerError> {
+        self.done(Request::Thaw(slot), &[]).await
     }
 
     /// What the slot uses now.

@@ -5,7 +5,7 @@
 //! of file. Shared between the tasks of one agent and the broker link; no privilege.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use agentd_broker::protocol::{Launched, Slot};
 
@@ -16,6 +16,20 @@ use super::kept::{Descriptors, Kept, KeptError};
 #[derive(Debug, Clone)]
 pub struct Hold {
     inner: Arc<Inner>,
+}
+
+/// A slot for what outlives the agent: it keeps no descriptor open.
+#[derive(Debug, Clone)]
+pub struct WeakHold {
+    inner: Weak<Inner>,
+}
+
+impl WeakHold {
+    /// `None` once the agent has ended: the slot may be another's by then.
+    pub fn upgrade(&self) -> Option<Hold> {
+        let inner = self.inner.upgrade()?;
+        Some(Hold { inner })
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +91,12 @@ impl Hold {
                 changing: tokio::sync::Mutex::default(),
             }),
         })
+    }
+
+    pub fn downgrade(&self) -> WeakHold {
+        WeakHold {
+            inner: Arc::downgrade(&self.inner),
+        }
     }
 
     pub fn slot(&self) -> Slot {

@@ -15,12 +15,14 @@ use std::time::Duration;
 
 use agentd_api::{AgentIdentity, Driver, ExitCause};
 use agentd_sandbox::{
-    EgressRules, IpcRules, ModelRules, SandboxPlan, SshRules, StdioMode, ToolRules,
+    DenialRules, EgressRules, IpcRules, ModelRules, SandboxPlan, SshRules, StdioMode, ToolRules,
 };
 use agentd_storage::Ready;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::revocation::Taken;
 
 /// Raised only when an older document can't be understood any more.
 pub const FORMAT: u32 = 1;
@@ -66,6 +68,9 @@ pub struct Kept {
     /// Somebody has asked for its end.
     #[serde(default)]
     pub ending: Option<Ending>,
+    /// What was taken from it while it ran.
+    #[serde(default)]
+    pub taken: Taken,
     /// What the descriptors behind this one are, in their order.
     pub descriptors: Vec<String>,
     /// What other parts of agentd want to find again, by their names.
@@ -82,6 +87,9 @@ pub struct Rules {
     pub tools: ToolRules,
     #[serde(default)]
     pub ssh: SshRules,
+    /// Where the rules of the kernel's layers were written.
+    #[serde(default)]
+    pub denials: DenialRules,
 }
 
 impl From<&SandboxPlan> for Rules {
@@ -92,6 +100,7 @@ impl From<&SandboxPlan> for Rules {
             ipc: plan.ipc.clone(),
             tools: plan.tools.clone(),
             ssh: plan.ssh.clone(),
+            denials: plan.denials.clone(),
         }
     }
 }
@@ -261,12 +270,14 @@ pub(super) mod tests {
                 ipc: IpcRules::default(),
                 tools: ToolRules::default(),
                 ssh: SshRules::default(),
+                denials: DenialRules::default(),
             },
             stdio: StdioMode::Pty { rows: 24, cols: 80 },
             output_bytes: 1 << 20,
             deadline: Some(Deadline::after(Duration::from_secs(60))),
             keeps_names: true,
             ending: None,
+            taken: Taken::default(),
             descriptors: vec!["stdin".into(), listener_name(3)],
             links: serde_json::Map::new(),
         }
@@ -296,6 +307,7 @@ pub(super) mod tests {
         let earlier = document.as_object_mut().unwrap();
         earlier.remove("links");
         earlier.remove("ending");
+        earlier.remove("taken");
         let back = Kept::parse(document.to_string().as_bytes()).unwrap();
         assert_eq!(back.ending, None);
     }

@@ -34,6 +34,7 @@ use super::standing::{Place, Standing, Streams};
 use super::status::{StatusError, StatusLink};
 use crate::daemon::Daemon;
 use crate::gateway::Spent;
+use crate::revocation::Taken;
 
 /// How long to wait before an exit that could not be recorded is tried again.
 const RECORD_RETRY: Duration = Duration::from_secs(1);
@@ -339,7 +340,7 @@ impl Daemon {
         let id = identity.id;
         let kept = kept_of(&up, identity, spec, &plan, self.config.logs.limit_bytes);
         let tags = plan.listeners.iter().map(|listener| listener.tag);
-        let named = Streams::name(up.fds, kept.stdio, tags)?;
+        let named = Streams::name(up.fds, kept.stdio, tags, kept.layers)?;
         let streams = Streams::new(named, kept.stdio)?;
         // From here on the agent outlives this agentd.
         streams.keep(&up.hold, self, kept.clone()).await?;
@@ -361,9 +362,11 @@ impl Daemon {
     /// Writes the end down, then lets those who wait go on.
     pub(super) async fn finish(self: &Arc<Self>, agent: &Arc<Agent>, ending: Ending) {
         let Ending { exit, gone } = ending;
+        // Before its slot is released: the next agent in it begins with rows of zeros.
         let fact = Fact::Exit(exit_fact(
             &exit,
             gone.as_ref().and_then(|g| g.stats.memory_peak),
+            self.scheduler.last(agent.facts.slot),
         ));
         let event = Event::now(agent.identity.id.to_string(), fact);
         if let Err(error) = self.record_end(agent, &event, gone.as_ref()).await {
@@ -572,13 +575,18 @@ fn kept_of(
         deadline: limit.into_iter().flatten().min().map(Deadline::after),
         keeps_names: plan.keeps_names,
         ending: None,
+        taken: Taken::default(),
         // Filled in when the broker gets them.
         descriptors: Vec::new(),
         links: serde_json::Map::new(),
     }
 }
 
-pub(super) fn exit_fact(exit: &ExitInfo, memory_peak_bytes: Option<u64>) -> agentd_storage::Exit {
+pub(super) fn exit_fact(
+    exit: &ExitInfo,
+    memory_peak_bytes: Option<u64>,
+    scheduled: Option<agentd_storage::Scheduled>,
+) -> agentd_storage::Exit {
     use agentd_api::ExitCause;
     use agentd_storage::ExitKind;
     agentd_storage::Exit {
@@ -600,6 +608,7 @@ pub(super) fn exit_fact(exit: &ExitInfo, memory_peak_bytes: Option<u64>) -> agen
             system_us: exit.stime_us.unwrap_or(0),
             max_rss_kib: exit.max_rss_kb.unwrap_or(0),
             memory_peak_bytes,
+            scheduled,
         },
     }
 }

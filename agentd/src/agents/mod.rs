@@ -184,6 +184,14 @@ impl Registry {
         id.is_ok_and(|id| self.inner().live.contains_key(&id))
     }
 
+    /// The agent of the launch `id`, if it lives or has ended lately.
+    pub fn of_launch(&self, id: &str) -> Option<Arc<Agent>> {
+        let id: AgentId = id.parse().ok()?;
+        let inner = self.inner();
+        let ended = || inner.ended.iter().find(|agent| agent.identity.id == id);
+        inner.live.get(&id).or_else(ended).cloned()
+    }
+
     /// Moves an agent from the living to the recently ended.
     pub fn retire(&self, agent: &Arc<Agent>) {
         let mut inner = self.inner();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use agentd_api::{AgentId, Driver};
 use agentd_bus::access::Right;
+use agentd_launch::layers::LAYER_SECCOMP_NOTIFY;
 use agentd_launch::plan;
 use agentd_orchestrator::agent::{Happening, Life};
 use agentd_sandbox::StdioMode;
@@ -37,6 +38,7 @@ use crate::daemon::Daemon;
 use crate::driver::History;
 use crate::gateway::{Spent, TokenBudget};
 use crate::mcp::Rights;
+use crate::revocation::{self, Control, NetworkSwitch};
 use crate::tasks::Delegation;
 
 /// An agent with everything that its services are made of.
@@ -53,6 +55,9 @@ pub struct Standing {
     pub history: Option<History>,
 }
 
+/// The name of the pipe of refused calls.
+const REFUSALS: &str = "refusals";
+
 /// The descriptors of an agent in the form in which they are used.
 #[derive(Debug)]
 pub struct Streams {
@@ -60,6 +65,8 @@ pub struct Streams {
     pub output: Output,
     /// By the tag of the plan.
     pub listeners: BTreeMap<u16, OwnedFd>,
+    /// What the filter refused, as the sandbox's init tells it.
+    pub refusals: Option<OwnedFd>,
 }
 
 /// Where a new agent belongs.
@@ -72,11 +79,13 @@ pub enum Place<'a> {
 }
 
 impl Streams {
-    /// Names the descriptors of a new agent, which come in the order of the plan: streams, then listeners.
+    /// Names the descriptors of a new agent, which come in the order of the plan: streams, then listeners; then the refusals, if
+    /// that is one of its `layers`.
     pub fn name(
         fds: Vec<OwnedFd>,
         mode: StdioMode,
         listeners: impl Iterator<Item = u16>,
+        layers: u64,
     ) -> anyhow::Result<Descriptors> {
         let streams: &[&str] = match mode {
             StdioMode::Pty { .. } => &["terminal"],
@@ -85,6 +94,9 @@ impl Streams {
         };
         let mut names: Vec<String> = streams.iter().map(|name| (*name).to_owned()).collect();
         names.extend(listeners.map(listener_name));
+        if layers & LAYER_SECCOMP_NOTIFY != 0 {
+            names.push(REFUSALS.to_owned());
+        }
         if names.len() != fds.len() {
             anyhow::bail!(
                 "the sandbox passed {} descriptors and its plan has {}",
@@ -129,6 +141,7 @@ impl Streams {
             input,
             output,
             listeners,
+            refusals: streams.remove(REFUSALS),
         })
     }
 
@@ -147,6 +160,9 @@ impl Streams {
         }
         for (tag, fd) in &self.listeners {
             add(&listener_name(*tag), fd.as_fd());
+        }
+        if let Some(refusals) = &self.refusals {
+            add(REFUSALS, refusals.as_fd());
         }
         Ok(hold.keep(&daemon.broker, kept, &fds).await?)
     }
@@ -173,7 +189,13 @@ impl Daemon {
             input,
             output,
             listeners,
+            refusals,
         } = streams;
+        let witness = self.denials.witness(
+            kept.identity.clone(),
+            hold.slot(),
+            kept.rules.denials.clone(),
+        );
         if let Input::Pipe(_) = &input {
             let (forgets, broker, name) =
                 (hold.clone(), self.broker.clone(), kept.identity.to_string());
@@ -195,23 +217,38 @@ impl Daemon {
             started_at_ms: kept.started_at_ms,
             layers: agentd_launch::layers::layer_names(kept.layers).collect(),
             host_pid: kept.ready.pid,
+            slot: hold.slot(),
         };
         let budget = TokenBudget::resumed(&kept.rules.model, spent);
+        let cancel = CancellationToken::new();
+        let network = NetworkSwitch::new(cancel.clone());
+        let control = Control::new(revocation::Parts {
+            agent: kept.identity.name.clone(),
+            launch: kept.identity.id.to_string(),
+            hold: hold.downgrade(),
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            network: Arc::clone(&network),
+            kept_ports: revocation::kept_ports(ports(&listeners)),
+            taken: kept.taken.clone(),
+        });
+        // Before anything of it is served.
+        control.take_again().await?;
         let (agent, channels) = Agent::new(
             kept.identity.clone(),
             facts,
             Arc::clone(&budget),
             Arc::new(output_log),
             input,
+            control,
         );
-        let cancel = CancellationToken::new();
         // Ends what is served already when a later step fails.
         let undo = cancel.clone().drop_guard();
         let revoked = match place {
             Place::New(_) => Vec::new(),
             Place::Adopted => self.revoked(kept.identity.id).await?,
         };
-        let port = self.serve_listeners(listeners, &kept, &revoked, &budget, &cancel)?;
+        let port = self.serve_listeners(listeners, &kept, &revoked, &budget, network, &cancel)?;
         for topic in &kept.subscriptions {
             port.subscribe(topic).await?;
         }
@@ -277,6 +314,15 @@ impl Daemon {
                 }
             })
         };
+        if let Some(refusals) = refusals {
+            let of = kept.identity.clone();
+            let witness = Arc::clone(&witness);
+            tokio::spawn(async move {
+                if let Err(error) = crate::denials::follow_refusals(refusals, witness).await {
+                    tracing::warn!(agent = %of, "its refused calls can't be read further: {error}");
+                }
+            });
+        }
         let mut life = Life::new();
         life.see(Happening::Ready)?;
         if let Some(ending) = &kept.ending {
@@ -308,6 +354,7 @@ impl Daemon {
         tokio::spawn(async move {
             let ending = session.run().await;
             daemon.finish(&followed, ending).await;
+            drop(witness);
         });
         Ok((agent, attachment))
     }
@@ -339,6 +386,7 @@ impl Daemon {
         kept: &Kept,
         revoked: &[(Right, String)],
         budget: &Arc<TokenBudget>,
+        network: Arc<NetworkSwitch>,
         cancel: &CancellationToken,
     ) -> anyhow::Result<crate::bus::AgentPort> {
         let identity = &kept.identity;
@@ -406,7 +454,8 @@ impl Daemon {
                         kept.unit.as_deref().map(kind_of_unit),
                         kept.rules.tools.ask_timeout,
                     )
-                    .with_credentials(credentials);
+                    .with_credentials(credentials)
+                    .with_switch(Arc::clone(&network));
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
                 plan::MCP => {
@@ -428,4 +477,13 @@ impl Daemon {
         }
         Ok(port)
     }
+}
+
+/// The tags and ports of those listeners that have one.
+fn ports(listeners: &BTreeMap<u16, OwnedFd>) -> impl Iterator<Item = (u16, u16)> + '_ {
+    listeners.iter().filter_map(|(tag, fd)| {
+        let address = rustix::net::getsockname(fd).ok()?;
+        let address = std::net::SocketAddr::try_from(address).ok()?;
+        Some((*tag, address.port()))
+    })
 }

@@ -33,7 +33,7 @@ use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
 use super::rights::Rights;
 use super::socket;
-use super::tap::{Tap, TapFilter, Taps};
+use super::tap::{QueueWatch, Tap, TapFilter, Taps};
 use super::types::BusError;
 use super::user::Users;
 
@@ -109,6 +109,13 @@ pub(super) struct Shared {
     limits: Limits,
 }
 
+impl Shared {
+    /// The router's threads.
+    pub(super) fn shards(&self) -> &[Shard] {
+        self.shards.all()
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         // What answers for the store holds the shards too, and each shard the store.
@@ -143,6 +150,7 @@ impl Host for Surroundings {
         // One thread does it for all that this router says, so the record and the taps have its order.
         let record = std::mem::take(&mut fx.record);
         self.taps.offer(&record);
+        self.taps.offer_steps(std::mem::take(&mut fx.steps));
         self.record.push(record);
         if fx.channels.is_empty() {
             return;
@@ -440,7 +448,11 @@ impl BusServer {
 
     /// Listens in on what the router does, from now on.
     pub fn tap(&self, filter: TapFilter) -> Tap {
-        self.shared.taps.listen(filter)
+        let watch = filter.queue.as_deref();
+        let watch = watch.map(|name| QueueWatch::new(&self.shared, name));
+        let mut tap = self.shared.taps.listen(filter);
+        tap.watch = watch;
+        tap
     }
 
     /// The router threads.

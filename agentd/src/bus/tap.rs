@@ -1,4 +1,5 @@
-//! Who listens in on what the router does: message metadata, filtered per listener, never contents.
+//! Who listens in on what the router does: message metadata, or the steps of one queue's messages; filtered per listener,
+//! never contents.
 //!
 //! A tap never holds anybody up. Each has a bounded queue; what finds it full is left out, counted, and told with the
 //! next entry or as soon as the queue is empty. Offering happens under the router's lock, so the entries have its order;
@@ -8,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use agentd_bus::frame::PeerId;
-use agentd_bus::router::MessageMeta;
+use agentd_bus::router::{MessageMeta, QueueStep};
 use agentd_bus::topic;
 use tokio::sync::mpsc;
+
+use super::server::Shared;
 
 /// Entries that wait for one listener.
 const HELD: usize = 1024;
@@ -24,6 +27,8 @@ pub struct TapFilter {
     pub peer: Option<PeerId>,
     /// Published to a topic that this pattern covers.
     pub topic: Option<String>,
+    /// Not of messages as they are routed, but of what happens to those in queues of this name.
+    pub queue: Option<String>,
 }
 
 impl TapFilter {
@@ -34,9 +39,17 @@ impl TapFilter {
             let topic = meta.topic.as_deref();
             topic.is_some_and(|topic| topic::matches(pattern, topic))
         };
-        self.uid.is_none_or(|uid| meta.uid == Some(uid))
+        self.queue.is_none()
+            && self.uid.is_none_or(|uid| meta.uid == Some(uid))
             && self.peer.is_none_or(is_side)
             && self.topic.as_ref().is_none_or(covers)
+    }
+
+    fn wants_step(&self, step: &QueueStep) -> bool {
+        let by = step.by.as_ref().map(|(id, _)| *id);
+        self.queue.as_deref() == Some(&*step.queue)
+            && self.uid.is_none_or(|uid| step.uid == uid)
+            && self.peer.is_none_or(|peer| by == Some(peer))
     }
 }
 
@@ -44,8 +57,25 @@ impl TapFilter {
 #[derive(Debug)]
 pub enum Tapped {
     Message(Arc<MessageMeta>),
-    /// So many messages found the queue full.
+    Step(Arc<QueueStep>),
+    /// So many of them found the listener's own queue full.
     LeftOut(u64),
+}
+
+/// One thing to hear of.
+#[derive(Clone, Debug)]
+enum Heard {
+    Message(Arc<MessageMeta>),
+    Step(Arc<QueueStep>),
+}
+
+impl From<Heard> for Tapped {
+    fn from(heard: Heard) -> Self {
+        match heard {
+            Heard::Message(meta) => Self::Message(meta),
+            Heard::Step(step) => Self::Step(step),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -57,7 +87,7 @@ struct Listener {
 
 #[derive(Debug)]
 struct Entry {
-    meta: Arc<MessageMeta>,
+    heard: Heard,
     /// How many were left out before it.
     left_out: u64,
 }
@@ -81,6 +111,7 @@ impl Taps {
             left_out,
             next: None,
             taps: Arc::downgrade(self),
+            watch: None,
         }
     }
 
@@ -94,7 +125,21 @@ impl Taps {
             let mut shared: Option<Arc<MessageMeta>> = None;
             for listener in listeners.iter().filter(|l| l.filter.wants(meta)) {
                 let meta = shared.get_or_insert_with(|| Arc::new(meta.clone()));
-                listener.offer(meta);
+                listener.offer(Heard::Message(Arc::clone(meta)));
+            }
+        }
+    }
+
+    /// Tells whoever listens to these queues.
+    pub fn offer_steps(&self, steps: Vec<QueueStep>) {
+        if steps.is_empty() {
+            return;
+        }
+        let listeners = self.lock();
+        for step in steps {
+            let step = Arc::new(step);
+            for listener in listeners.iter().filter(|l| l.filter.wants_step(&step)) {
+                listener.offer(Heard::Step(Arc::clone(&step)));
             }
         }
     }
@@ -105,13 +150,10 @@ impl Taps {
 }
 
 impl Listener {
-    fn offer(&self, meta: &Arc<MessageMeta>) {
+    fn offer(&self, heard: Heard) {
         // Taken and put back by one thread at a time: whoever holds the list. The other side only takes.
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
-        let entry = Entry {
-            meta: Arc::clone(meta),
-            left_out,
-        };
+        let entry = Entry { heard, left_out };
         if self.sender.try_send(entry).is_err() {
             self.left_out.fetch_add(left_out + 1, Ordering::Relaxed);
         }
@@ -123,16 +165,51 @@ impl Listener {
 pub struct Tap {
     receiver: mpsc::Receiver<Entry>,
     left_out: Arc<AtomicU64>,
-    /// The message that comes after what was said to be left out.
-    next: Option<Arc<MessageMeta>>,
+    /// What comes after what was said to be left out.
+    next: Option<Heard>,
     taps: Weak<Taps>,
+    /// Dropped with the tap.
+    pub(super) watch: Option<QueueWatch>,
+}
+
+/// A queue that is watched for as long as this lives.
+#[derive(Debug)]
+pub(super) struct QueueWatch {
+    bus: Weak<Shared>,
+    name: String,
+}
+
+impl QueueWatch {
+    pub fn new(bus: &Arc<Shared>, name: &str) -> Self {
+        for shard in bus.shards() {
+            let name = name.to_owned();
+            // Whatever is said after this call comes after it in the router too.
+            drop(shard.ask(move |router, _, _| router.watch_queue(&name)));
+        }
+        Self {
+            bus: Arc::downgrade(bus),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl Drop for QueueWatch {
+    fn drop(&mut self) {
+        let Some(bus) = self.bus.upgrade() else {
+            return;
+        };
+        for shard in bus.shards() {
+            let name = self.name.clone();
+            drop(shard.ask(move |router, _, _| router.unwatch_queue(&name)));
+        }
+    }
 }
 
 impl Tap {
-    /// The next message, or how many are missing before it; `None` when the bus has ended. Cancel safe.
+    /// The next one, or how many are missing before it; `None` when the bus has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Tapped> {
-        if let Some(meta) = self.next.take() {
-            return Some(Tapped::Message(meta));
+        if let Some(heard) = self.next.take() {
+            return Some(heard.into());
         }
         let entry = match self.receiver.try_recv() {
             Ok(entry) => entry,
@@ -143,9 +220,9 @@ impl Tap {
             },
         };
         if entry.left_out == 0 {
-            return Some(Tapped::Message(entry.meta));
+            return Some(entry.heard.into());
         }
-        self.next = Some(entry.meta);
+        self.next = Some(entry.heard);
         Some(Tapped::LeftOut(entry.left_out))
     }
 }
@@ -163,6 +240,7 @@ impl Drop for Tap {
 mod tests {
     use super::*;
     use agentd_bus::message::Status;
+    use agentd_bus::router::QueueStepKind;
 
     fn meta(seq: u64, uid: u32, from: u8, topic: Option<&str>) -> MessageMeta {
         MessageMeta {
@@ -186,7 +264,41 @@ mod tests {
         match tap.next().await.expect("the bus lives") {
             Tapped::Message(meta) => Ok(meta.seq),
             Tapped::LeftOut(n) => Err(n),
+            Tapped::Step(step) => panic!("nobody asked for {step:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn who_listens_to_a_queue_hears_its_steps_and_nothing_else() {
+        let taps = Arc::new(Taps::default());
+        let mut tap = taps.listen(TapFilter {
+            uid: Some(1000),
+            queue: Some("builds".into()),
+            ..TapFilter::default()
+        });
+        let mut other = taps.listen(TapFilter::default());
+        let step = |uid, queue: &str, message| QueueStep {
+            uid,
+            queue: queue.into(),
+            message,
+            kind: QueueStepKind::Acked,
+            by: None,
+            deliveries: 1,
+            bytes: 3,
+            at_ns: 0,
+        };
+        taps.offer(&[meta(1, 1000, 1, Some("queue.builds"))]);
+        taps.offer_steps(vec![
+            step(1001, "builds", 1),
+            step(1000, "tests", 2),
+            step(1000, "builds", 3),
+        ]);
+        match tap.next().await {
+            Some(Tapped::Step(step)) => assert_eq!(step.message, 3),
+            heard => panic!("{heard:?}"),
+        }
+        assert_eq!(next(&mut other).await, Ok(1));
+        assert!(tap.receiver.is_empty() && other.receiver.is_empty());
     }
 
     #[tokio::test]

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentd_api::{AgentState, AttachOptions, Error, ExitInfo, LogOptions, StdioMode};
+use agentd_api::{
+    AgentState, AttachOptions, Error, ExitInfo, LogOptions, Restrictions, Revocable, StdioMode,
+};
 use zbus::Connection;
 use zbus::object_server::SignalEmitter;
 
-use crate::agents::Agent;
 use crate::agents::agent::{Attach, Command, Ended, TakesInput};
 use crate::agents::attachment::{Attachment, Manner};
 use crate::agents::log::{self, Extent, Follow};
 use crate::agents::stdio::Input;
 use crate::agents::viewer::Begin;
+use crate::agents::{Agent, Caller};
+use crate::revocation::Control;
 
 /// Longest grace a stop may ask for.
 const MAX_GRACE: Duration = Duration::from_secs(3600);
@@ -21,11 +24,21 @@ const MAX_GRACE: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct AgentObject {
     agent: Arc<Agent>,
+    caller: Caller,
 }
 
 impl AgentObject {
-    pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent }
+    pub fn new(agent: Arc<Agent>, caller: Caller) -> Self {
+        Self { agent, caller }
+    }
+
+    /// Live control of an agent that lives.
+    fn control(&self) -> Result<&Control, Error> {
+        if self.agent.state().is_live() {
+            Ok(&self.agent.control)
+        } else {
+            Err(self.ended()(Ended))
+        }
     }
 
     /// Returns when nothing of the agent is left, as a caller of `stop` expects.
@@ -73,7 +86,11 @@ impl AgentObject {
     }
 
     async fn stop(&self, grace_ms: u32) -> Result<(), Error> {
-        let grace = Duration::from_millis(grace_ms.into()).min(MAX_GRACE);
+        let mut grace = Duration::from_millis(grace_ms.into()).min(MAX_GRACE);
+        // Frozen, it could not hear of it; and by somebody else, it must not run again for it.
+        if self.agent.control.is_frozen() && self.thaw().await.is_err() {
+            grace = Duration::ZERO;
+        }
         let stop = Command::Stop {
             grace,
             by: "agentctl stop".into(),
@@ -99,6 +116,30 @@ impl AgentObject {
             .command(Command::Signal(signo.unsigned_abs()))
             .await
             .map_err(self.ended())
+    }
+
+    async fn revoke(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
+        self.control()?.revoke(&rights, self.caller).await
+    }
+
+    async fn restore(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
+        self.control()?.restore(&rights, self.caller).await
+    }
+
+    async fn freeze(&self) -> Result<Restrictions, Error> {
+        let frozen = self.control()?.freeze(self.caller).await;
+        self.agent.state_may_have_changed();
+        frozen
+    }
+
+    async fn thaw(&self) -> Result<Restrictions, Error> {
+        let thawed = self.control()?.thaw(self.caller).await;
+        self.agent.state_may_have_changed();
+        thawed
+    }
+
+    async fn restrictions(&self) -> Result<Restrictions, Error> {
+        Ok(self.agent.control.restrictions().await)
     }
 
     async fn logs(&self, options: LogOptions) -> Result<zbus::OwnedFd, Error> {
@@ -209,8 +250,8 @@ pub async fn follow(connection: Connection, agent: Arc<Agent>) {
                     return AgentObject::exited(&emitter, exit).await;
                 }
                 changed = states.changed() => if changed.is_ok() {
-                    let state = *states.borrow_and_update();
-                    AgentObject::state_changed(&emitter, state).await?;
+                    states.mark_unchanged();
+                    AgentObject::state_changed(&emitter, agent.state()).await?;
                 },
             }
         }

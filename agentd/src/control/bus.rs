@@ -170,10 +170,19 @@ impl BusObject {
         if let Some(pattern) = &options.topic {
             check_pattern(pattern)?;
         }
+        if let Some(queue) = &options.queue {
+            topic::check_topic(queue)
+                .map_err(|e| Error::InvalidArgument(format!("{queue:?} is no queue: {e}")))?;
+            if options.topic.is_some() {
+                let why = "a tap is of `topic` or of `queue`, not of both";
+                return Err(Error::InvalidArgument(why.to_owned()));
+            }
+        }
         let filter = TapFilter {
             uid: (self.caller.uid != 0).then_some(self.caller.uid),
             peer: agent.map(|agent| PeerId(*agent.id.0.as_bytes())),
             topic: options.topic,
+            queue: options.queue,
         };
         let (sender, reader) = open_pipe()?;
         let mut tap = self.daemon.bus.tap(filter);
@@ -188,6 +197,7 @@ impl BusObject {
                     None => return,
                     Some(Tapped::LeftOut(n)) => json!({ "left_out": n }),
                     Some(Tapped::Message(meta)) => seen::message_json(&meta),
+                    Some(Tapped::Step(step)) => seen::step_json(&step),
                 };
                 if put(&mut out, &line).await.is_err() {
                     return;

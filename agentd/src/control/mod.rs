@@ -7,8 +7,10 @@
 mod agent;
 mod approvals;
 mod bus;
+mod denials;
 mod manager;
 mod polkit;
+mod sched;
 mod seen;
 mod streams;
 pub mod systembus;
@@ -29,7 +31,9 @@ use crate::daemon::Daemon;
 use agent::AgentObject;
 use approvals::ApprovalsObject;
 use bus::BusObject;
+use denials::DenialsObject;
 use manager::ManagerObject;
+use sched::SchedObject;
 use tasks::TasksObject;
 use units::UnitsObject;
 use upkeep::UpkeepObject;
@@ -152,10 +156,11 @@ impl Tree {
         // Subscribed before the first listing, so that no agent falls between the two.
         let changes = daemon.agents.changes();
         let questions = daemon.approvals.changes();
+        let refusals = daemon.store.follow_denials();
         // Before the first call is served: a client asks for an agent as soon as it is connected.
         let agents = daemon.agents.visible(caller);
         let builder = agents.iter().fold(builder, |builder, agent| {
-            let object = AgentObject::new(Arc::clone(agent));
+            let object = AgentObject::new(Arc::clone(agent), caller);
             builder.serve_at(agent.identity.id.object_path(), object)
         });
         let connection = builder
@@ -166,17 +171,25 @@ impl Tree {
             .serve_at(MANAGER_PATH, ManagerObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UnitsObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, UpkeepObject::new(Arc::clone(daemon), caller))
+            .serve_at(MANAGER_PATH, SchedObject::new(Arc::clone(daemon), caller))
             .serve_at(MANAGER_PATH, BusObject::new(Arc::clone(daemon), caller))
             .serve_at(
                 MANAGER_PATH,
                 ApprovalsObject::new(Arc::clone(daemon), caller),
             )
+            .serve_at(MANAGER_PATH, DenialsObject::new(Arc::clone(daemon), caller))
             .build()
             .await?;
         for agent in agents.into_iter().filter(|agent| agent.state().is_live()) {
             tokio::spawn(agent::follow(connection.clone(), agent));
         }
         tokio::spawn(approvals::follow(connection.clone(), questions, caller));
+        tokio::spawn(denials::follow(
+            connection.clone(),
+            refusals,
+            Arc::clone(daemon),
+            caller,
+        ));
         let tree = Self {
             connection,
             caller,
@@ -201,7 +214,7 @@ impl Tree {
             };
             match change {
                 Ok(Change::Added(agent)) if self.caller.may_touch(agent.identity.uid) => {
-                    publish(&self.connection, &agent).await?;
+                    publish(&self.connection, &agent, self.caller).await?;
                 }
                 Ok(Change::Forgotten(agent)) if self.caller.may_touch(agent.identity.uid) => {
                     let path = agent.identity.id.object_path();
@@ -219,16 +232,16 @@ impl Tree {
 
     async fn publish_all(&self) -> zbus::Result<()> {
         for agent in self.daemon.agents.visible(self.caller) {
-            publish(&self.connection, &agent).await?;
+            publish(&self.connection, &agent, self.caller).await?;
         }
         Ok(())
     }
 }
 
 /// Puts an agent's object on a connection and lets its signals follow its state. Publishing twice is harmless.
-async fn publish(connection: &Connection, agent: &Arc<Agent>) -> zbus::Result<()> {
+async fn publish(connection: &Connection, agent: &Arc<Agent>, caller: Caller) -> zbus::Result<()> {
     let path = agent.identity.id.object_path();
-    let object = AgentObject::new(Arc::clone(agent));
+    let object = AgentObject::new(Arc::clone(agent), caller);
     // `at` leaves an object that is already there, and says so with `Some`.
     if connection
         .object_server()

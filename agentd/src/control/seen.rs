@@ -11,7 +11,7 @@ use agentd_bus::access::Right;
 use agentd_bus::channel::{SocketOnly, Tier as BusTier};
 use agentd_bus::frame::PeerId;
 use agentd_bus::listing::Liveness;
-use agentd_bus::router::{ChannelKind as BusKind, MessageMeta, PeerStatus};
+use agentd_bus::router::{ChannelKind as BusKind, MessageMeta, PeerStatus, QueueStep};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -178,6 +178,22 @@ pub fn message_json(meta: &MessageMeta) -> Value {
         "correlation": meta.correlation,
         "outcome": meta.outcome.to_string(),
         "receivers": meta.receivers,
+    })
+}
+
+/// One step of a message in a queue for a tap.
+pub fn step_json(step: &QueueStep) -> Value {
+    json!({
+        "at_ns": step.at_ns,
+        "uid": step.uid,
+        "queue": &*step.queue,
+        "message": step.message,
+        "step": step.kind.as_str(),
+        "why": step.kind.why(),
+        "by": step.by.as_ref().map(|(_, name)| &**name),
+        "by_id": step.by.as_ref().map(|(id, _)| Uuid::from_bytes(id.0)),
+        "deliveries": step.deliveries,
+        "bytes": step.bytes,
     })
 }
 

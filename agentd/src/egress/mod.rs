@@ -23,15 +23,16 @@ mod server;
 mod terminate;
 mod tunnel;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use agentd_api::AgentIdentity;
 use agentd_sandbox::EgressRules;
 use agentd_storage::{Denial, Event, Fact, Store};
 
 use crate::approvals::Approvals;
+use crate::denials::News;
+use crate::revocation::NetworkSwitch;
 use consent::People;
 
 pub use counters::{EgressCounters, EgressSnapshot};
@@ -40,11 +41,6 @@ pub use credential::{
 };
 pub use resolve::{Resolve, SystemResolver};
 pub use server::serve;
-
-/// The same refusal is recorded once in this time; the counters see all.
-const DENIAL_PERIOD: Duration = Duration::from_secs(60);
-/// How many different refusals are remembered for that.
-const DENIALS_REMEMBERED: usize = 1024;
 
 /// What the proxy needs to know about the agent it serves.
 #[derive(Debug)]
@@ -55,9 +51,10 @@ pub struct EgressContext {
     resolver: Arc<dyn Resolve>,
     counters: Arc<EgressCounters>,
     idle_timeout: Duration,
-    denied: Mutex<HashMap<String, Instant>>,
+    denied: News,
     people: Option<People>,
     credentials: Option<AgentCredentials>,
+    switch: Option<Arc<NetworkSwitch>>,
 }
 
 impl EgressContext {
@@ -70,15 +67,22 @@ impl EgressContext {
             resolver: Arc::new(SystemResolver),
             counters: Arc::default(),
             idle_timeout: Duration::from_secs(600),
-            denied: Mutex::default(),
+            denied: News::default(),
             people: None,
             credentials: None,
+            switch: None,
         }
     }
 
     /// Puts credentials into requests to their hosts.
     pub fn with_credentials(mut self, credentials: Option<AgentCredentials>) -> Self {
         self.credentials = credentials;
+        self
+    }
+
+    /// Lets connections in only while the switch is on, and ends them with it.
+    pub fn with_switch(mut self, switch: Arc<NetworkSwitch>) -> Self {
+        self.switch = Some(switch);
         self
     }
 
@@ -110,12 +114,9 @@ impl EgressContext {
         self.counters.clone()
     }
 
-    /// Counts a refusal, and records it unless the same one was recorded a moment ago.
+    /// Counts a refusal, tells of it, and records it unless the same one was recorded a moment ago.
     async fn deny(&self, target: &str, why: &str, origin: Option<String>) {
         self.counters.denied();
-        if !self.is_news(target) {
-            return;
-        }
         let denial = Denial {
             layer: "egress".into(),
             what: "connect".into(),
@@ -124,31 +125,12 @@ impl EgressContext {
             origin,
         };
         let event = Event::now(self.identity.id.to_string(), Fact::Denial(denial));
+        if !self.denied.is_new(target) {
+            self.store.tell_repeated(event);
+            return;
+        }
         if let Err(error) = self.store.record_durable(event).await {
             tracing::error!(agent = %self.identity.name, %error, "the egress proxy cannot write the record");
-        }
-    }
-
-    fn is_news(&self, target: &str) -> bool {
-        // Times by target: whatever a panic leaves behind is still right.
-        let mut denied = self
-            .denied
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let now = Instant::now();
-        if denied.len() >= DENIALS_REMEMBERED {
-            denied.retain(|_, at| now.duration_since(*at) < DENIAL_PERIOD);
-            if denied.len() >= DENIALS_REMEMBERED {
-                // An agent that tries a thousand targets a minute is on record a thousand times already.
-                return false;
-            }
-        }
-        match denied.get(target) {
-            Some(at) if now.duration_since(*at) < DENIAL_PERIOD => false,
-            _ => {
-                denied.insert(target.to_owned(), now);
-                true
-            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The agent's side of the proxy: accepts, tells the two forms apart, and turns everything else away.
 
 use std::convert::Infallible;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::EgressContext;
+use crate::revocation::Admitted;
+
 use super::destination::{Destination, Refused};
 use super::terminate::Terminated;
 use super::{http as plain, tunnel};
@@ -30,6 +33,9 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
 
 pub(super) type ProxyBody = BoxBody<Bytes, hyper::Error>;
+
+/// A connection's place among those of its agent, and in the switch of its network.
+type Seat = (OwnedSemaphorePermit, Option<Admitted>);
 
 /// What every connection shares.
 #[derive(Clone)]
@@ -64,9 +70,25 @@ pub async fn serve(listener: TcpListener, context: Arc<EgressContext>, cancel: C
                 continue;
             }
         };
-        let mine = shared.clone();
+        let mut mine = shared.clone();
+        let admitted = match &shared.context.switch {
+            None => None,
+            Some(switch) => match switch.admit(stream.as_fd()) {
+                Ok(Some(admitted)) => Some(admitted),
+                // The network is revoked.
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(agent = %shared.context.identity.name, %error, "the egress proxy closes a connection");
+                    continue;
+                }
+            },
+        };
+        if let Some(admitted) = &admitted {
+            mine.cancel = admitted.cancel.clone();
+        }
         shared.tasks.spawn(async move {
-            let slot = Arc::new(slot);
+            // Both stay taken for as long as a tunnel that began here.
+            let slot = Arc::new((slot, admitted));
             let stop = mine.cancel.clone();
             let service = service_fn(move |request| {
                 let (shared, slot) = (mine.clone(), slot.clone());
@@ -95,11 +117,7 @@ pub async fn serve(listener: TcpListener, context: Arc<EgressContext>, cancel: C
 }
 
 impl Shared {
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        slot: Arc<OwnedSemaphorePermit>,
-    ) -> Response<ProxyBody> {
+    async fn handle(&self, request: Request<Incoming>, slot: Arc<Seat>) -> Response<ProxyBody> {
         let answered = if request.method() == Method::CONNECT {
             self.tunnel(request, slot).await
         } else if request.uri().authority().is_some() {
@@ -120,7 +138,7 @@ impl Shared {
     async fn tunnel(
         &self,
         request: Request<Incoming>,
-        slot: Arc<OwnedSemaphorePermit>,
+        slot: Arc<Seat>,
     ) -> Result<Response<ProxyBody>, Refused> {
         let destination = request
             .uri()

@@ -1,6 +1,7 @@
 //! What a policy leaves to people waits for a person: the owner, over agentctl or the desktop, and nobody else.
 
 use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
@@ -453,8 +454,9 @@ impl SessionBus {
             address,
             _dir: dir,
         };
+        // The socket's name is there before it takes anyone.
         wait_until("the session bus listens", || {
-            bus._dir.path().join("bus").exists()
+            UnixStream::connect(bus._dir.path().join("bus")).is_ok()
         });
         Some(bus)
     }

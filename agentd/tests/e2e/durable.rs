@@ -3,7 +3,9 @@
 //! An agent in a sandbox fills a queue and another one works off its beginning, acknowledging most and rejecting some; agentd is
 //! killed while the first is at it and started again. Then a third agent takes what there is. Over both stores.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
@@ -77,6 +79,38 @@ fn messages(daemon: &Daemon, args: &[&str]) -> Vec<(u64, u64, Option<String>)> {
     bus(daemon, args).lines().map(line).collect()
 }
 
+/// `bus trace --queue` of whatever happens next.
+struct Trace(Child);
+
+impl Trace {
+    /// Follows the queue when this returns.
+    fn start(daemon: &Daemon) -> Self {
+        let mut command = daemon.agentctl(["--json", "-v", "bus", "trace", "--queue", QUEUE]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start agentctl");
+        let stderr = BufReader::new(child.stderr.as_mut().expect("piped"));
+        let mut lines = stderr.lines().map(|line| line.expect("readable"));
+        assert!(lines.any(|line| line.ends_with("following")), "it follows");
+        Self(child)
+    }
+
+    /// What became of the first message, to its end.
+    fn steps(self) -> Vec<String> {
+        let (code, out, err) = text(&self.0.wait_with_output().expect("it ends"));
+        assert_eq!(code, 0, "{err}");
+        let line = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
+        let lines: Vec<Value> = out.lines().map(line).collect();
+        assert!(
+            lines
+                .iter()
+                .all(|line| line["message"] == lines[0]["message"]),
+            "{out}"
+        );
+        let step = |line: &Value| line["step"].as_str().expect("a step").to_owned();
+        lines.iter().map(step).collect()
+    }
+}
+
 #[test]
 fn a_durable_queue_survives_the_kill_of_agentd() {
     for mode in modes() {
@@ -126,9 +160,12 @@ fn a_durable_queue_survives_the_kill_of_agentd() {
             let expected = (SETTLED..end.min(SETTLED + 64)).map(|it| (it, it, None));
             assert_eq!(replayed, expected.collect::<Vec<_>>(), "{mode:?} {store}");
 
-            bus(&daemon, &["queue", "requeue", QUEUE]);
             start(&daemon, second.path(), "second", &["consume", QUEUE]);
             wait_until("the queue is worked off", || live(&daemon) == 0);
+            let trace = Trace::start(&daemon);
+            bus(&daemon, &["queue", "requeue", QUEUE]);
+            assert_eq!(trace.steps(), ["requeued", "delivered", "acked"]);
+            wait_until("the letters are too", || live(&daemon) == 0);
             let mut got = numbers(second.path(), "got");
             got.sort_unstable();
             // Each once: those that nobody had settled, and the dead letters that were put back.

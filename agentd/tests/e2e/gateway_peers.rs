@@ -88,7 +88,7 @@ impl Bed {
             std::fs::write(path(name), text).expect("write a PEM file");
         }
         let mut config = format!(
-            "[bus.gateway]\ntransport = {transport:?}\n\
+            "[bus.gateway]\ntransport = {transport:?}\nstall_s = 1\n\
              [[bus.gateway.listen]]\nunix = {:?}\n\
              [[bus.gateway.listen]]\ntcp = \"{ip}:0\"\n\
              tls = {{ certificate = {:?}, key = {:?}, client_ca = {:?} }}\n",
@@ -198,10 +198,14 @@ impl<S: Read + Write> Wire<S> {
     }
 
     fn say(&mut self, kind: u16, to: PeerId, payload: Vec<u8>) {
+        self.try_say(kind, to, payload).expect("written");
+    }
+
+    fn try_say(&mut self, kind: u16, to: PeerId, payload: Vec<u8>) -> std::io::Result<()> {
         self.correlation += 1;
         let mut bytes = Vec::new();
         Frame::new(kind, to, self.correlation, payload).encode_into(&mut bytes);
-        self.stream.write_all(&bytes).expect("written");
+        self.stream.write_all(&bytes)
     }
 
     /// The next frame, or how the connection ended.
@@ -247,13 +251,17 @@ impl<S: Read + Write> Wire<S> {
     }
 
     fn ask(&mut self, to: PeerId, params: &[u8]) {
+        self.try_ask(to, params).expect("written");
+    }
+
+    fn try_ask(&mut self, to: PeerId, params: &[u8]) -> std::io::Result<()> {
         let request = Request {
             method: "twice",
             params,
             timeout_ms: 0,
         };
         let payload = request.encode().expect("within the limits");
-        self.say(kind::REQUEST, to, payload);
+        self.try_say(kind::REQUEST, to, payload)
     }
 
     /// Why the daemon ends the connection, and that it does.
@@ -378,5 +386,24 @@ fn whoever_is_turned_away_or_ended_is_told_by_what_name() {
         let why = large.notice();
         assert!(why.contains("67108864"), "{why}");
         bed.logged(&format!("gateway connection closed: {why}"));
+
+        // It asks for as long as anybody listens and reads no answer: it is listened to no longer, and then given up.
+        let talker = Talker::start(&bed.daemon, bed.daemon.owner(), "loud", 0, 2);
+        let mut deaf = bed.near();
+        deaf.stream
+            .set_write_timeout(Some(WATCHDOG))
+            .expect("a watchdog");
+        let agent = deaf.find(&talker.name);
+        let refused = loop {
+            if let Err(error) = deaf.try_ask(agent, &[b'x'; 60_000]) {
+                break error;
+            }
+        };
+        let gone = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
+        assert!(gone.contains(&refused.kind()), "{refused}");
+        bed.logged("gateway connection closed: the peer took no bytes for 1 s while some waited");
+        wait_until("it is off the bus", || {
+            peer(&bed.daemon, bed.daemon.owner(), "near").is_none()
+        });
     }
 }

@@ -185,6 +185,23 @@ async fn a_v3_peer_speaks_to_the_same_bus() {
     }
 }
 
+/// A peer over TCP that takes requests, and who it is on the bus.
+fn server_of(bed: &Bed) -> (TcpStream, Decoder, PeerId) {
+    let mut server = TcpStream::connect(bed.addresses[0]).unwrap();
+    server.set_read_timeout(WATCHDOG).unwrap();
+    let mut requests = Decoder::new(1 << 20);
+    let serve = Control::Serve { window: 4 }.encode().unwrap();
+    for (correlation, payload) in [(1, hello().payload.to_vec()), (2, serve)] {
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, correlation, payload);
+        server.write_all(&bytes_of(&frame)).unwrap();
+        let answer = read_frame(&mut server, &mut requests).unwrap();
+        assert_eq!(status(&answer), Status::OK);
+    }
+    let peers = bed.bus.peers();
+    let id = peers.iter().find(|peer| peer.name == "server").unwrap().id;
+    (server, requests, id)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_says_nothing_more_still_gets_its_answers() {
     let me = rustix::process::geteuid().as_raw();
@@ -196,18 +213,7 @@ async fn a_client_that_says_nothing_more_still_gets_its_answers() {
              [[peer]]\nname = \"asker\"\nuser = 4713\nsocket_user = {me}\nrequest = [\"server\"]\n\
              [[peer]]\nname = \"server\"\nuser = 4713\nanyone_on_loopback = true\n"
         ));
-        let mut server = TcpStream::connect(bed.addresses[0]).unwrap();
-        server.set_read_timeout(WATCHDOG).unwrap();
-        let mut requests = Decoder::new(1 << 20);
-        let serve = Control::Serve { window: 4 }.encode().unwrap();
-        for (correlation, payload) in [(1, hello().payload.to_vec()), (2, serve)] {
-            let frame = Frame::new(kind::COMMAND, PeerId::BUS, correlation, payload);
-            server.write_all(&bytes_of(&frame)).unwrap();
-            let answer = read_frame(&mut server, &mut requests).unwrap();
-            assert_eq!(status(&answer), Status::OK);
-        }
-        let peers = bed.bus.peers();
-        let id = peers.iter().find(|peer| peer.name == "server").unwrap().id;
+        let (mut server, mut requests, id) = server_of(&bed);
         let way = bed.bus.way(id).unwrap();
         assert!(way.starts_with("socket gateway: TCP, "), "{way}");
         // Everything it has to say at once, and then the end of its side.
@@ -254,5 +260,91 @@ async fn a_client_that_says_nothing_more_still_gets_its_answers() {
         while bed.bus.peers().iter().any(|peer| peer.name == "asker") {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// What the peer that is asked does with each request.
+#[derive(Clone, Copy, Debug)]
+enum Answers {
+    /// Nothing: the bus answers for it when too many are open.
+    None,
+    Of(usize),
+}
+
+/// Answers every request until its connection ends.
+fn serve(mut stream: TcpStream, mut requests: Decoder, answers: Answers) {
+    while let Some(request) = read_frame(&mut stream, &mut requests) {
+        let (Answers::Of(len), kind::REQUEST) = (answers, request.kind()) else {
+            continue;
+        };
+        let response = Response {
+            status: Status::OK,
+            error: "",
+            result: &vec![7; len],
+        };
+        let mut response = Frame::new(
+            kind::RESPONSE,
+            request.header.source,
+            request.correlation(),
+            response.encode().unwrap(),
+        );
+        response.header.source = PeerId::BUS;
+        if stream.write_all(&bytes_of(&response)).is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_asks_without_end_and_never_reads_is_given_up_and_leaves_the_bus() {
+    let me = rustix::process::geteuid().as_raw();
+    let answers = [Answers::None, Answers::Of(8), Answers::Of(60_000)];
+    for (transport, answers) in transports()
+        .into_iter()
+        .flat_map(|transport| answers.map(|answers| (transport, answers)))
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gateway.sock");
+        let bed = bed(&format!(
+            "transport = {transport:?}\nstall_s = 1\n[[listen]]\nunix = {path:?}\n[[listen]]\ntcp = \"127.0.0.1:0\"\n\
+             [[peer]]\nname = \"deaf\"\nuser = 4714\nsocket_user = {me}\nrequest = [\"server\"]\n\
+             [[peer]]\nname = \"server\"\nuser = 4714\nanyone_on_loopback = true\n"
+        ));
+        let (server, requests, id) = server_of(&bed);
+        let ends = server.try_clone().unwrap();
+        let serving = std::thread::spawn(move || serve(server, requests, answers));
+
+        let mut deaf = UnixStream::connect(&path).unwrap();
+        deaf.set_write_timeout(WATCHDOG).unwrap();
+        deaf.write_all(&bytes_of(&hello())).unwrap();
+        // Until the gateway has had enough. What it doesn't read waits in the socket, so this ends only with the connection.
+        let refused = (2..).find_map(|correlation| {
+            let request = Request {
+                method: "ask",
+                timeout_ms: 0,
+                params: &[7; 1000],
+            };
+            let request = Frame::new(kind::REQUEST, id, correlation, request.encode().unwrap());
+            deaf.write_all(&bytes_of(&request)).err()
+        });
+        let refused = refused.unwrap().kind();
+        let gone = [
+            std::io::ErrorKind::BrokenPipe,
+            std::io::ErrorKind::ConnectionReset,
+        ];
+        assert!(
+            gone.contains(&refused),
+            "{transport} {answers:?}: {refused}"
+        );
+        let watchdog = std::time::Instant::now() + Duration::from_secs(30);
+        while bed.bus.peers().iter().any(|peer| peer.name == "deaf") {
+            assert!(
+                std::time::Instant::now() < watchdog,
+                "{transport} {answers:?}: still on the bus"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        ends.shutdown(std::net::Shutdown::Both).unwrap();
+        serving.join().unwrap();
     }
 }

@@ -1,0 +1,199 @@
+//! Denial events: what the kernel's layers refused an agent, joined with the line of its policy and with everything that agentd
+//! itself refuses.
+//!
+//! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), and the ring of the kernel plane's programs
+//! ([`bpf`]). What agentd refuses (proxy, gateway, bus,
+//! tools, ssh) is recorded where it is refused. Both end in [`agentd_storage::Store`], which tells those who follow
+//! (`control::denials`), so the stream has one order and nobody is left out. A source never decides anything: when all of this
+//! stands still, everything is refused as before, and what could not be told is counted ([`Denials::lost`]).
+//!
+//! Runs in the daemon's runtime, without privilege. Text that came out of a sandbox is cut and cleaned before it goes anywhere.
+//! Start reading at [`Witness`].
+
+mod bpf;
+mod news;
+mod seccomp;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agentd_api::{AgentId, AgentIdentity};
+use agentd_broker::protocol::Slot;
+use agentd_kernel::probe::{Feature, HostCaps, Probe};
+use agentd_sandbox::{DenialRules, Reason};
+use agentd_storage::{Denial, Event, Fact, Store};
+
+pub use news::News;
+pub use seccomp::follow as follow_refusals;
+
+use crate::plane::KernelPlane;
+
+/// A layer of the kernel that tells of refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Layer {
+    /// The system call filter.
+    Seccomp,
+    /// Programs in the kernel: live control, and the guard.
+    Bpf,
+}
+
+impl Layer {
+    /// As it is on record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Seccomp => "seccomp",
+            Self::Bpf => "bpf",
+        }
+    }
+}
+
+/// Everybody of whom refusals by the kernel may come.
+#[derive(Debug)]
+pub struct Denials {
+    store: Store,
+    /// The last agent in each slot of the broker: what it was refused may be read when it has ended.
+    witnesses: Mutex<BTreeMap<Slot, Arc<Witness>>>,
+    /// The kernel plane's programs, or why they can't be heard.
+    bpf: Result<bpf::Source, String>,
+}
+
+impl Denials {
+    /// Of agents whose record is `store`.
+    pub fn new(store: Store, plane: &KernelPlane) -> Self {
+        Self {
+            store,
+            witnesses: Mutex::default(),
+            bpf: bpf::Source::of(plane),
+        }
+    }
+
+    /// For an agent whose plan was made from the lines in `rules`. It is known until its slot has another agent.
+    pub fn witness(&self, identity: AgentIdentity, slot: Slot, rules: DenialRules) -> Arc<Witness> {
+        let witness = Arc::new(Witness {
+            identity,
+            rules,
+            store: self.store.clone(),
+            news: News::default(),
+            lost: Mutex::default(),
+        });
+        self.lock().insert(slot, Arc::clone(&witness));
+        witness
+    }
+
+    /// Tells of what the kernel plane's programs refuse, for as long as agentd runs. Returns at once where there are none.
+    pub async fn follow_programs(&self) {
+        let Ok(source) = &self.bpf else { return };
+        if let Err(error) = bpf::follow(source, self).await {
+            tracing::error!("what the kernel plane refuses can't be read further: {error}");
+        }
+    }
+
+    /// Refusals for an agent since its launch that nobody could be told of. They were refused all the same.
+    pub fn lost(&self, id: AgentId) -> Vec<(Layer, u64)> {
+        let witnesses = self.lock();
+        let found = witnesses.iter().find(|(_, one)| one.identity.id == id);
+        let Some((slot, witness)) = found else {
+            return Vec::new();
+        };
+        let lost = witness.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = lost.iter().map(|(layer, lost)| (*layer, *lost));
+        let programs = self.bpf.as_ref().map_or(0, |source| source.lost(*slot));
+        told.chain((programs > 0).then_some((Layer::Bpf, programs)))
+            .collect()
+    }
+
+    fn of_slot(&self, slot: Slot) -> Option<Arc<Witness>> {
+        self.lock().get(&slot).cloned()
+    }
+
+    /// Every layer that refuses, and why its refusals can't be seen here, where they can't.
+    pub fn observable(&self, host: &HostCaps) -> Vec<(&'static str, Option<String>)> {
+        let seccomp = host.probe(Feature::SeccompNotify).and_then(Probe::why);
+        vec![
+            ("egress", None),
+            ("gateway", None),
+            ("driver", None),
+            ("ssh", None),
+            (Layer::Seccomp.as_str(), seccomp),
+            (
+                "landlock",
+                Some("this version does not read the kernel's audit; where that is on, refusals of root-mode agents are in the host's audit log (ausearch -m LANDLOCK_ACCESS)".into()),
+            ),
+            (Layer::Bpf.as_str(), self.bpf.as_ref().err().cloned()),
+            (
+                "mounts",
+                Some("what is not in the view does not exist, which nobody is told of".into()),
+            ),
+        ]
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Slot, Arc<Witness>>> {
+        // A panic leaves nothing half done here.
+        self.witnesses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What puts one agent's refusals by the kernel on record, and tells of them.
+#[derive(Debug)]
+pub struct Witness {
+    identity: AgentIdentity,
+    rules: DenialRules,
+    store: Store,
+    news: News,
+    lost: Mutex<BTreeMap<Layer, u64>>,
+}
+
+impl Witness {
+    /// Tells of a refusal, and records it unless the same one was recorded a moment ago. `same` is what makes two the same.
+    async fn tell(&self, layer: Layer, what: &str, target: String, reason: Reason, same: &str) {
+        let denial = Denial {
+            layer: layer.as_str().into(),
+            what: what.into(),
+            target,
+            rule: reason.rule,
+            origin: reason.origin,
+        };
+        let event = Event::now(self.identity.id.to_string(), Fact::Denial(denial));
+        if !self
+            .news
+            .is_new(format!("{} {what} {same}", layer.as_str()))
+        {
+            self.store.tell_repeated(event);
+        } else if let Err(error) = self.store.record(event).await {
+            tracing::error!(agent = %self.identity.name, %error, "a refusal can't be recorded");
+        }
+    }
+
+    /// How many of this layer's were lost since the launch.
+    fn set_lost(&self, layer: Layer, total: u64) {
+        if total > 0 {
+            let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            lost.insert(layer, total);
+        }
+    }
+}
+
+/// A name that a program gave itself, for people and records.
+fn shown_name(name: &[u8]) -> String {
+    let end = name.iter().position(|byte| *byte == 0);
+    let name = &name[..end.unwrap_or(name.len())];
+    let shown = String::from_utf8_lossy(name);
+    shown
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_programs_name_for_itself_can_do_no_harm() {
+        assert_eq!(shown_name(b"cargo\0\0\0"), "cargo");
+        assert_eq!(shown_name(b"\x1b[2Jx\n"), "?[2Jx?");
+        assert_eq!(shown_name(&[0xff; 16]).chars().count(), 16);
+    }
+}

@@ -1,0 +1,82 @@
+//! Calls that the filter held and the sandbox's init refused: records from its pipe.
+//!
+//! The pipe is the queue, and a short one: what does not fit is counted by the init. Here it is read no faster than [`MOST`] in a
+//! [`SPAN`], so an agent that does nothing but forbidden calls costs the daemon that much and no more. The records come from a
+//! process that the agent shares a sandbox with: any bytes are a record, and no record does more than appear.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentd_launch::refusal::{REFUSAL_LEN, Refusal, RefusedCall};
+use agentd_sandbox::seccomp::syscall_name;
+
+use super::{Layer, Witness, shown_name};
+
+/// Records taken out of the pipe in one [`SPAN`]: ten thousand in a second.
+const MOST: usize = 500;
+const SPAN: Duration = Duration::from_millis(50);
+
+/// Tells of what comes out of `pipe` until the sandbox has ended.
+///
+/// # Errors
+/// The trouble of the pipe; whatever is still refused is told to nobody then.
+pub async fn follow(pipe: OwnedFd, witness: Arc<Witness>) -> io::Result<()> {
+    let pipe = crate::agents::watch_fd(pipe)?;
+    let mut bytes = [0; REFUSAL_LEN * MOST];
+    let mut rest = 0;
+    let mut taken = 0;
+    let mut begun = Instant::now();
+    loop {
+        let mut ready = pipe.readable().await?;
+        if begun.elapsed() > SPAN {
+            (begun, taken) = (Instant::now(), 0);
+        }
+        let room = REFUSAL_LEN * (MOST - taken);
+        if room == 0 {
+            // Enough for this while: the pipe fills, and the init counts.
+            tokio::time::sleep_until((begun + SPAN).into()).await;
+            continue;
+        }
+        let read = match rustix::io::read(pipe.get_ref(), &mut bytes[rest..room]) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            Err(rustix::io::Errno::AGAIN) => {
+                ready.clear_ready();
+                continue;
+            }
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        let (records, partial) = bytes[..rest + read].as_chunks::<REFUSAL_LEN>();
+        for record in records {
+            tell(Refusal::decode(record), &witness).await;
+        }
+        taken += records.len();
+        rest = partial.len();
+        let whole = records.len() * REFUSAL_LEN;
+        bytes.copy_within(whole..whole + rest, 0);
+    }
+}
+
+async fn tell(refusal: Refusal, witness: &Witness) {
+    witness.set_lost(Layer::Seccomp, refusal.lost);
+    let Some(call) = refusal.call else { return };
+    let RefusedCall {
+        pid,
+        number,
+        args: [a, b, c],
+        comm,
+    } = call;
+    let what = match syscall_name(number) {
+        Some(name) => name.to_owned(),
+        None => format!("system call {number}"),
+    };
+    let program = shown_name(&comm);
+    let target = format!("{what}({a:#x}, {b:#x}, {c:#x}) by {program}[{pid}]");
+    let reason = witness.rules.syscall(number);
+    witness
+        .tell(Layer::Seccomp, &what, target, reason, &program)
+        .await;
+}

@@ -4,7 +4,9 @@ pub mod approvals;
 pub mod audit;
 pub mod bench;
 pub mod bus;
+pub mod control;
 pub mod policy;
+pub mod sched;
 pub mod selftest;
 pub mod tasks;
 pub mod units;
@@ -77,6 +79,8 @@ pub enum LowVerb {
     Ps(PsArgs),
     /// Show everything on record about one launch
     Inspect(AgentArg),
+    /// Show what the kernel's scheduler did with agents: time on a processor, waiting for one, and off
+    Sched(sched::SchedArgs),
     /// Print an agent's output
     Logs(LogsArgs),
     /// Connect this terminal to a running agent
@@ -85,6 +89,15 @@ pub enum LowVerb {
     Stop(StopArgs),
     /// Kill agents at once, with everything they started
     Kill(AgentsArg),
+    /// Take rights from running agents, at once and in the kernel
+    #[command(after_long_help = control::REVOKE_NOTES)]
+    Revoke(control::RevokeArgs),
+    /// Give agents back what was revoked
+    Restore(control::RestoreArgs),
+    /// Stop every process of agents where it is, until `thaw`
+    Freeze(AgentsArg),
+    /// Let frozen agents run again
+    Thaw(AgentsArg),
     /// Send a signal to an agent's program
     Signal(SignalArgs),
     /// Wait until an agent has ended and return its exit code
@@ -99,6 +112,9 @@ pub enum LowVerb {
     Audit(audit::AuditArgs),
     /// Answer what agents ask a person
     Approvals(approvals::ApprovalsArgs),
+    /// Show what was refused to agents, by which layer and which line of the policy
+    #[command(after_long_help = DENIALS_NOTES)]
+    Denials(DenialsArgs),
     /// Hand in work for driven agents, and follow what becomes of it
     Tasks(tasks::TasksArgs),
     /// See inside the bus, and talk with agents over it
@@ -206,6 +222,35 @@ pub struct RunArgs {
     /// The program and its arguments
     #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true, value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<String>,
+}
+
+const DENIALS_NOTES: &str = "\
+The same refusal is on record once a minute; with --follow each is shown. What
+a layer can tell of depends on host and mode: --layers says so, and why not.
+
+Examples:
+  agentctl denials
+  agentctl denials coder --limit 20
+  agentctl denials -f --json | jq -r .target
+  agentctl denials --layers";
+
+#[derive(Debug, Args)]
+pub struct DenialsArgs {
+    /// One agent or launch [default: all of yours]
+    #[arg(value_name = "AGENT", default_value = "", hide_default_value = true)]
+    pub agent: String,
+
+    /// Go on with what is refused from now on
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// The most to show of what is on record
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub limit: u32,
+
+    /// Say which layers can tell of refusals here instead
+    #[arg(long, conflicts_with_all = ["agent", "follow", "limit"])]
+    pub layers: bool,
 }
 
 #[derive(Debug, Args)]

@@ -46,13 +46,13 @@ pub fn assembler(data: &[u8]) {
 fn through(frame: &Frame, most: usize) -> Frame {
     let mut pieces = Pieces::to_bus(frame.clone());
     let mut assembler = Assembler::new(Reading::FromAgent, LIMIT);
-    let mut buffer = Vec::new();
     loop {
-        let piece = pieces.next(most, &mut buffer);
+        let piece = pieces.next(most);
+        let message = [piece.head.bytes(), pieces.body(&piece)].concat();
         let whole = assembler
-            .take(piece.tag, &buffer)
+            .take(piece.tag, &message)
             .expect("a frame that was taken before");
-        if pieces.sent(piece) {
+        if pieces.sent(&piece) {
             return whole.expect("the last piece");
         }
         assert!(whole.is_none());

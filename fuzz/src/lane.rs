@@ -53,6 +53,7 @@ fn lane(input: &mut Input<'_>) -> Lane {
         } else {
             Credit::Manual
         },
+        ..ReceiverOptions::default()
     };
     let lane = Lane {
         data: Heap::new(data_words(CAPACITY, sending.inline)),

@@ -12,6 +12,7 @@ mod bench;
 mod checks;
 mod child;
 mod demo;
+mod ebpf;
 mod lab;
 mod somebody;
 mod stop;
@@ -60,6 +61,8 @@ enum Verb {
     /// The part of `vm` that runs in the guest
     #[command(hide = true)]
     VmGuest(vm::guest::Args),
+    /// Build the eBPF programs from source, and compare them with the committed object
+    Ebpf(ebpf::Args),
     /// Check which crate uses which against the table of arrows
     CheckDeps,
     /// Renew the generated files (man pages)
@@ -106,6 +109,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::SystemdStage(args) => systemd::boot::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Vm(args) => vm::vm(&args),
         Verb::VmGuest(args) => vm::guest::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Ebpf(args) => ebpf::ebpf(&args),
         Verb::CheckDeps => checks::deps::check().map(|()| ExitCode::SUCCESS),
         Verb::Gen { check } => {
             let mode = if check {

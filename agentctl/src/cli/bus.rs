@@ -36,7 +36,7 @@ pub enum LowBusVerb {
     /// Print who sends what to whom, as the daemon routes it; never the contents
     #[command(after_long_help = TAP_NOTES)]
     Tap(TapArgs),
-    /// Print what becomes of one request: the lines of the tap with its number, until it is answered
+    /// Print what becomes of one request, until it is answered, or of one message of a work queue, until it is done with
     #[command(after_long_help = TRACE_NOTES)]
     Trace(TraceArgs),
     /// List topics: what was published, delivered, dropped and retained
@@ -134,6 +134,10 @@ pub struct TapArgs {
     #[arg(long, value_name = "PATTERN")]
     pub topic: Option<String>,
 
+    /// What happens to the messages of this work queue, step by step, instead of messages as they are routed
+    #[arg(long, value_name = "NAME", conflicts_with = "topic")]
+    pub queue: Option<String>,
+
     /// End after so many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -142,21 +146,27 @@ pub struct TapArgs {
 const TRACE_NOTES: &str = "\
 A request and its answer have one number, which `agentctl bus tap --json` shows
 as `correlation`. Without a number, the next request that AGENT sends or gets
-is followed. Contents are never shown.
+is followed. A message of a work queue has the id that `agentctl bus queue peek`
+and `dead` show; without one, the message to which something happens next is
+followed until it is acknowledged, dead or dropped. Contents are never shown.
 
-Exit code 124: --timeout passed before the answer.";
+Exit code 124: --timeout passed before the end.";
 
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// The request's number [default: the next one]
+    /// The request's number, or the message's id [default: the next one]
     #[arg(value_name = "NUMBER")]
-    pub number: Option<u32>,
+    pub number: Option<u64>,
 
     /// Only requests that this agent sends or gets
     #[arg(long, value_name = "AGENT")]
     pub agent: Option<String>,
 
-    /// How long to wait for the answer
+    /// A message of this work queue instead of a request
+    #[arg(long, value_name = "NAME", conflicts_with = "agent")]
+    pub queue: Option<String>,
+
+    /// How long to wait for the end
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub timeout: String,
 }

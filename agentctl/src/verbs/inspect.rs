@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use crate::connect::Daemon;
 use crate::failure::Failure;
-use crate::output::{Cell, Out, Style, Table, command_line, grouped, shorten, size, span, visible};
+use crate::output::{
+    Cell, Out, Style, Table, command_line, grouped, nanoseconds, shorten, size, span, visible,
+};
 use crate::resolve::{Context, signal_name};
 
 /// How an agent ended.
@@ -30,6 +32,21 @@ struct Resources {
     system_us: u64,
     max_rss_kib: u64,
     memory_peak_bytes: Option<u64>,
+    /// `None` where nothing counted it.
+    scheduled: Option<Scheduled>,
+}
+
+/// What the scheduler did with it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Scheduled {
+    run_ns: u64,
+    wait_ns: u64,
+    wait_p99_ns: u64,
+    io_ns: u64,
+    voluntary: u64,
+    involuntary: u64,
+    migrations: u64,
 }
 
 /// Tokens of a whole launch.
@@ -316,6 +333,23 @@ fn show_end(record: &Record, out: &mut Out) -> Result<(), Failure> {
         out,
         "memory",
         format!("{} largest process{peak}", size(used.max_rss_kib * 1024)),
+    )?;
+    let Some(scheduled) = &used.scheduled else {
+        return Ok(());
+    };
+    field(
+        out,
+        "scheduler",
+        format!(
+            "{} on processors, {} waiting for one (99 % ≤ {}), {} for a disk; {} switches, {} of them forced, {} moves",
+            nanoseconds(scheduled.run_ns),
+            nanoseconds(scheduled.wait_ns),
+            nanoseconds(scheduled.wait_p99_ns),
+            nanoseconds(scheduled.io_ns),
+            grouped(scheduled.voluntary.saturating_add(scheduled.involuntary)),
+            grouped(scheduled.involuntary),
+            grouped(scheduled.migrations),
+        ),
     )
 }
 

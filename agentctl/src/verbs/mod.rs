@@ -7,12 +7,15 @@ pub mod bench;
 pub mod bus;
 mod completions;
 pub mod config;
+pub mod control;
 mod daemon;
+pub mod denials;
 mod doctor;
 mod inspect;
 mod logs;
 pub mod policy;
 mod records;
+pub mod sched;
 pub mod selftest;
 pub mod tasks;
 pub mod units;
@@ -57,11 +60,14 @@ async fn perform_async(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Wait { agent } => agents::wait(context, &agent).await,
         Task::Records { limit } => records::records(context, limit).await,
         Task::Approvals(task) => approvals::perform(context, task).await,
+        Task::Denials(task) => denials::perform(context, task).await,
         Task::Tasks(task) => tasks::perform(context, task).await,
+        Task::Control(task) => control::perform(context, task).await,
         Task::Bus(task) => bus::perform(context, task).await,
         Task::Bench(task) => bench::perform(context, task).await,
         Task::Selftest(task) => selftest::run(context, &task).await,
         Task::Audit(task) => audit::run(context, task).await,
+        Task::Sched(task) => sched::run(context, task).await,
         Task::Upkeep(task) => upkeep::run(context, task).await,
         Task::Doctor => doctor::doctor(context).await,
         Task::Version => daemon::version(context).await,

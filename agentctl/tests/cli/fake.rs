@@ -262,6 +262,40 @@ impl FakeAgent {
         Err(Error::Denied("it belongs to uid 0".to_owned()))
     }
 
+    async fn revoke(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
+        self.note(format!("revoke {rights:?}"));
+        if rights.contains(&Revocable::Exec) {
+            return Err(Error::Unavailable("no BPF LSM here".to_owned()));
+        }
+        Ok(Restrictions {
+            revoked: rights.into_iter().map(|right| (right, (1000, 7))).collect(),
+            frozen: None,
+            shut: Some(1),
+        })
+    }
+
+    async fn restore(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
+        self.note(format!("restore {rights:?}"));
+        Ok(Restrictions {
+            revoked: Vec::new(),
+            frozen: None,
+            shut: None,
+        })
+    }
+
+    async fn freeze(&self) -> Result<Restrictions, Error> {
+        self.note("freeze".to_owned());
+        Ok(Restrictions {
+            revoked: Vec::new(),
+            frozen: Some((1000, 7)),
+            shut: None,
+        })
+    }
+
+    async fn thaw(&self) -> Result<Restrictions, Error> {
+        Err(Error::Denied("uid 0 took it".to_owned()))
+    }
+
     async fn signal(&self, signo: i32) -> Result<(), Error> {
         self.note(format!("signal {signo}"));
         Ok(())
@@ -446,7 +480,8 @@ const RECORD: &str = r#"{"schema":1,"id":"0198c0de-1111-7222-8333-4444feedbeef",
 "ready_at_ms":1795258387130,"ended_at_ms":1795258400000,"pid":77,"host_uid":2046820353,
 "layers":["user-ns","seccomp"],"landlock_abi":4,"degradations":[{"property":"cgroup-limits","why":"no delegation"}],
 "failure":null,"exit":{"kind":"exited","code":0,"signal":null,"cause":"program ended",
-"resources":{"user_us":1500,"system_us":20,"max_rss_kib":2048,"memory_peak_bytes":null}},
+"resources":{"user_us":1500,"system_us":20,"max_rss_kib":2048,"memory_peak_bytes":null,
+"scheduled":{"run_ns":1520000,"wait_ns":90000,"wait_p99_ns":8191,"io_ns":0,"voluntary":1200,"involuntary":34,"migrations":5}}},
 "tokens":{"requests":2,"input":1200,"output":34,"cache_read":0,"cache_write":0,"aborted":0,"cost_nano_usd":4110000},
 "usage":[{"seq":3,"at_ms":1795258388000,"source":"gateway","provider":"anthropic","model":"claude-x",
 "request_id":null,"input":1200,"output":34,"cache_read":0,"cache_write":0,"aborted":true,"estimated":false,"cost_nano_usd":4110000}],

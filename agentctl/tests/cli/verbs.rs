@@ -109,6 +109,38 @@ fn stop_signal_and_wait_reach_the_agent() {
 }
 
 #[test]
+fn rights_are_taken_and_given_back_agent_by_agent() {
+    let daemon = FakeDaemon::start();
+    let output = run(&daemon, &["revoke", "net", "bob", "feedbeef"]);
+    let said = "bob: net revoked, 1 connection shut\nfeedbeef: net revoked, 1 connection shut\n";
+    assert_eq!(text(&output.stdout), said);
+    let output = run(&daemon, &["revoke", "exec,write", "bob"]);
+    assert_eq!(output.status.code(), Some(1));
+    let why = "agentctl: can't revoke \"bob\": no BPF LSM here\n";
+    assert_eq!(text(&output.stderr), why);
+    let output = run(&daemon, &["restore", "all", "bob"]);
+    assert_eq!(text(&output.stdout), "bob: nothing is taken from it\n");
+    let output = run(&daemon, &["--json", "freeze", "bob"]);
+    let now: Value = serde_json::from_str(&text(&output.stdout)).expect("JSON");
+    assert_eq!(now["agents"][0]["agent"], "bob");
+    assert_eq!(now["agents"][0]["frozen"]["uid"], 1000);
+    assert_eq!(run(&daemon, &["thaw", "bob"]).status.code(), Some(4));
+    assert_eq!(
+        run(&daemon, &["revoke", "files", "bob"]).status.code(),
+        Some(2)
+    );
+    let seen = daemon.seen.lock().expect("no panic");
+    let asked = [
+        "revoke [Net]",
+        "revoke [Net]",
+        "revoke [Exec, Write]",
+        "restore []",
+        "freeze",
+    ];
+    assert_eq!(seen.calls, asked);
+}
+
+#[test]
 fn stopping_what_has_ended_is_no_failure() {
     let daemon = FakeDaemon::start();
     let output = run(&daemon, &["stop", "--grace", "1ms", "bob"]);

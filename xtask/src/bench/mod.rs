@@ -8,9 +8,11 @@ mod bus;
 pub mod crash;
 mod gateway;
 mod idle;
+mod kernel;
 mod launch;
 mod peers;
 pub mod report;
+mod sockmap;
 mod submit;
 mod syscall;
 mod tree;
@@ -57,6 +59,8 @@ enum Name {
     Crash,
     /// How long a process tree outlives its stop, its time-out, or the daemon
     Tree,
+    /// The kernel plane: how soon a revoked agent is refused
+    Kernel,
     /// Processor time of git and cargo inside, beside outside
     Syscall,
     /// How many tasks are taken per second, each on the disk, beside the disk's own fsync rate
@@ -69,6 +73,8 @@ enum Name {
     Router,
     /// The socket gateway: io_uring beside epoll, 100,000 idle connections, a light sender beside floods
     Gateway,
+    /// Request and reply between two sandboxes by the kernel's own path, beside plain TCP and the userspace route
+    Sockmap,
 }
 
 /// Nothing that a benchmark waits for takes longer unless it hangs.
@@ -108,12 +114,14 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Adopt => adopt::measure(&mut report, programs()?, effort)?,
         Name::Crash => crash::measure(&mut report, &programs()?, effort, args.seed)?,
         Name::Tree => tree::measure(&mut report, &programs()?, effort)?,
+        Name::Kernel => kernel::measure(&mut report, programs()?, effort)?,
         Name::Syscall => syscall::measure(&mut report, programs()?, effort)?,
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
         Name::Bus => bus::measure(bus::Driver::Bus, &mut report, effort, &args.only)?,
         Name::Durable => bus::measure(bus::Driver::Durable, &mut report, effort, &args.only)?,
         Name::Router => bus::measure(bus::Driver::Router, &mut report, effort, &args.only)?,
         Name::Gateway => gateway::measure(&mut report, effort, &args.only)?,
+        Name::Sockmap => sockmap::measure(&mut report, effort)?,
     }
     report.conclude(args.form)
 }

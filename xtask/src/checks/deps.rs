@@ -12,11 +12,13 @@ use anyhow::{Result, bail};
 use crate::workspace::Metadata;
 
 /// Crate → the workspace's crates that it may use. A crate that is not here is an error too.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     (
         "agentd",
         &[
             "agentd-api",
+            // It reads the kernel plane's tables (ADR 33, 35).
+            "agentd-bpf",
             "agentd-broker",
             "agentd-bus",
             "agentd-kernel",
@@ -39,10 +41,23 @@ const ARROWS: [(&str, &[&str]); 14] = [
         ],
     ),
     ("agentd-api", &[]),
-    ("agentd-broker", &["agentd-kernel", "agentd-launch"]),
+    // The kernel plane's tables, mapped: what the broker writes and agentd reads (ADR 33).
+    ("agentd-bpf", &["agentd-ebpf-common"]),
+    ("agentd-bpf-load", &["agentd-bpf"]),
+    (
+        "agentd-broker",
+        &[
+            "agentd-bpf",
+            "agentd-bpf-load",
+            "agentd-kernel",
+            "agentd-launch",
+        ],
+    ),
     ("agentd-bus", &["agentd-kernel"]),
     // Knows no other crate: it also judges other people's sandboxes.
     ("agentd-escape", &[]),
+    // The tables that eBPF programs share with user space; also compiled for the kernel.
+    ("agentd-ebpf-common", &[]),
     ("agentd-kernel", &[]),
     ("agentd-launch", &["agentd-kernel"]),
     ("agentd-orchestrator", &[]),

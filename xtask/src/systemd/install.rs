@@ -46,6 +46,9 @@ const STATE: [&str; 5] = [
     "run/agentd",
 ];
 
+/// Pins of brokers that were killed; those of the others go with their last agent.
+const PINS: &str = "sys/fs/bpf/agentd";
+
 /// Directories of our own below the root; all others belong to the distribution.
 const OWN_DIRECTORIES: [&str; 3] = [
     "usr/share/doc/agentd/units",
@@ -98,6 +101,13 @@ pub fn install(args: &Args) -> Result<()> {
 pub fn uninstall(args: &UninstallArgs) -> Result<()> {
     let programs = Programs::in_directory(root())?;
     take_away(&items(&programs)?, &args.root)?;
+    let pins = args.root.join(PINS);
+    match std::fs::remove_dir_all(&pins) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", pins.display()));
+        }
+        _ => {}
+    }
     if args.purge {
         purge(&args.root)?;
     }

@@ -9,7 +9,7 @@ mod fuzz;
 mod libtest;
 pub mod needs;
 mod skips;
-mod suites;
+pub mod suites;
 mod tier;
 
 use std::process::ExitCode;
@@ -87,6 +87,7 @@ fn run(tier: Tier, scratch: &std::path::Path, search: Search) -> Result<Outcome>
         Tier::Model => suites::model(scratch),
         Tier::Fuzz => fuzz::tier(scratch, search),
         Tier::Integration => suites::integration(scratch),
+        Tier::Kernel => crate::ebpf::tier(scratch),
         Tier::E2e => suites::e2e(scratch),
         Tier::Crash => crate::bench::crash::tier(),
         Tier::Attack => crate::attack::tier(),

@@ -26,6 +26,9 @@ const WATCHDOG: Duration = Duration::from_secs(40 * 60);
 /// Packages whose `tests/` need the whole daemon; the `tests/` of all others are the integration tier.
 const E2E_PACKAGES: [&str; 2] = ["agentd", "agentctl"];
 
+/// Packages whose `tests/` are the kernel tier, which runs them with two objects.
+const KERNEL_PACKAGES: [&str; 1] = ["agentd-bpf-load"];
+
 /// Inline tests, then documentation examples.
 pub fn unit(scratch: &Path) -> Result<Outcome> {
     let mut outcome = run(
@@ -63,7 +66,8 @@ pub fn model(scratch: &Path) -> Result<Outcome> {
 
 /// `tests/` of the library crates, then the one that needs a hook in every store to shared memory.
 pub fn integration(scratch: &Path) -> Result<Outcome> {
-    let mut outcome = of_packages(scratch, |name| !E2E_PACKAGES.contains(&name))?;
+    let elsewhere = |name: &str| E2E_PACKAGES.contains(&name) || KERNEL_PACKAGES.contains(&name);
+    let mut outcome = of_packages(scratch, |name| !elsewhere(name))?;
     let killed = run(
         cargo()
             .args(["test", "--workspace", "--test", "killed"])
@@ -125,7 +129,7 @@ fn program(variable: &str, agent: &Agent) -> Option<PathBuf> {
         .ok()
 }
 
-pub(super) fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
+pub fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
     let log = scratch.join("skips");
     remove_if_there(&log)?;
     command

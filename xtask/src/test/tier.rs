@@ -15,6 +15,8 @@ pub enum Tier {
     Fuzz,
     /// `tests/` of the library crates: real kernel objects, many of them as root.
     Integration,
+    /// The eBPF programs in this kernel: the committed object, and the one that its source builds.
+    Kernel,
     /// The daemon as a whole: agentd, broker, launcher, agentctl.
     E2e,
     /// A few runs of `cargo xtask bench crash`: seeded kill -9 while tasks are worked off.
@@ -38,12 +40,13 @@ pub enum Tier {
 }
 
 impl Tier {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Checks,
         Self::Unit,
         Self::Model,
         Self::Fuzz,
         Self::Integration,
+        Self::Kernel,
         Self::E2e,
         Self::Crash,
         Self::Attack,
@@ -63,6 +66,7 @@ impl Tier {
             Self::Model => "model",
             Self::Fuzz => "fuzz",
             Self::Integration => "integration",
+            Self::Kernel => "kernel",
             Self::E2e => "e2e",
             Self::Crash => "crash",
             Self::Attack => "attack",

@@ -2,7 +2,7 @@
 //!
 //! [`kernel`] has the pinned series, [`image`] makes a small guest of this machine's own release, [`qemu`] boots it, and
 //! [`guest`] is what runs inside: the launcher's tests, cgroup v2 limits, refusals, attacks. Set-up says what it fetches,
-//! installs nothing, and keeps all of it below `target/vm` ([`cache`]). One machine runs at a time. What can't be had here
+//! installs nothing, and keeps all of it below `target/vm` ([`cache`]). As many machines run at a time as there are processors. What can't be had here
 //! is a counted skip that names it. Leaves nothing running and no mount, also on Ctrl-C.
 
 mod apt;
@@ -15,7 +15,9 @@ mod programs;
 mod qemu;
 mod report;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -109,6 +111,7 @@ fn run(series: &[Series], programs: Option<&std::path::Path>, keep: Keep) -> Res
         None => programs::build()?,
     };
     let image = image::of_programs(scratch.path(), &files)?;
+    let mut planned = Vec::new();
     for (index, series) in series.iter().enumerate() {
         let kernel = match Kernel::get(&cache, *series) {
             Ok(kernel) => kernel,
@@ -121,7 +124,7 @@ fn run(series: &[Series], programs: Option<&std::path::Path>, keep: Keep) -> Res
                 continue;
             }
         };
-        let initrd = scratch.path().join("initrd");
+        let initrd = scratch.path().join(format!("initrd-{}", series.name));
         std::fs::write(&initrd, initrd::build(&kernel, &guest.busybox)?)
             .context("write the initrd")?;
         // Refusals for want of Landlock or a controller depend on no version: one kernel shows them.
@@ -134,22 +137,71 @@ fn run(series: &[Series], programs: Option<&std::path::Path>, keep: Keep) -> Res
                 .path()
                 .join(format!("{}-{}", series.name, variant.name()));
             std::fs::create_dir(&directory).context("make a directory for a boot")?;
-            let boot = Boot {
-                kernel: &kernel.image(),
-                initrd: &initrd,
-                root: &guest.image,
-                programs: &image,
-                parameters: &parameters(*variant),
-                directory: &directory,
-            };
-            let boots = boot_twice(&qemu, &boot, *series, *variant)?;
-            report.add(*series, *variant, boots);
+            planned.push(Planned {
+                series: *series,
+                variant: *variant,
+                kernel: kernel.image(),
+                initrd: initrd.clone(),
+                directory,
+            });
         }
+    }
+    let boot = |planned: &Planned| {
+        let boot = Boot {
+            kernel: &planned.kernel,
+            initrd: &planned.initrd,
+            root: &guest.image,
+            programs: &image,
+            parameters: &parameters(planned.variant),
+            directory: &planned.directory,
+        };
+        boot_twice(&qemu, &boot, planned.series, planned.variant)
+    };
+    for (planned, boots) in planned.iter().zip(at_once(&planned, boot)) {
+        report.add(planned.series, planned.variant, boots?);
     }
     if keep == Keep::Logs {
         eprintln!("vm: kept {}", scratch.keep().display());
     }
     Ok(report)
+}
+
+/// One boot, before anything runs.
+#[derive(Debug)]
+struct Planned {
+    series: Series,
+    variant: Variant,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    directory: PathBuf,
+}
+
+/// Does `job` with each of `all`, as many at a time as there are processors (an emulated machine has one), and returns what
+/// came of them in the order of `all`.
+fn at_once<T: Sync, R: Send>(all: &[T], job: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let at = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(one) = all.get(at)
+        {
+            done.push((at, job(one)));
+        }
+        done
+    };
+    let mut done: Vec<_> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..workers.min(all.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let joined = started.into_iter().map(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.flatten().collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Boots, and boots once more if the first one died without its end marker.
@@ -158,10 +210,11 @@ fn boot_twice(qemu: &Qemu, boot: &Boot<'_>, series: Series, variant: Variant) ->
         eprintln!("vm: booting {} ({})", series.name, variant.name());
         let ran = qemu.run(boot, |line| {
             if let Some(words) = report::progress(line) {
-                eprintln!("vm: {}: {words}", series.name);
+                eprintln!("vm: {} ({}): {words}", series.name, variant.name());
             }
         })?;
-        eprintln!("vm: {} took {:.1} s", series.name, ran.took.as_secs_f32());
+        let took = ran.took.as_secs_f32();
+        eprintln!("vm: {} ({}) took {took:.1} s", series.name, variant.name());
         Ok(ran)
     };
     let first = once()?;
@@ -202,4 +255,19 @@ fn with_sbin() -> String {
         "{}:/usr/sbin:/sbin",
         std::env::var("PATH").unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_at_once_comes_back_in_its_order() {
+        let all: Vec<u32> = (0..50).collect();
+        assert_eq!(
+            at_once(&all, |one| one * 2),
+            all.iter().map(|one| one * 2).collect::<Vec<_>>()
+        );
+        assert!(at_once(&[] as &[u32], |one| *one).is_empty());
+    }
 }

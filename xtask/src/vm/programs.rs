@@ -1,4 +1,4 @@
-//! What of the project runs in a guest: its programs, the launcher's tests, the attack suite, and this program itself.
+//! What of the project runs in a guest: its programs, the tests of launcher and eBPF programs, the attack suite, and this program itself.
 //!
 //! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this machine's own C library.
 
@@ -21,19 +21,21 @@ pub fn build() -> Result<Vec<(String, PathBuf)>> {
         .iter()
         .map(|name| ((*name).to_owned(), programs.path(name)))
         .collect();
-    files.push(("launch-tests".to_owned(), launch_tests()?));
+    for (name, target) in TESTS {
+        files.push((name.to_owned(), tests(target)?));
+    }
     let suite = Suite::build()?;
     files.push(("agentd-escape".to_owned(), suite.program().to_owned()));
     files.push(own()?);
     Ok(files)
 }
 
-/// Programs, and the launcher's tests as `launch-tests`, that somebody put into a directory with the attack suite.
+/// Programs, and the tests by their names in the guest, that somebody put into a directory with the attack suite.
 pub fn in_directory(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     let programs = Programs::in_directory(directory)?;
     let mut files: Vec<(String, PathBuf)> = NAMES
         .iter()
-        .chain(&["launch-tests", "agentd-escape"])
+        .chain(&["launch-tests", "kernel-tests", "agentd-escape"])
         .map(|name| ((*name).to_owned(), programs.path(name)))
         .collect();
     files.push(own()?);
@@ -45,17 +47,20 @@ fn own() -> Result<(String, PathBuf)> {
     Ok(("xtask".to_owned(), PathBuf::from("/proc/self/exe")))
 }
 
-/// Builds the launcher's test program and asks cargo where it is.
-fn launch_tests() -> Result<PathBuf> {
+/// Test programs: name in the guest, target.
+const TESTS: [(&str, &str); 2] = [("launch-tests", "launch"), ("kernel-tests", "kernel")];
+
+/// Builds a test program and asks cargo where it is.
+fn tests(target: &str) -> Result<PathBuf> {
     let said = capture(cargo().args([
         "test",
         "--no-run",
         "--message-format=json",
         "--workspace",
         "--test",
-        "launch",
+        target,
     ]))?;
-    test_program(&said).context("cargo named no test program of agentd-launch")
+    test_program(&said).with_context(|| format!("cargo named no test program {target}"))
 }
 
 /// The program of the last test target in cargo's messages.

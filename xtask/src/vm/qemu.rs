@@ -36,7 +36,7 @@ const TROUBLE: [&str; 9] = [
 ];
 
 /// A boot that takes longer hangs: a watchdog, never a pace.
-const WATCHDOG: Duration = Duration::from_secs(15 * 60);
+const WATCHDOG: Duration = Duration::from_secs(30 * 60);
 
 /// A QEMU that runs here.
 #[derive(Debug, Clone)]

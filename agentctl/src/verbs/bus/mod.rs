@@ -36,8 +36,9 @@ pub enum Task {
         count: Option<u64>,
     },
     Trace {
-        number: Option<u32>,
-        agent: Option<String>,
+        number: Option<u64>,
+        /// Of a queue, and then a message; or of an agent, and then a request.
+        options: TapOptions,
         timeout: Duration,
     },
     Topics,
@@ -112,12 +113,17 @@ pub fn resolve(verb: LowBusVerb) -> Result<Task, Failure> {
             options: TapOptions {
                 agent: a.agent,
                 topic: a.topic,
+                queue: a.queue,
             },
             count: a.count,
         },
         LowBusVerb::Trace(a) => Task::Trace {
             number: a.number,
-            agent: a.agent,
+            options: TapOptions {
+                agent: a.agent,
+                topic: None,
+                queue: a.queue,
+            },
             timeout: time("--timeout", &a.timeout)?,
         },
         LowBusVerb::Topics => Task::Topics,
@@ -227,9 +233,9 @@ pub async fn perform(context: &Context, task: Task) -> Result<u8, Failure> {
         Task::Tap { options, count } => stream::tap(context, &proxy, &options, count).await,
         Task::Trace {
             number,
-            agent,
+            options,
             timeout,
-        } => stream::trace(context, &proxy, number, agent, timeout).await,
+        } => stream::trace(context, &proxy, number, &options, timeout).await,
         Task::Topics => queues::topics(context, &proxy).await,
         Task::Queue(task) => {
             let own_uid = rustix::process::getuid().as_raw();

@@ -100,31 +100,34 @@ pub async fn tap(
     Ok(0)
 }
 
-/// Prints the lines of one request, until its answer.
+/// Prints the lines of one request, until its answer, or of one message of a queue, until it is done with.
 pub async fn trace(
     context: &Context,
     proxy: &BusProxy<'_>,
-    number: Option<u32>,
-    agent: Option<String>,
+    mut number: Option<u64>,
+    options: &TapOptions,
     timeout: Duration,
 ) -> Result<u8, Failure> {
-    let what = "can't trace a request";
-    let options = TapOptions { agent, topic: None };
-    let pipe = proxy.tap(&options).await.map_err(|e| failure(what, &e))?;
+    let (what, end) = match &options.queue {
+        Some(_) => ("can't trace a message", "the message was done with"),
+        None => ("can't trace a request", "the answer"),
+    };
+    let pipe = proxy.tap(options).await.map_err(|e| failure(what, &e))?;
+    context.tell("following");
     let mut objects = Objects::new(pipe.into(), Some(timeout), what)?;
     let mut out = Out::stdout();
-    let mut number = number.map(u64::from);
     loop {
         let Next::Object(message) = objects.next().await? else {
-            stderr_line("agentctl: the time-out passed before the answer");
+            stderr_line(&format!("agentctl: the time-out passed before {end}"));
             return Ok(TIMED_OUT);
         };
-        let of = message["correlation"].as_u64().filter(|of| *of != 0);
-        let kind = message["kind"].as_str().unwrap_or_default();
-        if of.is_none() || (number.is_none() && kind != "request") {
+        let Some(line) = Traced::of(&message) else {
+            continue;
+        };
+        if number.is_none() && !line.may_be_first {
             continue;
         }
-        if *number.get_or_insert(of.unwrap_or_default()) != of.unwrap_or_default() {
+        if *number.get_or_insert(line.number) != line.number {
             continue;
         }
         if context.is_json() {
@@ -133,14 +136,74 @@ pub async fn trace(
             out.line(tapped(&message, &out))?;
         }
         out.flush()?;
-        if kind == "response" {
+        if line.is_last {
             return Ok(0);
         }
     }
 }
 
+/// A line of a trace: whose it is, and where in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Traced {
+    number: u64,
+    /// Nothing has to have come before it.
+    may_be_first: bool,
+    is_last: bool,
+}
+
+impl Traced {
+    fn of(message: &Value) -> Option<Self> {
+        if let Some(step) = message["step"].as_str() {
+            return Some(Self {
+                number: message["message"].as_u64()?,
+                may_be_first: true,
+                is_last: ["acked", "dead", "dropped"].contains(&step),
+            });
+        }
+        let number = message["correlation"].as_u64().filter(|of| *of != 0)?;
+        let kind = message["kind"].as_str().unwrap_or_default();
+        Some(Self {
+            number,
+            may_be_first: kind == "request",
+            is_last: kind == "response",
+        })
+    }
+}
+
+/// `17:20:02.123 delivered  queue builds  message 17 (312 B), delivery 2, builder`.
+fn stepped(message: &Value, out: &Out) -> String {
+    let text = |key: &str| visible(message[key].as_str().unwrap_or_default());
+    let number = |key: &str| message[key].as_u64().unwrap_or_default();
+    let step = text("step");
+    let style = match &*step {
+        "acked" => Style::Good,
+        "expired" | "returned" | "dead" | "dropped" => Style::Bad,
+        _ => Style::Bold,
+    };
+    let mut line = format!(
+        "{} {}  queue {}  message {} ({})",
+        out.colour.paint(Style::Dim, &clock(&message["at_ns"])),
+        out.colour.paint(style, &format!("{step:<9}")),
+        text("queue"),
+        number("message"),
+        size(number("bytes")),
+    );
+    if number("deliveries") > 0 {
+        line += &format!(", delivery {}", number("deliveries"));
+    }
+    for more in ["why", "by"] {
+        if message[more].is_string() {
+            line += &format!(", {}", text(more));
+        }
+    }
+    line
+}
+
 /// `17:20:02.123 request  fixer → builder  fix  312 B  ok`.
 fn tapped(message: &Value, out: &Out) -> String {
+    if message["step"].is_string() {
+        return stepped(message, out);
+    }
     let text = |key: &str| visible(message[key].as_str().unwrap_or_default());
     let receiver = match (message["to"].as_str(), message["topic"].as_str()) {
         (Some(to), _) => visible(to),
@@ -276,6 +339,42 @@ mod tests {
             put_data(&mut object, data);
             assert_eq!(data_of(&object), data);
             assert_eq!(object["bytes"], data.len());
+        }
+    }
+
+    #[test]
+    fn a_trace_begins_with_a_request_and_ends_with_its_answer() {
+        let line =
+            |kind, correlation| Traced::of(&json!({ "kind": kind, "correlation": correlation }));
+        assert_eq!(line("publish", 0), None);
+        for (kind, may_be_first, is_last) in [("request", true, false), ("response", false, true)] {
+            let number = 7;
+            let expected = Traced {
+                number,
+                may_be_first,
+                is_last,
+            };
+            assert_eq!(line(kind, number), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_trace_of_a_queue_begins_anywhere_and_ends_when_the_message_is_done_with() {
+        for (step, is_last) in [
+            ("produced", false),
+            ("delivered", false),
+            ("nacked", false),
+            ("acked", true),
+            ("dead", true),
+            ("dropped", true),
+        ] {
+            let line = json!({ "step": step, "message": 3 });
+            let expected = Traced {
+                number: 3,
+                may_be_first: true,
+                is_last,
+            };
+            assert_eq!(Traced::of(&line), Some(expected), "{step}");
         }
     }
 

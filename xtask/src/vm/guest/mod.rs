@@ -6,9 +6,9 @@
 
 mod attacks;
 mod facts;
-mod launcher;
 mod limits;
 mod refusals;
+mod suites;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -130,7 +130,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.mode == Mode::Root {
         teller.fact("kernel", facts::release()?.into())?;
         if args.variant == Variant::Whole {
-            launcher::tests(&teller)?;
+            suites::run(&teller, "launch", 1, &[])?;
+            suites::run(&teller, "kernel", 2, suites::OF_THE_KERNEL)?;
         }
     }
     let programs = programs(args.mode)?;

@@ -1,4 +1,5 @@
-//! The launcher's own tests (`launch/tests`), each of them one case: the layers one by one, in both modes.
+//! Test programs of the project as they are, each of their tests one case: the launcher's (`launch/tests`, the layers one by one, in both
+//! modes) and those of the eBPF programs (`bpf/load/tests/kernel`), which load here where this machine's kernel may refuse them.
 
 use std::process::Command;
 
@@ -7,31 +8,45 @@ use anyhow::{Context, Result};
 use super::{CaseOutcome, PROGRAMS, Teller};
 use crate::child::capture_any;
 
-/// Runs them one after the other, since there is one processor.
-pub fn tests(teller: &Teller) -> Result<()> {
+/// What of the eBPF tests depends on the kernel's version: what it loads and attaches, pins, replaces. The rest takes minutes of an
+/// emulated processor.
+pub const OF_THE_KERNEL: &[&str] = &["lsm::", "connect::", "pins::"];
+
+/// Runs `NAME-tests` in `threads` threads, only those with one of `only` in their names, if any is given. There is one processor, but with a single thread
+/// libtest runs tests in its main thread, and a skip would not say whose it is.
+pub fn run(teller: &Teller, name: &str, threads: u32, only: &[&str]) -> Result<()> {
+    let skips = tempfile::NamedTempFile::new().context("make a file for skips")?;
     let output = capture_any(
-        Command::new(format!("{PROGRAMS}/launch-tests"))
-            .args(["--test-threads=1", "--color=never"]),
+        Command::new(format!("{PROGRAMS}/{name}-tests"))
+            .arg(format!("--test-threads={threads}"))
+            .arg("--color=never")
+            .args(only)
+            .env("AGENTD_SKIP_LOG", skips.path()),
     )?;
     let text = String::from_utf8_lossy(&output.stdout);
+    let log = std::fs::read_to_string(skips.path()).context("read the skips")?;
     let mut seen = 0;
-    for (name, outcome) in results(&text) {
+    for (test, outcome) in results(&text) {
         seen += 1;
-        let detail = match outcome {
-            CaseOutcome::Passed => String::new(),
-            CaseOutcome::Failed => said_by(&text, name),
-            CaseOutcome::Skipped => "marked #[ignore]".to_owned(),
+        let skipped = log
+            .lines()
+            .find(|line| line.ends_with(&format!("[in {test}]")));
+        let (outcome, detail) = match (outcome, skipped) {
+            (CaseOutcome::Passed, Some(why)) => (CaseOutcome::Skipped, why.to_owned()),
+            (CaseOutcome::Passed, None) => (outcome, String::new()),
+            (CaseOutcome::Failed, _) => (outcome, said_by(&text, test)),
+            (CaseOutcome::Skipped, _) => (outcome, "marked #[ignore]".to_owned()),
         };
-        teller.case(&format!("launch.{name}"), outcome, detail)?;
+        teller.case(&format!("{name}.{test}"), outcome, detail)?;
     }
     let closed = text.lines().any(|line| line.starts_with("test result: "));
-    teller.run("launch", || {
+    teller.run(name, || {
         if seen > 0 && closed {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
         Err(anyhow::anyhow!("{}: {said}", output.status))
-            .context("the tests of the launcher did not come to their end")
+            .with_context(|| format!("{name}-tests did not come to their end"))
     })
 }
 

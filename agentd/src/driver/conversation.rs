@@ -9,23 +9,24 @@
 //! Runs as one task per driven agent in the daemon, plus one task for each question that needs the bus or a person and
 //! one that writes to the agent, so that an agent which doesn't read can't stop us from reading it.
 
-use std::collections::HashMap;
+mod questions;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use agentd_api::approvals::{self, QuestionKind};
 use agentd_orchestrator::driver::{
     self, Action, Answer, Asker, Cut, Lines, Machine, PeerRequest, RequestId, ToolRequest, Turn,
-    TurnId, TurnOutcome, Verdict,
+    TurnId, TurnOutcome,
 };
 use agentd_sandbox::{ToolDecision, ToolRule, ToolRules};
-use agentd_storage::{Approval, Denial, Direction, Event, Fact, Store, Usage, UsageSource};
-use serde_json::{Value, json};
+use agentd_storage::{Direction, Event, Fact, Store, Usage, UsageSource};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::questions::{Fallback, Questions, Reply, allowance, mcp_error, refusal};
 use super::alarm::Alarm;
 use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
@@ -41,8 +42,6 @@ const UNREAD_LINES: usize = 1024;
 const PEER_TIMEOUT: Duration = Duration::from_secs(600);
 /// A bus error text of the protocol is bounded.
 const ERROR_BYTES: usize = 256;
-/// A tool's arguments in the denial record.
-const TARGET_CHARS: usize = 160;
 
 /// What the agent, or the driver about it, says to people.
 #[derive(Debug)]
@@ -150,94 +149,6 @@ async fn write_lines<W: AsyncWrite + Unpin>(mut queue: mpsc::Receiver<String>, m
     if let Err(error) = to_agent.shutdown().await {
         tracing::debug!("the stdin of a driven agent could not be closed: {error}");
     }
-}
-
-/// Questions that are being answered by tasks.
-#[derive(Debug, Default)]
-struct Questions {
-    tasks: JoinSet<Reply>,
-    open: HashMap<task::Id, (RequestId, Fallback, task::AbortHandle)>,
-}
-
-/// An answer, and what goes on record with it.
-#[derive(Debug)]
-struct Reply {
-    answer: Answer,
-    facts: Vec<Fact>,
-}
-
-impl From<Answer> for Reply {
-    fn from(answer: Answer) -> Self {
-        Self {
-            answer,
-            facts: Vec::new(),
-        }
-    }
-}
-
-/// The answer if the task that should find one fails.
-#[derive(Clone, Debug)]
-enum Fallback {
-    Mcp(Value),
-    Peer,
-    /// The tool and its arguments.
-    Tool(String, Value),
-}
-
-impl Questions {
-    fn ask(
-        &mut self,
-        id: RequestId,
-        fallback: Fallback,
-        answer: impl Future<Output = Reply> + Send + 'static,
-    ) {
-        let handle = self.tasks.spawn(answer);
-        self.open.insert(handle.id(), (id, fallback, handle));
-    }
-
-    fn withdraw(&mut self, id: &RequestId) {
-        if let Some((_, _, handle)) = self.open.values().find(|(open, _, _)| open == id) {
-            handle.abort();
-        }
-    }
-
-    /// The next answer. Never resolves while no question is open.
-    async fn next(&mut self) -> Reply {
-        loop {
-            let Some(joined) = self.tasks.join_next_with_id().await else {
-                std::future::pending::<()>().await;
-                continue;
-            };
-            let (task, answer) = match joined {
-                Ok((task, answer)) => (task, Some(answer)),
-                Err(error) => (error.id(), None),
-            };
-            let Some((id, fallback, _)) = self.open.remove(&task) else {
-                continue;
-            };
-            return answer.unwrap_or_else(|| match fallback {
-                Fallback::Mcp(message) => Reply::from(Answer::Mcp {
-                    id,
-                    reply: mcp_error(&message, "agentd could not answer"),
-                }),
-                Fallback::Peer => Reply::from(Answer::Peer {
-                    id,
-                    result: Err("agentd could not ask".to_owned()),
-                }),
-                Fallback::Tool(tool, input) => {
-                    let why = "agentd could not ask anybody".to_owned();
-                    refusal(id, tool, &input, "agentd", why, None)
-                }
-            });
-        }
-    }
-}
-
-/// A JSON-RPC error for `message`; nothing for a notification.
-fn mcp_error(message: &Value, text: &str) -> Option<Value> {
-    const INTERNAL_ERROR: i32 = -32603;
-    let id = message.get("id")?;
-    Some(json!({"jsonrpc": "2.0", "id": id, "error": {"code": INTERNAL_ERROR, "message": text}}))
 }
 
 /// Whose turn it is.
@@ -761,50 +672,6 @@ impl State {
             tracing::debug!(agent = self.launch, "nobody takes its words any more");
         }
     }
-}
-
-/// Lets a tool be used, on record.
-fn allowance(id: RequestId, tool: String, by: &str, reason: String) -> Reply {
-    let facts = vec![decided(&id, tool, "allow", by, reason)];
-    let verdict = Verdict::Allow;
-    Reply {
-        answer: Answer::Tool { id, verdict },
-        facts,
-    }
-}
-
-/// Refuses a tool, on record.
-fn refusal(
-    id: RequestId,
-    tool: String,
-    input: &Value,
-    by: &str,
-    why: String,
-    origin: Option<String>,
-) -> Reply {
-    let denial = Fact::Denial(Denial {
-        layer: "driver".to_owned(),
-        what: format!("tool {tool}"),
-        target: input.to_string().chars().take(TARGET_CHARS).collect(),
-        rule: why.clone(),
-        origin,
-    });
-    let facts = vec![denial, decided(&id, tool, "deny", by, why.clone())];
-    let verdict = Verdict::Deny { why };
-    Reply {
-        answer: Answer::Tool { id, verdict },
-        facts,
-    }
-}
-
-fn decided(id: &RequestId, tool: String, decision: &str, by: &str, reason: String) -> Fact {
-    Fact::Approval(Approval {
-        request_id: id.0.clone(),
-        tool,
-        decision: decision.to_owned(),
-        by: by.to_owned(),
-        reason,
-    })
 }
 
 /// The next request; never resolves while none are served.

@@ -8,6 +8,8 @@
 //! Its channels have no bound of their own: each sender waits for its answer, and connections, conversations and open
 //! tasks are bounded.
 
+mod told;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -24,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+pub use self::told::terms_text;
+use self::told::{Extras, answer, end_of, event_of, jitter, send};
 use super::clock::{BootTimer, Clock};
 use super::fleet::{Fleet, FleetChanged, Lease, NotNow};
 use super::journal::{Entry, Then};
@@ -33,8 +37,6 @@ use crate::driver::{NotBegun, OpenWork, Work};
 
 /// Messages taken before agents are looked for again.
 const ROUND: usize = 256;
-/// Of what a failed attempt said, this much is in the cause of the transition; the task has all of it.
-const CAUSE_CHARS: usize = 200;
 
 /// What became of one submission.
 pub type Submitted = Result<TaskReply, NotSubmitted>;
@@ -752,85 +754,4 @@ impl Scheduler {
         let mailbox = self.mailbox.clone();
         Box::new(move || send(&mailbox, msg))
     }
-}
-
-/// What goes on record with the first of some transitions, and what follows from them all.
-#[derive(Default)]
-struct Extras {
-    turn: Option<u64>,
-    result: Option<String>,
-    error: Option<String>,
-    events: Vec<Event>,
-    then: Vec<Then>,
-}
-
-impl Extras {
-    fn then(then: Then) -> Self {
-        Self {
-            then: vec![then],
-            ..Self::default()
-        }
-    }
-}
-
-/// Answers whoever waits, if somebody still does.
-fn answer<T: Send + 'static>(reply: oneshot::Sender<T>, value: T) -> Then {
-    Box::new(move || drop(reply.send(value)))
-}
-
-/// Tells the scheduler, if it still runs.
-fn send(mailbox: &mpsc::WeakUnboundedSender<Msg>, msg: Msg) {
-    if let Some(mailbox) = mailbox.upgrade() {
-        drop(mailbox.send(msg));
-    }
-}
-
-/// Terms as they are stored and compared.
-pub fn terms_text(terms: &agentd_orchestrator::task::Terms) -> String {
-    // Plain structs without maps: serialising them can't fail, and gives the same text every time.
-    serde_json::to_string(terms).expect("terms are plain data")
-}
-
-fn event_of(change: &Change) -> TaskEvent {
-    TaskEvent {
-        id: change.task.to_string(),
-        uid: change.uid,
-        from: change.from.as_str().to_owned(),
-        state: change.to.as_str().to_owned(),
-        attempt: change.attempt,
-        agent: change.agent.as_ref().map(|it| it.agent.clone()),
-        cause: change.cause.clone(),
-        at_ms: change.at_ms,
-    }
-}
-
-/// What a turn's end means for the attempt, and all that was said.
-fn end_of(outcome: TurnOutcome) -> (AttemptEnd, String) {
-    let TurnOutcome {
-        text,
-        is_error,
-        kind,
-    } = outcome;
-    if !is_error {
-        return (AttemptEnd::Done, text);
-    }
-    let first_line = text.lines().next().unwrap_or_default();
-    let mut why: String = first_line.chars().take(CAUSE_CHARS).collect();
-    if why.is_empty() {
-        why = kind.clone();
-    }
-    // "closed" is the driver's word for an agent that ended in the middle of its turn.
-    let end = if kind == "closed" {
-        AttemptEnd::AgentGone { why }
-    } else {
-        AttemptEnd::Failed { why }
-    };
-    (end, text)
-}
-
-/// An even draw from all of `u64`.
-fn jitter() -> u64 {
-    // The low half of a random UUID but for its two variant bits, which are at the top: shift them out and mix.
-    let (high, low) = Uuid::new_v4().as_u64_pair();
-    (low << 2) ^ (high >> 62)
 }

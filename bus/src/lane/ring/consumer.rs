@@ -5,24 +5,27 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd};
+mod slots;
+mod source;
+
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
+use self::slots::{Lines, OneLine, Plain, Slot, TwoLines, inline_words};
 use super::{
-    DATA_MAGIC, EXT, Ext, HEAD, Head, INLINE, INLINE_BYTES, Inline, LayoutError, Message,
-    REFERENCE, ReceiverOptions, RecvError, SEQUENCE, SPILL, Tag, check_capacity, check_magic,
-    check_setup, check_size, committed, cursor_words, data_words, empty, inline_bytes, inline_of,
-    line_of, longest, parts, slots_for, spill_bytes,
+    DATA_MAGIC, EXT, Ext, HEAD, Head, INLINE, Inline, LayoutError, Message, REFERENCE,
+    ReceiverOptions, RecvError, SEQUENCE, SPILL, Tag, check_capacity, check_magic, check_setup,
+    check_size, committed, cursor_words, data_words, empty, inline_bytes, inline_of, line_of,
+    longest, slots_for, spill_bytes,
 };
 use crate::lane::Credit;
 use crate::message::Status;
 use crate::shm::atomics::{Ordering, spin_loop};
 use crate::shm::clock::Deadline;
 use crate::shm::counters::{
-    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, DONE_WORD, LIMIT_WORD, MAGIC_WORD, PARKED_WORD,
-    Received, SETUP_WORD, parked,
+    CAPACITY_WORD, CONSUMED_WORD, COUNTERS_WORD, DONE_WORD, LIMIT_WORD, MAGIC_WORD, Received,
+    SETUP_WORD, parked,
 };
 #[cfg(not(loom))]
 use crate::shm::histogram;
@@ -31,7 +34,7 @@ use crate::shm::patience::{Look, Patience, Slept, Spin, Step};
 use crate::shm::region::{LINE_WORDS, Line, Own, Peers, Words, load_pair};
 use crate::shm::stamp;
 use crate::simd::crc32c;
-use crate::wait::{Bell, Park, Parking, Ringer, RingerSlot, Source, Watch};
+use crate::wait::{Bell, Park, Ringer, RingerSlot, Source, Watch};
 
 /// The receiving end. Dropping it tells the producer, and whoever else maps the page, how far it read.
 #[derive(Debug)]
@@ -71,89 +74,6 @@ pub struct Consumer<D: Words, C: Words> {
     bell: Option<Bell>,
     /// Rung when the producer says that it waits for its bell.
     ringer: RingerSlot,
-}
-
-/// A slot of one size: what the quick ways of receiving are made for, one by one.
-trait Slot {
-    const INLINE: Inline;
-    /// All words of payload.
-    type Words: IntoBytes + zerocopy::Immutable;
-    /// Copies at least `len` bytes of the payload of the slot whose first line is `line`, number `at`.
-    fn words<D: Words>(data: &Peers<D>, line: &Line, at: usize, len: usize) -> Self::Words;
-}
-
-struct OneLine;
-struct TwoLines;
-
-impl Slot for OneLine {
-    const INLINE: Inline = Inline::Small;
-    type Words = [[u64; 2]; 3];
-
-    #[inline(always)]
-    fn words<D: Words>(_: &Peers<D>, line: &Line, _: usize, _: usize) -> Self::Words {
-        inline_words(line)
-    }
-}
-
-impl Slot for TwoLines {
-    const INLINE: Inline = Inline::Wide;
-    type Words = [[u64; 2]; 7];
-
-    #[inline(always)]
-    fn words<D: Words>(data: &Peers<D>, line: &Line, at: usize, len: usize) -> Self::Words {
-        let [a, b, c] = inline_words(line);
-        if len <= INLINE_BYTES {
-            return [a, b, c, [0; 2], [0; 2], [0; 2], [0; 2]];
-        }
-        let more = data.line(at + 1);
-        let [d, e] = [load_pair(more, 0), load_pair(more, 2)];
-        [a, b, c, d, e, load_pair(more, 4), load_pair(more, 6)]
-    }
-}
-
-/// A copy of a message that is whole in one slot.
-struct Plain<S: Slot> {
-    tag: Tag,
-    len: usize,
-    words: S::Words,
-}
-
-impl<S: Slot> Plain<S> {
-    #[inline(always)]
-    fn payload(&self) -> &[u8] {
-        &self.words.as_bytes()[..self.len]
-    }
-}
-
-/// The inline words of a slot's first line: all of them, whatever the length, since the line is here.
-#[inline(always)]
-fn inline_words(line: &Line) -> [[u64; 2]; INLINE_BYTES / 16] {
-    [
-        load_pair(line, INLINE),
-        load_pair(line, INLINE + 2),
-        load_pair(line, INLINE + 4),
-    ]
-}
-
-/// The slots of a lane, apart from the scratch that they are copied to.
-struct Lines<'a, D> {
-    data: &'a Peers<D>,
-    capacity: usize,
-    inline: Inline,
-}
-
-impl<D: Words> Lines<'_, D> {
-    /// Copies the words of slot number `n` from word `first` on, as many as `to` has room for.
-    fn gather(&self, n: u64, first: usize, to: &mut [u64]) {
-        let mut to = to.iter_mut();
-        let begins = line_of(n, self.capacity, self.inline);
-        for (line, at, _) in parts(self.inline, first) {
-            // In this order: `zip` looks for a place only when there is a word for it.
-            for (from, to) in self.data.line(begins + line)[at..].iter().zip(to.by_ref()) {
-                *to = from.load(Ordering::Relaxed);
-            }
-        }
-    }
 }
 
 /// A message that has been read out of more than the inline words, into the scratch.
@@ -861,42 +781,5 @@ impl<D: Words, C: Words> Drop for Consumer<D, C> {
     fn drop(&mut self) {
         // Whatever the closer says: nobody is left to take anything.
         self.end(Status::OK);
-    }
-}
-
-/// Ready while there is a message, or the lane has ended.
-impl<D: Words, C: Words> Source for Consumer<D, C> {
-    fn watch(&self) -> Watch<'_> {
-        Watch {
-            word: &self.data.line(self.line_of(self.next))[SEQUENCE],
-            seen: empty(self.next, self.capacity),
-        }
-    }
-
-    fn arm(&mut self, how: Park) {
-        // Also tells the producer which slot it is that we wait for.
-        self.publish();
-        // SYNC: parked. Pairs with the acquire load in `Look::parked`.
-        self.cursor
-            .store(PARKED_WORD, how.flag(), Ordering::Release);
-    }
-
-    fn disarm(&mut self) {
-        self.slept = true;
-        self.quick_until = self.next;
-        self.cursor
-            .store(PARKED_WORD, parked::AWAKE, Ordering::Relaxed);
-    }
-
-    fn closer(&self) -> &Closer {
-        &self.closer
-    }
-
-    fn parking(&self) -> Parking {
-        Parking::from_setup(self.cursor.load(SETUP_WORD, Ordering::Relaxed))
-    }
-
-    fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(AsFd::as_fd)
     }
 }

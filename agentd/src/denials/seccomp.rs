@@ -74,9 +74,33 @@ async fn tell(refusal: Refusal, witness: &Witness) {
         None => format!("system call {number}"),
     };
     let program = shown_name(&comm);
-    let target = format!("{what}({a:#x}, {b:#x}, {c:#x}) by {program}[{pid}]");
+    let [a, b, c] = [a, b, c].map(shown_argument);
+    let target = format!("{what}({a}, {b}, {c}) by {program}[{pid}]");
     let reason = witness.rules.syscall(number);
     witness
         .tell(Layer::Seccomp, &what, target, reason, &program)
         .await;
+}
+
+/// An argument as a person reads it. What is no 32 bit number is an address, which says nothing about a process that has gone on.
+fn shown_argument(value: u64) -> String {
+    match i64::from_ne_bytes(value.to_ne_bytes()) {
+        small @ -4095..=-1 => small.to_string(),
+        _ if value > u64::from(u32::MAX) => "…".to_owned(),
+        _ => format!("{value:#x}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_and_addresses_are_not() {
+        assert_eq!(shown_argument(0x10), "0x10");
+        assert_eq!(shown_argument(0xffff_ffff), "0xffffffff");
+        assert_eq!(shown_argument(0x55c7_19ca_6780), "…");
+        assert_eq!(shown_argument(u64::MAX), "-1");
+        assert_eq!(shown_argument(u64::MAX - 4095), "…");
+    }
 }

@@ -300,17 +300,30 @@ fn enter(task: *const u8, slot: u32, cpu: u32, now: u64) {
     }
 }
 
-#[btf_tracepoint(function = "sched_wakeup")]
-pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
+/// The task that a tracepoint names first, if it is an agent's, and the row that this processor counts it in.
+#[inline(always)]
+fn counted(context: &BtfTracePointContext) -> Option<(*const u8, *mut Sched)> {
     let task: *const u8 = context.arg(0);
     let slot = slot_of_task(task);
     if slot == 0 {
-        return 0;
+        return None;
     }
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    Some((task, row_of(slot, cpu)?))
+}
+
+/// As [`counted`], with the task's id and spell.
+#[inline(always)]
+fn woken(context: &BtfTracePointContext) -> Option<(u32, *mut Sched, *mut Spell)> {
+    let (task, row) = counted(context)?;
     let pid = pid_of(task);
-    let (Some(row), Some(spell)) = (row_of(slot, cpu), spell_of(pid)) else {
+    Some((pid, row, spell_of(pid)?))
+}
+
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
+    let Some((pid, row, spell)) = woken(&context) else {
         return 0;
     };
     // SAFETY: a row of this stripe; the spell of a task that its waker has, see the head of this file.
@@ -340,15 +353,7 @@ pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(context: BtfTracePointContext) -> i32 {
-    let task: *const u8 = context.arg(0);
-    let slot = slot_of_task(task);
-    if slot == 0 {
-        return 0;
-    }
-    // SAFETY: takes nothing, returns a number.
-    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
-    let pid = pid_of(task);
-    let (Some(row), Some(spell)) = (row_of(slot, cpu), spell_of(pid)) else {
+    let Some((pid, row, spell)) = woken(&context) else {
         return 0;
     };
     // SAFETY: a row of this stripe, and the spell of a task that has never run.
@@ -365,14 +370,7 @@ pub fn sched_wakeup_new(context: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_migrate_task")]
 pub fn sched_migrate_task(context: BtfTracePointContext) -> i32 {
-    let task: *const u8 = context.arg(0);
-    let slot = slot_of_task(task);
-    if slot == 0 {
-        return 0;
-    }
-    // SAFETY: takes nothing, returns a number.
-    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
-    if let Some(row) = row_of(slot, cpu) {
+    if let Some((_, row)) = counted(&context) {
         // SAFETY: a row of this stripe.
         unsafe { count(&raw mut (*row).migrations, 1) };
     }

@@ -61,8 +61,7 @@ impl Scheduler {
         if !agent.state().is_live() {
             return Err(ended());
         }
-        let at_ns = monotonic_ns();
-        let (total, seated) = table.read(agent.facts.slot.0, at_ns).ok_or_else(ended)?;
+        let (at_ns, total, seated) = read(table, agent.facts.slot).ok_or_else(ended)?;
         // Its slot may be somebody else's once it has ended.
         if !agent.state().is_live() {
             return Err(ended());
@@ -72,14 +71,18 @@ impl Scheduler {
 
     /// The figures of a slot whose agent has ended and that is not released yet.
     pub fn last(&self, slot: Slot) -> Option<Scheduled> {
-        let (total, _) = self.0.as_ref().ok()?.read(slot.0, monotonic_ns())?;
+        let (_, total, _) = read(self.0.as_ref().ok()?, slot)?;
         Some(on_record(&total))
     }
 }
 
-fn monotonic_ns() -> u64 {
+/// When it was read (monotonic), what was counted by then, and who has a processor; `None` for a slot that there is not.
+fn read(table: &SchedTable, slot: Slot) -> Option<(u64, Sched, Vec<Seated>)> {
     let now = clock_gettime(ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    let at_ns = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0);
+    let (total, seated) = table.read(slot.0, at_ns)?;
+    Some((at_ns, total, seated))
 }
 
 fn answer(agent: &Agent, at_ns: u64, total: &Sched, seated: &[Seated]) -> AgentSched {

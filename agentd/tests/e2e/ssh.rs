@@ -28,7 +28,10 @@ impl Agent {
             .stdin(Stdio::null())
             .spawn()
             .expect("ssh-agent");
-        wait_until("the ssh-agent listens", || socket.exists());
+        // Its name is there before it listens.
+        wait_until("the ssh-agent listens", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
         let keys = ["work", "private"].map(|name| {
             let file = dir.path().join(name);
             // ssh-keygen wants a user with a passwd entry, which the tests' ordinary users don't have.

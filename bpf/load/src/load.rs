@@ -11,11 +11,12 @@ use crate::{object, sys};
 use agentd_bpf::layout::LAYOUT;
 use agentd_bpf::{Directory, DirectoryFull, Group, Groups, MapError, Policies, Table};
 use aya::programs::{Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
@@ -77,15 +78,14 @@ pub enum LoadError {
 pub fn load(plan: &Plan<'_>) -> Result<Loaded, LoadError> {
     let version = plan.pins.version(LAYOUT, object::hash(plan.object))?;
     let offsets = offsets();
-    let mut object = create(plan, &version, &offsets)?;
+    let mut object = create(plan, &version, offsets)?;
     let tables = open_tables(&version)?;
     fill(plan, &tables)?;
 
-    let mut btf = None;
     let mut groups = Vec::new();
     let mut absent = Vec::new();
     for group in Group::ALL {
-        match load_group(group, &mut object, &mut btf, &offsets)
+        match load_group(group, &mut object, offsets)
             .and_then(|()| attach_group(group, &object, plan.subtree, &version))
         {
             Ok(Attached::All) => groups.push(group),
@@ -118,8 +118,20 @@ pub fn load(plan: &Plan<'_>) -> Result<Loaded, LoadError> {
     })
 }
 
-/// The values of [`OFFSETS`] and [`BITS`]. Without BTF all are missing, and with them the groups that need them.
-fn offsets() -> Vec<(&'static str, u32)> {
+/// What the kernel says of its types, read once in a process: it is megabytes, and says the same until the next boot.
+fn kernel_btf() -> &'static Result<Btf, BtfError> {
+    static READ: OnceLock<Result<Btf, BtfError>> = OnceLock::new();
+    READ.get_or_init(Btf::from_sys_fs)
+}
+
+/// The values of [`OFFSETS`] and [`BITS`], looked up once in a process. Without BTF all are missing, and with them the groups that
+/// need them.
+fn offsets() -> &'static [(&'static str, u32)] {
+    static FOUND: OnceLock<Vec<(&'static str, u32)>> = OnceLock::new();
+    FOUND.get_or_init(look_up_offsets)
+}
+
+fn look_up_offsets() -> Vec<(&'static str, u32)> {
     let types = KernelTypes::read(Path::new(KERNEL_TYPES)).ok();
     let look_up = |fields: &'static [(&str, &str, &str)],
                    how: fn(&KernelTypes, &str, &str) -> _| {
@@ -248,7 +260,6 @@ impl Refusal {
 fn load_group(
     group: Group,
     object: &mut Ebpf,
-    btf: &mut Option<Btf>,
     offsets: &[(&'static str, u32)],
 ) -> Result<(), Refusal> {
     let plain = |why: String| Refusal {
@@ -273,14 +284,8 @@ fn load_group(
             return Err(plain(format!("the object has no program {name}")));
         };
         let tracing = matches!(place, Place::Tracepoint(_) | Place::Lsm(_));
-        let types = match btf {
-            Some(types) => Some(&*types),
-            None if tracing => {
-                let types = Btf::from_sys_fs().map_err(|error| Refusal::new(name, &error))?;
-                Some(&*btf.insert(types))
-            }
-            None => None,
-        };
+        let types = tracing.then(kernel_btf).map(Result::as_ref).transpose();
+        let types = types.map_err(|error| Refusal::new(name, error))?;
         let loaded = match (program, place, types) {
             (Program::CgroupSockAddr(program), Place::Subtree(_), _) => program.load(),
             (Program::CgroupSock(program), Place::Subtree(_), _) => program.load(),

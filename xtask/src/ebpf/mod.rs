@@ -50,6 +50,13 @@ pub fn ebpf(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Gets the tools, which the tier says more of if they can't be had.
+pub fn fetch_tools() {
+    if let Err(error) = Tools::get() {
+        eprintln!("ebpf: no tools could be fetched ahead: {error:#}");
+    }
+}
+
 /// The tier.
 pub fn tier(scratch: &Path) -> Result<Outcome> {
     let mut committed = run(scratch, None)?;

@@ -102,7 +102,7 @@ pub fn real_as_somebody(programs: &Programs, flag: &str, agent: &Agent) -> Resul
 
 /// A copy of this program that nobody replaces: the unit tier may have built xtask anew in the meantime, and then the
 /// path under which this process was started is gone.
-fn own_program(scratch: &Path) -> Result<PathBuf> {
+pub fn own_program(scratch: &Path) -> Result<PathBuf> {
     let copy = scratch.join("xtask");
     if !copy.exists() {
         place_self(&copy)?;

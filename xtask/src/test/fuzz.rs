@@ -21,7 +21,7 @@ use crate::child::{self, Child, outcome};
 use crate::workspace::{Metadata, cargo, root};
 
 /// How libFuzzer looks for new inputs of one target.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
     pub seconds: u64,
     /// 0: another one each time.

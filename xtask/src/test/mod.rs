@@ -3,7 +3,12 @@
 //! Tier lines and the closing line go to stdout, everything that the tests print to stderr. A skip is counted with
 //! its reason and never as a pass; skipping a feature that is expected here fails the run (see [`skips`]). Exit code
 //! 0 means that nothing failed and nothing expected was skipped.
+//!
+//! Tiers run one after the other but for those that have builds or machines of their own ([`beside`]), and what later ones need from
+//! the network is fetched while the first ones compile ([`ahead`]).
 
+mod ahead;
+mod beside;
 pub mod demos;
 mod fuzz;
 mod libtest;
@@ -12,16 +17,19 @@ mod skips;
 pub mod suites;
 mod tier;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use self::beside::{Beside, Ended};
 use self::fuzz::Search;
 use self::skips::Expected;
 pub use self::skips::Skip;
 pub use self::tier::{Outcome, Tier};
 use crate::demo::npm;
+use crate::vm;
 use crate::workspace::root;
 
 #[derive(Debug, Default, clap::Args)]
@@ -32,6 +40,9 @@ pub struct Args {
     /// Look for new inputs of each fuzz target for so long, another way each time [default: 2, always the same way]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     fuzz_seconds: Option<u64>,
+    /// Report to this file, for the run that this is a part of
+    #[arg(long, value_name = "FILE", hide = true)]
+    outcome: Option<PathBuf>,
 }
 
 /// Which skips fail the run.
@@ -52,21 +63,58 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
         .prefix("agentd-test-")
         .tempdir()
         .context("make a scratch directory")?;
-    needs::install_missing()?;
-
     let search = args.fuzz_seconds.map_or(Search::SMOKE, Search::afresh);
-    let mut total = Outcome::default();
-    let mut lines = Vec::new();
-    for tier in Tier::ALL {
-        if !args.tiers.is_empty() && !args.tiers.contains(&tier) {
-            continue;
-        }
+    if let Some(file) = &args.outcome {
+        return part(args, scratch.path(), search, file);
+    }
+    needs::install_missing()?;
+    let wanted = |tier: &Tier| args.tiers.is_empty() || args.tiers.contains(tier);
+    let (beside, here): (Vec<Tier>, Vec<Tier>) = Tier::ALL
+        .into_iter()
+        .filter(wanted)
+        .partition(|tier| beside::TIERS.contains(tier));
+    // Alone, nobody waits for their output.
+    let (beside, here) = match here.is_empty() {
+        true => (here, beside),
+        false => (beside, here),
+    };
+    let mut fetching = ahead::Fetching::start(&here);
+    let beside = match beside.is_empty() {
+        true => None,
+        false => Some(Beside::start(
+            demos::own_program(scratch.path())?,
+            beside,
+            scratch.path(),
+            search,
+        )),
+    };
+    let mut ended = Vec::new();
+    for tier in here {
+        fetching.wait_for(tier);
         eprintln!("== tier {}", tier.name());
         let began = Instant::now();
-        let outcome = run(tier, scratch.path(), search)?;
-        let line = outcome.line(tier);
-        eprintln!("== {line}, in {} s", began.elapsed().as_secs());
-        lines.push(line);
+        let outcome = run(tier, scratch.path(), search, vm::ALL)?;
+        let took = began.elapsed();
+        eprintln!("== {}", outcome.line(tier, took));
+        ended.push(Ended {
+            tier,
+            outcome,
+            took,
+        });
+    }
+    ended.extend(beside.map(Beside::wait).into_iter().flatten());
+    crate::stop::check()?;
+    ended.sort_by_key(|ended| ended.tier);
+
+    let mut total = Outcome::default();
+    let mut lines = Vec::new();
+    for Ended {
+        tier,
+        outcome,
+        took,
+    } in ended
+    {
+        lines.push(outcome.line(tier, took));
         total.passed += outcome.passed;
         total.failed += outcome.failed;
         total.skips.extend(outcome.skips);
@@ -80,7 +128,19 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
     Ok(report(&lines, &total, &expected))
 }
 
-fn run(tier: Tier, scratch: &std::path::Path, search: Search) -> Result<Outcome> {
+/// Runs tiers for another run, which reports them.
+fn part(args: &Args, scratch: &Path, search: Search, file: &Path) -> Result<ExitCode> {
+    let mut outcome = Outcome::default();
+    for tier in &args.tiers {
+        outcome.absorb(run(*tier, scratch, search, 1)?);
+    }
+    let text = serde_json::to_vec(&outcome).context("write down what came of a tier")?;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One tier; with so many machines at a time, if it runs any.
+fn run(tier: Tier, scratch: &Path, search: Search, machines: usize) -> Result<Outcome> {
     let ran = match tier {
         Tier::Checks => crate::checks::all(),
         Tier::Unit => suites::unit(scratch),
@@ -93,7 +153,7 @@ fn run(tier: Tier, scratch: &std::path::Path, search: Search) -> Result<Outcome>
         Tier::Attack => crate::attack::tier(),
         Tier::Workloads => crate::workloads::tier(),
         Tier::Systemd => crate::systemd::tier(),
-        Tier::Vm => crate::vm::tier(),
+        Tier::Vm => vm::tier(machines),
         Tier::Demo => demos::stand_in(scratch),
         Tier::Claude => demos::real(scratch, "--claude", &npm::CLAUDE),
         Tier::Codex => demos::real(scratch, "--codex", &npm::CODEX),
@@ -101,11 +161,7 @@ fn run(tier: Tier, scratch: &std::path::Path, search: Search) -> Result<Outcome>
     };
     // Ctrl-C ends the run; anything else that kept a tier from running is that tier's failure.
     crate::stop::check()?;
-    Ok(ran.unwrap_or_else(|error| {
-        let mut outcome = Outcome::default();
-        outcome.fail(format!("{error:#}"));
-        outcome
-    }))
+    Ok(ran.unwrap_or_else(|error| Outcome::failed(format!("{error:#}"))))
 }
 
 #[expect(clippy::print_stdout, reason = "the report is this verb's data")]

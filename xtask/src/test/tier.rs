@@ -1,5 +1,9 @@
 //! The tiers of `cargo xtask test` and what one of them reports.
 
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
 use super::skips::{Skip, summary};
 
 /// A group of tests with the same needs. The order is the order in which they run: cheapest first.
@@ -82,7 +86,7 @@ impl Tier {
 }
 
 /// What a tier reports.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Outcome {
     pub passed: u32,
     pub failed: u32,
@@ -92,6 +96,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of what could not be run at all.
+    pub fn failed(what: impl Into<String>) -> Self {
+        let mut outcome = Self::default();
+        outcome.fail(what);
+        outcome
+    }
+
     pub fn pass(&mut self) {
         self.passed += 1;
     }
@@ -113,14 +124,15 @@ impl Outcome {
         self.failures.extend(other.failures);
     }
 
-    /// `tier NAME: N passed, N failed, N skipped (reasons)`
-    pub fn line(&self, tier: Tier) -> String {
+    /// `tier NAME: N passed, N failed, N skipped in N s (reasons)`
+    pub fn line(&self, tier: Tier, took: Duration) -> String {
         let mut line = format!(
-            "tier {}: {} passed, {} failed, {} skipped",
+            "tier {}: {} passed, {} failed, {} skipped in {} s",
             tier.name(),
             self.passed,
             self.failed,
-            self.skips.len()
+            self.skips.len(),
+            took.as_secs()
         );
         if !self.skips.is_empty() {
             line += &format!(" ({})", summary(&self.skips));
@@ -140,14 +152,14 @@ mod tests {
             ..Outcome::default()
         };
         assert_eq!(
-            outcome.line(Tier::Unit),
-            "tier unit: 3 passed, 0 failed, 0 skipped"
+            outcome.line(Tier::Unit, Duration::from_millis(2900)),
+            "tier unit: 3 passed, 0 failed, 0 skipped in 2 s"
         );
         outcome.skip(Skip::new("root", "run it as root"));
         outcome.fail("a::b");
         assert_eq!(
-            outcome.line(Tier::E2e),
-            "tier e2e: 3 passed, 1 failed, 1 skipped (root: run it as root)"
+            outcome.line(Tier::E2e, Duration::from_secs(60)),
+            "tier e2e: 3 passed, 1 failed, 1 skipped in 60 s (root: run it as root)"
         );
     }
 }

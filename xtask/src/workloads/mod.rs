@@ -128,6 +128,13 @@ pub fn workloads(args: &Args) -> Result<ExitCode> {
     report(&ended).conclude(args.form)
 }
 
+/// Installs what workloads need, where that may be done.
+pub fn fetch_programs() {
+    if rustix::process::geteuid().is_root() {
+        needs::install_missing(table::all().flat_map(|workload| workload.needs).copied());
+    }
+}
+
 /// The tier of `cargo xtask test`.
 pub fn tier() -> Result<Outcome> {
     let mut outcome = Outcome::default();

@@ -68,8 +68,32 @@ impl KernelPlane {
         self.why_not.get(&group).map_or("", String::as_str)
     }
 
+    /// Every group, with the reason of one that is not there.
+    pub fn groups(&self) -> impl Iterator<Item = (Group, &str)> {
+        Group::ALL
+            .into_iter()
+            .map(|group| (group, self.why_not(group)))
+    }
+
     pub fn table(&self, wanted: Table) -> Option<BorrowedFd<'_>> {
         let found = self.tables.iter().find(|(table, _)| *table == wanted);
         found.map(|(_, fd)| fd.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_names_the_groups_as_the_programs_do() {
+        assert_eq!(agentd_api::PLANE_GROUPS, Group::ALL.map(Group::name));
+    }
+
+    #[test]
+    fn a_plane_that_is_not_there_has_the_reason_for_every_group() {
+        let none = KernelPlane::none("no cgroup2 here");
+        assert_eq!(none.groups().count(), Group::ALL.len());
+        assert!(none.groups().all(|(_, why)| why == "no cgroup2 here"));
     }
 }

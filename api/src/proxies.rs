@@ -7,7 +7,7 @@ use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
 use crate::{
     AgentState, AgentSummary, AttachOptions, DaemonInfo, Error, ExitInfo, LaunchReply, LaunchSpec,
-    LogOptions, Restrictions, Revocable,
+    LogOptions, PlaneGroup, Restrictions, Revocable,
 };
 
 /// `/org/agentd1`: the daemon as a whole.
@@ -39,6 +39,9 @@ pub trait Manager {
 
     /// Version, mode and pid.
     fn ping(&self) -> Result<DaemonInfo, Error>;
+
+    /// Every group of the kernel plane's programs: whether it is loaded, and why not.
+    fn kernel_plane(&self) -> Result<Vec<PlaneGroup>, Error>;
 
     /// Ends the daemon and its agents. For its own user and root only.
     fn shutdown(&self) -> Result<(), Error>;

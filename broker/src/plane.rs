@@ -18,7 +18,7 @@ use agentd_bpf::layout::{LAYOUT, MAX_SLOT, revoked};
 use agentd_bpf::{Clearable, Directory, Group, Groups, MapError, Policies, Right, Routes, Table};
 use agentd_bpf_load::pins::{PinError, Pins};
 use agentd_broker::protocol::{ErrorCode, Failure, Mode, Plane as Answer, Reply, Slot};
-use agentd_kernel::cgroup::{Subtree, unified_depth};
+use agentd_kernel::cgroup::{Subtree, unified_depth, unified_mount};
 use agentd_kernel::probe::Roots;
 use rustix::fs::{Mode as FileMode, OFlags, open};
 use std::collections::{BTreeMap, HashSet};
@@ -74,18 +74,17 @@ impl Plane {
                 "it knows agents by their cgroup2 directory, and there is no cgroup2 hierarchy that agentd may write",
             );
         };
-        let Some(depth) = unified_depth(&Roots::default(), path) else {
-            return absent(
-                "in a cgroup namespace it can't be known how deep agents' cgroups are: start agentd outside of one",
-            );
+        let depth = match depth_of(path) {
+            Ok(depth) => depth,
+            Err(why) => return absent(why),
         };
-        match Self::load(path, depth + 1, subtree) {
+        match Self::load(path, depth, subtree) {
             Ok(raised) => Self::Raised(Box::new(raised)),
             Err(error) => absent(error),
         }
     }
 
-    fn load(path: &Path, agent_level: u32, subtree: &Subtree) -> Result<Raised, String> {
+    fn load(path: &Path, depth: child::Depth, subtree: &Subtree) -> Result<Raised, String> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = open(path, flags, FileMode::empty())
             .map_err(|errno| format!("opening {}: {errno}", path.display()))?;
@@ -97,7 +96,7 @@ impl Plane {
             .map_err(|error| error.to_string())?;
         let loaded = child::load(&child::Order {
             subtree: &directory,
-            agent_level,
+            depth,
             agents: &agents(subtree),
             pins: &pins,
         });
@@ -340,6 +339,23 @@ enum Broken {
     Missing(&'static str),
     #[error(transparent)]
     Map(#[from] MapError),
+}
+
+/// How deep the subtree is. In a cgroup namespace that is asked of the kernel from its mount on.
+fn depth_of(subtree: &Path) -> Result<child::Depth, String> {
+    let roots = Roots::default();
+    if let Some(depth) = unified_depth(&roots, subtree) {
+        return Ok(child::Depth::Known(depth));
+    }
+    let at = subtree.display();
+    let (mount, below) = unified_mount(&roots, subtree).ok_or_else(|| {
+        format!("{at} is below no mount of cgroup2 that /proc/self/mountinfo has")
+    })?;
+    let id = std::fs::metadata(&mount).map_err(|error| format!("{}: {error}", mount.display()))?;
+    Ok(child::Depth::Below {
+        ancestor: id.ino(),
+        by: below,
+    })
 }
 
 /// Whose cgroups are in the subtree.

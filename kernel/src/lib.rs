@@ -4,11 +4,15 @@
 #[cfg(feature = "std")]
 pub mod activation;
 #[cfg(feature = "std")]
+pub mod btf;
+#[cfg(feature = "std")]
 pub mod cgroup;
 #[cfg(feature = "std")]
 pub mod fdpass;
 #[cfg(feature = "std")]
 pub mod grant;
+#[cfg(feature = "std")]
+pub mod lsm;
 #[cfg(feature = "std")]
 pub mod memory;
 #[cfg(feature = "std")]

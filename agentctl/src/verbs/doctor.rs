@@ -3,6 +3,9 @@
 //! Needs no daemon: the same probes that the daemon runs are run here, with the caller's rights. Exit
 //! code 1 only if something is missing without which nothing can be launched.
 
+mod plane;
+
+use agentd_api::{DaemonInfo, PlaneGroup};
 use agentd_kernel::probe::{HostCaps, Need, Probe, ProbeState, Roots, probe_host};
 use serde_json::{Value, json};
 
@@ -10,6 +13,7 @@ use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::output::{Out, Style};
 use crate::resolve::Context;
+use plane::Plane;
 
 /// A transport that is not there, and what it would take.
 const NO_RDMA: &str = "bus over RDMA or GPU memory: not in this version; it would need an RDMA adapter (or the rdma_rxe module) \
@@ -18,15 +22,20 @@ const NO_RDMA: &str = "bus over RDMA or GPU memory: not in this version; it woul
 pub async fn doctor(context: &Context) -> Result<u8, Failure> {
     let host = probe_host(&Roots::default());
     let daemon = find_daemon(context).await;
+    let plane = match &daemon {
+        Found::Running(info, Some(groups)) => Plane::of_daemon(groups.clone(), info.mode, &host),
+        // An older daemon does not say.
+        Found::Running(_, None) | Found::Absent(_) => Plane::probed(&host),
+    };
     let fit = host
         .probes
         .iter()
         .all(|p| p.is_supported() || p.need != Need::Required);
     let mut out = Out::stdout();
     if context.is_json() {
-        out.json(&to_json(&host, &daemon, fit)?)?;
+        out.json(&to_json(&host, &plane, &daemon, fit)?)?;
     } else {
-        print(&host, &daemon, fit, &mut out)?;
+        print(&host, &plane, &daemon, fit, &mut out)?;
         out.flush()?;
     }
     Ok(u8::from(!fit))
@@ -34,23 +43,26 @@ pub async fn doctor(context: &Context) -> Result<u8, Failure> {
 
 /// Whether a daemon answers.
 enum Found {
-    Running(Box<agentd_api::DaemonInfo>),
+    /// With its word about the kernel plane, if it gives one.
+    Running(Box<DaemonInfo>, Option<Vec<PlaneGroup>>),
     Absent(Failure),
 }
 
 async fn find_daemon(context: &Context) -> Found {
     let ask = async {
         let daemon = Daemon::connect(context).await?;
-        let info = daemon.manager().await?.ping().await;
-        info.map_err(|e| Failure::api("can't ask agentd", &e))
+        let manager = daemon.manager().await?;
+        let info = manager.ping().await;
+        let info = info.map_err(|e| Failure::api("can't ask agentd", &e))?;
+        Ok((info, manager.kernel_plane().await.ok()))
     };
     match ask.await {
-        Ok(info) => Found::Running(Box::new(info)),
+        Ok((info, plane)) => Found::Running(Box::new(info), plane),
         Err(failure) => Found::Absent(failure),
     }
 }
 
-fn to_json(host: &HostCaps, daemon: &Found, fit: bool) -> Result<Value, Failure> {
+fn to_json(host: &HostCaps, plane: &Plane, daemon: &Found, fit: bool) -> Result<Value, Failure> {
     let broken = |e| Failure::local("can't write the report", e);
     let mut report = serde_json::to_value(host).map_err(broken)?;
     let probes = host.probes.iter().map(|probe| {
@@ -62,8 +74,9 @@ fn to_json(host: &HostCaps, daemon: &Found, fit: bool) -> Result<Value, Failure>
         .collect::<Result<_, serde_json::Error>>()
         .map_err(broken)?;
     report["ok"] = json!(fit);
+    report["plane"] = plane.to_json();
     report["daemon"] = match daemon {
-        Found::Running(info) => {
+        Found::Running(info, _) => {
             let mut value = info.to_json();
             value["reachable"] = json!(true);
             value
@@ -73,7 +86,13 @@ fn to_json(host: &HostCaps, daemon: &Found, fit: bool) -> Result<Value, Failure>
     Ok(report)
 }
 
-fn print(host: &HostCaps, daemon: &Found, fit: bool, out: &mut Out) -> Result<(), Failure> {
+fn print(
+    host: &HostCaps,
+    plane: &Plane,
+    daemon: &Found,
+    fit: bool,
+    out: &mut Out,
+) -> Result<(), Failure> {
     let rights = if host.euid == 0 {
         "root".to_owned()
     } else {
@@ -98,11 +117,12 @@ fn print(host: &HostCaps, daemon: &Found, fit: bool, out: &mut Out) -> Result<()
             print_probe(probe, out)?;
         }
     }
+    plane.print(out)?;
     out.line("")?;
     let heading = out.colour.paint(Style::Bold, "Daemon");
     out.line(heading)?;
     match daemon {
-        Found::Running(info) => {
+        Found::Running(info, _) => {
             let mark = out.colour.paint(Style::Good, "✓");
             let place = info.runtime_dir.as_deref().unwrap_or("?");
             out.line(format!(

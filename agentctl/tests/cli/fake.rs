@@ -214,6 +214,17 @@ impl FakeManager {
         Ok(format!("[{RECORD},{RECORD}]"))
     }
 
+    async fn kernel_plane(&self) -> Result<Vec<PlaneGroup>, Error> {
+        let group = |group: &str, why_not: &str| PlaneGroup {
+            group: group.to_owned(),
+            why_not: why_not.to_owned(),
+        };
+        Ok(vec![
+            group("net", ""),
+            group("sched", "sched_switch: the verifier says no"),
+        ])
+    }
+
     async fn ping(&self) -> Result<DaemonInfo, Error> {
         Ok(DaemonInfo {
             version: "9.9.9".to_owned(),

@@ -253,9 +253,23 @@ fn doctor_needs_no_daemon_and_names_every_probe() {
     assert_eq!(output.status.code(), Some(i32::from(unmet)));
     assert_eq!(report["ok"], !unmet);
     assert_eq!(report["daemon"]["reachable"], false);
+    assert_eq!(report["plane"]["source"], "probe");
+    let groups = report["plane"]["groups"].as_array().expect("a list");
+    let names: Vec<_> = groups.iter().map(|g| g["group"].clone()).collect();
+    assert_eq!(names, agentd_api::PLANE_GROUPS);
+    for group in groups {
+        assert_eq!(group["ok"] == true, group["why"].is_null(), "{group}");
+    }
 
     let daemon = FakeDaemon::start();
     let people = text(&run(&daemon, &["doctor"]).stdout);
+    for line in [
+        "✓ net ",
+        "– sched              sched_switch: the verifier says no",
+        "lost: agentctl sched",
+    ] {
+        assert!(people.contains(line), "{line} in {people}");
+    }
     assert!(
         people.contains("✓ agentd 9.9.9 in user mode, pid 42"),
         "{people}"

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use agentd_api::{AgentSummary, DaemonInfo, Error, LaunchReply, LaunchSpec};
+use agentd_api::{AgentSummary, DaemonInfo, Error, LaunchReply, LaunchSpec, PlaneGroup};
 use agentd_storage::Viewer;
 use zbus::OwnedObjectPath;
 
@@ -184,6 +184,14 @@ impl ManagerObject {
             started_at_ms: u64::try_from(daemon.started_at_ms).ok(),
             bus_gateway: daemon.gateway.clone(),
         })
+    }
+
+    async fn kernel_plane(&self) -> Result<Vec<PlaneGroup>, Error> {
+        let why_not = |(group, why): (agentd_bpf::Group, &str)| PlaneGroup {
+            group: group.name().to_owned(),
+            why_not: why.to_owned(),
+        };
+        Ok(self.daemon.plane.groups().map(why_not).collect())
     }
 
     async fn shutdown(&self) -> Result<(), Error> {

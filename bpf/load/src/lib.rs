@@ -8,12 +8,13 @@
 //! the verifier's log. Fails with [`LoadError`] where there can be no plane at all. Never reads anything but the object given, the
 //! kernel's BTF, and the pins of its own instance. Start at [`load`], then [`groups`]; `docs/kernel-plane.md`.
 
-mod btf;
 pub mod groups;
+mod level;
 mod load;
 mod object;
 pub mod pins;
 mod sys;
 
+pub use level::{LevelError, level_of};
 pub use load::{Absent, Agent, LoadError, Loaded, Plan, load};
 pub use object::{EMBEDDED, hash};

@@ -4,12 +4,14 @@
 //! into it, so an agent that lives through the change is never without its hooks. The tables are filled before anything is attached:
 //! a cgroup that no program knows yet would be refused.
 
-use crate::btf::KernelTypes;
 use crate::groups::{self, BITS, Hook, NO_OFFSET, OFFSETS, Place};
 use crate::pins::{PinError, Pins, Version};
 use crate::{object, sys};
 use agentd_bpf::layout::LAYOUT;
 use agentd_bpf::{Directory, DirectoryFull, Group, Groups, MapError, Policies, Table};
+use agentd_kernel::btf::KernelTypes;
+use agentd_kernel::lsm;
+use agentd_kernel::probe::Roots;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use std::fs;
@@ -274,6 +276,11 @@ fn load_group(
                 "this kernel's BTF has no field {path} in struct {structure}"
             )));
         }
+    }
+    let is_lsm = |hook: &Hook| matches!(hook.place, Place::Lsm(_));
+    if groups::hooks(group).iter().any(is_lsm) {
+        // They would load and attach all the same, and never be called.
+        lsm::check_bpf(&Roots::default()).map_err(plain)?;
     }
     for Hook {
         program: name,

@@ -10,7 +10,7 @@ use crate::log::log;
 use agentd_bpf::layout::LAYOUT;
 use agentd_bpf::{Group, Groups, Table};
 use agentd_bpf_load::pins::Pins;
-use agentd_bpf_load::{Agent, EMBEDDED, Loaded, Plan};
+use agentd_bpf_load::{Agent, EMBEDDED, LevelError, Loaded, Plan};
 use agentd_kernel::fdpass::{self, Wait};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use std::collections::BTreeMap;
@@ -28,9 +28,29 @@ const FAILED: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Order<'a> {
     pub subtree: &'a OwnedFd,
-    pub agent_level: u32,
+    pub depth: Depth,
     pub agents: &'a [Agent],
     pub pins: &'a Pins,
+}
+
+/// How many levels a cgroup is below the root of the hierarchy.
+#[derive(Clone, Copy, Debug)]
+pub enum Depth {
+    Known(u32),
+    /// In a cgroup namespace: so many below a cgroup that this process is in.
+    Below {
+        ancestor: u64,
+        by: u32,
+    },
+}
+
+impl Depth {
+    fn find(self) -> Result<u32, LevelError> {
+        match self {
+            Self::Known(depth) => Ok(depth),
+            Self::Below { ancestor, by } => Ok(agentd_bpf_load::level_of(ancestor)? + by),
+        }
+    }
 }
 
 /// What was loaded.
@@ -73,12 +93,16 @@ pub fn load(order: &Order<'_>) -> Result<Message, String> {
 
 /// The child's part.
 fn work(order: &Order<'_>, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let loaded = agentd_bpf_load::load(&Plan {
-        object: EMBEDDED,
-        subtree: order.subtree.as_fd(),
-        agent_level: order.agent_level,
-        agents: order.agents,
-        pins: order.pins,
+    let depth = order.depth.find().map_err(|error| error.to_string());
+    let loaded = depth.and_then(|depth| {
+        let plan = Plan {
+            object: EMBEDDED,
+            subtree: order.subtree.as_fd(),
+            agent_level: depth + 1,
+            agents: order.agents,
+            pins: order.pins,
+        };
+        agentd_bpf_load::load(&plan).map_err(|error| error.to_string())
     });
     match loaded {
         Ok(loaded) => {
@@ -94,7 +118,7 @@ fn work(order: &Order<'_>, socket: BorrowedFd<'_>) -> io::Result<()> {
         }
         Err(error) => {
             let mut bytes = FAILED.to_ne_bytes().to_vec();
-            bytes.extend(cut(&error.to_string()).as_bytes());
+            bytes.extend(cut(&error).as_bytes());
             fdpass::send(socket, &bytes, &[]).map(|_| ())
         }
     }

@@ -104,6 +104,21 @@ pub fn unified_depth(roots: &Roots, path: &Path) -> Option<u32> {
         .then(|| u32::try_from(depth).ok())?
 }
 
+/// The mount that shows a cgroup2 directory, and how many directories it is below that; the mount's root may be any cgroup.
+pub fn unified_mount(roots: &Roots, path: &Path) -> Option<(PathBuf, u32)> {
+    let mounts = fs::read_to_string(roots.proc.join("self/mountinfo")).ok()?;
+    let mounts = mounts.lines().filter_map(Mount::parse);
+    let point = mounts
+        .filter(|mount| mount.unified && path.starts_with(&mount.point))
+        .map(|mount| PathBuf::from(mount.point))
+        // Of mounts in each other the innermost is what is seen.
+        .max_by_key(|point| point.components().count())?;
+    let below = path.strip_prefix(&point).ok()?.components();
+    let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    let depth = below.clone().count();
+    (below.clone().all(plain)).then_some((point, u32::try_from(depth).ok()?))
+}
+
 fn named<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Controller> {
     names
         .filter_map(|name| {
@@ -294,6 +309,11 @@ mod tests {
         fs::remove_file(&link).expect("unlink");
         std::os::unix::fs::symlink("cgroup:[4026532200]", &link).expect("symlink");
         assert_eq!(depth("/cg/a"), None, "a namespace hides how deep it begins");
+        let mount = |path: &str| unified_mount(&roots, Path::new(path));
+        assert_eq!(mount("/cg/a/agentd-5"), Some(("/cg".into(), 2)));
+        assert_eq!(mount("/cg"), Some(("/cg".into(), 0)));
+        assert_eq!(mount("/cg/../x"), None);
+        assert_eq!(mount("/elsewhere/a"), None);
     }
 
     #[test]

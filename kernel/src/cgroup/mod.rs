@@ -17,7 +17,7 @@ mod layout;
 mod subtree;
 
 pub use group::{CpuQuota, Freeze, Group, Limits, Removal, Usage};
-pub use layout::{Hierarchy, Layout, unified_depth};
+pub use layout::{Hierarchy, Layout, unified_depth, unified_mount};
 pub use subtree::Subtree;
 
 use std::fs;

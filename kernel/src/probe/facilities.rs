@@ -1,4 +1,4 @@
-//! What makes agentd better but protects nobody: helpers, huge pages, io_uring, eBPF, perf, MSRs.
+//! What makes agentd better but protects nobody: helpers, huge pages, io_uring, perf, MSRs.
 
 use super::calls::from;
 use super::child::check;
@@ -21,11 +21,6 @@ pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState, Option<String>)>
         (
             Feature::IoUring,
             with_capability(io_uring(), "io_uring_setup", "kernel.io_uring_disabled=0"),
-            None,
-        ),
-        (
-            Feature::Bpf,
-            with_capability(bpf(), "loading a BPF program", "CAP_BPF"),
             None,
         ),
         (
@@ -76,7 +71,7 @@ fn mdwe() -> Result<(), Errno> {
 }
 
 /// A descriptor that a raw call made.
-fn own(fd: i32) -> OwnedFd {
+pub(super) fn own(fd: i32) -> OwnedFd {
     // SAFETY: the call that returned it has just opened it, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
@@ -138,54 +133,6 @@ fn io_uring() -> Result<(), Errno> {
     let mut params = [0u64; 15];
     // SAFETY: params is as large as the structure and lives through the call.
     let fd = check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) })?;
-    drop(own(fd));
-    Ok(())
-}
-
-/// Loads the smallest program of the kind that revokes an agent's network: a connect4 hook that says yes.
-fn bpf() -> Result<(), Errno> {
-    const PROG_LOAD: libc::c_long = 5;
-    const CGROUP_SOCK_ADDR: u32 = 18;
-    const CGROUP_INET4_CONNECT: u32 = 10;
-    // r0 = 1; exit
-    let program: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
-    let licence = c"GPL";
-    // The part of union bpf_attr that a load uses, up to expected_attach_type.
-    #[repr(C)]
-    struct Load {
-        kind: u32,
-        instructions: u32,
-        program: u64,
-        licence: u64,
-        log_level: u32,
-        log_size: u32,
-        log: u64,
-        kernel_version: u32,
-        flags: u32,
-        name: [u8; 16],
-        ifindex: u32,
-        attach_type: u32,
-    }
-    const _: () = assert!(size_of::<Load>() == 72);
-    let load = Load {
-        kind: CGROUP_SOCK_ADDR,
-        instructions: 2,
-        program: program.as_ptr() as u64,
-        licence: licence.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-        name: *b"agentd_probe\0\0\0\0",
-        ifindex: 0,
-        attach_type: CGROUP_INET4_CONNECT,
-    };
-    // SAFETY: the attributes, the program and the licence live through the call, and the size is passed. The program is
-    // loaded, attached to nothing, and freed with its descriptor.
-    let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>())
-    })?;
     drop(own(fd));
     Ok(())
 }

@@ -145,6 +145,15 @@ features! {
     Bpf, "bpf", Optional,
         lost "live revocation: the network of a running agent can be cut only by stopping the proxy or the agent",
         fix Some("run agentd as root, or: sudo setcap cap_bpf,cap_perfmon,cap_net_admin+ep agentd-broker");
+    BpfLsm, "bpf-lsm", Optional,
+        lost "live revocation of programs and writes, and telling of what the guard refuses",
+        fix Some("boot with lsm=...,bpf (kernel built with CONFIG_BPF_LSM=y), and run agentd as root");
+    BpfTracing, "bpf-tracing", Optional,
+        lost "scheduler telemetry: agentctl sched",
+        fix Some("run agentd as root, on a kernel built with CONFIG_DEBUG_INFO_BTF=y");
+    BpfReceipts, "bpf-receipts", Optional,
+        lost "the direct path between two agents: their messages go through agentd (the tracepoint sock_recv_length, Linux 6.3)",
+        fix None;
     Perf, "perf", Optional,
         lost "per-agent counters of CPU time, switches and migrations",
         fix Some("sudo sysctl -w kernel.perf_event_paranoid=1");

@@ -1,7 +1,7 @@
 //! Puts every question and gathers the answers.
 
 use super::{
-    Feature, HostCaps, Probe, ProbeState, Roots, calls, cgroups, facilities, gvisor, idmap,
+    Feature, HostCaps, Probe, ProbeState, Roots, bpf, calls, cgroups, facilities, gvisor, idmap,
     namespaces,
 };
 use std::collections::BTreeMap;
@@ -43,6 +43,9 @@ pub fn probe_host(roots: &Roots) -> HostCaps {
     }));
     for (feature, state, detail) in facilities::probe(roots) {
         answers.insert(feature, (state, detail, None));
+    }
+    for (feature, state) in bpf::probe(roots) {
+        answers.insert(feature, (state, None, None));
     }
     let (gvisor, gvisor_release, detail) = gvisor::probe(roots);
     answers.insert(Feature::Gvisor, (gvisor, detail, None));

@@ -10,6 +10,7 @@
 //! right it lacks. Probing cannot fail: a question that could not be put is an unsupported feature with the
 //! reason why. Start reading at [`Feature`], then [`host::probe_host`].
 
+mod bpf;
 mod calls;
 mod cgroups;
 mod child;

@@ -43,7 +43,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("agentd-api", &[]),
     // The kernel plane's tables, mapped: what the broker writes and agentd reads (ADR 33).
     ("agentd-bpf", &["agentd-ebpf-common"]),
-    ("agentd-bpf-load", &["agentd-bpf"]),
+    // What the kernel says of itself: its types, its security modules (ADR 43).
+    ("agentd-bpf-load", &["agentd-bpf", "agentd-kernel"]),
     (
         "agentd-broker",
         &[

@@ -8,6 +8,7 @@ mod connect;
 mod control;
 mod elf;
 mod hostile;
+mod level;
 mod lsm;
 mod pins;
 mod route;

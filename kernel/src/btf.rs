@@ -1,4 +1,4 @@
-//! Where a field is in one of the running kernel's structures, from its BTF.
+//! What the running kernel's BTF says: where a field is in a structure, and the numbers by which functions and tracepoints are named.
 //!
 //! aya-ebpf relocates nothing, so programs that read kernel structures have the offsets as globals, and the loader fills these in.
 //! Format: `Documentation/bpf/btf.rst`. Reads `/sys/kernel/btf/vmlinux` once (6 MB); malformed bytes are an error, never a panic.
@@ -22,6 +22,8 @@ pub enum BtfError {
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const TYPEDEF: u32 = 8;
+const FUNC: u32 = 12;
 /// Typedef, volatile, const, type tag: the type behind is meant.
 const WRAPPERS: [u32; 4] = [8, 9, 10, 18];
 
@@ -96,6 +98,16 @@ impl KernelTypes {
         Some(self.locate(structure, path)?.bits)
     }
 
+    /// The number of the function of this name: what a program is loaded for that goes there.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.named(FUNC, name)
+    }
+
+    /// The number of a tracepoint, by which a `tp_btf` program is loaded for it.
+    pub fn tracepoint(&self, name: &str) -> Option<u32> {
+        self.named(TYPEDEF, &format!("btf_trace_{name}"))
+    }
+
     fn locate(&self, structure: &str, path: &str) -> Option<Member> {
         let mut found = Member {
             bits: 0,
@@ -113,8 +125,12 @@ impl KernelTypes {
     }
 
     fn structure(&self, name: &str) -> Option<u32> {
+        self.named(STRUCT, name)
+    }
+
+    fn named(&self, kind: u32, name: &str) -> Option<u32> {
         (1..self.types.len() as u32)
-            .find(|id| self.kind(*id) == Some(STRUCT) && self.is_named(self.at(*id), name))
+            .find(|id| self.kind(*id) == Some(kind) && self.is_named(self.at(*id), name))
     }
 
     /// A member by its name; members of anonymous members count.
@@ -259,15 +275,20 @@ mod tests {
         }
     }
 
+    /// void f(); typedef f btf_trace_e, with a structure of the function's name before both.
     #[test]
-    fn the_running_kernel_has_tasks() {
-        let path = Path::new("/sys/kernel/btf/vmlinux");
-        if !path.exists() {
-            agentd_testkit::skip("btf", "this kernel has no BTF");
-            return;
-        }
-        let types = KernelTypes::read(path).expect("BTF");
-        assert!(types.offset("task_struct", "tgid").is_some_and(|at| at > 0));
-        assert_eq!(types.offset("task_struct", "no_such_field"), None);
+    fn functions_and_tracepoints_have_numbers_of_their_own() {
+        let types = [
+            [1, STRUCT << 24, 0].as_slice(),
+            &[0, 13 << 24, 0],
+            &[1, FUNC << 24, 2],
+            &[3, TYPEDEF << 24, 2],
+        ];
+        let types =
+            KernelTypes::parse(btf(&types.concat(), b"\0f\0btf_trace_e\0")).expect("parses");
+        assert_eq!(types.function("f"), Some(3));
+        assert_eq!(types.tracepoint("e"), Some(4));
+        assert_eq!(types.function("btf_trace_e"), None);
+        assert_eq!(types.tracepoint("f"), None);
     }
 }

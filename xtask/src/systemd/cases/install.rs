@@ -52,6 +52,8 @@ fn traces(lab: &Lab<'_>) -> Result<String> {
 
 pub fn everything_is_there(lab: &Lab<'_>) -> Result<()> {
     // What the host itself has of it is below the overlay: gone in the bed, untouched on the host.
+    let pinned = super::plane::pins(lab)?;
+    ensure!(pinned.is_empty(), "still pinned: {pinned}");
     take_away(&lab.items, &lab.bed.root())?;
     purge(&lab.bed.root())?;
     let before = traces(lab)?;

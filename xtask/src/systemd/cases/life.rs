@@ -116,6 +116,8 @@ pub fn stopping_the_agents_unit_ends_all(lab: &Lab<'_>) -> Result<()> {
         .run(&["pgrep", "-c", "-f", "^sleep 1000"])
         .unwrap_or_else(|_| "0".to_owned());
     ensure!(left == "0", "{left} agents are left");
+    let pinned = super::plane::pins(lab)?;
+    ensure!(pinned.is_empty(), "still pinned: {pinned}");
     for user in USERS {
         let alive = lab.ask(user, &["--json", "ps"])?;
         ensure!(super::rows(&alive)?.is_empty(), "{user} still has {alive}");

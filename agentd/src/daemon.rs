@@ -22,6 +22,7 @@ use crate::approvals::{self, Approvals};
 use crate::bus::{BusServer, Durable, MessageSink};
 use crate::config::{Config, DurableConfig, DurableStore, OnStop};
 use crate::control;
+use crate::counters::KernelCounters;
 use crate::denials::Denials;
 use crate::driver::TaskSink;
 use crate::egress::Credentials;
@@ -57,6 +58,7 @@ pub struct Daemon {
     /// Which eBPF programs the broker has.
     pub plane: KernelPlane,
     pub scheduler: Scheduler,
+    pub counters: KernelCounters,
     pub bus: BusServer,
     /// Over what the bus's socket gateway runs and why.
     pub gateway: Option<String>,
@@ -189,6 +191,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         host: prepared.host,
         broker,
         scheduler: Scheduler::new(&plane),
+        counters: KernelCounters::new(&plane),
         denials: Denials::new(store.clone(), &plane),
         plane,
         runtime_dir: prepared.runtime_dir,

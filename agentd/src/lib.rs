@@ -24,6 +24,7 @@ pub mod bus;
 pub mod ceilings;
 pub mod config;
 pub mod control;
+pub mod counters;
 pub mod daemon;
 pub mod denials;
 pub mod driver;

@@ -21,7 +21,7 @@ pub struct DenialEvent {
     pub uid: u32,
     /// Unix time in milliseconds.
     pub at_ms: u64,
-    /// `egress`, `gateway`, `driver`, `ssh`, `seccomp` or `bpf`.
+    /// `egress`, `gateway`, `driver`, `ssh`, `bus`, `seccomp` or `bpf`.
     pub layer: String,
     /// What was tried.
     pub what: String,

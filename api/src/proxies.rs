@@ -3,6 +3,8 @@
 //! Served on the control socket peer to peer: no bus, no names, one connection per client. The
 //! daemon registers, per connection, only the objects that the peer's uid may see.
 
+use std::collections::HashMap;
+
 use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
 use crate::{
@@ -113,6 +115,10 @@ pub trait Agent {
     fn input_tokens(&self) -> zbus::Result<u64>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn output_tokens(&self) -> zbus::Result<u64>;
+    /// What eBPF programs counted of it since its launch: `packets_in`, `packets_out`, `bytes_in`, `bytes_out` (IP headers included),
+    /// `refused`, `untold`. Empty where nothing counts, and of an agent that has ended: its figures are on record.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn kernel_counters(&self) -> zbus::Result<HashMap<String, u64>>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn workspace(&self) -> zbus::Result<String>;
     /// Unix time in milliseconds.

@@ -19,6 +19,9 @@ pub trait Access: Send + Sync + std::fmt::Debug {
     fn may_publish(&self, topic: &str) -> bool;
     /// May it follow all that this pattern covers?
     fn may_subscribe(&self, pattern: &str) -> bool;
+    /// Was refused this just now, by one of the answers above. Not asked again when rights change, nor for lists. Must not wait:
+    /// it runs on the router's thread, for refused wishes alone.
+    fn refused(&self, _right: Right, _what: &str) {}
     /// May its processes share memory with those of others? If not, all its messages go through the socket.
     fn may_share_memory(&self) -> bool {
         true
@@ -84,11 +87,50 @@ impl Access for SameUser {
     }
 }
 
+/// Tells the agent's rules of a refusal, and passes it on.
+pub(crate) fn told(
+    checked: Result<(), String>,
+    rules: &dyn Access,
+    right: Right,
+    what: &str,
+) -> Result<(), String> {
+    checked.inspect_err(|_| rules.refused(right, what))
+}
+
+/// As [`check_publish`], of an agent that wants to now.
+pub(crate) fn ask_publish(from: Party<'_>, rules: &dyn Access, topic: &str) -> Result<(), String> {
+    told(
+        check_publish(from, rules, topic),
+        rules,
+        Right::Publish,
+        topic,
+    )
+}
+
+/// As [`check_subscribe`], of an agent that wants to now.
+pub(crate) fn ask_subscribe(
+    from: Party<'_>,
+    rules: &dyn Access,
+    pattern: &str,
+) -> Result<(), String> {
+    let checked = check_subscribe(from, rules, pattern);
+    told(checked, rules, Right::Subscribe, pattern)
+}
+
 /// What one agent wants of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Send,
     Request,
+}
+
+impl Wish {
+    pub const fn right(self) -> Right {
+        match self {
+            Self::Send => Right::Send,
+            Self::Request => Right::Request,
+        }
+    }
 }
 
 /// The asking side, as the daemon knows it.

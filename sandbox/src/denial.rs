@@ -10,6 +10,7 @@ use crate::plan::LaunchInputs;
 use crate::policy::{EffectivePolicy, Origin, PathTemplate, Valued};
 use crate::seccomp::{self, SyscallSet};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The lines that the kernel's layers were made from.
@@ -20,7 +21,22 @@ pub struct DenialRules {
     /// `net.ports`.
     ports: Option<Origin>,
     paths: Vec<PathRule>,
+    /// The keys that the daemon's own refusals come from.
+    #[serde(default)]
+    lines: BTreeMap<String, Origin>,
 }
+
+/// What the bus and the model gateway refuse by.
+const LINES: [&str; 8] = [
+    "ipc.send",
+    "ipc.request",
+    "ipc.publish",
+    "ipc.subscribe",
+    "model.access",
+    "model.models",
+    "limits.tokens",
+    "limits.cost",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PathRule {
@@ -81,7 +97,22 @@ impl DenialRules {
             syscalls: Some(policy.origin_of("syscalls.allow")),
             ports: Some(policy.origin_of("net.ports")),
             paths: paths.collect(),
+            lines: LINES
+                .into_iter()
+                .map(|key| (key.to_owned(), policy.origin_of(key)))
+                .collect(),
         }
+    }
+
+    /// Why the bus refused what the list `key` of `[ipc]` would have to name.
+    pub fn ipc(&self, key: &str) -> Reason {
+        let key = format!("ipc.{key}");
+        Reason::new(format!("not in {key}"), self.lines.get(&key))
+    }
+
+    /// Where a key was written that the bus or the model gateway refuses by.
+    pub fn line(&self, key: &str) -> Option<String> {
+        self.lines.get(key).map(ToString::to_string)
     }
 
     /// Why the filter refused this system call.
@@ -169,6 +200,7 @@ mod tests {
                 line("fs.write", "/w", 8),
                 line("fs.read", "/w/vendor", 9),
             ],
+            lines: BTreeMap::from([("ipc.send".to_owned(), Origin::new("team.toml", 11))]),
         }
     }
 
@@ -198,6 +230,15 @@ mod tests {
         assert_eq!(dropped.origin.as_deref(), Some("team.toml:8"));
         assert!(dropped.rule.contains("fs.exec"), "{dropped:?}");
         assert_eq!(ask("fs.read_file", "/etc/shadow").origin, None);
+    }
+
+    #[test]
+    fn what_the_bus_refuses_is_the_line_of_its_list() {
+        let send = rules().ipc("send");
+        assert_eq!(send.rule, "not in ipc.send");
+        assert_eq!(send.origin.as_deref(), Some("team.toml:11"));
+        // Kept by an agentd that did not keep them.
+        assert_eq!(rules().ipc("publish").origin, None);
     }
 
     #[test]

@@ -280,6 +280,26 @@ pub struct Resources {
     /// What the scheduler did with it, where eBPF programs counted. Left out of older rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Scheduled>,
+    /// What went through its sockets and was refused in the kernel, where eBPF programs counted. Left out of older rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Counted>,
+}
+
+/// What eBPF programs counted of a sandbox, since its launch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// IP packets that arrived at its sockets. What goes over its own loopback is counted where it leaves and where it arrives.
+    pub packets_in: u64,
+    /// IP packets that its sockets sent.
+    pub packets_out: u64,
+    /// Bytes of those that arrived, IP headers included.
+    pub bytes_in: u64,
+    /// Bytes of those that left, IP headers included.
+    pub bytes_out: u64,
+    /// Calls that live control or the guard refused, and packets that it dropped.
+    pub refused: u64,
+    /// Of those, how many nobody could be told of.
+    pub untold: u64,
 }
 
 /// What the kernel's scheduler did with all tasks of a sandbox, from launch to end. Times in ns.

@@ -40,8 +40,9 @@ pub use audit::{
 pub use backup::{Salvage, SalvagedTable, backup, check, recover};
 pub use error::StoreError;
 pub use event::{
-    Approval, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch, LaunchFailure,
-    LaunchId, Message, MessageKind, Ready, Resources, Scheduled, Usage, UsageSource, unix_ms,
+    Approval, Counted, Degradation, Denial, Direction, Event, Exit, ExitKind, Fact, Launch,
+    LaunchFailure, LaunchId, Message, MessageKind, Ready, Resources, Scheduled, Usage, UsageSource,
+    unix_ms,
 };
 pub use prune::{Expired, ExpiredLaunch};
 pub use record::{

@@ -14,6 +14,8 @@ pub struct Revocation {
     pub right: String,
     /// The names or topics that it is taken for.
     pub pattern: String,
+    /// Whose hand it was, such as `uid 0`.
+    pub by: String,
 }
 
 impl Store {
@@ -24,7 +26,7 @@ impl Store {
     pub async fn revocations(&self, launch: &LaunchId) -> Result<Vec<Revocation>, StoreError> {
         let db = &mut self.snapshot().await?;
         let found = sqlx::query(
-            "SELECT kind, pattern FROM revocations WHERE launch = ?1 AND restored_at_ms IS NULL
+            "SELECT kind, pattern, taken_by, min(seq) FROM revocations WHERE launch = ?1 AND restored_at_ms IS NULL
              GROUP BY kind, pattern ORDER BY min(seq)",
         )
         .bind(launch.as_str())
@@ -35,6 +37,7 @@ impl Store {
                 Ok(Revocation {
                     right: row.try_get("kind")?,
                     pattern: row.try_get("pattern")?,
+                    by: row.try_get("taken_by")?,
                 })
             };
             rows.iter().map(read).collect::<Result<Vec<_>, _>>()

@@ -34,6 +34,20 @@ struct Resources {
     memory_peak_bytes: Option<u64>,
     /// `None` where nothing counted it.
     scheduled: Option<Scheduled>,
+    /// `None` where nothing counted it.
+    counted: Option<Counted>,
+}
+
+/// What went through its sockets, and what the kernel plane refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Counted {
+    packets_in: u64,
+    packets_out: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    refused: u64,
+    untold: u64,
 }
 
 /// What the scheduler did with it.
@@ -162,6 +176,8 @@ struct Record {
     degradations: Vec<Degradation>,
     failure: Option<Trouble>,
     exit: Option<Exit>,
+    /// Of a living agent; at the end it is with the exit.
+    counted: Option<Counted>,
     #[serde(default)]
     tokens: Tokens,
     #[serde(default)]
@@ -308,6 +324,10 @@ fn show_end(record: &Record, out: &mut Out) -> Result<(), Failure> {
         field(out, "why", &failure.text)?;
     }
     let Some(exit) = &record.exit else {
+        if let Some(counted) = &record.counted {
+            section(out, "Counted in the kernel so far")?;
+            show_counted(counted, out)?;
+        }
         return Ok(());
     };
     section(out, "End")?;
@@ -334,9 +354,43 @@ fn show_end(record: &Record, out: &mut Out) -> Result<(), Failure> {
         "memory",
         format!("{} largest process{peak}", size(used.max_rss_kib * 1024)),
     )?;
-    let Some(scheduled) = &used.scheduled else {
+    if let Some(scheduled) = &used.scheduled {
+        show_scheduled(scheduled, out)?;
+    }
+    if let Some(counted) = &used.counted {
+        show_counted(counted, out)?;
+    }
+    Ok(())
+}
+
+fn show_counted(counted: &Counted, out: &mut Out) -> Result<(), Failure> {
+    field(
+        out,
+        "packets",
+        format!(
+            "{} in with {}, {} out with {}, its own loopback included",
+            grouped(counted.packets_in),
+            size(counted.bytes_in),
+            grouped(counted.packets_out),
+            size(counted.bytes_out),
+        ),
+    )?;
+    if counted.refused == 0 {
         return Ok(());
+    }
+    let untold = match counted.untold {
+        0 => String::new(),
+        untold => format!(", {} of them untold", grouped(untold)),
     };
+    let refused = grouped(counted.refused);
+    field(
+        out,
+        "refused",
+        format!("{refused} calls and packets by the kernel plane{untold}"),
+    )
+}
+
+fn show_scheduled(scheduled: &Scheduled, out: &mut Out) -> Result<(), Failure> {
     field(
         out,
         "scheduler",

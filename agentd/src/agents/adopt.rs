@@ -197,7 +197,7 @@ impl Daemon {
     }
 
     async fn record_exit(&self, launch: LaunchId, exit: &ExitInfo) -> anyhow::Result<()> {
-        let fact = Fact::Exit(exit_fact(exit, None, None));
+        let fact = Fact::Exit(exit_fact(exit, None, None, None));
         Ok(self.store.record_durable(Event::now(launch, fact)).await?)
     }
 }

@@ -367,6 +367,7 @@ impl Daemon {
             &exit,
             gone.as_ref().and_then(|g| g.stats.memory_peak),
             self.scheduler.last(agent.facts.slot),
+            self.counters.last(agent.facts.slot),
         ));
         let event = Event::now(agent.identity.id.to_string(), fact);
         if let Err(error) = self.record_end(agent, &event, gone.as_ref()).await {
@@ -586,6 +587,7 @@ pub(super) fn exit_fact(
     exit: &ExitInfo,
     memory_peak_bytes: Option<u64>,
     scheduled: Option<agentd_storage::Scheduled>,
+    counted: Option<agentd_storage::Counted>,
 ) -> agentd_storage::Exit {
     use agentd_api::ExitCause;
     use agentd_storage::ExitKind;
@@ -609,6 +611,7 @@ pub(super) fn exit_fact(
             max_rss_kib: exit.max_rss_kb.unwrap_or(0),
             memory_peak_bytes,
             scheduled,
+            counted,
         },
     }
 }

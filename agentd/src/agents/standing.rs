@@ -11,7 +11,6 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use agentd_api::{AgentId, Driver};
-use agentd_bus::access::Right;
 use agentd_launch::layers::LAYER_SECCOMP_NOTIFY;
 use agentd_launch::plan;
 use agentd_orchestrator::agent::{Happening, Life};
@@ -34,7 +33,9 @@ use super::session::Session;
 use super::status::StatusLink;
 use super::stdio::{self, Input, Output};
 use super::viewer::Begin;
+use crate::bus::{RefusalSink, TakenBack};
 use crate::daemon::Daemon;
+use crate::denials::follow_bus;
 use crate::driver::History;
 use crate::gateway::{Spent, TokenBudget};
 use crate::mcp::Rights;
@@ -248,7 +249,10 @@ impl Daemon {
             Place::New(_) => Vec::new(),
             Place::Adopted => self.revoked(kept.identity.id).await?,
         };
-        let port = self.serve_listeners(listeners, &kept, &revoked, &budget, network, &cancel)?;
+        let (sink, refused) = crate::bus::refusals();
+        tokio::spawn(follow_bus(refused, Arc::clone(&witness)));
+        let rights = (revoked.as_slice(), sink);
+        let port = self.serve_listeners(listeners, &kept, rights, &budget, network, &cancel)?;
         for topic in &kept.subscriptions {
             port.subscribe(topic).await?;
         }
@@ -369,13 +373,16 @@ impl Daemon {
     }
 
     /// The rights on the bus that were taken from an agent under an earlier agentd.
-    async fn revoked(&self, id: AgentId) -> anyhow::Result<Vec<(Right, String)>> {
+    async fn revoked(&self, id: AgentId) -> anyhow::Result<Vec<TakenBack>> {
         let held = self
             .store
             .revocations(&LaunchId::new(id.to_string()))
             .await?;
         held.into_iter()
-            .map(|Revocation { right, pattern }| Ok((right.parse()?, pattern)))
+            .map(|Revocation { right, pattern, by }| {
+                let right = right.parse()?;
+                Ok(TakenBack { right, pattern, by })
+            })
             .collect()
     }
 
@@ -384,7 +391,7 @@ impl Daemon {
         &self,
         mut listeners: BTreeMap<u16, OwnedFd>,
         kept: &Kept,
-        revoked: &[(Right, String)],
+        (revoked, sink): (&[TakenBack], RefusalSink),
         budget: &Arc<TokenBudget>,
         network: Arc<NetworkSwitch>,
         cancel: &CancellationToken,
@@ -397,6 +404,7 @@ impl Daemon {
             identity.clone(),
             kept.rules.ipc.clone(),
             revoked,
+            Some(sink),
             UnixListener::from(bus),
         )?;
         for (tag, fd) in listeners {
@@ -427,6 +435,7 @@ impl Daemon {
                     let context = crate::gateway::GatewayContext {
                         identity,
                         rules: kept.rules.model.clone(),
+                        lines: kept.rules.denials.clone(),
                         budget: Arc::clone(budget),
                         prices: self.config.prices.clone(),
                         upstreams: Arc::clone(&self.upstreams),

@@ -218,7 +218,7 @@ async fn a_right_that_is_taken_back_ends_what_streams() {
             }
         });
         streams.recv_timeout(WATCHDOG).unwrap();
-        let closed = server.revoke(id, Right::Send, "b").unwrap();
+        let closed = server.revoke(id, Right::Send, "b", "uid 0").unwrap();
         assert_eq!((closed.lanes, closed.logs, closed.requests), (1, 0, 0));
         assert_eq!(sending.join().unwrap(), SendError::Closed(Status::DENIED));
         assert_eq!(receiving.join().unwrap(), RecvError::Closed(Status::DENIED));
@@ -241,9 +241,9 @@ async fn a_right_that_is_taken_back_ends_what_streams() {
         let (_sender, _receiver) = lane(&a, &b, "b", 64);
     })
     .await;
-    let unknown = bus.server.revoke(AgentId::new(), Right::Send, "#");
+    let unknown = bus.server.revoke(AgentId::new(), Right::Send, "#", "uid 0");
     assert_eq!(unknown.unwrap_err().status, Status::NO_SUCH_AGENT);
-    let mistyped = bus.server.revoke(id, Right::Send, "a..b");
+    let mistyped = bus.server.revoke(id, Right::Send, "a..b", "uid 0");
     assert_eq!(mistyped.unwrap_err().status, Status::MALFORMED);
 }
 
@@ -265,7 +265,7 @@ async fn a_revoked_topic_ends_the_log_its_readers_and_subscriptions() {
         writer.send(tag(1), b"seen", WATCHDOG).unwrap();
         assert_eq!(log.recv(&mut buffer, WATCHDOG).unwrap().tag, tag(1));
         writer.send(tag(2), b"too late", WATCHDOG).unwrap();
-        let closed = server.revoke(id, Right::Subscribe, "t.#").unwrap();
+        let closed = server.revoke(id, Right::Subscribe, "t.#", "uid 0").unwrap();
         assert_eq!((closed.logs, closed.subscriptions), (1, 2));
         // The link hears of it in a moment; from then on not even what was committed is given.
         loop {
@@ -557,7 +557,7 @@ async fn a_lane_that_drops_its_oldest_never_waits_and_says_what_was_lost() {
         while server.channels(1000)[0].depth > 0 {
             std::thread::yield_now(); // until it has read
         }
-        server.revoke(agent, Right::Send, "b").unwrap();
+        server.revoke(agent, Right::Send, "b", "uid 0").unwrap();
         let (woken, end) = reading.join().unwrap();
         assert_eq!(woken, Ok(tag(7)));
         assert_eq!(end, Err(RecvError::Closed(Status::DENIED)));

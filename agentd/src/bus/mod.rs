@@ -14,6 +14,7 @@ pub mod gateway;
 mod port;
 mod queues;
 mod record;
+mod refusals;
 mod requests;
 mod rights;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use durable::Durable;
 pub use port::AgentPort;
 pub use queues::Queued;
 pub use record::{MessageSink, Unrecorded};
+pub use refusals::{RefusalSink, Refusals, Refused, TakenBack, refusals};
 pub use requests::{IncomingRequest, Requests};
 pub use server::{AttachError, BusServer, SHARDS_MAX, default_shards};
 pub use tap::{Tap, TapFilter, Tapped};

@@ -31,7 +31,8 @@ use super::channels::{ChannelInfo, Channels, LeftBehind};
 use super::durable::{Durable, Kept};
 use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
-use super::rights::Rights;
+use super::refusals::{RefusalSink, TakenBack};
+use super::rights::{Revoked, Rights};
 use super::socket;
 use super::tap::{QueueWatch, Tap, TapFilter, Taps};
 use super::types::BusError;
@@ -312,21 +313,27 @@ impl BusServer {
         rules: IpcRules,
         listener: UnixListener,
     ) -> Result<AgentPort, AttachError> {
-        self.attach_less(identity, rules, &[], listener)
+        self.attach_less(identity, rules, &[], None, listener)
     }
 
-    /// As [`Self::attach`], for an agent from which rights were [taken](Self::revoke) under an earlier daemon.
+    /// As [`Self::attach`], for an agent from which rights were [taken](Self::revoke) under an earlier daemon, and of whose
+    /// refusals `sink` hears.
     pub fn attach_less(
         &self,
         identity: AgentIdentity,
         rules: IpcRules,
-        revoked: &[(Right, String)],
+        revoked: &[TakenBack],
+        sink: Option<RefusalSink>,
         listener: UnixListener,
     ) -> Result<AgentPort, AttachError> {
-        let parse = |(right, pattern): &(Right, String)| {
-            let parsed = NamePattern::parse(pattern);
-            let parsed = parsed.map_err(|why| format!("{pattern:?}: {why}"));
-            Ok((*right, parsed?))
+        let parse = |taken: &TakenBack| {
+            let parsed = NamePattern::parse(&taken.pattern);
+            let parsed = parsed.map_err(|why| format!("{:?}: {why}", taken.pattern));
+            Ok(Revoked {
+                right: taken.right,
+                pattern: parsed?,
+                by: taken.by.as_str().into(),
+            })
         };
         let revoked: Result<Vec<_>, String> = revoked.iter().map(parse).collect();
         let revoked = revoked.map_err(|why| AttachError::Revoked {
@@ -340,7 +347,7 @@ impl BusServer {
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
         let id = PeerId(*identity.id.0.as_bytes());
-        let rights = Rights::less(rules, revoked);
+        let rights = Rights::less(rules, revoked, sink);
         let spec = PeerSpec {
             id,
             uid: identity.uid,
@@ -370,11 +377,19 @@ impl BusServer {
 
     /// Takes a right back from a running agent, for the names or topics that `pattern` covers, until it is
     /// [restored](Self::restore). What it has open under that right ends before this returns; the answer says
-    /// how much that was.
-    pub fn revoke(&self, agent: AgentId, right: Right, pattern: &str) -> Result<Closed, BusError> {
+    /// how much that was. `by` is whose hand it is, for those who are told of refusals.
+    pub fn revoke(
+        &self,
+        agent: AgentId,
+        right: Right,
+        pattern: &str,
+        by: &str,
+    ) -> Result<Closed, BusError> {
         let pattern = NamePattern::parse(pattern)
             .map_err(|why| BusError::new(Status::MALFORMED, format!("{pattern:?}: {why}")))?;
-        self.change_rights(agent, |rights| rights.without(right, pattern))
+        let by = by.into();
+        let revoked = Revoked { right, pattern, by };
+        self.change_rights(agent, |rights| rights.without(revoked))
     }
 
     /// Gives a running agent all back that was [revoked](Self::revoke). What had ended stays ended.

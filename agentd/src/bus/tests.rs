@@ -730,14 +730,19 @@ async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message
         short: 2,
     };
     let (listener, path) = bus.listen("a");
-    let taken = [(Right::Send, "b".to_owned())];
+    let taken = |pattern: &str| TakenBack {
+        right: Right::Send,
+        pattern: pattern.to_owned(),
+        by: "uid 0".to_owned(),
+    };
+    let (sink, mut refusals) = refusals();
     let a = identity("a");
     let agent = a.id;
-    let _a = bus
+    let port = bus
         .server
-        .attach_less(a, open_rules(), &taken, listener)
+        .attach_less(a, open_rules(), &[taken("b")], Some(sink), listener)
         .unwrap();
-    assert_eq!(bus.server.revoked(agent), taken);
+    assert_eq!(bus.server.revoked(agent), [(Right::Send, "b".to_owned())]);
     let server = bus.server.clone();
     blocking(move || {
         let client = Client::connect_to(&path).unwrap();
@@ -749,11 +754,20 @@ async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message
         client.send("b", "note", b"x").unwrap();
     })
     .await;
+    // The message and the lane, each with whose hand it was; nothing of what was allowed again.
+    for _ in 0..2 {
+        let told = refusals.next().await.unwrap();
+        assert_eq!((told.right, &*told.what), (Right::Send, "b"));
+        assert_eq!(told.taken, Some(taken("b")));
+    }
+    port.detach();
+    drop(port);
+    assert_eq!(refusals.next().await, None);
     // A rule that can't be read gives nothing, instead of everything.
     let (listener, _) = bus.listen("c");
-    let unreadable = [(Right::Send, "a..b".to_owned())];
+    let unreadable = [taken("a..b")];
     let refused = bus
         .server
-        .attach_less(identity("c"), open_rules(), &unreadable, listener);
+        .attach_less(identity("c"), open_rules(), &unreadable, None, listener);
     assert!(matches!(refused, Err(AttachError::Revoked { name, .. }) if name == "c"));
 }

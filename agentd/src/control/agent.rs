@@ -1,5 +1,6 @@
 //! `org.agentd1.Agent`: one agent, for a caller that may touch it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::agents::log::{self, Extent, Follow};
 use crate::agents::stdio::Input;
 use crate::agents::viewer::Begin;
 use crate::agents::{Agent, Caller};
+use crate::daemon::Daemon;
 use crate::revocation::Control;
 
 /// Longest grace a stop may ask for.
@@ -23,13 +25,18 @@ const MAX_GRACE: Duration = Duration::from_secs(3600);
 /// The object at `/org/agentd1/agent/ID`.
 #[derive(Debug)]
 pub struct AgentObject {
+    daemon: Arc<Daemon>,
     agent: Arc<Agent>,
     caller: Caller,
 }
 
 impl AgentObject {
-    pub fn new(agent: Arc<Agent>, caller: Caller) -> Self {
-        Self { agent, caller }
+    pub fn new(daemon: Arc<Daemon>, agent: Arc<Agent>, caller: Caller) -> Self {
+        Self {
+            daemon,
+            agent,
+            caller,
+        }
     }
 
     /// Live control of an agent that lives.
@@ -216,6 +223,21 @@ impl AgentObject {
     #[zbus(property(emits_changed_signal = "false"))]
     fn output_tokens(&self) -> u64 {
         self.agent.budget.snapshot().spent.output
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn kernel_counters(&self) -> BTreeMap<&'static str, u64> {
+        let counted = self.daemon.counters.of(&self.agent);
+        counted.map_or_else(BTreeMap::new, |counted| {
+            BTreeMap::from([
+                ("packets_in", counted.packets_in),
+                ("packets_out", counted.packets_out),
+                ("bytes_in", counted.bytes_in),
+                ("bytes_out", counted.bytes_out),
+                ("refused", counted.refused),
+                ("untold", counted.untold),
+            ])
+        })
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -314,7 +314,10 @@ impl BusObject {
                 IpcRight::Publish => Right::Publish,
                 IpcRight::Subscribe => Right::Subscribe,
             };
-            let closed = self.daemon.bus.revoke(agent.id, right, &pattern);
+            let closed = self
+                .daemon
+                .bus
+                .revoke(agent.id, right, &pattern, &self.by());
             let closed = match closed {
                 Ok(closed) => closed,
                 // What was taken before this one stays taken.

@@ -113,12 +113,19 @@ impl ManagerObject {
         let record = self
             .daemon
             .store
-            .inspect(self.viewer(), &id.into())
+            .inspect(self.viewer(), &id.clone().into())
             .await
             .map_err(internal)?;
         let record = record
             .ok_or_else(|| Error::NotFound(format!("nothing is on record for `{name_or_id}`")))?;
-        serde_json::to_string(&record).map_err(internal)
+        let mut document = serde_json::to_value(&record).map_err(internal)?;
+        // What no exit has on record yet.
+        if let Ok(agent) = self.daemon.agents.find(self.caller, &id)
+            && let Some(counted) = self.daemon.counters.of(&agent)
+        {
+            document["counted"] = serde_json::to_value(counted).map_err(internal)?;
+        }
+        Ok(document.to_string())
     }
 
     async fn records(&self) -> Result<String, Error> {

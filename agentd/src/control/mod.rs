@@ -160,7 +160,7 @@ impl Tree {
         // Before the first call is served: a client asks for an agent as soon as it is connected.
         let agents = daemon.agents.visible(caller);
         let builder = agents.iter().fold(builder, |builder, agent| {
-            let object = AgentObject::new(Arc::clone(agent), caller);
+            let object = AgentObject::new(Arc::clone(daemon), Arc::clone(agent), caller);
             builder.serve_at(agent.identity.id.object_path(), object)
         });
         let connection = builder
@@ -214,7 +214,7 @@ impl Tree {
             };
             match change {
                 Ok(Change::Added(agent)) if self.caller.may_touch(agent.identity.uid) => {
-                    publish(&self.connection, &agent, self.caller).await?;
+                    publish(&self.connection, &self.daemon, &agent, self.caller).await?;
                 }
                 Ok(Change::Forgotten(agent)) if self.caller.may_touch(agent.identity.uid) => {
                     let path = agent.identity.id.object_path();
@@ -232,16 +232,21 @@ impl Tree {
 
     async fn publish_all(&self) -> zbus::Result<()> {
         for agent in self.daemon.agents.visible(self.caller) {
-            publish(&self.connection, &agent, self.caller).await?;
+            publish(&self.connection, &self.daemon, &agent, self.caller).await?;
         }
         Ok(())
     }
 }
 
 /// Puts an agent's object on a connection and lets its signals follow its state. Publishing twice is harmless.
-async fn publish(connection: &Connection, agent: &Arc<Agent>, caller: Caller) -> zbus::Result<()> {
+async fn publish(
+    connection: &Connection,
+    daemon: &Arc<Daemon>,
+    agent: &Arc<Agent>,
+    caller: Caller,
+) -> zbus::Result<()> {
     let path = agent.identity.id.object_path();
-    let object = AgentObject::new(Arc::clone(agent), caller);
+    let object = AgentObject::new(Arc::clone(daemon), Arc::clone(agent), caller);
     // `at` leaves an object that is already there, and says so with `Some`.
     if connection
         .object_server()

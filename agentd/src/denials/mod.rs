@@ -2,8 +2,8 @@
 //! itself refuses.
 //!
 //! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), and the ring of the kernel plane's programs
-//! ([`bpf`]). What agentd refuses (proxy, gateway, bus,
-//! tools, ssh) is recorded where it is refused. Both end in [`agentd_storage::Store`], which tells those who follow
+//! ([`bpf`]). The bus's router has a queue for each agent ([`bus`]). What else agentd refuses (proxy, gateway,
+//! tools, ssh) is recorded where it is refused. All end in [`agentd_storage::Store`], which tells those who follow
 //! (`control::denials`), so the stream has one order and nobody is left out. A source never decides anything: when all of this
 //! stands still, everything is refused as before, and what could not be told is counted ([`Denials::lost`]).
 //!
@@ -11,6 +11,7 @@
 //! Start reading at [`Witness`].
 
 mod bpf;
+mod bus;
 mod news;
 mod seccomp;
 
@@ -23,18 +24,21 @@ use agentd_kernel::probe::{Feature, HostCaps, Probe};
 use agentd_sandbox::{DenialRules, Reason};
 use agentd_storage::{Denial, Event, Fact, Store};
 
+pub use bus::follow as follow_bus;
 pub use news::News;
 pub use seccomp::follow as follow_refusals;
 
 use crate::plane::KernelPlane;
 
-/// A layer of the kernel that tells of refusals.
+/// A layer that tells of refusals without waiting for the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
     /// The system call filter.
     Seccomp,
     /// Programs in the kernel: live control, and the guard.
     Bpf,
+    /// The bus's router. No part of the kernel, but on a thread that waits for nobody.
+    Bus,
 }
 
 impl Layer {
@@ -43,6 +47,7 @@ impl Layer {
         match self {
             Self::Seccomp => "seccomp",
             Self::Bpf => "bpf",
+            Self::Bus => "bus",
         }
     }
 }
@@ -114,6 +119,7 @@ impl Denials {
             ("gateway", None),
             ("driver", None),
             ("ssh", None),
+            (Layer::Bus.as_str(), None),
             (Layer::Seccomp.as_str(), seccomp),
             (
                 "landlock",

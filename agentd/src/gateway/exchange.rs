@@ -525,8 +525,22 @@ impl GatewayContext {
             what: what.into(),
             target: target.chars().take(300).collect(),
             rule: rule.into(),
-            origin: None,
+            origin: key_of(what, rule).and_then(|key| self.lines.line(key)),
         };
         self.record(Fact::Denial(denial)).await;
     }
+}
+
+/// The key of the policy that such a refusal comes from; `None` for what no policy allows.
+fn key_of(what: &str, rule: &str) -> Option<&'static str> {
+    Some(match what {
+        // The gateway has no such call, whatever a policy says.
+        _ if rule == "default" => return None,
+        "call" => "model.access",
+        "model" => "model.models",
+        "tokens" => "limits.tokens",
+        // One without a price can't be held to a cost.
+        "cost" | "price" => "limits.cost",
+        _ => return None,
+    })
 }

@@ -27,7 +27,7 @@ mod weigh;
 use std::sync::Arc;
 
 use agentd_api::AgentIdentity;
-use agentd_sandbox::ModelRules;
+use agentd_sandbox::{DenialRules, ModelRules};
 use agentd_storage::Store;
 
 pub use api::Provider;
@@ -46,6 +46,8 @@ pub struct GatewayContext {
     pub identity: AgentIdentity,
     /// What its policy says about models.
     pub rules: ModelRules,
+    /// Where that was written.
+    pub lines: DenialRules,
     /// Its tokens and dollars.
     pub budget: Arc<TokenBudget>,
     /// What models cost.

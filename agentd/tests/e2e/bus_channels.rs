@@ -7,11 +7,11 @@ use rustix::process::Signal;
 use crate::harness::{Daemon, descendants_of, modes, output, program, signal, text, wait_until};
 
 /// The reading agent and what it sees.
-const READER: &str = "reader";
+pub const READER: &str = "reader";
 const WRITER: &str = "writer";
 
 /// Starts the streaming program as agent `name`, in a workspace that has it.
-fn start(daemon: &Daemon, work: &Path, name: &str, options: &[&str], args: &[&str]) {
+pub fn start(daemon: &Daemon, work: &Path, name: &str, options: &[&str], args: &[&str]) {
     put_program(work);
     let options = [&["--detach", "--name", name], options].concat();
     let argv = [&["./channel-agent"], args].concat();
@@ -19,7 +19,7 @@ fn start(daemon: &Daemon, work: &Path, name: &str, options: &[&str], args: &[&st
     assert_eq!(code, 0, "{err}");
 }
 
-fn put_program(work: &Path) {
+pub fn put_program(work: &Path) {
     std::fs::copy(program("channel-agent"), work.join("channel-agent")).expect("copy the program");
 }
 
@@ -36,7 +36,7 @@ fn lines(work: &Path, file: &str) -> Vec<String> {
 }
 
 /// Waits for a line that begins so, after the first `skip` of that kind; gives it.
-fn wait_for_line(work: &Path, file: &str, begin: &str, skip: usize) -> String {
+pub fn wait_for_line(work: &Path, file: &str, begin: &str, skip: usize) -> String {
     let mut found = None;
     wait_until(&format!("{file} says {begin:?}"), || {
         found = lines(work, file)
@@ -98,7 +98,7 @@ fn held(daemon: &Daemon) -> (usize, usize) {
     (fds, maps.lines().filter(|line| is_shared(line)).count())
 }
 
-fn end(daemon: &Daemon, name: &str) {
+pub fn end(daemon: &Daemon, name: &str) {
     let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", name])));
     assert_eq!(code, 0, "{err}");
 }

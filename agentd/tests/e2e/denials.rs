@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::bus_channels;
 use crate::harness::{Daemon, Mode, is_root, modes, output, text, wait_until};
 
 /// Perl makes the call itself; what it prints is the error's number.
@@ -171,6 +172,74 @@ fn what_live_control_refuses_is_told_with_how_it_comes_back() {
 }
 
 #[test]
+fn what_the_bus_refuses_is_told_with_the_line_or_with_whose_hand_it_was() {
+    for mode in modes() {
+        let daemon = Daemon::start(mode);
+        let (reader, work) = (daemon.workspace(), daemon.workspace());
+        bus_channels::start(&daemon, reader.path(), bus_channels::READER, &[], &["read"]);
+        bus_channels::wait_for_line(reader.path(), "events", "reading", 0);
+        bus_channels::put_program(work.path());
+        let policy = work.path().join("quiet.toml");
+        std::fs::write(
+            &policy,
+            "extends = \"coding\"\n[ipc]\nsend = { replace = [\"somebody\"] }\npublish = { replace = [\"own.#\"] }\n\
+             subscribe = { replace = [\"own.#\"] }\n",
+        )
+        .expect("write a policy");
+        let policy = policy.to_str().expect("utf-8");
+        // A lane, a log, a follow, and a message over the socket.
+        let attempt = ["./channel-agent", "try", bus_channels::READER];
+        let options = ["--name", "quiet", "--policy", policy];
+        let (code, out, err) = text(&daemon.run_with(work.path(), &options, &attempt));
+        assert_eq!(code, 0, "{err}");
+        assert_eq!(out.matches(": denied:").count(), 4, "{out}");
+        // What is the same within a minute is on record once.
+        let expected = [("send", 3), ("publish", 4), ("subscribe", 5)];
+        wait_until("each is on record", || {
+            by_layer(&denials(&daemon, &["quiet"]), "bus").len() >= expected.len()
+        });
+        let all = denials(&daemon, &["quiet"]);
+        let told = by_layer(&all, "bus");
+        assert_eq!(told.len(), expected.len(), "{mode:?}: {told:?}");
+        for (denial, (key, line)) in told.into_iter().zip(expected) {
+            assert_eq!(denial["what"], key);
+            assert_eq!(denial["rule"], format!("not in ipc.{key}"));
+            let origin = denial["origin"].as_str().expect("a line");
+            assert!(origin.ends_with(&format!("quiet.toml:{line}")), "{origin}");
+        }
+        assert_eq!(by_layer(&all, "bus")[0]["target"], bus_channels::READER);
+
+        // The same agent, allowed all of it, and then not by whoever calls.
+        let script = format!(
+            "until [ -e go ]; do sleep 0.05; done; {}",
+            attempt.join(" ")
+        );
+        let options = ["--detach", "--name", "talker"];
+        let argv = ["sh", "-c", &script];
+        let (code, _, err) = text(&daemon.run_with(work.path(), &options, &argv));
+        assert_eq!(code, 0, "{err}");
+        let revoke = ["bus", "revoke", "talker", "send"];
+        let (code, _, err) = text(&output(&mut daemon.agentctl(revoke)));
+        assert_eq!(code, 0, "{err}");
+        std::fs::write(work.path().join("go"), "").expect("go");
+        wait_until("the refusal is on record", || {
+            !by_layer(&denials(&daemon, &["talker"]), "bus").is_empty()
+        });
+        let all = denials(&daemon, &["talker"]);
+        let told = by_layer(&all, "bus");
+        assert_eq!(told.len(), 1, "{told:?}");
+        let rule = told[0]["rule"].as_str().expect("a rule");
+        let hand = format!("send for # was revoked by uid {}", daemon.owner());
+        assert!(
+            rule.starts_with(&hand) && rule.contains("agentctl bus restore"),
+            "{rule}"
+        );
+        assert!(told[0]["origin"].is_null());
+        bus_channels::end(&daemon, bus_channels::READER);
+    }
+}
+
+#[test]
 fn each_layer_says_whether_it_can_tell_and_why_not() {
     for mode in modes() {
         let daemon = Daemon::start(mode);
@@ -188,6 +257,7 @@ fn each_layer_says_whether_it_can_tell_and_why_not() {
                 .clone()
         };
         assert_eq!(of("egress")["observable"], true);
+        assert_eq!(of("bus")["observable"], true);
         let mounts = of("mounts");
         let why_not = mounts["why_not"].as_str().expect("a reason");
         assert!(why_not.starts_with("not observable here: "), "{why_not}");

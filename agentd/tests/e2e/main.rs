@@ -7,6 +7,7 @@ mod audit;
 mod bus_channels;
 mod bus_verbs;
 mod ceilings;
+mod counters;
 mod credentials;
 mod death;
 mod denials;

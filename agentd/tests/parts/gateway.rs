@@ -7,7 +7,7 @@ use agentd::gateway::{
     GatewayContext, ModelConfig, PriceConfig, PriceList, TokenBudget, TokenCounts, Upstreams, serve,
 };
 use agentd_api::NanoUsd;
-use agentd_sandbox::ModelRules;
+use agentd_sandbox::{DenialRules, ModelRules};
 use agentd_testkit::standin::{End, Script, Standin};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -49,6 +49,15 @@ fn prices() -> PriceList {
     PriceList::from_config(&file.price)
 }
 
+/// Where the policy of the tests was written.
+fn lines() -> DenialRules {
+    let line = |line: u32| json!({ "file": "team.toml", "line": line });
+    let lines =
+        json!({ "model.models": line(2), "limits.tokens": line(3), "limits.cost": line(4) });
+    let rules = json!({ "syscalls": null, "ports": null, "paths": [], "lines": lines });
+    serde_json::from_value(rules).expect("as they are kept")
+}
+
 impl Lab {
     async fn start(script: &str, rules: ModelRules) -> Self {
         let script = Script::from_text(script)
@@ -74,6 +83,7 @@ impl Lab {
         let context = GatewayContext {
             identity: record.identity.clone(),
             rules,
+            lines: lines(),
             budget: budget.clone(),
             prices: prices(),
             upstreams: Arc::new(Upstreams::from_config(&config).unwrap()),
@@ -352,7 +362,9 @@ async fn the_ceiling_clamps_and_then_refuses() {
     assert!(refused.error().1.contains("260 of 300"), "{refused:?}");
     assert!(refused.all.contains("x-should-retry: false"), "{refused:?}");
     assert_eq!(lab.standin.requests().len(), 1);
-    assert_eq!(lab.record.denials().await[0].what, "tokens");
+    let denied = &lab.record.denials().await[0];
+    assert_eq!(denied.what, "tokens");
+    assert_eq!(denied.origin.as_deref(), Some("team.toml:3"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,7 +436,9 @@ async fn a_ceiling_of_dollars_clamps_refuses_and_is_on_record() {
     );
     assert!(text.contains("limits.cost"), "{text}");
     assert_eq!(lab.standin.requests().len(), 1);
-    assert_eq!(lab.record.denials().await[0].what, "cost");
+    let denied = &lab.record.denials().await[0];
+    assert_eq!(denied.what, "cost");
+    assert_eq!(denied.origin.as_deref(), Some("team.toml:4"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -765,6 +779,7 @@ async fn an_unreachable_or_missing_provider_is_named() {
     let context = GatewayContext {
         identity: record.identity.clone(),
         rules: ModelRules::default(),
+        lines: DenialRules::default(),
         budget: TokenBudget::new(None),
         prices: PriceList::default(),
         upstreams: Arc::new(Upstreams::from_config(&config).unwrap()),

@@ -1,6 +1,6 @@
 //! What a client says to the bus itself.
 
-use crate::access::check_subscribe;
+use crate::access::ask_subscribe;
 use crate::channel::{SocketOnly, Tier};
 use crate::frame::{Frame, VERSION};
 use crate::listing::Welcome;
@@ -340,7 +340,7 @@ impl<F: Descriptor> Router<F> {
         let allowed = check_topic(name)
             .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))
             .and_then(|()| {
-                check_subscribe(Self::party(peer), &*peer.access, &topic)
+                ask_subscribe(Self::party(peer), &*peer.access, &topic)
                     .map_err(|text| Refusal::new(Status::DENIED, text))
             });
         let uid = peer.uid;

@@ -92,6 +92,21 @@ impl<F: Descriptor> Router<F> {
 
     /// The one question before anything goes from one agent to another.
     pub(super) fn may_address(&self, from: PeerId, to: PeerId, wish: Wish) -> Result<(), Refusal> {
+        self.could_address(from, to, wish).inspect_err(|refusal| {
+            if refusal.status == Status::DENIED {
+                let to = self.name_of(to);
+                self.peers[&from].access.refused(wish.right(), &to);
+            }
+        })
+    }
+
+    /// The same, of what is under way already.
+    pub(super) fn could_address(
+        &self,
+        from: PeerId,
+        to: PeerId,
+        wish: Wish,
+    ) -> Result<(), Refusal> {
         let sender = &self.peers[&from];
         // Another user's agent is not "denied" but not there: its existence is no one else's business.
         let Some(receiver) = self.peers.get(&to).filter(|peer| peer.uid == sender.uid) else {

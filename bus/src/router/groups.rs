@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::access::check_subscribe;
+use crate::access::{Right, ask_subscribe};
 use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId};
 use crate::message::{Delivery, GROUP_PREFIX, Status};
@@ -52,7 +52,7 @@ impl<F: Descriptor> Router<F> {
         let owner = self.conns[&id].peer;
         let peer = &self.peers[&owner];
         let known = format!("{GROUP_PREFIX}{name}");
-        check_subscribe(Self::party(peer), &*peer.access, &known)
+        ask_subscribe(Self::party(peer), &*peer.access, &known)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         let limit = self.limits.max_groups;
         let space = self.spaces.entry(peer.uid).or_default();
@@ -95,6 +95,7 @@ impl<F: Descriptor> Router<F> {
         let sender = &self.peers[&from];
         let (uid, sender_name) = (sender.uid, sender.name.clone());
         if !sender.access.may_send(topic) {
+            sender.access.refused(Right::Send, topic);
             let text = format!(
                 "the policy of {sender_name} does not allow it to send to {topic}; its [ipc] send list has to name {topic}"
             );

@@ -86,7 +86,7 @@ impl<F: Descriptor> Router<F> {
         from.access.may_share_memory()
             && to.access.may_share_memory()
             && match kind {
-                ChannelKind::Lane => self.may_address(producer, consumer, Wish::Send).is_ok(),
+                ChannelKind::Lane => self.could_address(producer, consumer, Wish::Send).is_ok(),
                 // What the producer may publish is judged with its logs.
                 ChannelKind::FollowedLog { log } => self.logs.get(&log).is_none_or(|log| {
                     check_subscribe(Self::party(to), &*to.access, &log.topic).is_ok()
@@ -102,7 +102,9 @@ impl<F: Descriptor> Router<F> {
             .filter(|(_, open)| match &open.kind {
                 PendingKind::Request => {
                     open.asker == peer
-                        && self.may_address(peer, open.server, Wish::Request).is_err()
+                        && self
+                            .could_address(peer, open.server, Wish::Request)
+                            .is_err()
                 }
                 PendingKind::Lane { .. } => {
                     !self.still_allowed(ChannelKind::Lane, open.asker, open.server)

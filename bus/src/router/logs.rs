@@ -10,7 +10,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::access::{check_publish, check_subscribe};
+use crate::access::{ask_publish, ask_subscribe};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Shape, Status};
 use crate::topic::{check_pattern, check_topic, matches};
@@ -97,7 +97,7 @@ impl<F: Descriptor> Router<F> {
         })?;
         let owner = self.conns[&id].peer;
         let peer = &self.peers[&owner];
-        check_publish(Self::party(peer), &*peer.access, topic)
+        ask_publish(Self::party(peer), &*peer.access, topic)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         self.may_share(owner)?;
         let limit = self.limits.max_logs;
@@ -120,7 +120,7 @@ impl<F: Descriptor> Router<F> {
             .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let owner = self.conns[&id].peer;
         let peer = &self.peers[&owner];
-        check_subscribe(Self::party(peer), &*peer.access, pattern)
+        ask_subscribe(Self::party(peer), &*peer.access, pattern)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         self.may_share(owner)?;
         let limit = self.limits.max_subscriptions;

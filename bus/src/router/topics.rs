@@ -10,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::access::{check_publish, check_subscribe};
+use crate::access::{ask_publish, ask_subscribe};
 use crate::channel::Overflow;
 use crate::frame::{Frame, PeerId, flags, kind};
 use crate::message::{Delivery, Event, Status, StreamKind, SubscribeOptions, TopicSpec};
@@ -155,7 +155,7 @@ impl<F: Descriptor> Router<F> {
     fn declare(&mut self, id: ConnId, topic: &str, spec: TopicSpec) -> Result<bool, Refusal> {
         check_topic(topic).map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let peer = &self.peers[&self.conns[&id].peer];
-        check_publish(Self::party(peer), &*peer.access, topic)
+        ask_publish(Self::party(peer), &*peer.access, topic)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         if spec.retain > RETAIN_MAX {
             let text = format!(
@@ -207,7 +207,7 @@ impl<F: Descriptor> Router<F> {
             check_topic(topic)
                 .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         }
-        check_publish(Self::party(sender), &*sender.access, topic)
+        ask_publish(Self::party(sender), &*sender.access, topic)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         let spec = match known {
             Some(topic) => topic.spec,
@@ -436,7 +436,7 @@ impl<F: Descriptor> Router<F> {
             .map_err(|error| Refusal::new(Status::MALFORMED, error.to_string()))?;
         let owner = self.conns[&id].peer;
         let peer = &self.peers[&owner];
-        check_subscribe(Self::party(peer), &*peer.access, pattern)
+        ask_subscribe(Self::party(peer), &*peer.access, pattern)
             .map_err(|text| Refusal::new(Status::DENIED, text))?;
         let uid = peer.uid;
         let limit = self.limits.max_subscriptions;

@@ -20,11 +20,14 @@ const LSM_MAC: u32 = 27;
 
 /// The hook by which `execve` is revoked.
 const LSM_HOOK: &str = "bpf_lsm_bprm_check_security";
+const ANOTHER_KERNEL: &str =
+    "a kernel that makes trampolines for BPF (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y)";
 const SWITCH: &str = "sched_switch";
 /// Linux 6.3.
 const RECEIVED: &str = "sock_recv_length";
 
-pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState)> {
+/// (feature, state, what would help if that is not the usual)
+pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState, Option<String>)> {
     // One that says yes.
     let connect = load(CGROUP_SOCK_ADDR, CGROUP_INET4_CONNECT, 0, 1);
     let connect = with_rights(connect, "loading a BPF program");
@@ -36,7 +39,7 @@ pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState)> {
             Feature::BpfTracing,
             Feature::BpfReceipts,
         ];
-        return all.map(|feature| (feature, connect.clone())).to_vec();
+        return all.map(|feature| (feature, connect.clone(), None)).to_vec();
     }
     let types = KernelTypes::read(&roots.sys.join("kernel/btf/vmlinux"));
     let number = |find: &dyn Fn(&KernelTypes) -> Option<u32>, what: &str| match &types {
@@ -57,14 +60,17 @@ pub(super) fn probe(roots: &Roots) -> Vec<(Feature, ProbeState)> {
     };
     let hook = lsm::check_bpf(roots)
         .and_then(|()| number(&|types| types.function(LSM_HOOK), "hook of BPF LSM"));
+    // The hooks are called; what is refused then is the program itself.
+    let other_kernel = hook.is_ok().then(|| ANOTHER_KERNEL.to_owned());
     vec![
-        (Feature::Bpf, connect),
+        (Feature::Bpf, connect, None),
         (
             Feature::BpfLsm,
             loads(hook, LSM, LSM_MAC, "loading a BPF LSM program"),
+            other_kernel,
         ),
-        (Feature::BpfTracing, tracepoint(SWITCH)),
-        (Feature::BpfReceipts, tracepoint(RECEIVED)),
+        (Feature::BpfTracing, tracepoint(SWITCH), None),
+        (Feature::BpfReceipts, tracepoint(RECEIVED), None),
     ]
 }
 
@@ -154,7 +160,7 @@ mod tests {
             sys: empty.path().into(),
             ..Roots::default()
         };
-        for (feature, state) in probe(&roots) {
+        for (feature, state, _) in probe(&roots) {
             match (feature, state) {
                 (_, ProbeState::Denied { .. }) | (Feature::Bpf | Feature::BpfLsm, _) => {}
                 (feature, state) => {

@@ -44,8 +44,8 @@ pub fn probe_host(roots: &Roots) -> HostCaps {
     for (feature, state, detail) in facilities::probe(roots) {
         answers.insert(feature, (state, detail, None));
     }
-    for (feature, state) in bpf::probe(roots) {
-        answers.insert(feature, (state, None, None));
+    for (feature, state, fix) in bpf::probe(roots) {
+        answers.insert(feature, (state, None, fix));
     }
     let (gvisor, gvisor_release, detail) = gvisor::probe(roots);
     answers.insert(Feature::Gvisor, (gvisor, detail, None));

@@ -717,6 +717,7 @@ async fn what_was_taken_from_an_agent_is_there_until_it_is_given_back_over_a_res
     let store = Store::open(folder.path().join("record.db")).await.unwrap();
     let held = async |launch: &str| -> Vec<(String, String)> {
         let held = store.revocations(&id(launch)).await.unwrap();
+        assert!(held.iter().all(|r| r.by == "uid 1001"), "{held:?}");
         held.into_iter().map(|r| (r.right, r.pattern)).collect()
     };
     let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {

@@ -120,7 +120,7 @@ async fn sealed_payloads_are_read_in_place_and_in_order_over_a_lane() {
         while server.channels(1000)[0].depth > 0 {
             std::thread::yield_now(); // until it has read
         }
-        server.revoke(agent, Right::Send, "b").unwrap();
+        server.revoke(agent, Right::Send, "b", "uid 0").unwrap();
         let end = reading.join().unwrap();
         assert!(
             matches!(end, InPlaceError::Ring(RecvError::Closed(Status::DENIED))),

@@ -23,7 +23,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::access::{check_publish, check_subscribe};
+use crate::access::{Right, check_publish, check_subscribe};
 use crate::frame::PeerId;
 use crate::message::{Numbers, Outcome, QUEUE_PREFIX, QueueSpec, Status, StreamKind};
 use crate::topic::check_topic;
@@ -228,6 +228,9 @@ impl<F: Descriptor> Router<F> {
         let consume = check_subscribe(party, rules, topic);
         match (produce, consume) {
             (Err(_), Err(_)) => {
+                // Either would have opened it, so both lines are told.
+                rules.refused(Right::Publish, topic);
+                rules.refused(Right::Subscribe, topic);
                 let text = format!(
                     "the policy of {} allows it neither to produce to {topic} nor to consume from it; its [ipc] publish or subscribe list has to name {topic}",
                     peer.name
@@ -253,17 +256,22 @@ impl<F: Descriptor> Router<F> {
     /// As [`Self::opened`], for those who have that right to it.
     fn opened_to(&self, right: Wish, id: ConnId, queue: u32) -> Result<(), Refusal> {
         let opened = self.opened(id, queue)?;
-        let (allowed, verb, list) = match right {
-            Wish::Consume => (opened.consume, "consume from", "subscribe"),
-            Wish::Produce => (opened.produce, "produce to", "publish"),
+        let (allowed, verb, right) = match right {
+            Wish::Consume => (opened.consume, "consume from", Right::Subscribe),
+            Wish::Produce => (opened.produce, "produce to", Right::Publish),
         };
         if allowed {
             return Ok(());
         }
+        let (peer, topic) = (
+            &self.peers[&self.conns[&id].peer],
+            &self.queues[&queue].topic,
+        );
+        peer.access.refused(right, topic);
         let text = format!(
             "the policy of {} does not allow it to {verb} {topic}; its [ipc] {list} list has to name {topic}",
-            self.name_of(self.conns[&id].peer),
-            topic = self.queues[&queue].topic,
+            peer.name,
+            list = right.as_str(),
         );
         Err(Refusal::new(Status::DENIED, text))
     }

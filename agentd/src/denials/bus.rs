@@ -1,0 +1,61 @@
+//! What the router refused an agent: names and topics that its policy does not give, and rights that somebody took from it.
+//!
+//! The refusals come through a queue of the agent's own, which is read no faster than [`MOST`] in a [`SPAN`]; what finds it full is
+//! counted. The names in them are the agent's words, checked by the bus.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agentd_bus::topic::RESERVED_PREFIX;
+use agentd_sandbox::Reason;
+
+use super::{Layer, Witness, shown_name};
+use crate::bus::{Refusals, Refused, TakenBack};
+
+/// Refusals told in one [`SPAN`]: ten thousand in a second.
+const MOST: usize = 500;
+const SPAN: Duration = Duration::from_millis(50);
+
+/// Tells of what is refused until the agent has left the bus.
+pub async fn follow(mut refusals: Refusals, witness: Arc<Witness>) {
+    let mut begun = Instant::now();
+    let mut told = 0;
+    while let Some(refused) = refusals.next().await {
+        witness.set_lost(Layer::Bus, refusals.lost());
+        tell(&refused, &witness).await;
+        told += 1;
+        if begun.elapsed() > SPAN {
+            (begun, told) = (Instant::now(), 0);
+        } else if told == MOST {
+            // Enough for this while: the queue fills, and the router counts.
+            tokio::time::sleep_until((begun + SPAN).into()).await;
+            (begun, told) = (Instant::now(), 0);
+        }
+    }
+    witness.set_lost(Layer::Bus, refusals.lost());
+}
+
+async fn tell(refused: &Refused, witness: &Witness) {
+    let what = refused.right.as_str();
+    let target = shown_name(refused.what.as_bytes());
+    let reason = reason(refused, witness);
+    witness
+        .tell(Layer::Bus, what, target.clone(), reason, &target)
+        .await;
+}
+
+fn reason(refused: &Refused, witness: &Witness) -> Reason {
+    let of_nobody = |rule| Reason { rule, origin: None };
+    let key = refused.right.as_str();
+    match &refused.taken {
+        Some(TakenBack { pattern, by, .. }) => of_nobody(format!(
+            "{key} for {pattern} was revoked by {by}: agentctl bus restore gives it back"
+        )),
+        None if refused.what.starts_with(RESERVED_PREFIX) && key == "publish" => {
+            of_nobody(format!(
+                "the floor: topics under {RESERVED_PREFIX} are the bus's own; no policy allows it"
+            ))
+        }
+        None => witness.rules.ipc(key),
+    }
+}

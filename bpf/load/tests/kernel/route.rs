@@ -19,9 +19,9 @@ use std::time::Duration;
 const WATCHDOG: Duration = Duration::from_secs(20);
 
 /// Both ends of an agent's direct connection.
-struct Direct {
-    address: u64,
-    agent: Agent,
+pub struct Direct {
+    pub address: u64,
+    pub agent: Agent,
     /// The agent's.
     stream: TcpStream,
     /// What agentd would have accepted.
@@ -92,7 +92,7 @@ impl Path {
 }
 
 impl Direct {
-    fn connect(agent: Agent, address: u64) -> Self {
+    pub fn connect(agent: Agent, address: u64) -> Self {
         let (mut control, mut theirs) = UnixStream::pair().expect("socketpair");
         let child = agent.start(|| match endpoint() {
             Ok((_listener, ends, _second)) => {
@@ -126,7 +126,7 @@ impl Direct {
         }
     }
 
-    fn send(&self, to: u64, content: &[u8]) -> std::io::Result<()> {
+    pub fn send(&self, to: u64, content: &[u8]) -> std::io::Result<()> {
         self.write(&frame(self.address, to, content))
     }
 
@@ -137,7 +137,7 @@ impl Direct {
         Ok(())
     }
 
-    fn receive(&self) -> (u64, Vec<u8>) {
+    pub fn receive(&self) -> (u64, Vec<u8>) {
         let mut head = [0; HEAD_LEN];
         (&self.stream)
             .read_exact(&mut head)
@@ -180,7 +180,7 @@ impl Direct {
     }
 
     /// Ends the connection at once, whoever else may hold a copy of a descriptor (a test beside this one that forks), and the process.
-    fn close(mut self) -> Agent {
+    pub fn close(mut self) -> Agent {
         rustix::net::connect_unspec(&self.stream).expect("disconnect");
         self.control.write_all(&[1]).expect("its process waits");
         assert_eq!(self.child.code(), 0);

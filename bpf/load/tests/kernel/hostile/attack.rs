@@ -3,9 +3,11 @@
 //! In a network namespace of its own, so that nothing leaves it. Failures of single calls are the normal case; only what it needs to
 //! begin has to work. Children are reaped, sockets are few, and a blocking call is ended by an alarm that fails the test.
 
+use agentd_bpf::layout::route::{CONTENT_MAX, HEAD_LEN, MAGIC, PORT};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr;
@@ -69,7 +71,14 @@ pub fn own_network() -> io::Result<()> {
 }
 
 /// 0 if it could attack until its time was over.
-pub fn attack(seed: u64, time: Duration, places: &[PathBuf]) -> i32 {
+///
+/// `index` is whose address of the direct path is its own; a stranger has none.
+pub fn attack(
+    seed: u64,
+    time: Duration,
+    places: &[PathBuf],
+    (index, addresses): (usize, &[u64]),
+) -> i32 {
     // SAFETY: a default action that ends this process.
     unsafe { libc::alarm(time.as_secs() as u32 + 60) };
     if own_network().is_err() {
@@ -79,6 +88,10 @@ pub fn attack(seed: u64, time: Duration, places: &[PathBuf]) -> i32 {
         random: Random::new(seed),
         sockets: Vec::new(),
         places,
+        own: addresses.get(index).copied().unwrap_or(0),
+        addresses,
+        door: None,
+        direct: None,
     };
     let began = Instant::now();
     while began.elapsed() < time {
@@ -89,10 +102,36 @@ pub fn attack(seed: u64, time: Duration, places: &[PathBuf]) -> i32 {
     0
 }
 
+/// A connection on its way to the direct path's port; it never blocks, as its packets may be dropped.
+fn direct() -> Option<TcpStream> {
+    // SAFETY: plain system calls; the address is integers only, and its own size is passed.
+    unsafe {
+        let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let fd = libc::socket(libc::AF_INET, kind, 0);
+        if fd < 0 {
+            return None;
+        }
+        let stream = TcpStream::from_raw_fd(fd);
+        let mut to: libc::sockaddr_in = zeroed();
+        to.sin_family = libc::AF_INET as u16;
+        to.sin_port = PORT.to_be();
+        to.sin_addr.s_addr = u32::from(Ipv4Addr::LOCALHOST).to_be();
+        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        libc::connect(fd, (&raw const to).cast(), len);
+        Some(stream)
+    }
+}
+
 struct Attacker<'a> {
     random: Random,
     sockets: Vec<OwnedFd>,
     places: &'a [PathBuf],
+    /// Addresses of the direct path: what it takes for its own, and everybody's.
+    own: u64,
+    addresses: &'a [u64],
+    /// Where agentd would listen for direct connections, and this attacker's own one.
+    door: Option<TcpListener>,
+    direct: Option<TcpStream>,
 }
 
 impl Attacker<'_> {
@@ -110,7 +149,92 @@ impl Attacker<'_> {
             218..228 => self.converse(),
             228..236 => self.family(),
             236..242 => self.wander(),
+            242..254 => self.route(),
             _ => self.rest(),
+        }
+    }
+
+    /// Frames onto the direct path: whole and torn, its own and forged, to whom it may send and to whom not.
+    fn route(&mut self) {
+        if self.addresses.is_empty() {
+            return;
+        }
+        if self.door.is_none() {
+            // Refused while it has no network.
+            self.door = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).ok();
+            if let Some(door) = &self.door {
+                door.set_nonblocking(true).ok();
+            }
+        }
+        if self.direct.is_none() || self.random.below(64) == 0 {
+            self.direct = direct();
+            let accepted = self.door.as_ref().and_then(|door| door.accept().ok());
+            if let Some((accepted, _)) = accepted {
+                accepted.set_nonblocking(true).ok();
+                self.keep(accepted.into_raw_fd());
+            }
+        }
+        let mut frame = [0u8; HEAD_LEN + CONTENT_MAX as usize + 64];
+        let behaves = self.random.below(2) == 0;
+        for _ in 0..8 {
+            let len = self.random.of(&[0, 1, 40, 1000, CONTENT_MAX]);
+            self.random.fill(&mut frame[..64]);
+            let to = self.random.of(self.addresses);
+            // Most are as they should be: after one that is not, the connection carries nothing any more.
+            let wrong = if behaves { 63 } else { self.random.below(64) };
+            let random = self.random.next();
+            let len = if wrong == 7 { CONTENT_MAX + 1 } else { len };
+            let magic = if wrong == 0 { random as u32 } else { MAGIC };
+            let said = if wrong == 1 { random as u32 } else { len };
+            let from = match wrong {
+                2 => random,
+                3 => to,
+                _ => self.own,
+            };
+            let to = if wrong == 4 {
+                to ^ 1 << (random % 64)
+            } else {
+                to
+            };
+            frame[..4].copy_from_slice(&magic.to_ne_bytes());
+            frame[4..8].copy_from_slice(&said.to_ne_bytes());
+            frame[8..16].copy_from_slice(&from.to_ne_bytes());
+            frame[16..24].copy_from_slice(&to.to_ne_bytes());
+            let whole = HEAD_LEN + len as usize;
+            let sent = match wrong {
+                5 => random as usize % whole,
+                6 => whole + random as usize % 63,
+                _ => whole,
+            };
+            let Some(direct) = &self.direct else { return };
+            let flags = match wrong {
+                8 => libc::MSG_MORE,
+                9 => libc::MSG_OOB,
+                _ => 0,
+            };
+            let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: as many bytes as said are there.
+            let went =
+                unsafe { libc::send(direct.as_raw_fd(), frame.as_ptr().cast(), sent, flags) };
+            if went >= 0 {
+                continue;
+            }
+            match io::Error::last_os_error().raw_os_error() {
+                Some(libc::EAGAIN) => break,
+                // Somebody else's connection, if this process has wandered.
+                Some(libc::EACCES) => self.own = self.random.of(self.addresses),
+                // It was never one, or has ended.
+                _ => {}
+            }
+            self.direct = None;
+            return;
+        }
+        // Some read what came, some never do.
+        if self.random.below(3) == 0
+            && let Some(direct) = &self.direct
+        {
+            let mut came = [0u8; 1 << 15];
+            while matches!((&*direct).read(&mut came), Ok(len) if len > 0) {}
         }
     }
 

@@ -6,6 +6,7 @@
 //! kernel says nothing in its log that it says when something is wrong with it.
 
 mod attack;
+mod direct;
 mod honest;
 mod kmsg;
 
@@ -13,6 +14,7 @@ use crate::bed::{Agent, Bed, Child, fd_of};
 use agentd_bpf::layout::{Counters, DENIALS_LEN, Denial, ROWS, revoked};
 use agentd_bpf::{Ring, Rows, SchedTable, Table};
 use attack::{Random, attack};
+use direct::Paths;
 use kmsg::KernelLog;
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -71,6 +73,10 @@ fn nothing_that_agents_do_breaks_a_program() {
     let honest = bed.agent();
     let victims: Vec<Agent> = (0..ATTACKERS).map(|_| bed.agent()).collect();
     let stranger = bed.stranger();
+    let mut paths = Paths::new(&bed, &victims);
+    let addresses = paths
+        .as_ref()
+        .map_or_else(Vec::new, |paths| paths.addresses.clone());
     let places: Vec<_> = victims
         .iter()
         .chain([&stranger])
@@ -80,7 +86,15 @@ fn nothing_that_agents_do_breaks_a_program() {
     let mut attackers: Vec<Child> = Vec::new();
     for (index, agent) in victims.iter().chain([&stranger]).enumerate() {
         let (seed, places) = (seed ^ (index as u64) << 32, places.clone());
-        attackers.push(agent.start(move || attack(seed, Duration::from_secs(seconds), &places)));
+        let addresses = addresses.clone();
+        attackers.push(agent.start(move || {
+            attack(
+                seed,
+                Duration::from_secs(seconds),
+                &places,
+                (index, &addresses),
+            )
+        }));
     }
 
     let began = Instant::now();
@@ -111,6 +125,9 @@ fn nothing_that_agents_do_breaks_a_program() {
         if random.below(4) != 0 {
             told.take(&mut bed.denials);
         }
+        if let Some(paths) = &mut paths {
+            paths.step(&mut random);
+        }
         std::thread::sleep(Duration::from_millis(random.below(20)));
     }
     for attacker in attackers {
@@ -119,6 +136,9 @@ fn nothing_that_agents_do_breaks_a_program() {
     assert_eq!(rustix::io::write(&stop_honest, b"x"), Ok(1));
     assert_eq!(honest_child.code(), 0, "the honest agent lost a message");
 
+    if let Some(paths) = paths {
+        paths.finish(&victims);
+    }
     settle(&bed, &victims);
     told.take(&mut bed.denials);
     let mut refused = 0;

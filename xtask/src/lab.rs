@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -234,7 +235,13 @@ impl Lab {
         kill(self.agentd())
     }
 
-    /// Starts the daemon again after [`Lab::kill_agentd`], in the same directories; returns when it is ready.
+    /// Asks the daemon to end, which leaves its agents to the next one where the configuration says so.
+    pub fn stop_agentd(&mut self) -> Result<()> {
+        self.supervisor = Some(self.supervisor()?);
+        signal(self.agentd(), Signal::TERM)
+    }
+
+    /// Starts the daemon again after [`Lab::kill_agentd`] or [`Lab::stop_agentd`], in the same directories; returns when it is ready.
     pub fn restart(&mut self) -> Result<()> {
         // Reaped first: what is left of its process group, the broker, is not to be ended with it.
         if self.agentd.wait(START_LIMIT)?.is_none() {
@@ -257,6 +264,11 @@ impl Lab {
         }
     }
 
+    /// Has the broker's supervisor execute its program anew in place; there is another worker then.
+    pub fn replace_broker(&self) -> Result<()> {
+        signal(self.supervisor()?, Signal::USR2)
+    }
+
     /// Kills the daemon and its broker with SIGKILL.
     pub fn crash(&mut self) -> Result<()> {
         let (supervisor, broker) = (self.supervisor()?, self.broker()?);
@@ -275,8 +287,12 @@ fn broker_below(parent: u32) -> Result<u32> {
 
 /// SIGKILL to a process of the lab.
 pub fn kill(pid: u32) -> Result<()> {
-    rustix::process::kill_process(pid_of(pid)?, rustix::process::Signal::KILL)
-        .with_context(|| format!("kill {pid}"))
+    signal(pid, Signal::KILL)
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    rustix::process::kill_process(pid_of(pid)?, signal)
+        .with_context(|| format!("send {signal:?} to {pid}"))
 }
 
 /// The part of the daemon's configuration that says where the models are.

@@ -18,6 +18,7 @@ mod harness;
 mod isolation;
 mod limits;
 mod malformed;
+mod restart;
 mod revocation;
 mod run;
 mod sched;

@@ -39,7 +39,7 @@ pub struct Args {
     /// First seed of `crash`, to repeat a run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only these rows of `bus`, `router` or `gateway`, or parts of the names of its further rows
+    /// Only these rows of `bus`, `router`, `gateway` or `kernel`, or parts of the names of its further rows
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     only: Vec<String>,
     /// Use the programs in this directory instead of building them
@@ -59,7 +59,7 @@ enum Name {
     Crash,
     /// How long a process tree outlives its stop, its time-out, or the daemon
     Tree,
-    /// The kernel plane: how soon a revoked agent is refused
+    /// The kernel plane: how soon a revoked agent is refused and a refusal told, what telemetry costs, what a restart loses
     Kernel,
     /// Processor time of git and cargo inside, beside outside
     Syscall,
@@ -114,7 +114,7 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
         Name::Adopt => adopt::measure(&mut report, programs()?, effort)?,
         Name::Crash => crash::measure(&mut report, &programs()?, effort, args.seed)?,
         Name::Tree => tree::measure(&mut report, &programs()?, effort)?,
-        Name::Kernel => kernel::measure(&mut report, programs()?, effort)?,
+        Name::Kernel => kernel::measure(&mut report, &programs()?, effort, &args.only)?,
         Name::Syscall => syscall::measure(&mut report, programs()?, effort)?,
         Name::Submit => submit::measure(&mut report, programs()?, effort)?,
         Name::Bus => bus::measure(bus::Driver::Bus, &mut report, effort, &args.only)?,

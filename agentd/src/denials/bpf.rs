@@ -1,25 +1,25 @@
 //! What the programs in the kernel refused: live control, and the guard of BPF LSM. Records of the ring buffer `DENIALS`.
 //!
 //! The programs wait for nobody: what finds the ring full is counted in the agent's row of `COUNTERS` and refused all the same. The ring
-//! is one for all agents and is read no faster than [`MOST`] in a [`SPAN`], so whatever agents do costs the daemon that much and no
+//! is one for all agents and is read no faster than its [`Allowance`], so whatever agents do costs the daemon that much and no
 //! more. A record is copied out of the kernel's memory before it is looked at; the program's name in it is the program's.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agentd_bpf::layout::{Counters, DENIALS_LEN, Denial, ROWS, op, revoked};
 use agentd_bpf::{Group, Ring, Rows, Table, Taken};
 use agentd_broker::protocol::Slot;
 use agentd_sandbox::Reason;
 
+use super::allowance::Allowance;
 use super::{Denials, Layer, shown_name};
 use crate::plane::KernelPlane;
 
-/// Records taken in one [`SPAN`]: ten thousand in a second.
-const MOST: usize = 500;
-const SPAN: Duration = Duration::from_millis(50);
+/// Records taken in one go.
+const MOST: usize = 256;
 const RECORD: usize = size_of::<Denial>();
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
@@ -72,16 +72,23 @@ pub async fn follow(source: &Source, denials: &Denials) -> io::Result<()> {
     let ring = source.ring.try_clone()?;
     let mut ring = Ring::map(ring, Table::Denials.name(), DENIALS_LEN).map_err(io::Error::other)?;
     let mut records = Vec::with_capacity(MOST);
+    let mut allowance = Allowance::new(Instant::now());
     loop {
-        let begun = Instant::now();
-        let taken = ring.take(MOST, |bytes| records.extend(decode(bytes)));
+        let allowed = allowance.at(Instant::now());
+        if allowed == 0 {
+            // Enough for this while: the ring fills, and the programs count.
+            tokio::time::sleep_until(allowance.again().into()).await;
+            continue;
+        }
+        let taken = ring.take(allowed.min(MOST), |bytes| records.extend(decode(bytes)));
+        allowance.spend(records.len());
         for record in records.drain(..) {
             tell(&record, denials).await;
         }
         match taken {
             Taken::Broken => return Err(io::Error::other("the ring DENIALS makes no sense")),
-            // Enough for this while: the ring fills, and the programs count.
-            Taken::Most(_) => tokio::time::sleep_until((begun + SPAN).into()).await,
+            // Others have work, too.
+            Taken::Most(_) => tokio::task::yield_now().await,
             Taken::All(_) => {
                 // What has come since it was found empty is a wake-up of its own.
                 wakes.readable().await?.clear_ready();

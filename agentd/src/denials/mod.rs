@@ -10,6 +10,7 @@
 //! Runs in the daemon's runtime, without privilege. Text that came out of a sandbox is cut and cleaned before it goes anywhere.
 //! Start reading at [`Witness`].
 
+mod allowance;
 mod bpf;
 mod bus;
 mod news;

@@ -14,11 +14,21 @@ const REMEMBERED: usize = 1024;
 
 /// When which refusal of one agent was last recorded.
 #[derive(Debug)]
-pub struct News<K = String>(Mutex<HashMap<K, Instant>>);
+pub struct News<K = String>(Mutex<Remembered<K>>);
+
+#[derive(Debug)]
+struct Remembered<K> {
+    at: HashMap<K, Instant>,
+    /// There is no room before this.
+    full_until: Option<Instant>,
+}
 
 impl<K> Default for News<K> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Remembered {
+            at: HashMap::new(),
+            full_until: None,
+        }))
     }
 }
 
@@ -31,7 +41,7 @@ impl<K: Hash + Eq> News<K> {
     fn is_new_at(&self, refusal: K, now: Instant) -> bool {
         // Times by refusal: whatever a panic leaves behind is still right.
         let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match recorded.get_mut(&refusal) {
+        match recorded.at.get_mut(&refusal) {
             Some(at) if now.duration_since(*at) < PERIOD => return false,
             Some(at) => {
                 *at = now;
@@ -39,13 +49,19 @@ impl<K: Hash + Eq> News<K> {
             }
             None => {}
         }
-        if recorded.len() >= REMEMBERED {
-            recorded.retain(|_, at| now.duration_since(*at) < PERIOD);
-            if recorded.len() >= REMEMBERED {
+        if recorded.full_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        if recorded.at.len() >= REMEMBERED {
+            recorded.at.retain(|_, at| now.duration_since(*at) < PERIOD);
+            // Looked for once in a while, not with each refusal of a flood.
+            let room_at = recorded.at.values().min().map(|oldest| *oldest + PERIOD);
+            recorded.full_until = room_at.filter(|_| recorded.at.len() >= REMEMBERED);
+            if recorded.full_until.is_some() {
                 return false;
             }
         }
-        recorded.insert(refusal, now);
+        recorded.at.insert(refusal, now);
         true
     }
 }
@@ -75,6 +91,7 @@ mod tests {
         };
         assert_eq!(new(start), REMEMBERED);
         assert_eq!(new(start), 0);
+        assert_eq!(new(start + PERIOD / 2), 0);
         assert_eq!(new(start + PERIOD), REMEMBERED);
     }
 }

@@ -1,22 +1,22 @@
 //! Calls that the filter held and the sandbox's init refused: records from its pipe.
 //!
-//! The pipe is the queue, and a short one: what does not fit is counted by the init. Here it is read no faster than [`MOST`] in a
-//! [`SPAN`], so an agent that does nothing but forbidden calls costs the daemon that much and no more. The records come from a
+//! The pipe is the queue, and a short one: what does not fit is counted by the init. Here it is read no faster than its
+//! [`Allowance`], so an agent that does nothing but forbidden calls costs the daemon that much and no more. The records come from a
 //! process that the agent shares a sandbox with: any bytes are a record, and no record does more than appear.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agentd_launch::refusal::{REFUSAL_LEN, Refusal, RefusedCall};
 use agentd_sandbox::seccomp::syscall_name;
 
+use super::allowance::Allowance;
 use super::{Layer, Witness, shown_name};
 
-/// Records taken out of the pipe in one [`SPAN`]: ten thousand in a second.
-const MOST: usize = 500;
-const SPAN: Duration = Duration::from_millis(50);
+/// Records taken out of the pipe in one go.
+const MOST: usize = 256;
 
 /// Tells of what comes out of `pipe` until the sandbox has ended.
 ///
@@ -26,17 +26,13 @@ pub async fn follow(pipe: OwnedFd, witness: Arc<Witness>) -> io::Result<()> {
     let pipe = crate::agents::watch_fd(pipe)?;
     let mut bytes = [0; REFUSAL_LEN * MOST];
     let mut rest = 0;
-    let mut taken = 0;
-    let mut begun = Instant::now();
+    let mut allowance = Allowance::new(Instant::now());
     loop {
         let mut ready = pipe.readable().await?;
-        if begun.elapsed() > SPAN {
-            (begun, taken) = (Instant::now(), 0);
-        }
-        let room = REFUSAL_LEN * (MOST - taken);
+        let room = REFUSAL_LEN * allowance.at(Instant::now()).min(MOST);
         if room == 0 {
             // Enough for this while: the pipe fills, and the init counts.
-            tokio::time::sleep_until((begun + SPAN).into()).await;
+            tokio::time::sleep_until(allowance.again().into()).await;
             continue;
         }
         let read = match rustix::io::read(pipe.get_ref(), &mut bytes[rest..room]) {
@@ -53,7 +49,7 @@ pub async fn follow(pipe: OwnedFd, witness: Arc<Witness>) -> io::Result<()> {
         for record in records {
             tell(Refusal::decode(record), &witness).await;
         }
-        taken += records.len();
+        allowance.spend(records.len());
         rest = partial.len();
         let whole = records.len() * REFUSAL_LEN;
         bytes.copy_within(whole..whole + rest, 0);

@@ -4,8 +4,7 @@
 //! `--socket PATH --agent NAME --layer LAYER --ask FIFO --answer FIFO`, and one of: `--calls N --pace NS [--new]`, so many refused
 //! calls, one each NS, each under another name with `--new`; or `--flood SECONDS --other-ask FIFO --other-answer FIFO`. The agent
 //! takes a line `KIND CALLS PACE SECONDS` from its FIFO (KIND is `same`, `new` or `allowed`) and answers `CALLS REFUSED`. Each
-//! refused call carries the moment before it, `CLOCK_MONOTONIC` in ns, in an argument of its own, which is told as its target
-//! ([`stamp`]); or, where a layer tells no arguments, the agent's file `--stamps` has the moments in their order.
+//! refused call carries the moment before it, `CLOCK_MONOTONIC` in ns, in its arguments, which are told as its target ([`stamp`]).
 //!
 //! Prints one JSON object. Latencies run until the follower has the event in its hands: from the pipe of `Watch`, and as the
 //! signal `Denied`.
@@ -42,27 +41,22 @@ fn now_ns() -> u64 {
 
 /// The moment that a refused call carried, as of `now`.
 ///
-/// `seccomp`: the call's first argument, `ptrace(0xSTAMP, …`. `bpf`: an address `10.a.b.c:port` with the low 40 bits.
+/// `seccomp`: the call's first two arguments, 32 bits each, `ptrace(0xHIGH, 0xLOW, …`. Else an address `10.a.b.c:port` with the low
+/// 40 bits.
 fn stamp(layer: &str, target: &str, now: u64) -> Option<u64> {
-    match layer {
-        "seccomp" => {
-            let (_, arguments) = target.split_once("(0x")?;
-            u64::from_str_radix(arguments.split(',').next()?, 16).ok()
-        }
-        "bpf" => {
-            let address: std::net::SocketAddrV4 = target.split(' ').next()?.parse().ok()?;
-            let low =
-                u64::from(address.ip().to_bits() & 0xff_ffff) << 16 | u64::from(address.port());
-            let of = |lap: u64| lap << 40 | low;
-            let lap = now >> 40;
-            // The clock's 41st bit may have turned since.
-            Some(if of(lap) <= now {
-                of(lap)
-            } else {
-                of(lap.checked_sub(1)?)
-            })
-        }
-        _ => None,
+    if layer == "seccomp" {
+        let mut arguments = target.split_once('(')?.1.split(", ");
+        let mut half = || u64::from_str_radix(arguments.next()?.strip_prefix("0x")?, 16).ok();
+        return Some(half()? << 32 | half()?);
+    }
+    let address: std::net::SocketAddrV4 = target.split(' ').next()?.parse().ok()?;
+    let low = u64::from(address.ip().to_bits() & 0xff_ffff) << 16 | u64::from(address.port());
+    let of = |lap: u64| lap << 40 | low;
+    let lap = now >> 40;
+    // The clock's 41st bit may have turned since.
+    match of(lap) {
+        late if late > now => Some(of(lap.checked_sub(1)?)),
+        stamp => Some(stamp),
     }
 }
 
@@ -197,16 +191,12 @@ async fn settle(
 }
 
 /// Microseconds from each call to its event.
-fn latencies(events: &[(u64, Option<u64>)], in_order: Option<&[u64]>) -> Vec<f64> {
-    let after = |(n, (came, carried)): (usize, &(u64, Option<u64>))| {
-        let called = match in_order {
-            Some(stamps) => stamps.get(n).copied(),
-            None => *carried,
-        };
-        let called = called.expect("an event without the moment of its call");
+fn latencies(events: &[(u64, Option<u64>)]) -> Vec<f64> {
+    let after = |(came, carried): &(u64, Option<u64>)| {
+        let called = carried.expect("an event without the moment of its call");
         came.saturating_sub(called) as f64 / 1000.0
     };
-    events.iter().enumerate().map(after).collect()
+    events.iter().map(after).collect()
 }
 
 #[allow(
@@ -257,15 +247,10 @@ fn main() {
         let wanted = before + made as u64;
         let signals = if new { made as usize } else { 0 };
         let lost = settle((&proxy, &agent, &layer), &heard, wanted, signals).await - before;
-        let in_order = value("--stamps").map(|file| {
-            let text = std::fs::read_to_string(file).expect("the moments of the calls");
-            let stamps = text.lines().map(|line| line.parse().expect("a moment"));
-            stamps.collect::<Vec<u64>>()
-        });
         let heard = lock(&heard);
         let paced = number("--flood").is_none();
         let latencies = |events: &[_]| match paced {
-            true => latencies(events, in_order.as_deref()),
+            true => latencies(events),
             false => Vec::new(),
         };
         json!({

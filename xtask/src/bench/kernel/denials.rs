@@ -54,12 +54,12 @@ sub anew { }
     why_not: revoke::why_not,
 };
 
-/// `ptrace`, whose first argument is the moment. Refusals of programs of another name are other refusals: `prctl(PR_SET_NAME)`.
+/// `ptrace`, whose first two arguments are the moment: wider ones are taken for addresses, and not told. Refusals of programs of another name are other refusals: `prctl(PR_SET_NAME)`.
 const SECCOMP: Layer = Layer {
     row: "denial_seccomp",
     layer: "seccomp",
     calls: r#"
-sub refused { return syscall(101, int($_[0]), 0, 0) == -1 && $! == 1 }
+sub refused { return syscall(101, int($_[0] / 4294967296), $_[0] & 0xffffffff, 0) == -1 && $! == 1 }
 sub anew { syscall(157, 15, "name$_[0]") == 0 or die "$!" }
 "#,
     by_line: true,

@@ -17,7 +17,7 @@ use crate::child;
 use crate::lab::{Lab, Programs, Setup};
 
 /// Messages a second, of both kinds: a request and its answer are two.
-const LANE: u64 = 46_000;
+const LANE: u64 = 52_000;
 const REQUESTS: u64 = 2_000;
 const PROMISED: f64 = 50_000.0;
 /// How far the traffic is to get between two ends.

@@ -92,7 +92,10 @@ pub enum LowVerb {
     /// Take rights from running agents, at once and in the kernel
     #[command(after_long_help = control::REVOKE_NOTES)]
     Revoke(control::RevokeArgs),
-    /// Give agents back what was revoked
+    /// Lay a stricter policy, or settings, over that of running agents
+    #[command(after_long_help = control::TIGHTEN_NOTES)]
+    Tighten(control::TightenArgs),
+    /// Give agents back what was taken
     Restore(control::RestoreArgs),
     /// Stop every process of agents where it is, until `thaw`
     Freeze(AgentsArg),

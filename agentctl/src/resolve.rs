@@ -258,6 +258,7 @@ fn resolve_task(verb: LowVerb, context: &Context) -> Result<Task, Failure> {
         },
         LowVerb::Kill(a) => Task::Kill { agents: a.agents },
         LowVerb::Revoke(a) => Task::Control(crate::verbs::control::resolve_revoke(a)?),
+        LowVerb::Tighten(a) => Task::Control(crate::verbs::control::resolve_tighten(a)?),
         LowVerb::Restore(a) => Task::Control(crate::verbs::control::resolve_restore(a)?),
         LowVerb::Freeze(a) => Task::Control(crate::verbs::control::freeze(a.agents)),
         LowVerb::Thaw(a) => Task::Control(crate::verbs::control::thaw(a.agents)),

@@ -43,7 +43,7 @@ pub use launch::{AttachOptions, Driver, LaunchReply, LaunchSpec, LogOptions, Std
 pub use money::NanoUsd;
 pub use plane::{PLANE_GROUPS, PlaneGroup};
 pub use proxies::{AgentProxy, ManagerProxy};
-pub use restriction::{Restrictions, Revocable};
+pub use restriction::{Restrictions, Revocable, TightenSpec};
 pub use sched::{AgentSched, SchedProxy};
 pub use units::{UnitState, UnitStatus, UnitsProxy};
 pub use upkeep::UpkeepProxy;

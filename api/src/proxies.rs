@@ -9,7 +9,7 @@ use zbus::{Fd, OwnedFd, OwnedObjectPath};
 
 use crate::{
     AgentState, AgentSummary, AttachOptions, DaemonInfo, Error, ExitInfo, LaunchReply, LaunchSpec,
-    LogOptions, PlaneGroup, Restrictions, Revocable,
+    LogOptions, PlaneGroup, Restrictions, Revocable, TightenSpec,
 };
 
 /// `/org/agentd1`: the daemon as a whole.
@@ -77,6 +77,10 @@ pub trait Agent {
 
     /// Takes rights from it, in the kernel; they stay taken until `Restore`, whoever restarts.
     fn revoke(&self, rights: &[Revocable]) -> Result<Restrictions, Error>;
+
+    /// Lays a policy, or settings, over its own while it runs: everything has to pass both. They stay until `Restore` of
+    /// `policy`, whoever restarts.
+    fn tighten(&self, spec: &TightenSpec) -> Result<Restrictions, Error>;
 
     /// Gives rights back, all of them if none is named: for root, and for whoever took them.
     fn restore(&self, rights: &[Revocable]) -> Result<Restrictions, Error>;

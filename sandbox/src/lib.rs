@@ -27,10 +27,10 @@ pub use plan::{
 pub use policy::{
     CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, HardLinks, Limits,
     LoopbackPorts, Memfd, NetMode, NetRules, Origin, PathBase, PathTemplate, PolicyDiagnostic,
-    PolicyError, PolicyRef, Severity, ShownValue, Sources, Valued, WantedGrant,
+    PolicyError, PolicyRef, Severity, ShownValue, Sources, Unchanged, Valued, WantedGrant,
 };
 pub use rules::{
     Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,
-    ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr, matches_model,
+    Tightening, ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr, matches_model,
 };
 pub use runtime::RuntimeKind;

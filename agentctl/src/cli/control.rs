@@ -1,6 +1,6 @@
-//! `revoke`, `restore`, `freeze` and `thaw`: what can be typed.
+//! `revoke`, `tighten`, `restore`, `freeze` and `thaw`: what can be typed.
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::AgentsArg;
 
@@ -31,10 +31,47 @@ pub struct RevokeArgs {
     pub agents: AgentsArg,
 }
 
+pub const TIGHTEN_NOTES: &str = "\
+From then on everything must be allowed by the agent's policy and by this one, so
+it can only take away. With a policy all of these hold, what it does not mention
+included; with settings alone, those keys and no others:
+  net      mode, allow, ask, credentials; open connections that are refused
+           now are reset
+  model    access, models, max_tokens; limits.tokens and limits.cost
+  ipc      send, request, publish, subscribe, shared_memory; what is open on the
+           bus by them is closed
+  tools    allow, ask, deny, as drivers ask
+  ssh      agent, keys, sign
+
+Other keys can't change while a program runs: as settings they are refused, in a
+policy file they are named and do nothing. `agentctl revoke` takes what the
+kernel can. It outlives agentd; `agentctl restore policy` ends it, for whoever
+tightened and for root.
+
+Examples:
+  agentctl tighten crawler --set net.allow=docs.example
+  agentctl tighten coder reviewer --policy careful.toml
+  agentctl tighten coder --set 'tools.ask=Bash(git push*)' --set limits.cost=2
+  agentctl restore policy coder";
+
+#[derive(Debug, Args)]
+pub struct TightenArgs {
+    #[command(flatten)]
+    pub agents: AgentsArg,
+
+    /// Policy: a name, or a TOML file
+    #[arg(short, long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath, required_unless_present = "settings")]
+    pub policy: Option<String>,
+
+    /// A key that holds as well, or alone; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// What to give back: net, exec, write, several with commas; or all
-    #[arg(value_name = "RIGHT", value_delimiter = ',', required = true, action = clap::ArgAction::Set, value_parser = ["net", "exec", "write", "all"], num_args = 1)]
+    /// What to give back: net, exec, write, or policy (what `tighten` took), several with commas; or all
+    #[arg(value_name = "RIGHT", value_delimiter = ',', required = true, action = clap::ArgAction::Set, value_parser = ["net", "exec", "write", "policy", "all"], num_args = 1)]
     pub rights: Vec<String>,
 
     #[command(flatten)]

@@ -1,9 +1,10 @@
-//! `revoke`, `restore`, `freeze`, `thaw`: what a running agent may no longer do.
+//! `revoke`, `tighten`, `restore`, `freeze`, `thaw`: what a running agent may no longer do.
 
-use agentd_api::{AgentProxy, Error, Restrictions, Revocable};
+use agentd_api::{AgentProxy, Error, Restrictions, Revocable, TightenSpec};
+use agentd_sandbox::PolicyRef;
 use serde_json::{Value, json};
 
-use crate::cli::control::{RestoreArgs, RevokeArgs};
+use crate::cli::control::{RestoreArgs, RevokeArgs, TightenArgs};
 use crate::connect::Daemon;
 use crate::failure::Failure;
 use crate::output::{Out, print_failure};
@@ -19,6 +20,7 @@ pub struct Task {
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     Revoke(Vec<Revocable>),
+    Tighten(TightenSpec),
     /// Everything if it is empty.
     Restore(Vec<Revocable>),
     Freeze,
@@ -29,6 +31,27 @@ pub fn resolve_revoke(args: RevokeArgs) -> Result<Task, Failure> {
     let change = Change::Revoke(rights("revoke", &args.rights)?);
     let agents = args.agents.agents;
     Ok(Task { change, agents })
+}
+
+pub fn resolve_tighten(args: TightenArgs) -> Result<Task, Failure> {
+    let settings = crate::resolve::settings(&args.settings)?;
+    let mut spec = TightenSpec {
+        settings: Some(settings).filter(|settings| !settings.is_empty()),
+        ..TightenSpec::default()
+    };
+    let policy = args.policy.as_deref().map(crate::resolve::policy_ref);
+    match policy.transpose()? {
+        Some(PolicyRef::Name(name)) => spec.policy = Some(name),
+        Some(PolicyRef::Text { origin, text }) => {
+            spec.policy_text = Some(text);
+            spec.policy_origin = Some(origin);
+        }
+        None => {}
+    }
+    Ok(Task {
+        change: Change::Tighten(spec),
+        agents: args.agents.agents,
+    })
 }
 
 pub fn resolve_restore(args: RestoreArgs) -> Result<Task, Failure> {
@@ -70,6 +93,7 @@ impl Change {
     fn verb(&self) -> &'static str {
         match self {
             Self::Revoke(_) => "revoke",
+            Self::Tighten(_) => "tighten",
             Self::Restore(_) => "restore",
             Self::Freeze => "freeze",
             Self::Thaw => "thaw",
@@ -79,6 +103,7 @@ impl Change {
     async fn make(&self, agent: &AgentProxy<'_>) -> Result<Restrictions, Error> {
         match self {
             Self::Revoke(rights) => agent.revoke(rights).await,
+            Self::Tighten(spec) => agent.tighten(spec).await,
             Self::Restore(rights) => agent.restore(rights).await,
             Self::Freeze => agent.freeze().await,
             Self::Thaw => agent.thaw().await,
@@ -106,6 +131,11 @@ pub async fn perform(context: &Context, task: Task) -> Result<u8, Failure> {
             }
             Ok(now) => {
                 out.line(format!("{agent}: {}", told(&now)))?;
+                for (key, line, instead) in now.unchanged.iter().flatten() {
+                    out.line(format!(
+                        "{agent}: {line}: {key} is not changed while it runs; {instead}"
+                    ))?;
+                }
                 out.flush()?;
             }
             Err(failure) => {
@@ -138,10 +168,17 @@ fn told(now: &Restrictions) -> String {
     if !revoked.is_empty() {
         parts.push(format!("{} revoked", revoked.join(", ")));
     }
+    if let Some(laid) = &now.tightened {
+        let names: Vec<&str> = laid.iter().map(|(name, _)| name.as_str()).collect();
+        parts.push(format!("tightened by {}", names.join(", ")));
+    }
     match now.shut {
         Some(1) => parts.push("1 connection shut".to_owned()),
         Some(shut) if shut > 1 => parts.push(format!("{shut} connections shut")),
         _ => {}
+    }
+    if let Some(closed) = now.closed.filter(|closed| *closed > 0) {
+        parts.push(format!("{closed} closed on the bus"));
     }
     if parts.is_empty() {
         "nothing is taken from it".to_owned()
@@ -156,11 +193,7 @@ mod tests {
 
     #[test]
     fn how_an_agent_stands_is_one_line() {
-        let mut now = Restrictions {
-            revoked: Vec::new(),
-            frozen: None,
-            shut: None,
-        };
+        let mut now = Restrictions::default();
         assert_eq!(told(&now), "nothing is taken from it");
         now.revoked = vec![(Revocable::Net, (0, 1)), (Revocable::Exec, (0, 1))];
         now.shut = Some(2);
@@ -168,5 +201,18 @@ mod tests {
         now.frozen = Some((0, 1));
         now.shut = Some(0);
         assert_eq!(told(&now), "frozen, net, exec revoked");
+        let now = Restrictions {
+            tightened: Some(vec![
+                ("careful".into(), (0, 1)),
+                ("net.mode=none".into(), (0, 1)),
+            ]),
+            shut: Some(1),
+            closed: Some(3),
+            ..Restrictions::default()
+        };
+        assert_eq!(
+            told(&now),
+            "tightened by careful, net.mode=none, 1 connection shut, 3 closed on the bus"
+        );
     }
 }

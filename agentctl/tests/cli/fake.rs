@@ -280,26 +280,37 @@ impl FakeAgent {
         }
         Ok(Restrictions {
             revoked: rights.into_iter().map(|right| (right, (1000, 7))).collect(),
-            frozen: None,
             shut: Some(1),
+            ..Restrictions::default()
+        })
+    }
+
+    async fn tighten(&self, spec: TightenSpec) -> Result<Restrictions, Error> {
+        let set = spec.settings.unwrap_or_default();
+        let (policy, text) = (spec.policy, spec.policy_text);
+        self.note(format!("tighten {policy:?} {text:?} {set:?}"));
+        if let Some((key, _)) = set.iter().find(|(key, _)| key == "fs.write") {
+            return Err(Error::InvalidPolicy(format!("--set {key}: not changed")));
+        }
+        let unchanged = ("fs.write".into(), "f.toml:2".into(), "revoke write".into());
+        Ok(Restrictions {
+            tightened: Some(vec![("f".into(), (1000, 7))]),
+            closed: Some(2),
+            unchanged: text.map(|_| vec![unchanged]),
+            ..Restrictions::default()
         })
     }
 
     async fn restore(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
         self.note(format!("restore {rights:?}"));
-        Ok(Restrictions {
-            revoked: Vec::new(),
-            frozen: None,
-            shut: None,
-        })
+        Ok(Restrictions::default())
     }
 
     async fn freeze(&self) -> Result<Restrictions, Error> {
         self.note("freeze".to_owned());
         Ok(Restrictions {
-            revoked: Vec::new(),
             frozen: Some((1000, 7)),
-            shut: None,
+            ..Restrictions::default()
         })
     }
 

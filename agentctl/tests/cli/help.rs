@@ -34,6 +34,7 @@ fn help_texts() {
         "stop",
         "kill",
         "revoke",
+        "tighten",
         "restore",
         "freeze",
         "thaw",

@@ -141,6 +141,46 @@ fn rights_are_taken_and_given_back_agent_by_agent() {
 }
 
 #[test]
+fn agents_are_tightened_by_a_policy_or_by_settings_and_told_what_cannot_change() {
+    let daemon = FakeDaemon::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("f.toml");
+    std::fs::write(&file, "[fs]\nwrite = []\n").expect("write");
+    let file = file.to_str().expect("UTF-8");
+    let output = run(&daemon, &["tighten", "bob", "--policy", file]);
+    let said = "bob: tightened by f, 2 closed on the bus\n\
+                bob: f.toml:2: fs.write is not changed while it runs; revoke write\n";
+    assert_eq!(text(&output.stdout), said);
+    let one = "net.mode=none";
+    let set = [
+        "--json", "tighten", "bob", "--set", one, "--policy", "review",
+    ];
+    let now: Value = serde_json::from_str(&text(&run(&daemon, &set).stdout)).expect("JSON");
+    assert_eq!(now["agents"][0]["tightened"][0]["name"], "f");
+    let output = run(&daemon, &["tighten", "bob", "--set", "fs.write=/x"]);
+    assert_eq!(
+        text(&output.stderr),
+        "agentctl: can't tighten \"bob\": --set fs.write: not changed\n"
+    );
+    assert_eq!(run(&daemon, &["tighten", "bob"]).status.code(), Some(2));
+    assert_eq!(
+        run(&daemon, &["tighten", "bob", "--set", "x"])
+            .status
+            .code(),
+        Some(2)
+    );
+    run(&daemon, &["restore", "policy,net", "bob"]);
+    let seen = daemon.seen.lock().expect("no panic");
+    let asked = [
+        "tighten None Some(\"[fs]\\nwrite = []\\n\") []",
+        "tighten Some(\"review\") None [(\"net.mode\", \"none\")]",
+        "tighten None None [(\"fs.write\", \"/x\")]",
+        "restore [Policy, Net]",
+    ];
+    assert_eq!(seen.calls, asked);
+}
+
+#[test]
 fn stopping_what_has_ended_is_no_failure() {
     let daemon = FakeDaemon::start();
     let output = run(&daemon, &["stop", "--grace", "1ms", "bob"]);

@@ -31,6 +31,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, watch};
 
 pub use agent::Agent;
+pub use kept::Rules;
 
 /// Watches a non-blocking descriptor for readiness on the current runtime.
 #[expect(

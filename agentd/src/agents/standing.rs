@@ -11,7 +11,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use agentd_api::{AgentId, Driver};
-use agentd_launch::layers::LAYER_SECCOMP_NOTIFY;
+use agentd_bus::message::Status;
+use agentd_launch::layers::{LAYER_NET_NS, LAYER_SECCOMP_NOTIFY};
 use agentd_launch::plan;
 use agentd_orchestrator::agent::{Happening, Life};
 use agentd_sandbox::StdioMode;
@@ -39,7 +40,7 @@ use crate::denials::follow_bus;
 use crate::driver::History;
 use crate::gateway::{Spent, TokenBudget};
 use crate::mcp::Rights;
-use crate::revocation::{self, Control, NetworkSwitch};
+use crate::revocation::{self, Control, LiveRules, NetworkSwitch};
 use crate::tasks::Delegation;
 
 /// An agent with everything that its services are made of.
@@ -68,6 +69,14 @@ pub struct Streams {
     pub listeners: BTreeMap<u16, OwnedFd>,
     /// What the filter refused, as the sandbox's init tells it.
     pub refusals: Option<OwnedFd>,
+}
+
+/// What an agent's services judge and count by.
+#[derive(Debug)]
+struct Served {
+    rules: LiveRules,
+    budget: Arc<TokenBudget>,
+    network: Arc<NetworkSwitch>,
 }
 
 /// Where a new agent belongs.
@@ -220,17 +229,29 @@ impl Daemon {
             host_pid: kept.ready.pid,
             slot: hold.slot(),
         };
-        let budget = TokenBudget::resumed(&kept.rules.model, spent);
+        if let Some(key) = kept.taken.unknown_key() {
+            anyhow::bail!(
+                "its policy was tightened under a later agentd by {key}, which this one can't hold"
+            );
+        }
+        let rules = LiveRules::new(&kept.rules, &kept.taken.tightenings());
+        let budget = TokenBudget::resumed(&*rules.model.now(), spent);
         let cancel = CancellationToken::new();
         let network = NetworkSwitch::new(cancel.clone());
         let control = Control::new(revocation::Parts {
             agent: kept.identity.name.clone(),
-            launch: kept.identity.id.to_string(),
+            id: kept.identity.id,
             hold: hold.downgrade(),
             broker: self.broker.clone(),
             store: self.store.clone(),
             network: Arc::clone(&network),
             kept_ports: revocation::kept_ports(ports(&listeners)),
+            own: kept.rules.clone(),
+            rules: rules.clone(),
+            budget: Arc::clone(&budget),
+            bus: self.bus.clone(),
+            policy_dirs: self.config.daemon.policy_dirs.clone(),
+            network_is_ours: kept.layers & LAYER_NET_NS != 0,
             taken: kept.taken.clone(),
         });
         // Before anything of it is served.
@@ -245,6 +266,7 @@ impl Daemon {
         );
         // Ends what is served already when a later step fails.
         let undo = cancel.clone().drop_guard();
+        let adopted = matches!(place, Place::Adopted);
         let revoked = match place {
             Place::New(_) => Vec::new(),
             Place::Adopted => self.revoked(kept.identity.id).await?,
@@ -252,9 +274,20 @@ impl Daemon {
         let (sink, refused) = crate::bus::refusals();
         tokio::spawn(follow_bus(refused, Arc::clone(&witness)));
         let rights = (revoked.as_slice(), sink);
-        let port = self.serve_listeners(listeners, &kept, rights, &budget, network, &cancel)?;
+        let served = Served {
+            rules: rules.clone(),
+            budget,
+            network,
+        };
+        let port = self.serve_listeners(listeners, &kept, rights, &served, &cancel)?;
         for topic in &kept.subscriptions {
-            port.subscribe(topic).await?;
+            match port.subscribe(topic).await {
+                // Taken from it while it ran.
+                Err(error) if adopted && error.status == Status::DENIED => {
+                    tracing::info!(agent = %kept.identity, "no longer follows {topic}: {error}");
+                }
+                other => other?,
+            }
         }
         let attachment = if attach {
             let (ours, theirs) = Attachment::pair(Manner::Lossless)?;
@@ -298,11 +331,11 @@ impl Daemon {
                     log::JOURNAL_LIMIT_BYTES,
                 )?),
                 port: port.clone(),
-                tools: kept.rules.tools.clone(),
+                tools: rules.tools.clone(),
                 approvals: Arc::clone(&self.approvals),
                 store: self.store.clone(),
                 tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
-                delegation: Some(self.delegation(&kept)),
+                delegation: Some(self.delegation(&kept, &rules)),
             })
             .await?
         } else {
@@ -364,12 +397,8 @@ impl Daemon {
     }
 
     /// What the agent may do with tasks.
-    fn delegation(&self, kept: &Kept) -> Delegation {
-        Delegation::new(
-            self.tasks.clone(),
-            kept.identity.clone(),
-            kept.rules.ipc.clone(),
-        )
+    fn delegation(&self, kept: &Kept, rules: &LiveRules) -> Delegation {
+        Delegation::new(self.tasks.clone(), kept.identity.clone(), rules.ipc.clone())
     }
 
     /// The rights on the bus that were taken from an agent under an earlier agentd.
@@ -392,17 +421,21 @@ impl Daemon {
         mut listeners: BTreeMap<u16, OwnedFd>,
         kept: &Kept,
         (revoked, sink): (&[TakenBack], RefusalSink),
-        budget: &Arc<TokenBudget>,
-        network: Arc<NetworkSwitch>,
+        served: &Served,
         cancel: &CancellationToken,
     ) -> anyhow::Result<crate::bus::AgentPort> {
+        let Served {
+            rules,
+            budget,
+            network,
+        } = served;
         let identity = &kept.identity;
         let bus = listeners
             .remove(&plan::BUS)
             .ok_or_else(|| anyhow::anyhow!("the plan has no bus socket"))?;
         let port = self.bus.attach_less(
             identity.clone(),
-            kept.rules.ipc.clone(),
+            (*rules.ipc.now()).clone(),
             revoked,
             Some(sink),
             UnixListener::from(bus),
@@ -413,7 +446,7 @@ impl Daemon {
                 listener.set_nonblocking(true)?;
                 let forward = crate::ssh::Forward {
                     identity: identity.clone(),
-                    rules: kept.rules.ssh.clone(),
+                    rules: rules.ssh.clone(),
                     unit: kept.unit.as_deref().map(kind_of_unit),
                     ask_timeout: kept.rules.tools.ask_timeout,
                     approvals: Arc::clone(&self.approvals),
@@ -434,7 +467,7 @@ impl Daemon {
                 plan::GATEWAY => {
                     let context = crate::gateway::GatewayContext {
                         identity,
-                        rules: kept.rules.model.clone(),
+                        rules: rules.model.clone(),
                         lines: kept.rules.denials.clone(),
                         budget: Arc::clone(budget),
                         prices: self.config.prices.clone(),
@@ -455,7 +488,7 @@ impl Daemon {
                         });
                     let context = crate::egress::EgressContext::new(
                         identity,
-                        kept.rules.egress.clone(),
+                        rules.egress.clone(),
                         self.store.clone(),
                     )
                     .with_approvals(
@@ -464,13 +497,13 @@ impl Daemon {
                         kept.rules.tools.ask_timeout,
                     )
                     .with_credentials(credentials)
-                    .with_switch(Arc::clone(&network));
+                    .with_switch(Arc::clone(network));
                     tokio::spawn(crate::egress::serve(listener, Arc::new(context), cancel));
                 }
                 plan::MCP => {
                     let rights = Rights {
                         port: port.clone(),
-                        delegation: Some(self.delegation(kept)),
+                        delegation: Some(self.delegation(kept, rules)),
                     };
                     tokio::spawn(async move {
                         if let Err(error) = crate::mcp::serve(listener, rights, cancel).await {

@@ -20,6 +20,8 @@ pub struct Refused {
     pub what: String,
     /// `None`: the policy does not give it.
     pub taken: Option<TakenBack>,
+    /// The line of what was laid over the policy, if that refuses it.
+    pub tightened: Option<String>,
 }
 
 /// A right that was taken from an agent while it ran.
@@ -96,6 +98,7 @@ mod tests {
                     right: Right::Send,
                     what: "b".into(),
                     taken: None,
+                    tightened: None,
                 }
             });
         }

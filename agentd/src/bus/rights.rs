@@ -118,9 +118,12 @@ impl Access for Rights {
         sink.put(|| {
             // What the policy does not give anyway nobody could have taken.
             let taken = self.is_ruled(right, what).then(|| self.taken(right, what));
+            let key = format!("ipc.{}", right.as_str());
+            let line = self.rules.refused_by(&key, what);
             Refused {
                 right,
                 what: what.to_owned(),
+                tightened: line.map(ToString::to_string),
                 taken: taken.flatten().map(|taken| TakenBack {
                     right,
                     pattern: taken.pattern.as_str().to_owned(),
@@ -188,6 +191,7 @@ mod tests {
             publish: everything(),
             subscribe: everything(),
             shared_memory: true,
+            tightened: Vec::new(),
         });
         let less = rights
             .without(taken(Right::Send, "team.*", "uid 0"))

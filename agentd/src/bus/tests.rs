@@ -48,6 +48,7 @@ pub(super) fn open_rules() -> IpcRules {
         publish: all(),
         subscribe: all(),
         shared_memory: true,
+        tightened: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentd_api::{
     AgentState, AttachOptions, Error, ExitInfo, LogOptions, Restrictions, Revocable, StdioMode,
+    TightenSpec,
 };
 use zbus::Connection;
 use zbus::object_server::SignalEmitter;
@@ -127,6 +128,10 @@ impl AgentObject {
 
     async fn revoke(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {
         self.control()?.revoke(&rights, self.caller).await
+    }
+
+    async fn tighten(&self, spec: TightenSpec) -> Result<Restrictions, Error> {
+        self.control()?.tighten(spec, self.caller).await
     }
 
     async fn restore(&self, rights: Vec<Revocable>) -> Result<Restrictions, Error> {

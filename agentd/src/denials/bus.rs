@@ -56,6 +56,14 @@ fn reason(refused: &Refused, witness: &Witness) -> Reason {
                 "the floor: topics under {RESERVED_PREFIX} are the bus's own; no policy allows it"
             ))
         }
-        None => witness.rules.ipc(key),
+        None => match &refused.tightened {
+            Some(line) => Reason {
+                rule: format!(
+                    "not in [ipc] {key} of what was laid over the policy: agentctl restore policy lifts it"
+                ),
+                origin: Some(line.clone()),
+            },
+            None => witness.rules.ipc(key),
+        },
     }
 }

@@ -32,6 +32,7 @@ use crate::approvals::{Answered, Approvals, Ask};
 use crate::bus::{AgentPort, IncomingRequest, Requests};
 use crate::driver::{History, Taking, TaskSink, Work, WorkInbox};
 use crate::mcp::{InBand, Rights};
+use crate::revocation::Live;
 use crate::tasks::Delegation;
 
 /// Bytes read from the agent at once.
@@ -69,7 +70,7 @@ pub struct Conversation {
     pub machine: Box<dyn Machine>,
     pub port: AgentPort,
     pub store: Store,
-    pub tools: ToolRules,
+    pub tools: Live<ToolRules>,
     /// Where people are asked what `tools` leaves to them.
     pub approvals: Arc<Approvals>,
     /// The unit the agent was started from.
@@ -514,7 +515,7 @@ impl State {
                 why: format!("agentd can't put this on record: {why}"),
                 origin: None,
             },
-            None => self.conversation.tools.decide(
+            None => self.conversation.tools.now().decide(
                 &tool,
                 &input,
                 self.conversation.workspace.as_deref(),
@@ -545,11 +546,19 @@ impl State {
             input: input.clone(),
             rule: format!("{} ({})", rule.text, rule.origin),
             workspace: self.conversation.workspace.clone(),
-            timeout: self.conversation.tools.ask_timeout,
+            timeout: self.conversation.tools.now().ask_timeout,
         };
         let fallback = Fallback::Tool(tool.clone(), input.clone());
+        let rules = self.conversation.tools.clone();
+        let workspace = self.conversation.workspace.clone();
         self.questions.ask(id.clone(), fallback, async move {
             let Answered { answer, by, reason } = approvals.ask(ask).await;
+            // A person may have taken long: what is denied by now stays denied.
+            let now = rules.now().decide(&tool, &input, workspace.as_deref());
+            if let (approvals::Answer::Allow, ToolDecision::Deny { why, origin }) = (answer, now) {
+                let origin = origin.map(|origin| origin.to_string());
+                return refusal(id, tool, &input, "policy", why, origin);
+            }
             match answer {
                 approvals::Answer::Allow => allowance(id, tool, &by, reason),
                 approvals::Answer::Deny => {

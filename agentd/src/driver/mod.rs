@@ -38,6 +38,7 @@ use crate::agents::pump::Pump;
 use crate::agents::stdio::{Output, Stream};
 use crate::approvals::Approvals;
 use crate::bus::AgentPort;
+use crate::revocation::Live;
 use crate::tasks::{Delegation, FleetChanged};
 
 pub use conversation::{Conversation, Outcome, Said};
@@ -174,7 +175,7 @@ pub struct Start {
     /// Where its side of the protocol goes on its way to the conversation.
     pub journal: Arc<OutputLog>,
     pub port: AgentPort,
-    pub tools: ToolRules,
+    pub tools: Live<ToolRules>,
     pub approvals: Arc<Approvals>,
     pub store: Store,
     /// Where its work is reported, and who is told when it is free for more.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::StatusCode;
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use super::EgressContext;
 use super::consent::Consent;
 use super::tunnel::Fronted;
+use crate::revocation::Admitted;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -87,7 +89,12 @@ impl Refused {
 
 impl EgressContext {
     /// Whether a tunnel to `destination` may carry TLS with `server`: itself, or another host that needs nobody's consent.
-    pub(super) fn is_meant(&self, destination: &Destination, server: &str) -> bool {
+    pub(super) fn is_meant(
+        &self,
+        destination: &Destination,
+        server: &str,
+        seat: Option<&Admitted>,
+    ) -> bool {
         let server = server
             .strip_suffix('.')
             .unwrap_or(server)
@@ -96,11 +103,14 @@ impl EgressContext {
             .host
             .strip_suffix('.')
             .unwrap_or(&destination.host);
-        server == host.to_ascii_lowercase()
-            || matches!(
-                self.rules.allows(&server, destination.port),
-                Decision::Allow { .. }
-            )
+        if server == host.to_ascii_lowercase() {
+            return true;
+        }
+        if let Some(seat) = seat {
+            seat.leads_also_to(&server, destination.port);
+        }
+        let decision = self.rules.now().allows(&server, destination.port);
+        matches!(decision, Decision::Allow { .. })
     }
 
     /// Counts and records a tunnel that was not used for what it was opened for.
@@ -117,13 +127,27 @@ impl EgressContext {
                 format!("a tunnel to {destination} began like TLS and was not"),
             ),
         };
-        self.deny(&target, &why, None).await;
+        let named = fronted.server.as_deref();
+        let decision = named.map(|server| self.rules.now().allows(server, destination.port));
+        let line = match decision {
+            Some(Decision::Deny { origin, .. }) => origin.map(|line| line.to_string()),
+            _ => None,
+        };
+        self.deny(&target, &why, line).await;
     }
 
     /// Opens a connection to `destination` if the policy allows it. A refusal is counted and recorded.
-    pub(super) async fn connect(&self, destination: &Destination) -> Result<TcpStream, Refused> {
+    pub(super) async fn connect(
+        &self,
+        destination: &Destination,
+        seat: Option<&Admitted>,
+    ) -> Result<TcpStream, Refused> {
         let target = destination.to_string();
-        let rule = match self.rules.allows(&destination.host, destination.port) {
+        if let Some(seat) = seat {
+            seat.leads_to(&destination.host, destination.port);
+        }
+        let rules = self.rules.now();
+        let rule = match rules.allows(&destination.host, destination.port) {
             Decision::Allow { rule } => rule,
             Decision::Ask { rule } => match self.ask(&target, &rule).await {
                 Consent::Given => rule,
@@ -134,10 +158,19 @@ impl EgressContext {
                     return Err(Refused::new(StatusCode::FORBIDDEN, text));
                 }
             },
-            Decision::Deny { why } => {
-                self.deny(&target, &why, None).await;
-                let add = format!("  [net]\n  allow = [\"{target}\"]\n");
-                return Err(forbidden(&target, &why, &add));
+            Decision::Deny {
+                why,
+                origin,
+                tightened,
+            } => {
+                let line = origin.map(|line| line.to_string());
+                self.deny(&target, &why, line).await;
+                if !tightened {
+                    let add = format!("  [net]\n  allow = [\"{target}\"]\n");
+                    return Err(forbidden(&target, &why, &add));
+                }
+                let text = format!("agentd: connecting to {target} is not allowed: {why}\n");
+                return Err(Refused::new(StatusCode::FORBIDDEN, text));
             }
         };
         let addresses = self.resolve(destination).await?;
@@ -169,7 +202,19 @@ impl EgressContext {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY was refused");
                     }
-                    return Ok(stream);
+                    let Some(seat) = seat else {
+                        return Ok(stream);
+                    };
+                    seat.is_connected(address.ip());
+                    // Rules that change from here on find this connection; those that changed before are asked.
+                    let now = self.rules.now();
+                    if Arc::ptr_eq(&rules, &now) || seat.stays(&rules, &now) {
+                        return Ok(stream);
+                    }
+                    let text = format!(
+                        "agentd: the rules of this agent changed while it connected to {target}\n"
+                    );
+                    return Err(Refused::new(StatusCode::FORBIDDEN, text));
                 }
                 Ok(Err(error)) => trouble = format!("{}: {error}", address.ip()),
                 Err(_) => trouble = format!("{}: no answer in {CONNECT_TIMEOUT:?}", address.ip()),

@@ -24,12 +24,14 @@ use super::EgressContext;
 use super::counters::EgressCounters;
 use super::destination::{Destination, Refused};
 use super::tunnel::Activity;
+use crate::revocation::Admitted;
 
 /// Sends `request` to its host and returns the head of the answer; its body follows.
 pub async fn forward(
     context: &Arc<EgressContext>,
     tasks: &TaskTracker,
     cancel: &CancellationToken,
+    seat: Option<&Admitted>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Incoming>, Refused> {
     let bad = |text: &str| Refused::new(StatusCode::BAD_REQUEST, format!("agentd: {text}\n"));
@@ -45,7 +47,7 @@ pub async fn forward(
         .clone();
     let destination = Destination::parse(&authority, Some(80))
         .ok_or_else(|| bad("the address is not host:port"))?;
-    let stream = context.connect(&destination).await?;
+    let stream = context.connect(&destination, seat).await?;
 
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
     let path: Uri = path.parse().map_err(|_| bad("the path is malformed"))?;

@@ -28,11 +28,12 @@ use std::time::Duration;
 
 use agentd_api::AgentIdentity;
 use agentd_sandbox::EgressRules;
+use agentd_sandbox::rules::tighten;
 use agentd_storage::{Denial, Event, Fact, Store};
 
 use crate::approvals::Approvals;
 use crate::denials::News;
-use crate::revocation::NetworkSwitch;
+use crate::revocation::{Live, NetworkSwitch};
 use consent::People;
 
 pub use counters::{EgressCounters, EgressSnapshot};
@@ -46,7 +47,7 @@ pub use server::serve;
 #[derive(Debug)]
 pub struct EgressContext {
     identity: AgentIdentity,
-    rules: EgressRules,
+    rules: Live<EgressRules>,
     store: Store,
     resolver: Arc<dyn Resolve>,
     counters: Arc<EgressCounters>,
@@ -59,10 +60,10 @@ pub struct EgressContext {
 
 impl EgressContext {
     /// The proxy of one agent, resolving names as this system does.
-    pub fn new(identity: AgentIdentity, rules: EgressRules, store: Store) -> Self {
+    pub fn new(identity: AgentIdentity, rules: impl Into<Live<EgressRules>>, store: Store) -> Self {
         Self {
             identity,
-            rules,
+            rules: rules.into(),
             store,
             resolver: Arc::new(SystemResolver),
             counters: Arc::default(),
@@ -107,6 +108,11 @@ impl EgressContext {
     pub fn with_idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = timeout;
         self
+    }
+
+    /// The tightening that took this credential from the agent, if one did.
+    fn taken_credential(&self, name: &str) -> Option<tighten::Refused> {
+        self.rules.now().credential_refused_by(name)
     }
 
     /// What has gone through.

@@ -35,7 +35,7 @@ pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
 pub(super) type ProxyBody = BoxBody<Bytes, hyper::Error>;
 
 /// A connection's place among those of its agent, and in the switch of its network.
-type Seat = (OwnedSemaphorePermit, Option<Admitted>);
+pub(super) type Seat = (OwnedSemaphorePermit, Option<Admitted>);
 
 /// What every connection shares.
 #[derive(Clone)]
@@ -121,9 +121,15 @@ impl Shared {
         let answered = if request.method() == Method::CONNECT {
             self.tunnel(request, slot).await
         } else if request.uri().authority().is_some() {
-            plain::forward(&self.context, &self.tasks, &self.cancel, request)
-                .await
-                .map(|r| r.map(BodyExt::boxed))
+            plain::forward(
+                &self.context,
+                &self.tasks,
+                &self.cancel,
+                slot.1.as_ref(),
+                request,
+            )
+            .await
+            .map(|r| r.map(BodyExt::boxed))
         } else {
             Err(Refused::new(
                 StatusCode::BAD_REQUEST,
@@ -150,7 +156,7 @@ impl Shared {
                     "agentd: CONNECT wants host:port and nothing else\n",
                 )
             })?;
-        let network = self.context.connect(&destination).await?;
+        let network = self.context.connect(&destination, slot.1.as_ref()).await?;
         let inspected = self
             .context
             .credentials
@@ -163,6 +169,7 @@ impl Shared {
                 destination,
                 tasks: self.tasks.clone(),
                 cancel: self.cancel.clone(),
+                seat: Arc::clone(&slot),
                 first: Mutex::new(Some(network)),
                 sender: Mutex::default(),
             });
@@ -198,7 +205,7 @@ impl Shared {
                 () = shared.cancel.cancelled() => return,
             };
             let (context, idle) = (&shared.context, shared.context.idle_timeout);
-            let is_meant = |server: &str| context.is_meant(&destination, server);
+            let is_meant = |server: &str| context.is_meant(&destination, server, slot.1.as_ref());
             tokio::select! {
                 ended = tunnel::run(agent, network, &counters, idle, is_meant) => {
                     if let Err(fronted) = ended {

@@ -31,7 +31,7 @@ use super::authority::server_name;
 use super::credential::AgentCredentials;
 use super::destination::{Destination, Refused};
 use super::http::{Counted, drop_hop_by_hop};
-use super::server::{HEAD_TIMEOUT, MAX_HEAD_BYTES, ProxyBody, refusal};
+use super::server::{HEAD_TIMEOUT, MAX_HEAD_BYTES, ProxyBody, Seat, refusal};
 use super::tunnel::Activity;
 
 /// How long either side may take over its handshake.
@@ -44,6 +44,7 @@ pub(super) struct Terminated {
     pub(super) destination: Destination,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
+    pub(super) seat: Arc<Seat>,
     /// The connection to the host, made before the agent heard that its tunnel stands.
     pub(super) first: Mutex<Option<TcpStream>>,
     pub(super) sender: Mutex<Option<SendRequest<Incoming>>>,
@@ -114,6 +115,13 @@ impl Terminated {
                 return Err(Refused::new(StatusCode::FORBIDDEN, text));
             }
         };
+        if let Some(refused) = self.context.taken_credential(&credential.name) {
+            let target = format!("https://{}{}", self.destination, path.path());
+            let line = refused.origin.to_string();
+            self.context.deny(&target, &refused.why, Some(line)).await;
+            let text = format!("agentd: {target} is not allowed: {}\n", refused.why);
+            return Err(Refused::new(StatusCode::FORBIDDEN, text));
+        }
         tracing::debug!(agent = %self.context.identity.name, credential = credential.name, "used");
         *request.uri_mut() = Uri::from(path);
         let headers = request.headers_mut();
@@ -184,7 +192,10 @@ impl Terminated {
         let first = self.first.lock().await.take();
         let stream = match first {
             Some(stream) => stream,
-            None => self.context.connect(&self.destination).await?,
+            None => {
+                let seat = self.seat.1.as_ref();
+                self.context.connect(&self.destination, seat).await?
+            }
         };
         let name =
             server_name(&self.destination.host).ok_or_else(|| bad("the host is malformed"))?;

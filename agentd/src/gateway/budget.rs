@@ -163,13 +163,13 @@ impl fmt::Display for Exhausted {
 /// The tokens and dollars of one agent. Shared by its gateway and whoever shows the figures.
 #[derive(Debug)]
 pub struct TokenBudget {
-    ceilings: Ceilings,
     state: Mutex<State>,
     settled: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    ceilings: Ceilings,
     spent: Spent,
     reserved: u64,
     cost_reserved: NanoUsd,
@@ -192,8 +192,8 @@ impl TokenBudget {
     /// A budget of which `spent` is gone already.
     pub fn resumed(ceilings: impl Into<Ceilings>, spent: Spent) -> Arc<Self> {
         Arc::new(Self {
-            ceilings: ceilings.into(),
             state: Mutex::new(State {
+                ceilings: ceilings.into(),
                 spent,
                 ..State::default()
             }),
@@ -212,15 +212,22 @@ impl TokenBudget {
     pub fn snapshot(&self) -> BudgetSnapshot {
         let s = self.lock();
         BudgetSnapshot {
-            limit: self.ceilings.tokens,
+            limit: s.ceilings.tokens,
             spent: s.spent.tokens,
             reserved: s.reserved,
-            cost_limit: self.ceilings.cost,
+            cost_limit: s.ceilings.cost,
             cost: s.spent.cost,
             cost_reserved: s.cost_reserved,
             requests: s.requests,
             in_flight: s.in_flight,
         }
+    }
+
+    /// From now on these are the ceilings. What is spent stays spent, and a request under way has what was set aside for it.
+    pub fn limit_to(&self, ceilings: impl Into<Ceilings>) {
+        self.lock().ceilings = ceilings.into();
+        // Who waits for others to be settled may have to be refused now, or let by.
+        self.settled.notify_waiters();
     }
 
     /// Sets aside what a request of about `input` tokens that wants to write up to `output` may spend, at this price.
@@ -260,7 +267,7 @@ impl TokenBudget {
             return Ok(None);
         };
         let most = by_tokens.min(by_cost);
-        let granted = match self.ceilings {
+        let granted = match state.ceilings {
             Ceilings {
                 tokens: None,
                 cost: None,
@@ -291,7 +298,7 @@ impl TokenBudget {
 
     /// The most output that the ceiling of tokens leaves; `None` while others hold what is needed.
     fn tokens_for(&self, state: &State, input: u64) -> Result<Option<u64>, Exhausted> {
-        let Some(limit) = self.ceilings.tokens else {
+        let Some(limit) = state.ceilings.tokens else {
             return Ok(Some(u64::MAX));
         };
         let least = input.saturating_add(1);
@@ -315,7 +322,7 @@ impl TokenBudget {
         input: u64,
         price: Option<Price>,
     ) -> Result<Option<u64>, Exhausted> {
-        let (Some(limit), Some(price)) = (self.ceilings.cost, price) else {
+        let (Some(limit), Some(price)) = (state.ceilings.cost, price) else {
             return Ok(Some(u64::MAX));
         };
         let input = price.most_for_input(input);
@@ -368,7 +375,7 @@ impl Reservation {
             return Ok(());
         }
         let mut state = self.budget.lock();
-        if let Some(limit) = self.budget.ceilings.tokens {
+        if let Some(limit) = state.ceilings.tokens {
             let spent = state.spent.tokens.total();
             let free = limit.saturating_sub(spent).saturating_sub(state.reserved);
             if more > free {
@@ -379,7 +386,7 @@ impl Reservation {
                 }));
             }
         }
-        if let Some(limit) = self.budget.ceilings.cost {
+        if let Some(limit) = state.ceilings.cost {
             let free = limit.less(state.cost()).less(state.cost_reserved);
             if dearer > free {
                 return Err(Exhausted::Cost(Reached {

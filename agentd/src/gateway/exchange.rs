@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agentd_sandbox::Origin;
+use agentd_sandbox::rules::tighten;
 use agentd_storage::{Denial, Event, Fact, Usage, UsageSource};
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
@@ -251,15 +253,12 @@ impl Exchange {
 
     /// The answer to a call that costs nothing; from a list of models, those the policy doesn't allow are left out.
     fn unmetered(&self, mut value: Value, bytes: &Bytes) -> Bytes {
+        let rules = self.context.rules.now();
         let models = match (self.call, value["data"].as_array_mut()) {
             (Call::Models(_), Some(models)) => models,
             _ => return bytes.clone(),
         };
-        models.retain(|m| {
-            m["id"]
-                .as_str()
-                .is_some_and(|id| self.context.rules.allows_model(id))
-        });
+        models.retain(|m| m["id"].as_str().is_some_and(|id| rules.allows_model(id)));
         value.to_string().into()
     }
 
@@ -389,10 +388,11 @@ impl Exchange {
         let call = self.call;
         let idle = self.context.upstreams.idle_timeout;
         self.settle(End::Aborted).await;
-        self.context
-            .deny(exhausted.what(), &exhausted.to_string(), exhausted.key())
-            .await;
         let key = exhausted.key();
+        let by = self.context.limited_by(key).map(|by| by.origin);
+        self.context
+            .deny(exhausted.what(), &exhausted.to_string(), key, by.as_ref())
+            .await;
         let text = format!("{exhausted}; the answer was cut here ({key} of the policy)");
         send_last(
             &sender,
@@ -518,14 +518,24 @@ impl GatewayContext {
         }
     }
 
-    /// Records a refusal.
-    pub(super) async fn deny(&self, what: &str, target: &str, rule: &str) {
+    /// The tightening that set this limit as it is.
+    pub(super) fn limited_by(&self, key: &str) -> Option<tighten::Refused> {
+        let origin = self.rules.now().limited_by(key)?.clone();
+        let why = key.to_owned();
+        Some(tighten::Refused { why, origin })
+    }
+
+    /// Records a refusal; `origin` is the line of a tightening.
+    pub(super) async fn deny(&self, what: &str, target: &str, rule: &str, origin: Option<&Origin>) {
         let denial = Denial {
             layer: "gateway".into(),
             what: what.into(),
             target: target.chars().take(300).collect(),
             rule: rule.into(),
-            origin: key_of(what, rule).and_then(|key| self.lines.line(key)),
+            origin: match origin {
+                Some(line) => Some(line.to_string()),
+                None => key_of(what, rule).and_then(|key| self.lines.line(key)),
+            },
         };
         self.record(Fact::Denial(denial)).await;
     }

@@ -30,6 +30,8 @@ use agentd_api::AgentIdentity;
 use agentd_sandbox::{DenialRules, ModelRules};
 use agentd_storage::Store;
 
+use crate::revocation::Live;
+
 pub use api::Provider;
 pub use budget::{
     BudgetSnapshot, Ceilings, Exhausted, Reached, Reservation, Spent, TokenBudget, TokenCounts,
@@ -45,7 +47,7 @@ pub struct GatewayContext {
     /// Whose requests these are.
     pub identity: AgentIdentity,
     /// What its policy says about models.
-    pub rules: ModelRules,
+    pub rules: Live<ModelRules>,
     /// Where that was written.
     pub lines: DenialRules,
     /// Its tokens and dollars.

@@ -144,13 +144,13 @@ impl<'a> ModelRequest<'a> {
             typed(&fields, "model")?.ok_or_else(|| malformed("model: field required"))?;
         if !rules.allows_model(&model) {
             let allowed = rules.models.join(", ");
-            return Err(not_allowed(
-                "model",
-                &model,
-                format!(
+            let text = match rules.refused_by(&model) {
+                Some(refused) => refused.why,
+                None => format!(
                     "the policy of this agent doesn't allow the model {model:?}; [model] models = [{allowed}]"
                 ),
-            ));
+            };
+            return Err(not_allowed("model", &model, text));
         }
         let conversation = if call == Call::Responses {
             "input"

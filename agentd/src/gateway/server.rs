@@ -1,5 +1,6 @@
 //! The agent's side of the gateway: accepts its connections, turns each request away or into an [`Exchange`].
 
+use agentd_sandbox::rules::tighten;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,7 +105,9 @@ async fn handle(
             );
             // A HEAD or GET of / is how clients look whether anybody is there; it is not worth a line in the record.
             if request.uri().path() != "/" {
-                context.deny("call", request.uri().path(), "default").await;
+                context
+                    .deny("call", request.uri().path(), "default", None)
+                    .await;
             }
             return body::error(speaks, status, &text);
         }
@@ -125,9 +128,14 @@ async fn handle(
             status,
             text,
             denied,
+            by,
         }) => {
             if let Some((what, target)) = denied {
-                context.deny(what, &target, "model").await;
+                let (rule, origin) = match by {
+                    Some(by) => (by.why, Some(by.origin)),
+                    None => ("model".into(), None),
+                };
+                context.deny(what, &target, &rule, origin.as_ref()).await;
             }
             body::error(call.provider(), status, &text)
         }
@@ -139,6 +147,8 @@ struct Refused {
     status: StatusCode,
     text: String,
     denied: Option<(&'static str, String)>,
+    /// The tightening that refuses it, if one does.
+    by: Option<tighten::Refused>,
 }
 
 impl Refused {
@@ -147,6 +157,7 @@ impl Refused {
             status,
             text: text.into(),
             denied: None,
+            by: None,
         }
     }
 }
@@ -160,6 +171,7 @@ impl From<RequestRefused> for Refused {
                 status: StatusCode::FORBIDDEN,
                 text,
                 denied: Some((what, target)),
+                by: None,
             },
         }
     }
@@ -174,6 +186,7 @@ fn no_price(model: &str) -> Refused {
              administrator adds it to agentd.toml: [[price]] model = {model:?}, input = …, output = … (US dollars for a million tokens)"
         ),
         denied: Some(("price", model.into())),
+        by: None,
     }
 }
 
@@ -185,11 +198,15 @@ async fn prepare(
     request: Request<Incoming>,
 ) -> Result<Exchange, Refused> {
     let provider = call.provider();
-    if !context.rules.enabled {
+    let rules = context.rules.now();
+    if !rules.enabled {
+        let by = rules.closed_by();
+        let text = "the policy of this agent has no access to models ([model] access)".into();
         return Err(Refused {
             status: StatusCode::FORBIDDEN,
-            text: "the policy of this agent has no access to models ([model] access)".into(),
+            text: by.as_ref().map_or(text, |by| by.why.clone()),
             denied: Some(("call", call.path().into())),
+            by,
         });
     }
     let upstream = context.upstreams.get(provider).ok_or_else(|| {
@@ -230,7 +247,20 @@ async fn prepare(
     let mut outgoing = Bytes::new();
     if call.path() != "/v1/models" {
         let body = read_body(incoming).await?;
-        let checked = ModelRequest::check(call, &body, &context.rules)?;
+        // As they are once the whole request is here.
+        let rules = context.rules.now();
+        let checked = ModelRequest::check(call, &body, &rules).map_err(|refused| {
+            let by = match &refused {
+                RequestRefused::NotAllowed { what, target, .. } if *what == "model" => {
+                    rules.refused_by(target)
+                }
+                _ => None,
+            };
+            Refused {
+                by,
+                ..refused.into()
+            }
+        })?;
         exchange.model.clone_from(&checked.model);
         exchange.stream = checked.stream && call.is_metered();
         exchange.meter = Meter::new(
@@ -240,7 +270,7 @@ async fn prepare(
         );
         let granted = if call.is_metered() {
             let price = context.prices.of(&checked.model);
-            if price.is_none() && context.rules.max_cost_nano_usd.is_some() {
+            if price.is_none() && rules.max_cost_nano_usd.is_some() {
                 return Err(no_price(&checked.model));
             }
             let reserved = context
@@ -251,6 +281,7 @@ async fn prepare(
                 status: StatusCode::FORBIDDEN,
                 text: format!("{exhausted} ({} of the policy)", exhausted.key()),
                 denied: Some((exhausted.what(), exhausted.to_string())),
+                by: context.limited_by(exhausted.key()),
             })?;
             let granted = reservation.granted_output();
             exchange.reservation = Some(reservation);

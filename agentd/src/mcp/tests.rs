@@ -44,6 +44,7 @@ fn pair_with(publish: &str, subscribe: &str) -> Pair {
             publish: only(publish),
             subscribe: only(subscribe),
             shared_memory: true,
+            tightened: Vec::new(),
         };
         let identity = AgentIdentity {
             id: AgentId::new(),

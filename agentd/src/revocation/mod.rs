@@ -2,28 +2,34 @@
 //!
 //! The kernel holds it: the broker writes the agent's row in a table that eBPF programs read at each connect, packet, exec
 //! and open ([`agentd_bpf`]), and freezes cgroups. Here is who may do it ([`state`]), in which order, and what
-//! agentd itself closes ([`network`]). What is taken is kept with the broker *before* it is taken, and forgotten only after
+//! agentd itself closes ([`network`]). By what agentd itself judges can be tightened ([`tighten`], [`live`]). What is taken is kept with the broker *before* it is taken, and forgotten only after
 //! it was given back, so an agentd that dies in between leaves an agent with less, never with more; the next agentd takes it
 //! again before it serves anybody. There is no way from inside a sandbox to any of this.
 //!
 //! Runs in the daemon's runtime, without privilege. Where the host can't do a thing, the broker's reason is the error's
 //! text, and nothing has changed. Start reading at [`Control`].
 
+mod live;
 mod network;
 mod state;
+mod tighten;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use agentd_api::{Error, Restrictions, Revocable};
+use agentd_api::{AgentId, Error, Restrictions, Revocable};
 use agentd_launch::plan;
 use agentd_storage::{Event, Fact, Store, unix_ms};
 
-use crate::agents::Caller;
 use crate::agents::broker::{BrokerError, BrokerLink};
 use crate::agents::hold::{Hold, WeakHold};
+use crate::agents::{Caller, Rules};
+use crate::bus::BusServer;
+use crate::gateway::TokenBudget;
+pub use live::{Live, LiveRules};
 pub use network::{Admitted, NetworkSwitch};
-pub use state::{Hand, NotYours, Taken};
+pub use state::{Hand, Laid, NotYours, Taken, TooMuch};
 
 /// Ports that agentd may keep reachable: what the kernel's row has room for.
 pub const MAX_KEPT_PORTS: usize = 8;
@@ -51,6 +57,16 @@ pub struct Control {
     store: Store,
     network: Arc<NetworkSwitch>,
     kept_ports: [u16; MAX_KEPT_PORTS],
+    id: AgentId,
+    /// Its policy's rules.
+    own: Rules,
+    /// The same under what is laid over them.
+    rules: LiveRules,
+    budget: Arc<TokenBudget>,
+    bus: BusServer,
+    policy_dirs: Vec<PathBuf>,
+    /// Whether its only network is what agentd lets through.
+    network_is_ours: bool,
     /// One change at a time.
     taken: tokio::sync::Mutex<Taken>,
     /// As in `taken`, for those who can't wait.
@@ -61,12 +77,18 @@ pub struct Control {
 #[derive(Debug)]
 pub struct Parts {
     pub agent: String,
-    pub launch: String,
+    pub id: AgentId,
     pub hold: WeakHold,
     pub broker: BrokerLink,
     pub store: Store,
     pub network: Arc<NetworkSwitch>,
     pub kept_ports: [u16; MAX_KEPT_PORTS],
+    pub own: Rules,
+    pub rules: LiveRules,
+    pub budget: Arc<TokenBudget>,
+    pub bus: BusServer,
+    pub policy_dirs: Vec<PathBuf>,
+    pub network_is_ours: bool,
     /// What an earlier agentd left taken.
     pub taken: Taken,
 }
@@ -75,7 +97,14 @@ impl Control {
     pub fn new(parts: Parts) -> Self {
         Self {
             agent: parts.agent,
-            launch: parts.launch,
+            launch: parts.id.to_string(),
+            id: parts.id,
+            own: parts.own,
+            rules: parts.rules,
+            budget: parts.budget,
+            bus: parts.bus,
+            policy_dirs: parts.policy_dirs,
+            network_is_ours: parts.network_is_ours,
             hold: parts.hold,
             broker: parts.broker,
             store: parts.store,
@@ -132,6 +161,11 @@ impl Control {
                 "nothing to revoke was named; allowed are net, exec and write".into(),
             ));
         }
+        if rights.contains(&Revocable::Policy) {
+            return Err(Error::InvalidArgument(
+                "`policy` is no right of the kernel's; what a policy allows is taken by `agentctl tighten`".into(),
+            ));
+        }
         let hold = self.held()?;
         let mut taken = self.taken.lock().await;
         let mut next = taken.clone();
@@ -178,8 +212,14 @@ impl Control {
         if back.is_empty() {
             return Ok(told(&taken, None));
         }
-        let given = self.restrict(&hold, next.bits()).await;
-        given.map_err(|e| self.cannot(&format!("{} can't be restored", words(&back)), &e))?;
+        if next.bits() != taken.bits() {
+            let given = self.restrict(&hold, next.bits()).await;
+            given.map_err(|e| self.cannot(&format!("{} can't be restored", words(&back)), &e))?;
+        }
+        if back.contains(&Revocable::Policy) {
+            // Other hands' tightenings hold on.
+            self.judge_anew(&next);
+        }
         self.keep(&hold, &next).await?;
         *taken = next;
         if back.contains(&Revocable::Net) {
@@ -294,6 +334,13 @@ fn told(taken: &Taken, shut: Option<u32>) -> Restrictions {
             .collect(),
         frozen: taken.frozen.map(Hand::told),
         shut,
+        tightened: Some(taken.tightened())
+            .filter(|laid| !laid.is_empty())
+            .map(|laid| {
+                let told = |it: &Laid| (it.rules.name.clone(), it.hand.told());
+                laid.iter().map(told).collect()
+            }),
+        ..Restrictions::default()
     }
 }
 

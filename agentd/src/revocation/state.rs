@@ -4,10 +4,12 @@
 //! replaces any. Kept with the broker in the agent's document, so that it outlives agentd.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use agentd_api::Revocable;
 use agentd_api::restriction::Hand as Told;
 use agentd_bpf::layout::revoked;
+use agentd_sandbox::Tightening;
 use serde::{Deserialize, Serialize};
 
 use crate::agents::Caller;
@@ -38,6 +40,30 @@ pub struct NotYours {
     pub holder: u32,
 }
 
+/// Tightenings that one agent can have: each is asked at each question.
+pub const MAX_TIGHTENINGS: usize = 16;
+
+/// The most bytes that what is kept of an agent's tightenings may have.
+const MAX_TIGHTENING_BYTES: usize = 1 << 20;
+
+/// What was laid over an agent's policy, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Laid {
+    pub hand: Hand,
+    pub rules: Tightening,
+}
+
+/// There is no room for another tightening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooMuch {
+    #[error(
+        "{MAX_TIGHTENINGS} tightenings hold already, and there can't be more; `agentctl restore policy` takes them off"
+    )]
+    Many,
+    #[error("the tightenings of one agent can't have more than {MAX_TIGHTENING_BYTES} bytes")]
+    Long,
+}
+
 /// What is taken from one agent. Nothing, for most.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
@@ -46,6 +72,8 @@ pub struct Taken {
     revoked: BTreeMap<String, Hand>,
     #[serde(default)]
     pub frozen: Option<Hand>,
+    #[serde(default)]
+    tightened: Vec<Laid>,
 }
 
 impl Taken {
@@ -75,10 +103,51 @@ impl Taken {
         *now = stronger(*now, hand);
     }
 
-    /// Gives rights back, all that are taken if none is named; those that were.
+    /// What is laid over its policy, in the order in which it came.
+    pub fn tightened(&self) -> &[Laid] {
+        &self.tightened
+    }
+
+    /// The same, for those who judge by it.
+    pub fn tightenings(&self) -> Vec<Arc<Tightening>> {
+        let rules = self.tightened.iter().map(|laid| laid.rules.clone());
+        rules.map(Arc::new).collect()
+    }
+
+    /// Lays rules over the agent's policy. The same rules again are laid once.
     ///
     /// # Errors
-    /// [`NotYours`] when one of them is another's; then none is given back.
+    /// [`TooMuch`].
+    pub fn tighten(&mut self, rules: Tightening, hand: Hand) -> Result<(), TooMuch> {
+        if let Some(laid) = self.tightened.iter_mut().find(|laid| laid.rules == rules) {
+            laid.hand = stronger(laid.hand, hand);
+            return Ok(());
+        }
+        if self.tightened.len() == MAX_TIGHTENINGS {
+            return Err(TooMuch::Many);
+        }
+        self.tightened.push(Laid { hand, rules });
+        let bytes = serde_json::to_vec(&self.tightened).map_or(usize::MAX, |text| text.len());
+        if bytes > MAX_TIGHTENING_BYTES {
+            self.tightened.pop();
+            return Err(TooMuch::Long);
+        }
+        Ok(())
+    }
+
+    /// A key of a tightening that only a later agentd knows.
+    pub fn unknown_key(&self) -> Option<&str> {
+        self.tightened
+            .iter()
+            .find_map(|laid| laid.rules.unknown_key())
+    }
+
+    /// Gives rights back, all that are taken if none is named; those that were. Of the tightenings, if they are named, those
+    /// that are the caller's to lift.
+    ///
+    /// # Errors
+    /// [`NotYours`] when a right is another's, or a tightening and all were meant, or every tightening; then nothing is given
+    /// back.
     pub fn restore(
         &mut self,
         rights: &[Revocable],
@@ -91,10 +160,29 @@ impl Taken {
         if let Some((_, hand)) = meant.iter().find(|(_, hand)| !hand.yields_to(caller)) {
             return Err(NotYours { holder: hand.uid });
         }
-        for (right, _) in &meant {
+        let mut back: Vec<Revocable> = meant.into_iter().map(|(right, _)| right).collect();
+        if rights.is_empty() || rights.contains(&Revocable::Policy) {
+            let (mine, others): (Vec<&Laid>, Vec<&Laid>) = self
+                .tightened
+                .iter()
+                .partition(|laid| laid.hand.yields_to(caller));
+            match others.first() {
+                Some(other) if rights.is_empty() || mine.is_empty() => {
+                    return Err(NotYours {
+                        holder: other.hand.uid,
+                    });
+                }
+                _ => {}
+            }
+            if !mine.is_empty() {
+                back.push(Revocable::Policy);
+                self.tightened.retain(|laid| !laid.hand.yields_to(caller));
+            }
+        }
+        for right in &back {
             self.revoked.remove(right.as_str());
         }
-        Ok(meant.into_iter().map(|(right, _)| right).collect())
+        Ok(back)
     }
 
     pub fn freeze(&mut self, hand: Hand) {
@@ -129,6 +217,8 @@ fn bit(right: Revocable) -> u32 {
         Revocable::Net => revoked::NET,
         Revocable::Exec => revoked::EXEC,
         Revocable::Write => revoked::WRITE,
+        // agentd holds it, not the kernel.
+        Revocable::Policy => 0,
     }
 }
 
@@ -178,6 +268,63 @@ mod tests {
         assert_eq!(taken.thaw(ALICE), Err(NotYours { holder: 0 }));
         assert_eq!(taken.thaw(ROOT), Ok(()));
         assert_eq!(taken.bits(), revoked::NET);
+    }
+
+    fn tight(setting: (&str, &str)) -> Tightening {
+        let sources = agentd_sandbox::Sources {
+            settings: vec![(setting.0.to_owned(), setting.1.to_owned())],
+            ..agentd_sandbox::Sources::default()
+        };
+        Tightening::load(None, &sources).expect("a setting").0
+    }
+
+    #[test]
+    fn each_lifts_what_it_laid_over_the_policy_and_root_lifts_all() {
+        let (first, second) = (
+            tight(("ipc.publish", "a")),
+            tight(("net.allow", "a.example")),
+        );
+        let mut taken = Taken::default();
+        taken.tighten(first.clone(), by(ALICE)).expect("room");
+        taken.tighten(second.clone(), by(ROOT)).expect("room");
+        taken
+            .tighten(first.clone(), by(ALICE))
+            .expect("the same again");
+        assert_eq!(taken.tightened().len(), 2);
+        assert_eq!(taken.bits(), 0, "nothing of it is the kernel's");
+        assert_eq!(taken.restore(&[], ALICE), Err(NotYours { holder: 0 }));
+        assert_eq!(
+            taken.restore(&[Revocable::Policy], ALICE),
+            Ok(vec![Revocable::Policy])
+        );
+        assert_eq!(taken.tightened()[0].rules, second);
+        assert_eq!(
+            taken.restore(&[Revocable::Policy], ALICE),
+            Err(NotYours { holder: 0 })
+        );
+        let kept = serde_json::to_string(&taken).expect("plain data");
+        assert_eq!(
+            serde_json::from_str::<Taken>(&kept).expect("its own"),
+            taken
+        );
+        taken.tighten(first.clone(), by(ALICE)).expect("room");
+        taken.tighten(first, by(ROOT)).expect("the stronger hand");
+        assert_eq!(taken.restore(&[], ROOT), Ok(vec![Revocable::Policy]));
+        assert_eq!(taken, Taken::default());
+    }
+
+    #[test]
+    fn there_is_a_last_tightening() {
+        let mut taken = Taken::default();
+        for n in 0..MAX_TIGHTENINGS {
+            let rules = tight(("limits.tokens", &format!("{}", n + 1)));
+            taken.tighten(rules, by(ALICE)).expect("room");
+        }
+        let before = taken.clone();
+        let more = taken.tighten(tight(("limits.tokens", "99")), by(ALICE));
+        assert_eq!(more, Err(TooMuch::Many));
+        let known = taken.tighten(tight(("limits.tokens", "1")), by(ALICE));
+        assert_eq!((known, taken), (Ok(()), before));
     }
 
     #[test]

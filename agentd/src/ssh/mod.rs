@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::approvals::{Answered, Approvals, Ask};
+use crate::revocation::Live;
 
 /// Connections of one sandbox at a time.
 const MAX_CONNECTIONS: usize = 16;
@@ -88,7 +89,7 @@ impl SshAgents {
 #[derive(Debug)]
 pub struct Forward {
     pub identity: AgentIdentity,
-    pub rules: SshRules,
+    pub rules: Live<SshRules>,
     pub unit: Option<String>,
     pub ask_timeout: Duration,
     pub approvals: Arc<Approvals>,
@@ -184,7 +185,8 @@ impl Forward {
     async fn keys(&self, upstream: &Upstream) -> Option<Vec<wire::Key>> {
         let answer = ask(upstream, &[wire::REQUEST_IDENTITIES]).await?;
         let mut keys = wire::parse_identities(&answer)?;
-        keys.retain(|k| self.rules.allows(&wire::fingerprint(&k.blob)));
+        let rules = self.rules.now();
+        keys.retain(|k| rules.allows(&wire::fingerprint(&k.blob)));
         Some(keys)
     }
 
@@ -194,7 +196,11 @@ impl Forward {
             what: "sign".into(),
             target: fingerprint.to_owned(),
             rule: "the key is not in [ssh] keys, or the ssh-agent does not hold it".into(),
-            origin: None,
+            origin: self
+                .rules
+                .now()
+                .refused_by(fingerprint)
+                .map(ToString::to_string),
         };
         self.record(Fact::Denial(denial)).await;
     }
@@ -202,7 +208,7 @@ impl Forward {
     /// Whether this signature may be made; on record before it is.
     async fn consents(&self, fingerprint: &str, comment: &str) -> bool {
         let request_id = format!("sign {fingerprint}");
-        let answered = if self.rules.ask {
+        let answered = if self.rules.now().ask {
             let ask = Ask {
                 identity: self.identity.clone(),
                 unit: self.unit.clone(),
@@ -229,7 +235,15 @@ impl Forward {
             by: answered.by,
             reason: answered.reason,
         });
-        self.record(fact).await && answered.answer == Answer::Allow
+        if !self.record(fact).await || answered.answer != Answer::Allow {
+            return false;
+        }
+        // A person may have taken long.
+        if self.rules.now().allows(fingerprint) {
+            return true;
+        }
+        self.refuse(fingerprint).await;
+        false
     }
 
     async fn record(&self, fact: Fact) -> bool {

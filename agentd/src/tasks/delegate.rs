@@ -16,6 +16,7 @@ use agentd_storage::{TaskSummary, Viewer};
 use super::scheduler::Msg;
 use super::{Tasks, internal};
 use crate::agents::Caller;
+use crate::revocation::Live;
 
 /// Tasks that one listing shows, the newest.
 const MAX_LISTED: u32 = 200;
@@ -25,15 +26,15 @@ const MAX_LISTED: u32 = 200;
 pub struct Delegation {
     tasks: Tasks,
     identity: AgentIdentity,
-    rules: IpcRules,
+    rules: Live<IpcRules>,
 }
 
 impl Delegation {
-    pub fn new(tasks: Tasks, identity: AgentIdentity, rules: IpcRules) -> Self {
+    pub fn new(tasks: Tasks, identity: AgentIdentity, rules: impl Into<Live<IpcRules>>) -> Self {
         Self {
             tasks,
             identity,
-            rules,
+            rules: rules.into(),
         }
     }
 
@@ -44,7 +45,13 @@ impl Delegation {
     pub async fn submit(&self, mut spec: TaskSpec) -> Result<TaskReply, Error> {
         let names = [&spec.agent, &spec.unit, &spec.role, &spec.capability];
         for name in names.into_iter().flatten() {
-            if !self.rules.may_request(name) {
+            let rules = self.rules.now();
+            if let Some(line) = rules.refused_by("ipc.request", name) {
+                return Err(Error::Denied(format!(
+                    "{line}, laid over this agent's policy while it runs, does not let it delegate to {name:?}"
+                )));
+            }
+            if !rules.may_request(name) {
                 return Err(Error::Denied(format!(
                     "this agent's policy does not let it delegate to {name:?}; `[ipc] request` lists whom it may ask"
                 )));

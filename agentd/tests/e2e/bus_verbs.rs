@@ -250,7 +250,7 @@ fn a_tap_tells_who_sent_what_to_whom_and_never_the_contents() {
 }
 
 /// The lanes of which `from` is the sender.
-fn lanes_from(daemon: &Daemon, from: &str) -> Vec<Value> {
+pub fn lanes_from(daemon: &Daemon, from: &str) -> Vec<Value> {
     let channels = json_of(&run(daemon, &["--json", "bus", "channels"]));
     let channels = channels["channels"].as_array().expect("a list").clone();
     let mine = |c: &Value| c["from"] == from && c["kind"] == "lane";

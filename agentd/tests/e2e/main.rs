@@ -28,6 +28,7 @@ mod ssh;
 mod standin;
 mod tasks;
 mod terminal;
+mod tighten;
 mod units;
 mod users;
 mod weather;

@@ -74,6 +74,7 @@ impl House {
             publish: everyone(),
             subscribe: everyone(),
             shared_memory: true,
+            tightened: Vec::new(),
         };
         let socket = std::os::unix::net::UnixListener::bind(self.folder.path().join(name)).unwrap();
         let port = self.bus.attach(identity, rules, socket).unwrap();
@@ -98,7 +99,8 @@ impl House {
                 deny: rule("Bash(rm *)"),
                 ask: rule("Bash(touch *)"),
                 ..ToolRules::default()
-            },
+            }
+            .into(),
             approvals: Arc::clone(&self.approvals),
             unit: None,
             workspace: None,

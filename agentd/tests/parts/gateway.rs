@@ -82,7 +82,7 @@ impl Lab {
         let budget = TokenBudget::new(&rules);
         let context = GatewayContext {
             identity: record.identity.clone(),
-            rules,
+            rules: rules.into(),
             lines: lines(),
             budget: budget.clone(),
             prices: prices(),
@@ -778,7 +778,7 @@ async fn an_unreachable_or_missing_provider_is_named() {
         toml::from_str("[anthropic]\nkey = 'none'\nbase_url = 'http://127.0.0.1:9'").unwrap();
     let context = GatewayContext {
         identity: record.identity.clone(),
-        rules: ModelRules::default(),
+        rules: ModelRules::default().into(),
         lines: DenialRules::default(),
         budget: TokenBudget::new(None),
         prices: PriceList::default(),

@@ -110,9 +110,7 @@ impl Compare<'_> {
 
     /// The last line of the ceiling about a key: where its operator would allow more.
     pub(super) fn ceiling_of(&self, key: &str) -> Origin {
-        let policy = self.top.policy;
-        let line = policy.shown.iter().rfind(|s| s.key == key);
-        line.map_or_else(|| policy.origin_of(key), |s| s.origin.clone())
+        self.top.policy.last_line_of(key)
     }
 
     /// A value that this policy sets as a whole.
@@ -169,18 +167,18 @@ impl Compare<'_> {
             return;
         }
         for rule in &own.rules {
-            let still_asked = |ask: &&EgressRule| own.ask.iter().any(|o| o.covers(ask));
+            let still_asked = |ask: &&EgressRule| own.ask.iter().any(|o| o.is_wider(ask));
             let mut asked = top.ask.iter().filter(|t| t.overlaps(rule));
             if let Some(ask) = asked.find(|a| !still_asked(a)) {
                 let allowed = format!("{} only when a person says so (net.ask)", ask.text);
                 self.exceed("net.allow", &rule.text, rule.origin.clone(), allowed);
-            } else if !top.rules.iter().any(|t| t.covers(rule)) {
+            } else if !top.rules.iter().any(|t| t.is_wider(rule)) {
                 let allowed = texts(top.rules.iter().map(|r| r.text.as_str()));
                 self.exceed("net.allow", &rule.text, rule.origin.clone(), allowed);
             }
         }
         for rule in &own.ask {
-            if !top.rules.iter().chain(&top.ask).any(|t| t.covers(rule)) {
+            if !top.rules.iter().chain(&top.ask).any(|t| t.is_wider(rule)) {
                 let allowed = texts(top.rules.iter().chain(&top.ask).map(|r| r.text.as_str()));
                 self.exceed("net.ask", &rule.text, rule.origin.clone(), allowed);
             }

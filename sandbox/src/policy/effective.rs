@@ -277,6 +277,12 @@ impl EffectivePolicy {
         )
     }
 
+    /// The last line about a key, where somebody would add to it; the last file when nothing says a word about it.
+    pub fn last_line_of(&self, key: &str) -> Origin {
+        let last = self.shown.iter().rfind(|s| s.key == key);
+        last.map_or_else(|| self.origin_of(key), |s| s.origin.clone())
+    }
+
     /// `key = value  # origin`, aligned, for people.
     pub fn show(&self) -> String {
         let left: Vec<String> = self

@@ -13,6 +13,7 @@ use super::schema::{self, KEYS};
 use super::value::{self, Problem, Scalar};
 use super::{Origin, Valued};
 use crate::plan::Property;
+use crate::rules::egress::EgressLines;
 use crate::rules::held;
 use crate::rules::ipc::NamePattern;
 use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRule, ToolRules};
@@ -196,6 +197,8 @@ impl Merged {
                 rules: hosts("allow"),
                 ask: hosts("ask"),
                 credentials: self.typed("net", "credentials", |t, _| Some(t.to_owned())),
+                lines: EgressLines::default(),
+                tightened: Vec::new(),
             },
             model: ModelRules {
                 enabled: self.is("model", "access", "gateway"),
@@ -203,6 +206,7 @@ impl Merged {
                 max_tokens_total: tokens,
                 max_tokens_per_request: self.single("model", "max_tokens", schema::Key::count),
                 max_cost_nano_usd: cost.map(|micro| micro.saturating_mul(1000)),
+                tightened: Vec::new(),
             },
             ipc: IpcRules {
                 send: names("send"),
@@ -212,6 +216,7 @@ impl Merged {
                 shared_memory: self
                     .single("ipc", "shared_memory", |_, v| value::flag(v))
                     .unwrap_or(true),
+                tightened: Vec::new(),
             },
             tools: ToolRules {
                 allow: tools("allow"),
@@ -220,11 +225,13 @@ impl Merged {
                 ask_timeout: self
                     .single("tools", "ask_timeout", |_, v| value::ask_timeout(v))
                     .unwrap_or(crate::rules::tools::DEFAULT_ASK_TIMEOUT),
+                tightened: Vec::new(),
             },
             ssh: SshRules {
                 enabled: self.is("ssh", "agent", "forward"),
                 keys: self.typed("ssh", "keys", |t, _| Some(t.to_owned())),
                 ask: self.is("ssh", "sign", "ask"),
+                tightened: Vec::new(),
             },
             degrade: self
                 .list("degrade", "allow")
@@ -246,6 +253,10 @@ impl Merged {
             files,
         };
         held::apply(policy.tools.file_rules(), &mut policy.fs);
+        policy.egress.lines = EgressLines {
+            mode: Some(policy.last_line_of("net.mode")),
+            allow: Some(policy.last_line_of("net.allow")),
+        };
         for (key, list) in [
             ("tools.allow", &policy.tools.allow),
             ("tools.ask", &policy.tools.ask),

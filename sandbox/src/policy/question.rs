@@ -324,7 +324,7 @@ impl EffectivePolicy {
                 Some(rule.origin),
                 format!("net.ask {}", rule.text),
             ),
-            Decision::Deny { why } => deny(why),
+            Decision::Deny { why, .. } => deny(why),
         }
     }
 

@@ -4,9 +4,11 @@
 //! ([`EgressRules::allows`]), and may this resolved address be connected to ([`is_forbidden_addr`], which a
 //! rule with `private = true` waives). A name is never resolved here.
 
+use super::tighten::Tightening;
 use crate::policy::Origin;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// The ports a rule without a port stands for.
 pub const DEFAULT_PORTS: [u16; 2] = [443, 80];
@@ -49,8 +51,13 @@ impl EgressRule {
         }
     }
 
+    /// Whether this rule is about a destination, whose host is normalised.
+    pub(super) fn covers(&self, host: &str, port: u16) -> bool {
+        self.covers_host(host) && self.covers_port(port)
+    }
+
     /// Whether this rule lets through all that `other` does.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn is_wider(&self, other: &Self) -> bool {
         let host = match (&self.host, &other.host) {
             (HostPattern::Any, _) => true,
             (_, HostPattern::Exact(name)) => self.covers_host(name),
@@ -98,6 +105,21 @@ pub struct EgressRules {
     /// `[net] credentials`: names of credentials of the daemon's that the agent uses and never sees.
     #[serde(default)]
     pub credentials: Vec<String>,
+    /// Where the mode and the list of hosts were written; not known of an agent that an earlier agentd launched.
+    #[serde(default)]
+    pub lines: EgressLines,
+    /// What was laid over these rules while the agent runs.
+    #[serde(skip)]
+    pub tightened: Vec<Arc<Tightening>>,
+}
+
+/// The lines that a refusal rests on where no single rule decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressLines {
+    /// `net.mode`.
+    pub mode: Option<Origin>,
+    /// `net.allow`.
+    pub allow: Option<Origin>,
 }
 
 /// The answer to one connection.
@@ -110,9 +132,12 @@ pub enum Decision {
     Ask {
         rule: EgressRule,
     },
-    /// `why` is a sentence for the agent and for the record.
+    /// `why` is a sentence for the agent and for the record; `origin` the line that it rests on.
     Deny {
         why: String,
+        origin: Option<Origin>,
+        /// The agent's own rules would let it by; what was laid over them does not.
+        tightened: bool,
     },
 }
 
@@ -122,19 +147,27 @@ impl EgressRules {
         if !self.enabled {
             return Decision::Deny {
                 why: "the policy of this agent has no network ([net] mode = \"none\")".into(),
+                origin: self.lines.mode.clone(),
+                tightened: false,
             };
         }
         let Some(host) = normalise_host(host) else {
             return Decision::Deny {
                 why: format!("{host:?} is not a host name or address"),
+                origin: None,
+                tightened: false,
             };
         };
-        let asks = |r: &&EgressRule| r.covers_host(&host) && r.covers_port(port);
-        if let Some(rule) = self.ask.iter().find(asks) {
+        self.tighten(self.own(&host, port), &host, port)
+    }
+
+    /// What the agent's own policy says.
+    fn own(&self, host: &str, port: u16) -> Decision {
+        if let Some(rule) = self.ask.iter().find(|r| r.covers(host, port)) {
             return Decision::Ask { rule: rule.clone() };
         }
         let mut named = None;
-        for rule in self.rules.iter().filter(|r| r.covers_host(&host)) {
+        for rule in self.rules.iter().filter(|r| r.covers_host(host)) {
             if rule.covers_port(port) {
                 return Decision::Allow { rule: rule.clone() };
             }
@@ -151,7 +184,12 @@ impl EgressRules {
             ),
             None => format!("{host} is not in [net] allow of this agent's policy"),
         };
-        Decision::Deny { why }
+        let line = named.map(|rule| &rule.origin);
+        Decision::Deny {
+            why,
+            origin: line.or(self.lines.allow.as_ref()).cloned(),
+            tightened: false,
+        }
     }
 }
 
@@ -317,7 +355,8 @@ mod tests {
 
     #[test]
     fn disabled_rules_deny_everything_and_say_why() {
-        let Decision::Deny { why } = EgressRules::default().allows("packages.example", 443) else {
+        let Decision::Deny { why, .. } = EgressRules::default().allows("packages.example", 443)
+        else {
             panic!("allowed")
         };
         assert!(why.contains("no network"), "{why}");
@@ -330,9 +369,10 @@ mod tests {
             rules: vec![rule(HostPattern::Exact("h.org".into()), Some(22))],
             ..EgressRules::default()
         };
-        let Decision::Deny { why } = rules.allows("h.org", 23) else {
+        let Decision::Deny { why, origin, .. } = rules.allows("h.org", 23) else {
             panic!("allowed")
         };
+        assert_eq!(origin, Some(Origin::built_in("test")));
         assert_eq!(
             why,
             "port 23 of h.org is not allowed; test (built in) allows port 22"

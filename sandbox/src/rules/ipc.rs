@@ -4,7 +4,9 @@
 //! the last one, for the rest (none or more). The bus asks; it adds the rule that agents of different users
 //! never talk, which no policy can lift.
 
+use super::tighten::Tightening;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// A name with optional wildcards, checked when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +101,9 @@ pub struct IpcRules {
     /// go through the socket.
     #[serde(default = "yes")]
     pub shared_memory: bool,
+    /// What was laid over these rules while the agent runs.
+    #[serde(skip)]
+    pub tightened: Vec<Arc<Tightening>>,
 }
 
 fn yes() -> bool {
@@ -113,6 +118,7 @@ impl Default for IpcRules {
             publish: Vec::new(),
             subscribe: Vec::new(),
             shared_memory: true,
+            tightened: Vec::new(),
         }
     }
 }
@@ -120,22 +126,24 @@ impl Default for IpcRules {
 impl IpcRules {
     /// Whether a one-way message may go to the agent of this name.
     pub fn may_send(&self, to: &str) -> bool {
-        covers(&self.send, to)
+        covers(&self.send, to) && self.passes("ipc.send", to)
     }
 
     /// Whether a request may go to the agent of this name.
     pub fn may_request(&self, to: &str) -> bool {
-        covers(&self.request, to)
+        covers(&self.request, to) && self.passes("ipc.request", to)
     }
 
     /// Whether this topic, a plain name, may be published to.
     pub fn may_publish(&self, topic: &str) -> bool {
-        covers(&self.publish, topic) && !topic.split('.').any(|s| s == "*" || s == "#")
+        covers(&self.publish, topic)
+            && !topic.split('.').any(|s| s == "*" || s == "#")
+            && self.passes("ipc.publish", topic)
     }
 
     /// Whether this subscription, a name or a pattern, stays within what may be followed.
     pub fn may_subscribe(&self, pattern: &str) -> bool {
-        covers(&self.subscribe, pattern)
+        covers(&self.subscribe, pattern) && self.passes("ipc.subscribe", pattern)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod held;
 pub mod ipc;
 pub mod model;
 pub mod ssh;
+pub mod tighten;
 pub mod tools;
 
 pub use egress::{Decision, EgressRule, EgressRules};
@@ -15,4 +16,5 @@ pub use held::{FileGlob, HeldBy};
 pub use ipc::IpcRules;
 pub use model::{ModelRules, matches_model};
 pub use ssh::SshRules;
+pub use tighten::Tightening;
 pub use tools::{Remembered, ToolDecision, ToolRule, ToolRules};

@@ -2,7 +2,9 @@
 //!
 //! The gateway asks; it counts tokens itself. A limit of `None` means that the policy sets none.
 
+use super::tighten::Tightening;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// `[model]` and `limits.tokens` of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,11 +20,16 @@ pub struct ModelRules {
     /// What the whole launch may cost (`limits.cost`), in billionths of a US dollar.
     #[serde(default)]
     pub max_cost_nano_usd: Option<u64>,
+    /// What was laid over these rules while the agent runs.
+    #[serde(skip)]
+    pub tightened: Vec<Arc<Tightening>>,
 }
 
 impl ModelRules {
     pub fn allows_model(&self, model: &str) -> bool {
-        self.enabled && (self.models.is_empty() || self.models.iter().any(|p| glob(p, model)))
+        self.enabled
+            && (self.models.is_empty() || self.models.iter().any(|p| glob(p, model)))
+            && self.refused_by(model).is_none()
     }
 }
 

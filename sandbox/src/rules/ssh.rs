@@ -3,7 +3,9 @@
 //! Only two requests ever pass: listing keys and signing. Keys are named by fingerprint; without any, all that the
 //! ssh-agent holds may be used.
 
+use super::tighten::Tightening;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// `[ssh]` of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,12 +18,17 @@ pub struct SshRules {
     /// Whether a person approves each signature (`sign = "ask"`).
     #[serde(default)]
     pub ask: bool,
+    /// What was laid over these rules while the agent runs.
+    #[serde(skip)]
+    pub tightened: Vec<Arc<Tightening>>,
 }
 
 impl SshRules {
     /// Whether the key of this fingerprint may be listed and used.
     pub fn allows(&self, fingerprint: &str) -> bool {
-        self.enabled && (self.keys.is_empty() || self.keys.iter().any(|k| k == fingerprint))
+        self.enabled
+            && (self.keys.is_empty() || self.keys.iter().any(|k| k == fingerprint))
+            && self.passes(fingerprint)
     }
 }
 

@@ -9,9 +9,11 @@
 //! What a person decided once and for all is a [`Remembered`] rule: either this very use again, or a pattern.
 
 use super::model::glob;
+use super::tighten::Tightening;
 use crate::policy::Origin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a question waits for a person when the policy does not say (`[tools] ask_timeout`).
@@ -112,6 +114,9 @@ pub struct ToolRules {
     /// How long a question waits for a person before it counts as refused.
     #[serde(default = "default_ask_timeout")]
     pub ask_timeout: Duration,
+    /// What was laid over these rules while the agent runs.
+    #[serde(skip)]
+    pub tightened: Vec<Arc<Tightening>>,
 }
 
 fn default_ask_timeout() -> Duration {
@@ -125,6 +130,7 @@ impl Default for ToolRules {
             ask: Vec::new(),
             deny: Vec::new(),
             ask_timeout: DEFAULT_ASK_TIMEOUT,
+            tightened: Vec::new(),
         }
     }
 }
@@ -149,6 +155,12 @@ impl ToolRules {
     ///
     /// `workspace`, an absolute path, lets patterns be written relative to it.
     pub fn decide(&self, tool: &str, input: &Value, workspace: Option<&str>) -> ToolDecision {
+        let own = self.own(tool, input, workspace);
+        self.tighten(own, tool, input, workspace)
+    }
+
+    /// What the agent's own policy says.
+    fn own(&self, tool: &str, input: &Value, workspace: Option<&str>) -> ToolDecision {
         let subjects = subjects(input, workspace);
         if let Some(rule) = self.deny.iter().find(|r| r.covers(tool, &subjects)) {
             return ToolDecision::Deny {

@@ -56,7 +56,7 @@ fn peer_table(peers: &[BusPeer]) -> Table {
                         pattern => format!("{right}={pattern}"),
                     })
                     .collect();
-                format!("{}; revoked: {}", peer.tier_why, taken.join(" "))
+                format!("revoked: {}; {}", taken.join(" "), peer.tier_why)
             }
         };
         table.row(vec![

@@ -116,6 +116,7 @@ impl PeerConfig {
             publish: self.publish.clone(),
             subscribe: self.subscribe.clone(),
             shared_memory: false,
+            tightened: Vec::new(),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use agentd_bus::channel::Tag;
 use agentd_bus::client::{
-    Client, ClientError, LaneError, LaneOptions, LaneReceiver, LastingError, LastingLane,
+    Client, ClientError, LaneError, LaneOptions, LaneReceiver, LastingError, LastingLane, Requests,
 };
 use agentd_bus::lane::ring::{RecvError, SettleError};
 use agentd_bus::message::Status;
@@ -44,13 +44,17 @@ enum Options {
     Send {
         to: String,
         /// Messages a second over a lane that outlives agentd.
-        #[arg(long)]
+        #[arg(long, default_value_t = 0)]
         lane: u64,
         /// Requests a second, one at a time.
         #[arg(long, default_value_t = 0)]
         requests: u64,
     },
-    Receive,
+    Receive {
+        /// Answers requests for ever, and takes no lanes: where the policy has no shared memory.
+        #[arg(long)]
+        no_lanes: bool,
+    },
 }
 
 #[derive(Clone)]
@@ -87,7 +91,7 @@ fn main() -> ExitCode {
     };
     let outcome = match Options::parse() {
         Options::Send { to, lane, requests } => send(&to, lane, requests, &notes),
-        Options::Receive => receive(&notes),
+        Options::Receive { no_lanes } => receive(no_lanes, &notes),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -173,19 +177,29 @@ fn until_there<T>(
 }
 
 fn send(to: &str, lane: u64, requests: u64, notes: &Notes) -> anyhow::Result<()> {
+    ensure!(lane + requests > 0, "nothing is to be sent");
     let client = Client::connect()?;
-    let mut opened = until_there(&client, || {
-        match client.open_lasting_lane(to, LaneOptions::default()) {
-            Err(LaneError::Client(error)) => Err(error),
-            other => Ok(other),
-        }
-    })??;
+    let open = || {
+        until_there(&client, || {
+            match client.open_lasting_lane(to, LaneOptions::default()) {
+                Err(LaneError::Client(error)) => Err(error),
+                other => Ok(other),
+            }
+        })
+    };
+    let mut opened = match lane {
+        0 => None,
+        _ => Some(open()??),
+    };
     let begun = Instant::now();
     let asking = (requests > 0).then(|| {
         let (client, to, notes) = (client.clone(), to.to_owned(), notes.clone());
         std::thread::spawn(move || ask(&client, &to, requests, &notes))
     });
-    let mut report = json!({ "lane": stream(&mut opened, lane, notes)? });
+    let mut report = json!({});
+    if let Some(opened) = &mut opened {
+        report["lane"] = stream(opened, lane, notes)?;
+    }
     if let Some(asking) = asking {
         let asked = asking.join();
         report["requests"] = asked.unwrap_or_else(|_| bail!("the asking thread panicked"))?;
@@ -240,6 +254,9 @@ fn carry_on(
 
 /// Asks until it is to stop: how many were answered, and of how many it was told that they are lost.
 fn ask(client: &Client, to: &str, rate: u64, notes: &Notes) -> anyhow::Result<Value> {
+    until_there(client, || {
+        client.request(to, "count", &message(0), REQUEST_PATIENCE)
+    })?;
     let mut pace = Pace::new(rate);
     let (mut taken, mut answered, mut said_lost) = (0, 0, 0);
     let (mut longest, mut why) = (Duration::ZERO, String::new());
@@ -287,24 +304,30 @@ impl Received {
     }
 }
 
-fn receive(notes: &Notes) -> anyhow::Result<()> {
+/// Answers each request with what it carries, for ever.
+fn answer(requests: &Requests, asked: &AtomicU64, notes: &Notes) -> ! {
+    loop {
+        let why = requests.answer_all(|incoming| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Ok(incoming.params.clone())
+        });
+        // agentd is between two lives, or the requester did not wait.
+        if !why.is_retryable() {
+            notes.say(&format!("requests: {why}"));
+        }
+    }
+}
+
+fn receive(no_lanes: bool, notes: &Notes) -> anyhow::Result<()> {
     let client = Client::connect()?;
-    let offers = client.accept_lanes()?;
     let requests = client.serve(64)?;
     let asked = Arc::new(AtomicU64::new(0));
+    if no_lanes {
+        answer(&requests, &asked, notes);
+    }
+    let offers = client.accept_lanes()?;
     let (counter, of_requests) = (Arc::clone(&asked), notes.clone());
-    std::thread::spawn(move || {
-        loop {
-            let why = requests.answer_all(|incoming| {
-                counter.fetch_add(1, Ordering::Relaxed);
-                Ok(incoming.params.clone())
-            });
-            // agentd is between two lives, or the requester did not wait.
-            if !why.is_retryable() {
-                of_requests.say(&format!("requests: {why}"));
-            }
-        }
-    });
+    std::thread::spawn(move || answer(&requests, &counter, &of_requests));
     notes.say("receiving");
     let mut received = Received::default();
     loop {

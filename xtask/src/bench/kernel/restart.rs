@@ -1,7 +1,7 @@
 //! Row `restart`: what is lost in silence while agentd and its broker are ended and started again, under steady traffic.
 //!
-//! Two agents under `coding` (`tests/kit`'s `traffic-agent`): one sends numbered messages over a lane that outlives agentd, and asks
-//! requests; the other counts. Meanwhile agentd is killed and ended in good order, and so is the broker, one after the other as long as
+//! Two pairs of agents (`tests/kit`'s `traffic-agent`): one sends numbered messages over a lane that outlives agentd, under `coding`; the
+//! other asks requests, under a policy without shared memory. Meanwhile agentd is killed and ended in good order, and so is the broker, one after the other as long as
 //! the traffic goes on: both at once end every agent, by design. What the bus took and neither delivered nor said to be lost is the row.
 
 use std::path::{Path, PathBuf};
@@ -22,8 +22,9 @@ const REQUESTS: u64 = 2_000;
 const PROMISED: f64 = 50_000.0;
 /// How far the traffic is to get between two ends.
 const MESSAGES: u64 = 20_000;
-const SENDER: &str = "sender";
-const RECEIVER: &str = "receiver";
+const MESSAGES_ASKED: u64 = 500;
+/// What has no lanes.
+const NO_LANES: &str = "extends = \"coding\"\n[ipc]\nshared_memory = false\n";
 
 /// How a part of agentd ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,82 +48,93 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Resu
         ..Setup::default()
     };
     let mut lab = Lab::start(programs.clone(), &setup)?;
-    let receiver = start(&lab, RECEIVER, &["receive"])?;
+    let policy = lab.directory().join("no-lanes.toml");
+    std::fs::write(&policy, NO_LANES).context("write a policy")?;
+    let policy = policy.to_string_lossy().into_owned();
     let rates = [LANE.to_string(), REQUESTS.to_string()];
+    let receiver = start(&lab, "receiver", "coding", &["receive"])?;
     let sender = start(
         &lab,
-        SENDER,
-        &[
-            "send",
-            RECEIVER,
-            "--lane",
-            &rates[0],
-            "--requests",
-            &rates[1],
-        ],
+        "sender",
+        "coding",
+        &["send", "receiver", "--lane", &rates[0]],
     )?;
+    start(&lab, "answerer", &policy, &["receive", "--no-lanes"])?;
+    let asker = start(
+        &lab,
+        "asker",
+        &policy,
+        &["send", "answerer", "--requests", &rates[1]],
+    )?;
+    let traffic = [
+        (sender.as_path(), "lane", MESSAGES),
+        (receiver.as_path(), "lane", MESSAGES),
+        (asker.as_path(), "requests", MESSAGES_ASKED),
+    ];
     let mut ends = 0;
     for _ in 0..effort.rounds(10) {
         for end in ENDS {
-            go_on(&lab, &[sender.as_path(), receiver.as_path()])?;
+            go_on(&lab, &traffic)?;
             bring_about(&mut lab, end).with_context(|| format!("{end:?}"))?;
             ends += 1;
         }
     }
-    go_on(&lab, &[sender.as_path(), receiver.as_path()])?;
-    std::fs::write(sender.join("stop"), "").context("tell the sender to stop")?;
-    let (sent, received) = (
+    go_on(&lab, &traffic)?;
+    for work in [&sender, &asker] {
+        std::fs::write(work.join("stop"), "").context("tell a sender to stop")?;
+    }
+    let (mut sent, asked, received) = (
         told(&lab, &sender, "sent.json")?,
+        told(&lab, &asker, "sent.json")?,
         told(&lab, &receiver, "received.json")?,
     );
+    sent["requests"] = asked["requests"].clone();
     rows(report, &Account::of(&sent, &received)?, ends);
     Ok(())
 }
 
-fn start(lab: &Lab, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+fn start(lab: &Lab, name: &str, policy: &str, arguments: &[&str]) -> Result<PathBuf> {
     let work = lab.directory().join(name);
     std::fs::create_dir(&work).context("make the workspace")?;
     let program = lab.program("traffic-agent");
     std::fs::copy(&program, work.join("traffic-agent"))
         .with_context(|| format!("copy {}", program.display()))?;
     let mut run = lab.agentctl();
-    run.args([
-        "run", "--detach", "--no-tty", "--policy", "coding", "--name",
-    ])
-    .arg(name)
-    .arg("--workspace")
-    .arg(&work)
-    .args(["--", "./traffic-agent"])
-    .args(arguments);
+    run.args(["run", "--detach", "--no-tty", "--policy", policy, "--name"])
+        .arg(name)
+        .arg("--workspace")
+        .arg(&work)
+        .args(["--", "./traffic-agent"])
+        .args(arguments);
     child::capture(&mut run)?;
     Ok(work)
 }
 
-/// The last message of the lane that an agent noted. What went wrong in it is an error.
-fn noted(notes: &str) -> Result<u64> {
+/// The last message of a kind that an agent noted. What went wrong in it is an error.
+fn noted(notes: &str, kind: &str) -> Result<u64> {
     let mut last = 0;
     // The last line may be half written.
     let whole = notes.rfind('\n').map_or("", |end| &notes[..end]);
     for line in whole.lines() {
         ensure!(!line.starts_with("error"), "{line}");
-        if let Some(number) = line.strip_prefix("lane ") {
+        if let Some(number) = line.strip_prefix(kind) {
             // "open" is no number.
-            last = number.parse().unwrap_or(last);
+            last = number.trim().parse().unwrap_or(last);
         }
     }
     Ok(last)
 }
 
-/// Waits until each of them has sent or received so much more.
-fn go_on(lab: &Lab, works: &[&Path]) -> Result<()> {
-    let read = |work: &Path| -> Result<u64> {
-        let notes = std::fs::read_to_string(work.join("notes")).unwrap_or_default();
-        noted(&notes).with_context(|| work.display().to_string())
-    };
-    for work in works {
-        let before = read(work)?;
+/// Waits until each of them has noted so many more messages of a kind.
+fn go_on(lab: &Lab, traffic: &[(&Path, &str, u64)]) -> Result<()> {
+    for (work, kind, more) in traffic {
+        let read = || -> Result<u64> {
+            let notes = std::fs::read_to_string(work.join("notes")).unwrap_or_default();
+            noted(&notes, kind).with_context(|| work.display().to_string())
+        };
+        let before = read()?;
         wait(lab, "the traffic goes on", || {
-            Ok((read(work)? >= before + MESSAGES).then_some(()))
+            Ok((read()? >= before + more).then_some(()))
         })?;
     }
     Ok(())
@@ -172,7 +184,8 @@ fn bring_about(lab: &mut Lab, end: End) -> Result<()> {
 fn told(lab: &Lab, work: &Path, file: &str) -> Result<Value> {
     let path = work.join(file);
     wait(lab, file, || {
-        noted(&std::fs::read_to_string(work.join("notes")).unwrap_or_default())?;
+        let notes = std::fs::read_to_string(work.join("notes")).unwrap_or_default();
+        noted(&notes, "lane")?;
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(serde_json::from_str(&text).context("a report")?)),
             Err(_) => Ok(None),
@@ -298,11 +311,10 @@ mod tests {
 
     #[test]
     fn notes_say_how_far_an_agent_is_and_what_went_wrong() {
-        assert_eq!(
-            noted("receiving\nlane open\nlane 500\nlane 10").expect("notes"),
-            500
-        );
-        assert_eq!(noted("").expect("notes"), 0);
-        assert!(noted("lane 500\nerror: torn\n").is_err());
+        let notes = "receiving\nlane open\nlane 500\nrequests 70\nlane 10";
+        assert_eq!(noted(notes, "lane").expect("notes"), 500);
+        assert_eq!(noted(notes, "requests").expect("notes"), 70);
+        assert_eq!(noted("", "lane").expect("notes"), 0);
+        assert!(noted("lane 500\nerror: torn\n", "lane").is_err());
     }
 }

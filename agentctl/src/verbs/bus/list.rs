@@ -56,6 +56,7 @@ fn peer_table(peers: &[BusPeer]) -> Table {
                         pattern => format!("{right}={pattern}"),
                     })
                     .collect();
+                // First, since the rest may be cut.
                 format!("revoked: {}; {}", taken.join(" "), peer.tier_why)
             }
         };

@@ -172,6 +172,8 @@ pub struct DaemonConfig {
     pub driver_start: Duration,
     /// Root's broker gives agents the host's network where their policy asks for it.
     pub host_network: HostNetwork,
+    /// Root's broker listens to the kernel's audit, and turns it on where it is off.
+    pub kernel_audit: KernelAudit,
     /// Start even where the host cannot confine agentd itself.
     pub confine: Confine,
     /// Directories with the administrator's policies, searched before the shipped ones.
@@ -192,6 +194,13 @@ pub struct UnitsConfig {
 pub enum Confine {
     Required,
     Degrade,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelAudit {
+    Off,
+    On,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -276,6 +285,7 @@ struct RawDaemon {
     driver_start_ms: u64,
     on_stop: OnStop,
     host_network: HostNetwork,
+    kernel_audit: KernelAudit,
     confine: Confine,
     policy_dirs: Vec<PathBuf>,
 }
@@ -305,6 +315,7 @@ impl Default for RawDaemon {
             driver_start_ms: 60_000,
             on_stop: OnStop::Stop,
             host_network: HostNetwork::Refuse,
+            kernel_audit: KernelAudit::Off,
             confine: Confine::Required,
             policy_dirs: vec!["/etc/agentd/policy".into()],
         }
@@ -395,6 +406,7 @@ impl Config {
             driver_start_ms,
             on_stop,
             host_network,
+            kernel_audit,
             confine,
             policy_dirs,
         } = raw.daemon;
@@ -477,6 +489,16 @@ impl Config {
                         }
                     ),
                 ),
+                (
+                    "daemon.kernel_audit",
+                    format!(
+                        "{:?}",
+                        match kernel_audit {
+                            KernelAudit::Off => "off",
+                            KernelAudit::On => "on",
+                        }
+                    ),
+                ),
                 ("daemon.policy_dirs", format!("{policy_dirs:?}")),
                 ("units.pool_ceiling", pool_ceiling.to_string()),
                 ("logs.limit_bytes", raw.logs.limit_bytes.to_string()),
@@ -538,6 +560,7 @@ impl Config {
                 driver_start: Duration::from_millis(driver_start_ms),
                 on_stop,
                 host_network,
+                kernel_audit,
                 confine,
                 policy_dirs,
             },

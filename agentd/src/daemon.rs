@@ -182,6 +182,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         prepared.runtime_dir.join(agentd_api::BROKER_SOCKET),
     )?;
     let plane = KernelPlane::ask(&broker).await;
+    let audit = broker.audit().await;
     let daemon = Arc::new(Daemon {
         units: Units::new(&prepared.config.units, prepared.unit_dirs, prepared.mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
@@ -192,7 +193,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         broker,
         scheduler: Scheduler::new(&plane),
         counters: KernelCounters::new(&plane),
-        denials: Denials::new(store.clone(), &plane),
+        denials: Denials::new(store.clone(), &plane, audit),
         plane,
         runtime_dir: prepared.runtime_dir,
         gateway: prepared.gateway.transport(),
@@ -220,6 +221,8 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     // Once everybody is known of whom the ring may tell.
     let told = Arc::clone(&daemon);
     tokio::spawn(async move { told.denials.follow_programs().await });
+    let told = Arc::clone(&daemon);
+    tokio::spawn(async move { told.denials.follow_landlock().await });
     let control = UnixListener::from_std(prepared.control)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -9,6 +9,9 @@ use zbus::zvariant::{DeserializeDict, SerializeDict, Type};
 
 use crate::Error;
 
+/// In the place of an agent's name: nobody knows whose.
+pub const ANYBODY: &str = "*";
+
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
@@ -21,7 +24,7 @@ pub struct DenialEvent {
     pub uid: u32,
     /// Unix time in milliseconds.
     pub at_ms: u64,
-    /// `egress`, `gateway`, `driver`, `ssh`, `bus`, `seccomp` or `bpf`.
+    /// `egress`, `gateway`, `driver`, `ssh`, `bus`, `seccomp`, `landlock` or `bpf`.
     pub layer: String,
     /// What was tried.
     pub what: String,
@@ -55,11 +58,11 @@ impl DenialEvent {
 #[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]
 pub struct DenialLoss {
-    /// Name of the agent.
+    /// Name of the agent, or [`ANYBODY`].
     pub agent: String,
     /// As in [`DenialEvent::layer`].
     pub layer: String,
-    /// How many, since the launch.
+    /// How many, since the launch; of anybody's since agentd's start.
     pub lost: u64,
 }
 

@@ -106,6 +106,8 @@ impl Server {
                 done
             }
             Request::Plane => self.workshop.plane.hand_over()?,
+            Request::Audit => self.audit.hand_over(),
+            Request::AuditLost => (Reply::Count(self.audit.lost()?), Vec::new()),
             &Request::Absent(group) => {
                 let reason = self.workshop.plane.why_absent(group);
                 (Reply::Reason(reason.to_owned()), Vec::new())

@@ -235,6 +235,19 @@ impl TryFrom<Incoming> for PlaneTables {
     }
 }
 
+/// The answer to [`Request::Audit`]: the socket, or why there is none.
+///
+/// # Errors
+/// [`ClientError::Refused`], or [`ClientError::Unexpected`] for any other reply and a wrong number of descriptors.
+pub fn audit_from_reply(incoming: Incoming) -> Result<Result<OwnedFd, String>, ClientError> {
+    match (incoming.reply, <[OwnedFd; 1]>::try_from(incoming.fds)) {
+        (Reply::Reason(why), Err(_)) => Ok(Err(why)),
+        (Reply::Done, Ok([socket])) => Ok(Ok(socket)),
+        (Reply::Failed(failure), _) => Err(failure.into()),
+        (other, _) => Err(unexpected("done with a descriptor, or a reason", other)),
+    }
+}
+
 /// A blocking client: each call sends one request and waits for its reply; events that arrive meanwhile are kept.
 #[derive(Debug)]
 pub struct BrokerClient {
@@ -340,6 +353,11 @@ impl BrokerClient {
     /// What there is of the kernel plane, with the descriptors of its tables.
     pub fn plane(&mut self) -> Result<PlaneTables, ClientError> {
         self.call(&Request::Plane, &[])?.try_into()
+    }
+
+    /// The socket on which Landlock's records arrive, or why there is none.
+    pub fn audit(&mut self) -> Result<Result<OwnedFd, String>, ClientError> {
+        audit_from_reply(self.call(&Request::Audit, &[])?)
     }
 
     /// Why a group of programs is not there; empty if it is.
@@ -450,6 +468,7 @@ fn name(reply: &Reply) -> &'static str {
         Reply::Held(_) => "held",
         Reply::Plane(_) => "plane",
         Reply::Reason(_) => "reason",
+        Reply::Count(_) => "count",
         Reply::Failed(_) => "failed",
         Reply::Gone(_) => "gone",
     }

@@ -10,6 +10,9 @@
 //! `CAP_DAC_OVERRIDE` stays permitted but not effective where the broker runs in the root of a version 1 cgroup hierarchy:
 //! that directory is mode 0555, and the broker's own directory in it is removed at the end ([`remove`]).
 //!
+//! So does `CAP_AUDIT_CONTROL` where this process listens to the kernel's audit: to ask what it has lost, and to turn it off at the end
+//! (`audit.rs`).
+//!
 //! Signalling agents needs none: the creator of a user namespace has all rights over it. The rest of the file is
 //! `no_new_privs`, the descriptor limits, and a seccomp deny list. Agents inherit that list (below the launcher's own
 //! filters), so it holds only what neither the broker, nor the launcher, nor any agent may ever call. `setns` is on it but for
@@ -17,6 +20,7 @@
 //!
 //! Runs once, at start; any failure ends the process.
 
+use crate::audit::Audit;
 use crate::log::log;
 use crate::plane::Plane;
 use crate::start::StartError;
@@ -95,16 +99,24 @@ pub enum Removal {
 }
 
 /// Cuts the capabilities to [`KEPT`], then `no_new_privs`, then the deny list.
-pub fn privileges(mode: Mode, removal: Removal) -> Result<(), StartError> {
+pub fn privileges(mode: Mode, removal: Removal, audit: &Audit) -> Result<(), StartError> {
     if mode == Mode::Root {
-        capabilities(removal)
+        let mut later = Vec::new();
+        if removal == Removal::NeedsOverride {
+            later.push(Capability::CAP_DAC_OVERRIDE);
+        }
+        if audit.keeps_control() {
+            later.push(Capability::CAP_AUDIT_CONTROL);
+        }
+        capabilities(&later)
             .map_err(|error| StartError::os("dropping capabilities")(io::Error::other(error)))?;
     }
     rustix::thread::set_no_new_privs(true).map_err(StartError::os("PR_SET_NO_NEW_PRIVS"))?;
     deny_list().map_err(|error| StartError::os("seccomp")(io::Error::other(error)))
 }
 
-fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
+/// `later`: what stays permitted without being effective.
+fn capabilities(later: &[Capability]) -> Result<(), caps::errors::CapsError> {
     // What a container withheld can't be kept; launches then fail with the call that missed it.
     let before = caps::read(None, CapSet::Permitted)?;
     let of_before = |wanted: &[Capability]| {
@@ -116,9 +128,7 @@ fn capabilities(removal: Removal) -> Result<(), caps::errors::CapsError> {
     };
     let effective: HashSet<Capability> = of_before(&KEPT);
     let mut permitted = effective.clone();
-    if removal == Removal::NeedsOverride {
-        permitted.extend::<HashSet<_>>(of_before(&[Capability::CAP_DAC_OVERRIDE]));
-    }
+    permitted.extend::<HashSet<_>>(of_before(later));
     caps::clear(None, CapSet::Ambient)?;
     if before.contains(&Capability::CAP_SETPCAP) {
         // Bounding what the permitted set may be after an upgrade in place; agents' user namespaces begin with a whole one.

@@ -13,6 +13,7 @@
 mod adopt;
 mod agents;
 mod answer;
+mod audit;
 mod connection;
 mod failure;
 mod harden;
@@ -29,8 +30,9 @@ mod supervisor;
 
 use start::{Arguments, Command, Prepared, Socket, StartError, Supervision};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--keep-agents] [--no-supervisor]\n\
+const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--kernel-audit] [--keep-agents] [--no-supervisor]\n\
        agentd-broker --remove-pins --cgroup DIR\n\n\
 Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for\n\
 one client after the other.\n\n\
@@ -38,6 +40,7 @@ one client after the other.\n\n\
   --cgroup DIR      keep agents in DIR, a delegated cgroup2 directory without processes\n\
   --notes DIR       what to remove after a crash is noted there; for root by default in /var/lib/agentd-broker\n\
   --host-network    as root, give agents the host's network where their policy asks for it; an ordinary user's are given it anyway\n\
+  --kernel-audit    as root, listen to the kernel's audit for what Landlock refuses agents; turn it on where it is off
   --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace\n\
   --remove-pins     only detach and remove the eBPF programs of the agents in DIR, when no agentd-broker runs for it\n\
   --no-supervisor   whoever started this process starts it again when it dies";
@@ -76,15 +79,17 @@ fn run(prepared: Prepared, arguments: &Arguments) -> Result<(), StartError> {
     let serve = |prepared| server::Server::new(prepared, arguments)?.run();
     let supervised = arguments.supervision == Supervision::Own
         && matches!(prepared.socket, Socket::Listening(_));
+    let audit = Arc::clone(&prepared.audit);
     let removable = if supervised {
         match supervisor::run(prepared, arguments)? {
             // The supervisor removes what its workers leave.
-            supervisor::Role::Worker(prepared) => serve(prepared).map(|_| None)?,
+            supervisor::Role::Worker(prepared) => return serve(prepared).map(|_| ()),
             supervisor::Role::Supervisor(holdings) => holdings,
         }
     } else {
         serve(prepared)?
     };
+    audit.leave();
     if let Some(holdings) = removable {
         harden::remove(holdings);
     }

@@ -93,6 +93,10 @@ pub enum Request {
     Plane,
     /// Why a group of programs is not there.
     Absent(Group),
+    /// What is heard of the kernel's audit.
+    Audit,
+    /// How many records of any kind the kernel itself has lost since the broker listens to its audit.
+    AuditLost,
     /// What an agent may no longer do, at once and in all its processes: [`agentd_bpf::layout::revoked`] bits instead of those
     /// before, and the ports on its loopback that stay reachable without the network (0 for none).
     Restrict {
@@ -137,8 +141,11 @@ pub enum Reply {
     Held(Held),
     /// To [`Request::Plane`]. Descriptors: those of `tables`, in the order of [`Table::handed_over`].
     Plane(Plane),
-    /// To [`Request::Absent`]; empty if the group is there.
+    /// To [`Request::Absent`]; empty if the group is there. To [`Request::Audit`] where nothing is heard of it; otherwise
+    /// that is [`Reply::Done`] with a descriptor: a socket on which Landlock's records arrive.
     Reason(String),
+    /// To [`Request::AuditLost`].
+    Count(u64),
     /// To any request that was refused or failed.
     Failed(Failure),
     /// Not a reply (request id 0): an agent's init was reaped and its cgroup removed.

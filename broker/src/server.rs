@@ -5,6 +5,7 @@
 //! `answer.rs`, an agent's states in `agents.rs`, the messages in `protocol`.
 
 use crate::agents::{Agents, Parentage, State};
+use crate::audit::Audit;
 use crate::connection::{Arrival, Connection, Ended};
 use crate::failure::refused;
 use crate::harden::Holdings;
@@ -24,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SocketFlags;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a stop waits for killed agents to be reaped.
@@ -40,6 +42,7 @@ pub struct Server {
     signals: SignalFd,
     pub agents: Agents,
     pub workshop: Workshop,
+    pub audit: Arc<Audit>,
     on_term: Leaving,
     /// Until the first client has come.
     untouched: bool,
@@ -69,6 +72,7 @@ impl Server {
             socket,
             subtree,
             plane,
+            audit,
             client_uids,
             soft_nofile,
         } = prepared;
@@ -110,6 +114,7 @@ impl Server {
                 },
                 plane,
             },
+            audit,
             on_term: arguments.on_term,
             end: None,
         })

@@ -2,6 +2,7 @@
 //!
 //! Runs once, before anything from a client is read; every failure here ends the process with a line on stderr.
 
+use crate::audit::Audit;
 use crate::harden::{self, Removal};
 use crate::log::log;
 use crate::plane::Plane;
@@ -18,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,14 +42,27 @@ pub struct Arguments {
     pub supervision: Supervision,
     /// The most network that root's agents get.
     pub network: Network,
+    pub kernel_audit: KernelAudit,
     /// The descriptor with the kernel plane of the program that this one replaces.
     pub plane: Option<RawFd>,
-    /// As they came, for an upgrade in place, but for `plane`.
+    /// The same with what it had of the kernel's audit.
+    pub audit: Option<RawFd>,
+    /// As they came, for an upgrade in place, but for `plane` and `audit`.
     pub given: Vec<OsString>,
 }
 
 /// From a broker to the program that replaces it in place; nobody else has such a descriptor.
 pub const PLANE_OPTION: &str = "--plane-fd";
+/// Likewise.
+pub const AUDIT_OPTION: &str = "--audit-fd";
+
+/// Whether what Landlock refuses is heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelAudit {
+    #[default]
+    Leave,
+    Hear,
+}
 
 /// What becomes of the agents on SIGTERM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,14 +145,19 @@ pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command,
                 parsed.notes = Some(path.ok_or(StartError::NotesPath(value))?);
             }
             Some("--host-network") => parsed.network = Network::Host,
+            Some("--kernel-audit") => parsed.kernel_audit = KernelAudit::Hear,
             Some("--remove-pins") => remove_pins = true,
             Some("--keep-agents") => parsed.on_term = Leaving::KeepAgents,
             Some("--no-supervisor") => parsed.supervision = Supervision::Foreign,
-            Some(option) if option.starts_with(PLANE_OPTION) => {
-                let number = option.strip_prefix(PLANE_OPTION);
-                let number = number.and_then(|number| number.strip_prefix('=')?.parse().ok());
-                let number = number.filter(|number| *number > SOCKET_FD);
-                parsed.plane = Some(number.ok_or(StartError::Argument(argument.clone()))?);
+            Some(option) if is_passed(option) => {
+                let (name, number) = option.split_once('=').unwrap_or((option, ""));
+                let number = number.parse().ok().filter(|number| *number > SOCKET_FD);
+                let number = Some(number.ok_or(StartError::Argument(argument.clone()))?);
+                match name {
+                    PLANE_OPTION => parsed.plane = number,
+                    AUDIT_OPTION => parsed.audit = number,
+                    _ => return Err(StartError::Argument(argument)),
+                }
             }
             _ => return Err(StartError::Argument(argument)),
         }
@@ -146,9 +166,16 @@ pub fn parse_arguments(given: impl Iterator<Item = OsString>) -> Result<Command,
         let cgroup = parsed.cgroup.ok_or(StartError::CgroupPath(None))?;
         return Ok(Command::RemovePins(cgroup));
     }
-    let passed_on = |argument: &OsString| !argument.to_string_lossy().starts_with(PLANE_OPTION);
+    let passed_on = |argument: &OsString| !is_passed(&argument.to_string_lossy());
     parsed.given = given.into_iter().filter(passed_on).collect();
     Ok(Command::Serve(parsed))
+}
+
+/// Whether an option is for the program that replaces another one.
+fn is_passed(option: &str) -> bool {
+    [PLANE_OPTION, AUDIT_OPTION]
+        .iter()
+        .any(|name| option.starts_with(name))
 }
 
 /// The socket on descriptor 3.
@@ -175,6 +202,7 @@ pub struct Prepared {
     pub socket: Socket,
     pub subtree: Subtree,
     pub plane: Plane,
+    pub audit: Arc<Audit>,
     /// Who may be a client.
     pub client_uids: Vec<u32>,
     /// The soft limit of descriptors that agents start from.
@@ -188,7 +216,7 @@ pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
     } else {
         Mode::User
     };
-    let (socket, passed) = take_descriptors(arguments.plane)?;
+    let (socket, [passed, passed_audit]) = take_descriptors([arguments.plane, arguments.audit])?;
     let client_uids = client_uids(&socket, arguments.client_uid);
 
     // The terminal of whoever started agentd is not ours to be signalled by. Already a leader: nothing to do.
@@ -210,12 +238,17 @@ pub fn prepare(arguments: &Arguments) -> Result<Prepared, StartError> {
         Some(passed) => Plane::take_over(passed, &subtree),
         None => Plane::raise(mode, &subtree),
     };
-    harden::privileges(mode, removal)?;
+    let audit = match passed_audit {
+        Some(passed) => Audit::take_over(&passed),
+        None => Audit::hear(mode, arguments.kernel_audit == KernelAudit::Hear),
+    };
+    harden::privileges(mode, removal, &audit)?;
     Ok(Prepared {
         mode,
         socket,
         subtree,
         plane,
+        audit: Arc::new(audit),
         client_uids,
         soft_nofile,
     })
@@ -254,31 +287,47 @@ fn client_uids(socket: &Socket, named: Option<u32>) -> Vec<u32> {
     }
 }
 
-/// Descriptor 3, and the one with the kernel plane. All others above 3 are closed.
-fn take_descriptors(plane: Option<RawFd>) -> Result<(Socket, Option<OwnedFd>), StartError> {
-    let plane = match plane {
-        None => None,
-        // SAFETY: dup2 takes no pointers; what may be at the number above the socket is nobody's, see below.
-        Some(number) => match unsafe { libc::dup2(number, SOCKET_FD + 1) } {
-            -1 => return Err(StartError::os(PLANE_OPTION)(io::Error::last_os_error())),
-            number => Some(number),
-        },
-    };
-    let first = SOCKET_FD + 1 + i32::from(plane.is_some());
-    // SAFETY: close_range takes no pointers. Nothing in this process has opened a descriptor yet; those above came from
-    // whoever started us and no Rust value owns them.
-    if unsafe { libc::close_range(first as u32, u32::MAX, 0) } != 0 {
+/// Descriptor 3, and those that the program before passed on. All others above 3 are closed.
+fn take_descriptors<const N: usize>(
+    passed: [Option<RawFd>; N],
+) -> Result<(Socket, [Option<OwnedFd>; N]), StartError> {
+    let count = passed.iter().flatten().count() as RawFd;
+    let first = SOCKET_FD + 1;
+    let last = first + count;
+    let os = || StartError::os("descriptors of the program before")(io::Error::last_os_error());
+    // Out of the way first, as any of them may have a number that another one is to get.
+    let mut aside = Vec::new();
+    for number in passed.iter().flatten() {
+        // SAFETY: fcntl takes no pointers; the copy is a new number that is closed below with all others.
+        match unsafe { libc::fcntl(*number, libc::F_DUPFD_CLOEXEC, last) } {
+            -1 => return Err(os()),
+            copy => aside.push(copy),
+        }
+    }
+    for (number, copy) in (first..last).zip(aside) {
+        // SAFETY: dup2 takes no pointers; what may be at the numbers above the socket is nobody's, see below.
+        if unsafe { libc::dup2(copy, number) } == -1 {
+            return Err(os());
+        }
+    }
+    // SAFETY: close_range takes no pointers. Nothing in this process has opened a descriptor yet but the copies above, which are
+    // done with; the others came from whoever started us and no Rust value owns them.
+    if unsafe { libc::close_range(last as u32, u32::MAX, 0) } != 0 {
         return Err(StartError::os("close_range")(io::Error::last_os_error()));
     }
-    for number in SOCKET_FD..first {
+    for number in SOCKET_FD..last {
         // SAFETY: fcntl takes no pointers.
         if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
             return Err(StartError::Socket);
         }
     }
-    // SAFETY: open (it was just made close-on-exec), and no other value owns it: the process has just started.
-    let plane = plane.map(|number| unsafe { OwnedFd::from_raw_fd(number) });
-    Ok((take_socket()?, plane))
+    let mut numbers = first..last;
+    let passed = passed.map(|one| {
+        let number = one.and_then(|_| numbers.next())?;
+        // SAFETY: open (it was just made close-on-exec), and no other value owns it: the process has just started.
+        Some(unsafe { OwnedFd::from_raw_fd(number) })
+    });
+    Ok((take_socket()?, passed))
 }
 
 /// Descriptor 3, which is open.
@@ -320,6 +369,7 @@ mod tests {
             "--notes",
             "/var/lib/a",
             "--host-network",
+            "--kernel-audit",
             "--keep-agents",
             "--no-supervisor",
         ];
@@ -330,7 +380,9 @@ mod tests {
             on_term: Leaving::KeepAgents,
             supervision: Supervision::Foreign,
             network: Network::Host,
+            kernel_audit: KernelAudit::Hear,
             plane: None,
+            audit: None,
             given: given.map(OsString::from).to_vec(),
         };
         assert_eq!(parse(&given).expect("all"), Command::Serve(all));

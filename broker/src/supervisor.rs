@@ -10,7 +10,7 @@
 
 use crate::harden::Holdings;
 use crate::log::log;
-use crate::start::{Arguments, PLANE_OPTION, Prepared, StartError};
+use crate::start::{AUDIT_OPTION, Arguments, PLANE_OPTION, Prepared, StartError};
 use agentd_kernel::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags};
@@ -249,6 +249,11 @@ impl Supervisor<'_> {
         if let Some(plane) = &passed {
             rustix::io::fcntl_setfd(plane, FdFlags::empty())?;
             command.arg(format!("{PLANE_OPTION}={}", plane.as_raw_fd()));
+        }
+        let audit = self.prepared.audit.pass()?;
+        if let Some(audit) = &audit {
+            rustix::io::fcntl_setfd(audit, FdFlags::empty())?;
+            command.arg(format!("{AUDIT_OPTION}={}", audit.as_raw_fd()));
         }
         let error = command.exec();
         rustix::io::fcntl_setfd(socket, FdFlags::CLOEXEC)?;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod audit;
 pub mod broker;
 pub mod bytes;
 pub mod compact;
@@ -28,6 +29,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("arena_reader", arena::reader),
     ("arena_references", arena::references),
+    ("audit", audit::records),
     ("broker_protocol", broker::protocol),
     ("compact", compact::assembler),
     ("frames", bytes::frames),

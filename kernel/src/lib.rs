@@ -4,6 +4,8 @@
 #[cfg(feature = "std")]
 pub mod activation;
 #[cfg(feature = "std")]
+pub mod audit;
+#[cfg(feature = "std")]
 pub mod btf;
 #[cfg(feature = "std")]
 pub mod cgroup;

@@ -153,6 +153,9 @@ impl DenialRules {
         if has("ptrace") {
             return Reason::floor("no process outside the sandbox is traced");
         }
+        if has("fs.change_topology") {
+            return Reason::floor("what is mounted inside can't be changed");
+        }
         let Some(path) = path else {
             return Reason::floor("a file outside the view");
         };
@@ -245,7 +248,12 @@ mod tests {
     fn ports_scopes_and_traces_have_their_own_answers() {
         let port = rules().landlock("net.bind_tcp", None);
         assert_eq!(port.origin.as_deref(), Some("team.toml:5"));
-        for blockers in ["scope.signal", "scope.abstract_unix_socket", "ptrace"] {
+        for blockers in [
+            "scope.signal",
+            "scope.abstract_unix_socket",
+            "ptrace",
+            "fs.change_topology",
+        ] {
             assert!(
                 rules()
                     .landlock(blockers, None)

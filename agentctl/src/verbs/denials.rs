@@ -3,7 +3,7 @@
 //! Everything is asked of the daemon, which knows who calls.
 
 use agentd_api::ErrorCode;
-use agentd_api::denials::{DenialEvent, DenialLoss, DenialsProxy};
+use agentd_api::denials::{ANYBODY, DenialEvent, DenialLoss, DenialsProxy};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::unix::pipe;
@@ -95,11 +95,13 @@ async fn list(
 }
 
 fn say_lost(loss: &DenialLoss) {
+    let whose = match loss.agent.as_str() {
+        ANYBODY => "some agent or other".to_owned(),
+        agent => visible(agent),
+    };
     stderr_line(&format!(
         "{}: {} more refusals by {} came too fast to be told",
-        visible(&loss.agent),
-        loss.lost,
-        loss.layer
+        whose, loss.lost, loss.layer
     ));
 }
 

@@ -217,6 +217,27 @@ impl BrokerLink {
             .try_into()?)
     }
 
+    /// The socket on which Landlock's records arrive, or why there is none. A broker of an earlier version has none.
+    pub async fn audit(&self) -> Result<OwnedFd, String> {
+        let answer = self.call(&Request::Audit, &[], Again::Safe).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        client::audit_from_reply(answer).map_err(|error| error.to_string())?
+    }
+
+    /// Records of its audit that the kernel itself has lost.
+    pub async fn audit_lost(&self) -> Result<u64, BrokerError> {
+        let incoming = self.call(&Request::AuditLost, &[], Again::Safe).await?;
+        match incoming.reply {
+            Reply::Count(lost) => Ok(lost),
+            Reply::Failed(failure) => Err(ClientError::Refused(failure).into()),
+            _ => Err(ClientError::Unexpected {
+                expected: "count",
+                got: "another reply",
+            }
+            .into()),
+        }
+    }
+
     /// Why a group of the kernel plane's programs is not there.
     pub async fn absent(&self, group: Group) -> Result<String, BrokerError> {
         let incoming = self.call(&Request::Absent(group), &[], Again::Safe).await?;

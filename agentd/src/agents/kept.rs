@@ -71,6 +71,9 @@ pub struct Kept {
     /// What was taken from it while it ran.
     #[serde(default)]
     pub taken: Taken,
+    /// The number of its Landlock domain, once it is known.
+    #[serde(default)]
+    pub landlock_domain: Option<u64>,
     /// What the descriptors behind this one are, in their order.
     pub descriptors: Vec<String>,
     /// What other parts of agentd want to find again, by their names.
@@ -278,6 +281,7 @@ pub(super) mod tests {
             keeps_names: true,
             ending: None,
             taken: Taken::default(),
+            landlock_domain: None,
             descriptors: vec!["stdin".into(), listener_name(3)],
             links: serde_json::Map::new(),
         }

@@ -579,6 +579,7 @@ fn kept_of(
         taken: Taken::default(),
         // Filled in when the broker gets them.
         descriptors: Vec::new(),
+        landlock_domain: None,
         links: serde_json::Map::new(),
     }
 }

@@ -201,11 +201,26 @@ impl Daemon {
             listeners,
             refusals,
         } = streams;
-        let witness = self.denials.witness(
-            kept.identity.clone(),
-            hold.slot(),
-            kept.rules.denials.clone(),
-        );
+        let init = hold.info().pid.unsigned_abs();
+        let (witness, domain) = self.denials.witness(crate::denials::Suspect {
+            identity: kept.identity.clone(),
+            slot: hold.slot(),
+            rules: kept.rules.denials.clone(),
+            init,
+            domain: kept.landlock_domain,
+        });
+        // For the next agentd, which does not hear of it again.
+        let (keeps, broker, of) = (hold.downgrade(), self.broker.clone(), kept.identity.clone());
+        tokio::spawn(async move {
+            if let Ok(domain) = domain.await
+                && let Some(hold) = keeps.upgrade()
+                && let Err(error) = hold
+                    .change(&broker, |kept| kept.landlock_domain = Some(domain))
+                    .await
+            {
+                tracing::warn!(agent = %of, "the next agentd will not know what Landlock refuses it: {error}");
+            }
+        });
         if let Input::Pipe(_) = &input {
             let (forgets, broker, name) =
                 (hold.clone(), self.broker.clone(), kept.identity.to_string());
@@ -390,6 +405,7 @@ impl Daemon {
         let followed = Arc::clone(&agent);
         tokio::spawn(async move {
             let ending = session.run().await;
+            daemon.denials.ended(init);
             daemon.finish(&followed, ending).await;
             drop(witness);
         });

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use agentd_api::denials::{DenialEvent, DenialLayer, DenialLoss};
+use agentd_api::denials::{ANYBODY, DenialEvent, DenialLayer, DenialLoss};
 use agentd_api::{Error, MANAGER_PATH};
 use agentd_storage::{Denial, Event, Fact, LaunchId, Told, Viewer};
 use serde_json::json;
@@ -90,7 +90,19 @@ impl DenialsObject {
                 lost,
             })
         });
-        Ok(losses.collect())
+        let denials = &self.daemon.denials;
+        let in_kernel = match denials.hears_landlock() {
+            true => self.daemon.broker.audit_lost().await,
+            false => Ok(0),
+        };
+        let in_kernel = in_kernel.map_err(|e| Error::Internal(e.to_string()))?;
+        let anybodys = denials.lost_of_anybody(in_kernel);
+        let anybodys = anybodys.into_iter().map(|(layer, lost)| DenialLoss {
+            agent: ANYBODY.to_owned(),
+            layer: layer.as_str().to_owned(),
+            lost,
+        });
+        Ok(losses.chain(anybodys).collect())
     }
 
     async fn layers(&self) -> Result<Vec<DenialLayer>, Error> {

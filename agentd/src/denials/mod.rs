@@ -1,9 +1,9 @@
 //! Denial events: what the kernel's layers refused an agent, joined with the line of its policy and with everything that agentd
 //! itself refuses.
 //!
-//! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), and the ring of the kernel plane's programs
-//! ([`bpf`]). The bus's router has a queue for each agent ([`bus`]). What else agentd refuses (proxy, gateway,
-//! tools, ssh) is recorded where it is refused. All end in [`agentd_storage::Store`], which tells those who follow
+//! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), the ring of the kernel plane's programs
+//! ([`bpf`]), and Landlock's records in the kernel's audit ([`landlock`]). The bus's router has a queue for each agent ([`bus`]). What
+//! else agentd refuses (proxy, gateway, tools, ssh) is recorded where it is refused. All end in [`agentd_storage::Store`], which tells those who follow
 //! (`control::denials`), so the stream has one order and nobody is left out. A source never decides anything: when all of this
 //! stands still, everything is refused as before, and what could not be told is counted ([`Denials::lost`]).
 //!
@@ -13,10 +13,13 @@
 mod allowance;
 mod bpf;
 mod bus;
+mod domains;
+mod landlock;
 mod news;
 mod seccomp;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentd_api::{AgentId, AgentIdentity};
@@ -24,6 +27,7 @@ use agentd_broker::protocol::Slot;
 use agentd_kernel::probe::{Feature, HostCaps, Probe};
 use agentd_sandbox::{DenialRules, Reason};
 use agentd_storage::{Denial, Event, Fact, Store};
+use tokio::sync::oneshot;
 
 pub use bus::follow as follow_bus;
 pub use news::News;
@@ -40,6 +44,8 @@ pub enum Layer {
     Bpf,
     /// The bus's router. No part of the kernel, but on a thread that waits for nobody.
     Bus,
+    /// Landlock.
+    Landlock,
 }
 
 impl Layer {
@@ -49,6 +55,7 @@ impl Layer {
             Self::Seccomp => "seccomp",
             Self::Bpf => "bpf",
             Self::Bus => "bus",
+            Self::Landlock => "landlock",
         }
     }
 }
@@ -61,29 +68,73 @@ pub struct Denials {
     witnesses: Mutex<BTreeMap<Slot, Arc<Witness>>>,
     /// The kernel plane's programs, or why they can't be heard.
     bpf: Result<bpf::Source, String>,
+    /// Landlock's records, or why they can't be heard.
+    landlock: Result<landlock::Source, String>,
+}
+
+/// An agent of whom refusals may come.
+#[derive(Debug)]
+pub struct Suspect {
+    pub identity: AgentIdentity,
+    pub slot: Slot,
+    /// The lines that its plan was made from.
+    pub rules: DenialRules,
+    /// The sandbox's init, on the host.
+    pub init: u32,
+    /// Its Landlock domain, where an earlier agentd learned it.
+    pub domain: Option<u64>,
 }
 
 impl Denials {
-    /// Of agents whose record is `store`.
-    pub fn new(store: Store, plane: &KernelPlane) -> Self {
+    /// Of agents whose record is `store`. `audit` is the socket with Landlock's records, or why there is none.
+    pub fn new(store: Store, plane: &KernelPlane, audit: Result<OwnedFd, String>) -> Self {
         Self {
             store,
             witnesses: Mutex::default(),
             bpf: bpf::Source::of(plane),
+            landlock: audit.map(landlock::Source::new),
         }
     }
 
-    /// For an agent whose plan was made from the lines in `rules`. It is known until its slot has another agent.
-    pub fn witness(&self, identity: AgentIdentity, slot: Slot, rules: DenialRules) -> Arc<Witness> {
+    /// For an agent: it is known until its slot has another one. And where its domain, once it is learned, comes from.
+    pub fn witness(&self, suspect: Suspect) -> (Arc<Witness>, oneshot::Receiver<u64>) {
+        let Suspect {
+            identity,
+            slot,
+            rules,
+            init,
+            domain,
+        } = suspect;
+        let (learned, learns) = oneshot::channel();
         let witness = Arc::new(Witness {
             identity,
             rules,
             store: self.store.clone(),
             news: News::default(),
             lost: Mutex::default(),
+            learned: Mutex::new(Some(learned)),
         });
         self.lock().insert(slot, Arc::clone(&witness));
-        witness
+        let source = self.landlock.as_ref().ok();
+        if let Some(domain) = source.and_then(|source| source.arrive(init, &witness, domain)) {
+            witness.learn(domain);
+        }
+        (witness, learns)
+    }
+
+    /// An agent has ended; its sandbox's init is no more.
+    pub fn ended(&self, init: u32) {
+        if let Ok(source) = &self.landlock {
+            source.leave(init);
+        }
+    }
+
+    /// Tells of what Landlock refuses, for as long as agentd runs. Returns at once where it can't be heard.
+    pub async fn follow_landlock(&self) {
+        let Ok(source) = &self.landlock else { return };
+        if let Err(error) = landlock::follow(source).await {
+            tracing::error!("what Landlock refuses can't be read further: {error}");
+        }
     }
 
     /// Tells of what the kernel plane's programs refuse, for as long as agentd runs. Returns at once where there are none.
@@ -108,6 +159,21 @@ impl Denials {
             .collect()
     }
 
+    /// Refusals that nobody could be told of and of which nobody knows whose they were. `kernel`: what the kernel's audit itself lost.
+    pub fn lost_of_anybody(&self, kernel: u64) -> Vec<(Layer, u64)> {
+        let lost = self
+            .landlock
+            .as_ref()
+            .map_or(0, |source| source.lost(kernel));
+        let lost = (lost > 0).then_some((Layer::Landlock, lost));
+        lost.into_iter().collect()
+    }
+
+    /// Whether Landlock's records are heard.
+    pub fn hears_landlock(&self) -> bool {
+        self.landlock.is_ok()
+    }
+
     fn of_slot(&self, slot: Slot) -> Option<Arc<Witness>> {
         self.lock().get(&slot).cloned()
     }
@@ -123,8 +189,8 @@ impl Denials {
             (Layer::Bus.as_str(), None),
             (Layer::Seccomp.as_str(), seccomp),
             (
-                "landlock",
-                Some("this version does not read the kernel's audit; where that is on, refusals of root-mode agents are in the host's audit log (ausearch -m LANDLOCK_ACCESS)".into()),
+                Layer::Landlock.as_str(),
+                self.landlock.as_ref().err().cloned(),
             ),
             (Layer::Bpf.as_str(), self.bpf.as_ref().err().cloned()),
             (
@@ -150,6 +216,8 @@ pub struct Witness {
     store: Store,
     news: News,
     lost: Mutex<BTreeMap<Layer, u64>>,
+    /// Who waits for the number of its Landlock domain.
+    learned: Mutex<Option<oneshot::Sender<u64>>>,
 }
 
 impl Witness {
@@ -170,6 +238,18 @@ impl Witness {
             self.store.tell_repeated(event);
         } else if let Err(error) = self.store.record(event).await {
             tracing::error!(agent = %self.identity.name, %error, "a refusal can't be recorded");
+        }
+    }
+
+    /// The number of the agent's Landlock domain.
+    fn learn(&self, domain: u64) {
+        let waits = self
+            .learned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if waits.is_some_and(|waits| waits.send(domain).is_err()) {
+            tracing::debug!(agent = %self.identity.name, "it ended before its Landlock domain was known");
         }
     }
 

@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::confine::ServiceIds;
-use crate::config::HostNetwork;
+use crate::config::{HostNetwork, KernelAudit};
 
 /// A broker that serves another client, or has stopped, does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -116,6 +116,7 @@ pub fn reach(
     named: Option<&Path>,
     service: Option<ServiceIds>,
     network: HostNetwork,
+    kernel_audit: KernelAudit,
 ) -> anyhow::Result<BrokerProcess> {
     match connect(runtime_dir) {
         Err(ConnectError::Nobody { .. }) => {}
@@ -135,7 +136,8 @@ pub fn reach(
     let notes = (!rustix::process::geteuid().is_root()).then_some(notes);
     let network = (network == HostNetwork::Allow).then(|| OsString::from("--host-network"));
     let options = client.into_iter().chain(notes).flatten();
-    let arguments: Vec<OsString> = options.chain(network).collect();
+    let audit = (kernel_audit == KernelAudit::On).then(|| OsString::from("--kernel-audit"));
+    let arguments: Vec<OsString> = options.chain(network).chain(audit).collect();
     let child = client::start_listening(&program, &arguments, listener).with_context(|| {
         format!(
             "cannot start the broker {} (it is installed beside agentd; AGENTD_BROKER names another)",

@@ -101,6 +101,7 @@ pub fn prepare(options: &Options) -> anyhow::Result<Prepared> {
             options.broker.as_deref(),
             service,
             config.daemon.host_network,
+            config.daemon.kernel_audit,
         )?,
         Standing::System => broker::connect(&options.runtime_dir)
             .context("start agentd-broker.socket, or run agentd without --system")?,

@@ -258,6 +258,13 @@ fn each_layer_says_whether_it_can_tell_and_why_not() {
         };
         assert_eq!(of("egress")["observable"], true);
         assert_eq!(of("bus")["observable"], true);
+        // It changes the host, so it is off until somebody wants it.
+        let landlock = of("landlock")["why_not"].as_str().expect("off").to_owned();
+        let helps = match mode {
+            Mode::Root => "kernel_audit = \"on\" under [daemon]",
+            Mode::User => "root's",
+        };
+        assert!(landlock.contains(helps), "{landlock}");
         let mounts = of("mounts");
         let why_not = mounts["why_not"].as_str().expect("a reason");
         assert!(why_not.starts_with("not observable here: "), "{why_not}");

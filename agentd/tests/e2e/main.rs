@@ -16,6 +16,7 @@ mod gateway_peers;
 mod gvisor;
 mod harness;
 mod isolation;
+mod kernel_audit;
 mod limits;
 mod malformed;
 mod restart;

@@ -31,6 +31,8 @@ mod kind {
     pub const ABSENT: u16 = 14;
     pub const RESTRICT: u16 = 15;
     pub const ROUTE: u16 = 16;
+    pub const AUDIT: u16 = 17;
+    pub const AUDIT_LOST: u16 = 18;
     pub const WELCOME: u16 = 101;
     pub const LAUNCHED: u16 = 102;
     pub const DONE: u16 = 103;
@@ -40,6 +42,7 @@ mod kind {
     pub const HELD: u16 = 107;
     pub const PLANE_IS: u16 = 108;
     pub const REASON: u16 = 109;
+    pub const COUNT: u16 = 110;
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -349,6 +352,8 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
         Request::Adopt(info) => message(request, kind::ADOPT, LaunchedBody::new(info)),
         Request::Detach => message(request, kind::DETACH, [0u8; 0]),
         Request::Plane => message(request, kind::PLANE, [0u8; 0]),
+        Request::Audit => message(request, kind::AUDIT, [0u8; 0]),
+        Request::AuditLost => message(request, kind::AUDIT_LOST, [0u8; 0]),
         &Request::Absent(group) => slot(kind::ABSENT, Slot(group as u32)),
         &Request::Restrict {
             slot,
@@ -434,6 +439,14 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), DecodeError> {
             empty(kind, rest)?;
             Request::Plane
         }
+        kind::AUDIT => {
+            empty(kind, rest)?;
+            Request::Audit
+        }
+        kind::AUDIT_LOST => {
+            empty(kind, rest)?;
+            Request::AuditLost
+        }
         kind::ABSENT => {
             let field = "group";
             let group = Group::from_number(slot_body(kind, rest)?.0);
@@ -517,6 +530,7 @@ pub fn encode_reply(request: u64, reply: &Reply) -> Vec<u8> {
             };
             message(request, kind::REASON, body)
         }
+        Reply::Count(count) => message(request, kind::COUNT, *count),
         Reply::Failed(failure) => {
             let end = failure.text.floor_char_boundary(MAX_TEXT);
             let (text, text_len) = field(&failure.text.as_bytes()[..end]);
@@ -604,6 +618,7 @@ pub fn decode_reply(bytes: &[u8]) -> Result<(u64, Reply), DecodeError> {
             let text = text.ok_or(DecodeError::Field { kind, field })?;
             Reply::Reason(String::from_utf8_lossy(text).into_owned())
         }
+        kind::COUNT => Reply::Count(body(kind, rest)?),
         kind::FAILED => {
             let failed: FailedBody = body(kind, rest)?;
             let code = ErrorCode::from_raw(failed.code).ok_or(DecodeError::Field {

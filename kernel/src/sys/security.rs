@@ -218,7 +218,7 @@ pub mod landlock {
     pub enum Logging {
         /// It hears of the caller alone, up to its next exec.
         Caller,
-        /// It hears of programs that are executed later, and no more of the caller. From ABI 7 on; before, nothing is heard.
+        /// It hears of programs that are executed later, too. From ABI 7 on; before, nothing is heard.
         Programs,
     }
 
@@ -227,11 +227,10 @@ pub mod landlock {
 
     /// Enforces the ruleset on the caller, for good; needs `no_new_privs`.
     pub fn restrict_self(ruleset: FdRef<'_>, logging: Logging) -> Result<(), Errno> {
-        const LOG_SAME_EXEC_OFF: usize = 1;
         const LOG_NEW_EXEC_ON: usize = 2;
         let flags = match logging {
             Logging::Caller => 0,
-            Logging::Programs => LOG_SAME_EXEC_OFF | LOG_NEW_EXEC_ON,
+            Logging::Programs => LOG_NEW_EXEC_ON,
         };
         // SAFETY: no memory is involved.
         unsafe { call(nr::LANDLOCK_RESTRICT_SELF, [ruleset.arg(), flags]) }.map(drop)

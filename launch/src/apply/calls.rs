@@ -27,7 +27,7 @@ pub const SYSTEM_CALLS: &[(u32, &str)] = &[
     (nr::CLONE, "the task that makes the network namespace, the program's process"),
     (nr::EXECVE, "the program"),
     (nr::WAIT4, "children that have ended"),
-    (nr::KILL, "signals for the program"),
+    (nr::KILL, "signals for the program; its Landlock domain makes itself known"),
     (nr::FCNTL, "the plan's seals, the note's lock"),
     (nr::FCHDIR, "sockets and the new root are made where they are"),
     (nr::UMASK, "modes of what is made"),

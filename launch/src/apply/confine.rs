@@ -5,7 +5,7 @@
 //! both. Landlock and seccomp are the child's alone.
 
 use agentd_kernel::sys::security::{self, landlock, landlock::Logging};
-use agentd_kernel::sys::{Errno, Fd, FdRef, SockFilter, fs, notify};
+use agentd_kernel::sys::{Errno, Fd, FdRef, SockFilter, fs, notify, process};
 
 use super::{During, Outcome};
 use crate::floor::{Refusals, base_filter, runtime_filter};
@@ -167,12 +167,23 @@ impl LandlockEnforced {
             Mode::Root | Mode::User => Logging::Caller,
         };
         landlock::restrict_self(ruleset.borrow(), logging).during(Step::Landlock, at)?;
+        if logging == Logging::Programs {
+            introduce();
+        }
         Ok(LandlockEnforced {
             abi,
             active: true,
             net: net != 0,
         })
     }
+}
+
+/// Makes the new domain known to who reads the kernel's audit (ADR 40): a signal 0 to the sandbox's init, which is outside of the
+/// domain, is refused, and the record has the domain's number and the init's on the host. Where no audit is on nothing is heard.
+fn introduce() {
+    const INIT: i32 = 1;
+    // Refused is what it is to be; signal 0 would do nothing.
+    process::kill(INIT, 0).unwrap_or(());
 }
 
 /// What a rule is about.

@@ -30,6 +30,8 @@ fn every_request() -> Vec<Request> {
         Request::Adopt(launched()),
         Request::Detach,
         Request::Plane,
+        Request::Audit,
+        Request::AuditLost,
         Request::Absent(Group::Sched),
         Request::Restrict {
             slot: Slot(8),
@@ -104,6 +106,7 @@ fn every_reply() -> Vec<Reply> {
         }),
         Reply::Done,
         Reply::Stats(stats),
+        Reply::Count(7),
         Reply::Plane(Plane {
             layout: 1,
             groups: [Group::Net, Group::Route].into_iter().collect(),

@@ -1,36 +1,29 @@
 //! What the router refused an agent: names and topics that its policy does not give, and rights that somebody took from it.
 //!
-//! The refusals come through a queue of the agent's own, which is read no faster than [`MOST`] in a [`SPAN`]; what finds it full is
+//! The refusals come through a queue of the agent's own, which is read no faster than its [`Allowance`]; what finds it full is
 //! counted. The names in them are the agent's words, checked by the bus.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agentd_bus::topic::RESERVED_PREFIX;
 use agentd_sandbox::Reason;
 
+use super::allowance::Allowance;
 use super::{Layer, Witness, shown_name};
 use crate::bus::{Refusals, Refused, TakenBack};
 
-/// Refusals told in one [`SPAN`]: ten thousand in a second.
-const MOST: usize = 500;
-const SPAN: Duration = Duration::from_millis(50);
-
 /// Tells of what is refused until the agent has left the bus.
 pub async fn follow(mut refusals: Refusals, witness: Arc<Witness>) {
-    let mut begun = Instant::now();
-    let mut told = 0;
+    let mut allowance = Allowance::new(Instant::now());
     while let Some(refused) = refusals.next().await {
         witness.set_lost(Layer::Bus, refusals.lost());
         tell(&refused, &witness).await;
-        told += 1;
-        if begun.elapsed() > SPAN {
-            (begun, told) = (Instant::now(), 0);
-        } else if told == MOST {
+        while allowance.at(Instant::now()) == 0 {
             // Enough for this while: the queue fills, and the router counts.
-            tokio::time::sleep_until((begun + SPAN).into()).await;
-            (begun, told) = (Instant::now(), 0);
+            tokio::time::sleep_until(allowance.again().into()).await;
         }
+        allowance.spend(1);
     }
     witness.set_lost(Layer::Bus, refusals.lost());
 }

@@ -46,7 +46,6 @@ pub struct Domains<A> {
     /// Counts what became known, to find what did first.
     clock: u64,
     strays: u64,
-    attributed: u64,
 }
 
 #[derive(Debug)]
@@ -82,7 +81,6 @@ impl<A> Default for Domains<A> {
             inits: HashMap::new(),
             clock: 0,
             strays: 0,
-            attributed: 0,
         }
     }
 }
@@ -141,7 +139,6 @@ impl<A: Clone> Domains<A> {
                 match gone.owner {
                     Owner::Agent(agent) | Owner::Left(agent) => {
                         let untold = gone.told.map(|told| denials.saturating_sub(told));
-                        self.attributed += untold.unwrap_or(0);
                         untold.map_or(Verdict::Nothing, |untold| Verdict::Ended(agent, untold))
                     }
                     Owner::Waiting { init, .. } => {
@@ -156,11 +153,6 @@ impl<A: Clone> Domains<A> {
     /// Refusals of domains that were never made known while some agent's was not.
     pub fn strays(&self) -> u64 {
         self.strays
-    }
-
-    /// Untold refusals that are known to be some agent's.
-    pub fn attributed(&self) -> u64 {
-        self.attributed
     }
 
     fn refused(&mut self, access: Access) -> Verdict<A> {
@@ -347,7 +339,6 @@ mod tests {
         };
         assert_eq!(domains.hear(gone.clone()), Verdict::Ended("a", 40));
         assert_eq!(domains.hear(gone), Verdict::Nothing);
-        assert_eq!(domains.attributed(), 40);
     }
 
     #[test]

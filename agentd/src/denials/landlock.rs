@@ -59,13 +59,12 @@ impl Source {
         self.lock().leave(init);
     }
 
-    /// Refusals of which nobody can say whose they were: all that was lost, here and in the kernel (`kernel`), but for what ended
-    /// domains have said was theirs. Records of the domains' own beginnings and ends may be among it.
-    pub fn lost(&self, kernel: u64) -> u64 {
+    /// Refusals of which nobody can say whose they were: all that was lost, here and in the kernel (`kernel`), but for what is
+    /// shown as some agent's own (`owned`). Records of the domains' own beginnings and ends may be among it.
+    pub fn lost(&self, kernel: u64, owned: u64) -> u64 {
         // The kernel's counter wraps.
         let dropped = dropped(&self.socket).wrapping_sub(self.before);
-        let domains = self.lock();
-        (u64::from(dropped) + kernel).saturating_sub(domains.attributed()) + domains.strays()
+        (u64::from(dropped) + kernel).saturating_sub(owned) + self.lock().strays()
     }
 
     fn lock(&self) -> MutexGuard<'_, Domains<Arc<Witness>>> {

@@ -161,10 +161,15 @@ impl Denials {
 
     /// Refusals that nobody could be told of and of which nobody knows whose they were. `kernel`: what the kernel's audit itself lost.
     pub fn lost_of_anybody(&self, kernel: u64) -> Vec<(Layer, u64)> {
-        let lost = self
-            .landlock
-            .as_ref()
-            .map_or(0, |source| source.lost(kernel));
+        // An agent whose slot another one has is shown no more: what it lost is nobody's in particular again.
+        let witnesses = self.lock();
+        let owned = witnesses
+            .values()
+            .filter_map(|one| one.lost_of(Layer::Landlock));
+        let owned = owned.sum();
+        drop(witnesses);
+        let source = self.landlock.as_ref();
+        let lost = source.map_or(0, |source| source.lost(kernel, owned));
         let lost = (lost > 0).then_some((Layer::Landlock, lost));
         lost.into_iter().collect()
     }
@@ -251,6 +256,11 @@ impl Witness {
         if waits.is_some_and(|waits| waits.send(domain).is_err()) {
             tracing::debug!(agent = %self.identity.name, "it ended before its Landlock domain was known");
         }
+    }
+
+    fn lost_of(&self, layer: Layer) -> Option<u64> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.get(&layer).copied()
     }
 
     /// How many of this layer's were lost since the launch.

@@ -24,6 +24,9 @@ pub const WORDS: usize = SLOTS / 64;
 pub const CONTENT_MAX: u32 = 4096;
 /// What may be queued to an agent unless the broker says otherwise.
 pub const CREDIT: u32 = 256 * 1024;
+/// A bit of [`Head::kind`]: the frame answers. Whoever may ask an agent may be answered by it, so such a frame goes by the right of its
+/// receiver to send to its sender.
+pub const ANSWERS: u32 = 1 << 31;
 /// First word of each frame.
 pub const MAGIC: u32 = 0xaf42_d14e;
 
@@ -53,7 +56,7 @@ pub struct Grant {
     /// Bytes that may be queued to it.
     pub credit: u32,
     pub _zero: u32,
-    /// A bit for each slot that it may send to.
+    /// A bit for each slot that it may send to, and whose answers it takes.
     pub to: [u64; WORDS],
 }
 
@@ -87,7 +90,7 @@ pub mod refused {
     pub const SHAPE: usize = 0;
     /// Sent by a socket that is nobody's direct connection, or as somebody else.
     pub const SOURCE: usize = 1;
-    /// No right to send to this address, or nobody is there any more.
+    /// No right to send to this address, or to answer it, or nobody is there any more.
     pub const RIGHT: usize = 2;
     /// The peer has not taken enough of what is queued to it.
     pub const CREDIT: usize = 3;
@@ -110,7 +113,7 @@ pub struct Head {
     pub to: u64,
     /// The request that this is, or answers.
     pub correlation: u64,
-    /// The library's: the kernel doesn't look at it.
+    /// The library's, but for [`ANSWERS`].
     pub kind: u32,
     /// The library's, until the frame comes back: then an index of [`refused`] plus one.
     pub status: u32,

@@ -8,7 +8,7 @@
 
 use crate::agent::{MMAPABLE, add, current_slot};
 use agentd_ebpf_common::route::{
-    CONTENT_MAX, Flow, Grant, HEAD_LEN, Head, MAGIC, PORT, SLOTS, Traffic, refused, slot_of,
+    ANSWERS, CONTENT_MAX, Flow, Grant, HEAD_LEN, Head, MAGIC, PORT, SLOTS, Traffic, refused, slot_of,
 };
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
@@ -180,13 +180,15 @@ pub fn route_verdict(context: SkMsgContext) -> u32 {
 
         let size = u64::from(whole);
         let peer = slot_of(to);
-        let word = (peer >> 6) as usize & (SLOTS / 64 - 1);
-        let allowed = read_volatile((&raw const grant.to).cast::<u64>().add(word));
         let Some(theirs) = ROUTE_GRANTS.get(peer) else {
             return SK_DROP;
         };
-        let may =
-            allowed & (1 << (peer & 63)) != 0 && read_volatile(&raw const theirs.address) == to;
+        let right = if (*head).kind & ANSWERS == 0 {
+            may_send(grant, peer)
+        } else {
+            may_send(theirs, slot)
+        };
+        let may = right && read_volatile(&raw const theirs.address) == to;
         let done = if may {
             put(message, peer, read_volatile(&raw const theirs.credit), size)
         } else {
@@ -210,6 +212,15 @@ pub fn route_verdict(context: SkMsgContext) -> u32 {
             Err(_) => SK_DROP,
         }
     }
+}
+
+/// Whether whoever has this row may send to `slot`.
+#[inline(always)]
+fn may_send(grant: &Grant, slot: u32) -> bool {
+    let word = (slot >> 6) as usize & (SLOTS / 64 - 1);
+    // SAFETY: a word of the row, by the mask; the broker stores whole words.
+    let allowed = unsafe { read_volatile((&raw const grant.to).cast::<u64>().add(word)) };
+    allowed & (1 << (slot & 63)) != 0
 }
 
 /// Redirects a message of `size` bytes into the queue of `slot`, within its credit; the reason if that can't be.

@@ -12,6 +12,7 @@ use agentd_storage::stream::Compression;
 use serde::Deserialize;
 
 use crate::agents::log::MIN_LIMIT_BYTES;
+use crate::bus::direct::Offer;
 use crate::bus::gateway::config::GatewayConfig;
 use crate::bus::{SHARDS_MAX, default_shards};
 use crate::ceilings::Ceiling;
@@ -27,9 +28,11 @@ pub struct Config {
     pub retention: RetentionConfig,
     pub model: ModelConfig,
     pub net: NetConfig,
-    /// The bus's way out of the host's sandboxes.
     /// Router threads.
     pub bus_shards: usize,
+    /// Whether agents are offered the direct path.
+    pub direct: Offer,
+    /// The bus's way out of the host's sandboxes.
     pub gateway: GatewayConfig,
     /// Durable topics and queues.
     pub durable: DurableConfig,
@@ -256,6 +259,7 @@ struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 struct RawBus {
     shards: Option<usize>,
+    direct: Offer,
     gateway: GatewayConfig,
     durable: RawDurable,
 }
@@ -506,6 +510,7 @@ impl Config {
                 ("retention.older_than_days", older_than_days.to_string()),
                 ("retention.keep", raw.retention.keep.to_string()),
                 ("bus.shards", bus_shards.to_string()),
+                ("bus.direct", (raw.bus.direct == Offer::Yes).to_string()),
                 (
                     "bus.durable.store",
                     format!(
@@ -572,6 +577,7 @@ impl Config {
             model: raw.model,
             net: raw.net,
             bus_shards,
+            direct: raw.bus.direct,
             gateway: raw.bus.gateway,
             durable: raw.bus.durable.config(),
             ceilings: raw.ceiling,
@@ -661,6 +667,8 @@ mod tests {
         assert_eq!(parse("[bus]\nshards = 3\n").unwrap().bus_shards, 3);
         let config = parse("").unwrap();
         assert!((1..=8).contains(&config.bus_shards));
+        assert_eq!(config.direct, Offer::No, "only where it is asked for");
+        assert_eq!(parse("[bus]\ndirect = true\n").unwrap().direct, Offer::Yes);
         let values = config.document["values"].as_array().unwrap();
         let shown = values.iter().find(|v| v["key"] == "bus.shards").unwrap();
         assert_eq!(shown["value"], config.bus_shards.to_string());

@@ -19,6 +19,7 @@ use crate::agents::agent::Command;
 use crate::agents::broker::BrokerLink;
 use crate::agents::{Caller, Registry};
 use crate::approvals::{self, Approvals};
+use crate::bus::direct::Paths;
 use crate::bus::{BusServer, Durable, MessageSink};
 use crate::config::{Config, DurableConfig, DurableStore, OnStop};
 use crate::control;
@@ -57,6 +58,8 @@ pub struct Daemon {
     pub broker: BrokerLink,
     /// Which eBPF programs the broker has.
     pub plane: KernelPlane,
+    /// The direct path between agents.
+    pub paths: Paths,
     pub scheduler: Scheduler,
     pub counters: KernelCounters,
     pub bus: BusServer,
@@ -183,6 +186,8 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     )?;
     let plane = KernelPlane::ask(&broker).await;
     let audit = broker.audit().await;
+    let paths = Paths::start(prepared.config.direct, &plane, broker.clone());
+    bus.connect_paths(paths.clone());
     let daemon = Arc::new(Daemon {
         units: Units::new(&prepared.config.units, prepared.unit_dirs, prepared.mode),
         fleet: Arc::new(UnitFleet::new(Arc::clone(&agents))),
@@ -195,6 +200,7 @@ pub async fn serve(prepared: Prepared) -> anyhow::Result<()> {
         counters: KernelCounters::new(&plane),
         denials: Denials::new(store.clone(), &plane, audit),
         plane,
+        paths,
         runtime_dir: prepared.runtime_dir,
         gateway: prepared.gateway.transport(),
         bus,

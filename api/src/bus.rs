@@ -41,6 +41,18 @@ words! {
 }
 
 words! {
+    /// Whether small requests to a peer, and its own, may go from socket to socket in the kernel.
+    pub enum DirectState: "state of the direct path" {
+        /// A process of it has the agent's direct connection.
+        Connected = "connected",
+        /// It may open one.
+        Offered = "offered",
+        /// It can't.
+        None = "none",
+    }
+}
+
+words! {
     /// Whether something was heard of a peer's own connections.
     pub enum PeerLiveness: "liveness" {
         Alive = "alive",
@@ -104,6 +116,14 @@ pub struct BusPeer {
     pub refused: u64,
     /// Topic messages that it was too slow for.
     pub dropped: u64,
+    /// Whether it is on the direct path; absent with an agentd that has none to offer.
+    pub direct: Option<DirectState>,
+    /// Why it is not, for people; empty while it is.
+    pub direct_why: Option<String>,
+    /// Requests and answers that it sent and received by the direct path, which no tap and no record shows, and what came back to it.
+    pub direct_sent: Option<u64>,
+    pub direct_received: Option<u64>,
+    pub direct_refused: Option<u64>,
     /// What was taken from it with [`BusProxy::revoke`]; absent if nothing was.
     pub revoked: Option<Vec<Revocation>>,
 }
@@ -130,6 +150,11 @@ impl BusPeer {
             "received_bytes": self.received_bytes,
             "refused": self.refused,
             "dropped": self.dropped,
+            "direct": self.direct,
+            "direct_why": self.direct_why,
+            "direct_sent": self.direct_sent,
+            "direct_received": self.direct_received,
+            "direct_refused": self.direct_refused,
             "revoked": revocations_json(self.revoked.as_deref().unwrap_or_default()),
         })
     }

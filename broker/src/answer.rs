@@ -7,6 +7,7 @@ use crate::adopt::adopt;
 use crate::agents::{Agents, Grace, stats};
 use crate::failure::{failed, refused};
 use crate::server::Server;
+use agentd_bpf::layout::route::slot_of;
 use agentd_broker::protocol::{
     CgroupFeatures, ErrorCode, Failure, Reply, Request, Slot, VERSION, Welcome,
 };
@@ -122,8 +123,8 @@ impl Server {
                 done
             }
             &Request::Route { from, to, right } => {
-                for slot in [from, to] {
-                    self.agents.get(slot)?.running_group()?;
+                for address in [from, to] {
+                    self.agents.get(Slot(slot_of(address)))?.running_group()?;
                 }
                 self.workshop.plane.route(from, to, right)?;
                 done

@@ -383,7 +383,7 @@ impl BrokerClient {
     }
 
     /// Gives or takes the right to send by the direct path; see [`Request::Route`].
-    pub fn route(&mut self, from: Slot, to: Slot, right: Right) -> Result<(), ClientError> {
+    pub fn route(&mut self, from: u64, to: u64, right: Right) -> Result<(), ClientError> {
         self.done(&Request::Route { from, to, right })
     }
 

@@ -13,7 +13,6 @@ mod child;
 
 use crate::failure::{failed, refused};
 use crate::log::log;
-use agentd_bpf::layout::route::SLOTS;
 use agentd_bpf::layout::{LAYOUT, MAX_SLOT, revoked};
 use agentd_bpf::{Clearable, Directory, Group, Groups, MapError, Policies, Right, Routes, Table};
 use agentd_bpf_load::pins::{PinError, Pins};
@@ -217,7 +216,7 @@ impl Plane {
     }
 
     /// See [`agentd_broker::protocol::Request::Route`]. To take back what can't have been given is done.
-    pub fn route(&self, from: Slot, to: Slot, right: Right) -> Result<(), Failure> {
+    pub fn route(&self, from: u64, to: u64, right: Right) -> Result<(), Failure> {
         let raised = match self {
             Self::Raised(raised) if raised.groups.has(Group::Route) => raised,
             _ if right == Right::No => return Ok(()),
@@ -227,14 +226,7 @@ impl Plane {
                 return Err(refused(ErrorCode::Unsupported, text));
             }
         };
-        let of = |slot: Slot| {
-            raised.routes.address(slot.0).ok_or_else(|| {
-                let text =
-                    format!("slot {slot} takes no part in the direct path: slots below {SLOTS} do");
-                refused(ErrorCode::Unsupported, text)
-            })
-        };
-        let done = raised.routes.allow(of(from)?, of(to)?, right);
+        let done = raised.routes.allow(from, to, right);
         done.map_err(|error| refused(ErrorCode::NoSuchSlot, error.to_string()))
     }
 

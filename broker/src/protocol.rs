@@ -104,10 +104,11 @@ pub enum Request {
         revoked: u32,
         kept_ports: [u16; 8],
     },
-    /// Lets one agent put frames into the queue of another by the direct path, or no longer. The right ends with either of them.
+    /// Lets one agent put frames into the queue of another by the direct path, or no longer. The right ends with either of them. Both
+    /// are named by their [addresses](agentd_bpf::layout::route::address), so that it is never given to the next agent of a slot.
     Route {
-        from: Slot,
-        to: Slot,
+        from: u64,
+        to: u64,
         right: Right,
     },
     /// Kill all agents, clean up, exit. No reply: the socket reaches end of file.

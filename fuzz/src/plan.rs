@@ -119,6 +119,7 @@ fn make(text: &str, inputs_choice: u64, host_choice: u64) -> Option<(WireMode, u
         } else {
             MAX_LIFELINE_GRACE_MS
         },
+        direct: bit(inputs_choice, 9),
         resolver: bit(inputs_choice, 8).then(|| b"nameserver 192.0.2.1\n".to_vec()),
     };
     let grants = u32::try_from(inputs.grants.len()).expect("few");

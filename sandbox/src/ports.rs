@@ -8,6 +8,8 @@ pub const GATEWAY: u16 = 8080;
 pub const PROXY: u16 = 3128;
 /// The MCP server of the bus.
 pub const MCP: u16 = 8765;
+/// The direct connection to other agents, where the kernel carries it.
+pub const DIRECT: u16 = 7203;
 /// The bus socket in the sandbox's mount view.
 pub const BUS_SOCKET: &str = "/run/agentd/bus.sock";
 /// The filtered ssh-agent in the sandbox's mount view.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentd_bpf::Group;
+use agentd_bpf::{Group, Right};
 use agentd_broker::client::{self, ClientError, HeldAgent, Incoming, LaunchedAgent, PlaneTables};
 use agentd_broker::protocol::{self, ErrorCode, Gone, Launch, Reply, Request, Slot, Stats};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -275,6 +275,11 @@ impl BrokerLink {
             kept_ports,
         };
         self.done(request, &[]).await
+    }
+
+    /// Lets one agent ask another by the direct path, or no longer; both by their addresses.
+    pub async fn route(&self, from: u64, to: u64, right: Right) -> Result<(), BrokerError> {
+        self.done(Request::Route { from, to, right }, &[]).await
     }
 
     /// Stops every process in the slot.

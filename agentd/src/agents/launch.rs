@@ -254,6 +254,7 @@ impl Daemon {
             resolver: (policy.net.mode == NetMode::Host)
                 .then(|| std::fs::read("/etc/resolv.conf").ok())
                 .flatten(),
+            direct: self.paths.are_offered(),
         };
         agentd_sandbox::plan(&policy, &inputs, &self.host)
             .map_err(|e| Error::LaunchRefused(e.to_string()))

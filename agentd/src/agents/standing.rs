@@ -34,6 +34,7 @@ use super::session::Session;
 use super::status::StatusLink;
 use super::stdio::{self, Input, Output};
 use super::viewer::Begin;
+use crate::bus::direct::{self, Came};
 use crate::bus::{RefusalSink, TakenBack};
 use crate::daemon::Daemon;
 use crate::denials::follow_bus;
@@ -286,6 +287,15 @@ impl Daemon {
             Place::New(_) => Vec::new(),
             Place::Adopted => self.revoked(kept.identity.id).await?,
         };
+        let came = match place {
+            Place::New(_) => Came::New,
+            Place::Adopted => Came::Adopted,
+        };
+        if listeners.contains_key(&plan::DIRECT)
+            && let Some(address) = self.paths.address_of(hold.info())
+        {
+            self.paths.expect(kept.identity.id, address, came);
+        }
         let (sink, refused) = crate::bus::refusals();
         tokio::spawn(follow_bus(refused, Arc::clone(&witness)));
         let rights = (revoked.as_slice(), sink);
@@ -524,6 +534,13 @@ impl Daemon {
                     tokio::spawn(async move {
                         if let Err(error) = crate::mcp::serve(listener, rights, cancel).await {
                             tracing::error!(agent = %identity, "its MCP server ended: {error}");
+                        }
+                    });
+                }
+                plan::DIRECT => {
+                    tokio::spawn(async move {
+                        if let Err(error) = direct::keep(listener, cancel).await {
+                            tracing::error!(agent = %identity, "its direct connections are not kept: {error}");
                         }
                     });
                 }

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod channel_tests;
 mod channels;
+pub mod direct;
 mod durable;
 #[cfg(test)]
 mod durable_tests;

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use agentd_api::{AgentId, AgentIdentity};
@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::channels::{ChannelInfo, Channels, LeftBehind};
+use super::direct::{Came, Paths};
 use super::durable::{Durable, Kept};
 use super::port::AgentPort;
 use super::record::{MessageSink, Recorder};
@@ -106,6 +107,8 @@ pub(super) struct Shared {
     taps: Arc<Taps>,
     users: Users,
     durable: Arc<Durable>,
+    /// Set once the broker has said what the kernel carries.
+    paths: OnceLock<Paths>,
     runtime: Handle,
     limits: Limits,
 }
@@ -287,6 +290,7 @@ impl BusServer {
             taps,
             users: Users::default(),
             durable,
+            paths: OnceLock::new(),
             runtime: Handle::current(),
             limits,
         });
@@ -357,6 +361,11 @@ impl BusServer {
         };
         let bus = self.user_bus(identity.uid);
         bus.attach(spec, Some(rights))?;
+        // Before it is listened to: a client that has waited for this asks at once.
+        let paths = self.shared.paths.get();
+        if let Some((address, came)) = paths.and_then(|paths| paths.take_expected(id)) {
+            self.attach_direct(&identity, address, came);
+        }
         let gone = CancellationToken::new();
         tokio::spawn(accept_loop(bus.clone(), id, listener, gone.clone()));
         Ok(AgentPort::start(bus, identity, gone))
@@ -427,8 +436,39 @@ impl BusServer {
         };
         *rights = change(rights);
         let access = Arc::new(rights.clone());
+        if let Some(paths) = self.shared.paths.get() {
+            paths.change(id, access.clone());
+        }
         let shard = self.shared.shards.of(uid);
         Ok(shard.call(move |router, now, fx| router.set_access(id, access, now, fx)))
+    }
+
+    /// From here on agents may be put on the direct path.
+    pub fn connect_paths(&self, paths: Paths) {
+        let first = self.shared.paths.set(paths);
+        debug_assert!(first.is_ok(), "there is one");
+    }
+
+    /// The direct path, once it is known.
+    pub fn paths(&self) -> Option<&Paths> {
+        self.shared.paths.get()
+    }
+
+    /// Puts an agent that is on the bus on the direct path, too.
+    fn attach_direct(&self, agent: &AgentIdentity, address: u64, came: Came) {
+        let Some(paths) = self.shared.paths.get() else {
+            return;
+        };
+        let id = peer_of(agent.id);
+        // Under the lock, so that no change of its rights falls between.
+        let members = lock(&self.shared.members);
+        let Some(rights) = members.get(&id).and_then(|member| member.rights.clone()) else {
+            return;
+        };
+        let who = (agent.uid, agent.name.clone());
+        paths.begin(id, who, address, Arc::new(rights), came);
+        let shard = self.shared.shards.of(agent.uid);
+        shard.call(move |router, _, _| router.set_direct(id, address));
     }
 
     /// The lanes and logs of `uid`'s agents, with the figures that their sides show.
@@ -533,7 +573,11 @@ impl UserBus {
     /// Somebody has left the bus.
     pub fn detach(&self, id: PeerId) {
         self.shard.detach(id);
-        lock(&self.shared.members).remove(&id);
+        let mut members = lock(&self.shared.members);
+        members.remove(&id);
+        if let Some(paths) = self.shared.paths.get() {
+            paths.end(id);
+        }
     }
 
     /// Adds a connection of the daemon's own.

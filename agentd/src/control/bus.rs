@@ -336,6 +336,8 @@ impl BusObject {
                 by: self.by(),
             });
         }
+        // In the kernel, too, before anybody hears that it is done.
+        self.daemon.paths.settle().await;
         tracing::info!(uid = self.caller.uid, agent = %agent, "rights on the bus were revoked");
         self.remember(&agent, taken).await?;
         change.revoked = seen::revoked(&self.daemon.bus, agent.id);
@@ -345,6 +347,7 @@ impl BusObject {
     async fn restore(&self, agent: &str) -> Result<RightsChange, Error> {
         let agent = self.agent(agent)?;
         self.daemon.bus.restore(agent.id).map_err(told)?;
+        self.daemon.paths.settle().await;
         tracing::info!(uid = self.caller.uid, agent = %agent, "rights on the bus were restored");
         let restored = Fact::RightsRestored { by: self.by() };
         self.remember(&agent, vec![restored]).await?;

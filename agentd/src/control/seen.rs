@@ -5,7 +5,8 @@
 
 use agentd_api::AgentId;
 use agentd_api::bus::{
-    BusChannel, BusPeer, ChannelKind, DaemonUsage, IpcRight, PeerLiveness, Revocation, Tier,
+    BusChannel, BusPeer, ChannelKind, DaemonUsage, DirectState, IpcRight, PeerLiveness, Revocation,
+    Tier,
 };
 use agentd_bus::access::Right;
 use agentd_bus::channel::{SocketOnly, Tier as BusTier};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::agents::Caller;
+use crate::bus::direct::{Figures, Paths};
 use crate::bus::{BusServer, ChannelInfo};
 
 /// Everybody whom `caller` may see.
@@ -32,6 +34,7 @@ fn shown(bus: &BusServer, peer: PeerStatus, channels: &[(u32, ChannelInfo)]) -> 
         Some(way) => (Tier::Socket, way),
         None => tier(&peer),
     };
+    let (state, direct_why, figures) = direct(bus, &peer);
     let has_part = |channel: &ChannelInfo| {
         channel.from == peer.id || channel.to.as_ref().is_some_and(|(to, _)| *to == peer.id)
     };
@@ -57,9 +60,30 @@ fn shown(bus: &BusServer, peer: PeerStatus, channels: &[(u32, ChannelInfo)]) -> 
         received_bytes: peer.counters.received_bytes,
         refused: peer.counters.refused,
         dropped: peer.counters.dropped,
+        direct: Some(state),
+        direct_why: Some(direct_why),
+        direct_sent: Some(figures.sent),
+        direct_received: Some(figures.received),
+        direct_refused: Some(figures.refused),
         revoked: Some(revoked(bus, id)).filter(|revoked| !revoked.is_empty()),
         name: peer.name,
     }
+}
+
+/// Whether it is on the direct path, why it is not, and what it did there.
+fn direct(bus: &BusServer, peer: &PeerStatus) -> (DirectState, String, Figures) {
+    let (Some(paths), Some(place)) = (bus.paths(), peer.direct) else {
+        let why = bus.paths().map_or_else(String::new, Paths::why_not);
+        return (DirectState::None, why, Figures::default());
+    };
+    let (state, why) = match place.held_by {
+        Some(_) => (DirectState::Connected, ""),
+        None => (
+            DirectState::Offered,
+            "no process of it has opened its direct connection",
+        ),
+    };
+    (state, why.to_owned(), paths.figures(place.address))
 }
 
 /// What is taken from an agent now.

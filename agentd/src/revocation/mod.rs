@@ -38,7 +38,7 @@ pub const MAX_KEPT_PORTS: usize = 8;
 pub fn kept_ports(listeners: impl Iterator<Item = (u16, u16)>) -> [u16; MAX_KEPT_PORTS] {
     let mut kept = [0; MAX_KEPT_PORTS];
     let ports = listeners
-        .filter(|(tag, _)| matches!(*tag, plan::GATEWAY | plan::MCP))
+        .filter(|(tag, _)| matches!(*tag, plan::GATEWAY | plan::MCP | plan::DIRECT))
         .map(|(_, port)| port);
     for (place, port) in kept.iter_mut().zip(ports) {
         *place = port;
@@ -359,7 +359,11 @@ mod tests {
             (plan::GATEWAY, 8080),
             (plan::PROXY, 3128),
             (plan::MCP, 8090),
+            (plan::DIRECT, 7203),
         ];
-        assert_eq!(kept_ports(listeners.into_iter())[..3], [8080, 8090, 0]);
+        assert_eq!(
+            kept_ports(listeners.into_iter())[..4],
+            [8080, 8090, 7203, 0]
+        );
     }
 }

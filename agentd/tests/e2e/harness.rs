@@ -63,7 +63,7 @@ pub fn program(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("agentd-e2e-bin-{}", std::process::id()));
         std::fs::create_dir(&dir).expect("a fresh directory");
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("chmod");
-        for name in ["agentd", "agentd-broker", "agentctl", "model-standin", "small-agent", "channel-agent", "queue-agent", "traffic-agent"] {
+        for name in ["agentd", "agentd-broker", "agentctl", "model-standin", "small-agent", "channel-agent", "queue-agent", "traffic-agent", "request-agent"] {
             let from = built.join(name);
             assert!(
                 from.exists(),

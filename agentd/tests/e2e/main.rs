@@ -11,6 +11,7 @@ mod counters;
 mod credentials;
 mod death;
 mod denials;
+mod direct;
 mod durable;
 mod gateway_peers;
 mod gvisor;

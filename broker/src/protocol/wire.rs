@@ -96,8 +96,8 @@ struct RestrictBody {
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct RouteBody {
-    from: u32,
-    to: u32,
+    from: u64,
+    to: u64,
     /// 0: no longer, 1: yes.
     right: u32,
     reserved: u32,
@@ -369,8 +369,8 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
         }
         &Request::Route { from, to, right } => {
             let body = RouteBody {
-                from: from.0,
-                to: to.0,
+                from,
+                to,
                 right: u32::from(right == Right::Yes),
                 reserved: 0,
             };
@@ -466,8 +466,8 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), DecodeError> {
             check(route.reserved == 0, kind, "reserved")?;
             check(route.right <= 1, kind, "right")?;
             Request::Route {
-                from: Slot(route.from),
-                to: Slot(route.to),
+                from: route.from,
+                to: route.to,
                 right: match route.right {
                     0 => Right::No,
                     _ => Right::Yes,

@@ -116,33 +116,33 @@ fn two_sandboxes_talk_by_the_direct_path_for_as_long_as_they_may() {
     a.is_returned(to_b, "no right yet");
     broker
         .client
-        .route(a.slot(), b.slot(), Right::Yes)
+        .route(a.address(), b.address(), Right::Yes)
         .expect("route");
     assert_eq!(a.send(to_b, "request"), "sent");
     assert_eq!(b.take(7), "request");
     b.is_returned(to_a, "the other way is another right");
     broker
         .client
-        .route(b.slot(), a.slot(), Right::Yes)
+        .route(b.address(), a.address(), Right::Yes)
         .expect("route");
     assert_eq!(b.send(to_a, "reply"), "sent");
     assert_eq!(a.take(5), "reply");
     broker
         .client
-        .route(a.slot(), b.slot(), Right::No)
+        .route(a.address(), b.address(), Right::No)
         .expect("route");
     a.is_returned(to_b, "taken back");
 
     // The next agent on b's slot: nobody has a right to it, and nobody's frames to b reach it.
     broker
         .client
-        .route(a.slot(), b.slot(), Right::Yes)
+        .route(a.address(), b.address(), Right::Yes)
         .expect("route");
     let slot = b.slot();
     broker.client.kill(slot).expect("kill");
     broker.wait_gone(slot);
     assert_refused(
-        broker.client.route(a.slot(), slot, Right::Yes),
+        broker.client.route(a.address(), to_b, Right::Yes),
         ErrorCode::NoSuchSlot,
     );
     a.is_returned(to_b, "to the dead");
@@ -152,9 +152,14 @@ fn two_sandboxes_talk_by_the_direct_path_for_as_long_as_they_may() {
     let to_next = next.address();
     a.is_returned(to_b, "to the former");
     a.is_returned(to_next, "no right to the next");
+    assert_refused(
+        broker.client.route(a.address(), to_b, Right::Yes),
+        ErrorCode::NoSuchSlot,
+    );
+    a.is_returned(to_next, "a right to the former is none to the next");
     broker
         .client
-        .route(a.slot(), slot, Right::Yes)
+        .route(a.address(), to_next, Right::Yes)
         .expect("route");
     assert_eq!(a.send(to_next, "anew"), "sent");
     assert_eq!(next.take(4), "anew");
@@ -169,21 +174,21 @@ fn a_right_that_cannot_be_is_refused_and_taking_it_back_is_done() {
     let mut broker = Broker::start();
     for right in [Right::Yes, Right::No] {
         assert_refused(
-            broker.client.route(Slot(9), Slot(10), right),
+            broker.client.route(address(9, 1), address(10, 1), right),
             ErrorCode::NoSuchSlot,
         );
     }
     if has_path(&mut broker.client) {
         let a = Peer::new(broker.launch(&peer_plan()));
         assert_refused(
-            broker.client.route(a.slot(), Slot(10), Right::Yes),
+            broker.client.route(a.address(), address(10, 1), Right::Yes),
             ErrorCode::NoSuchSlot,
         );
         assert_refused(
-            broker.client.route(Slot(0), a.slot(), Right::Yes),
+            broker.client.route(0, a.address(), Right::Yes),
             ErrorCode::NoSuchSlot,
         );
-        let oneself = broker.client.route(a.slot(), a.slot(), Right::Yes);
+        let oneself = broker.client.route(a.address(), a.address(), Right::Yes);
         assert_refused(oneself, ErrorCode::NoSuchSlot);
     }
     broker.finish();
@@ -206,7 +211,7 @@ fn the_direct_path_goes_on_without_a_worker_and_with_the_next_one() {
     let to_b = b.address();
     agentd
         .client
-        .route(a.slot(), b.slot(), Right::Yes)
+        .route(a.address(), b.address(), Right::Yes)
         .expect("route");
     agentd.kill_worker();
     assert_eq!(a.send(to_b, "while nobody is there"), "sent");
@@ -219,7 +224,7 @@ fn the_direct_path_goes_on_without_a_worker_and_with_the_next_one() {
     assert_eq!(b.take(13), "with the next");
     agentd
         .client
-        .route(a.slot(), b.slot(), Right::No)
+        .route(a.address(), b.address(), Right::No)
         .expect("route");
     a.is_returned(to_b, "which may take it back");
     agentd.client.shutdown().expect("shutdown");

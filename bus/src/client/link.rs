@@ -19,10 +19,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 
 use super::ClientError;
+use super::direct::Direct;
 use super::inbox::{Inbox, News, TheirBell};
 use super::mailbox::{Mailbox, Received};
 use super::route::{Route, RouteOffer};
-use super::serve::Subscriber;
+use super::serve::{Asked, Subscriber};
 use crate::frame::{Decoder, Frame, PAYLOAD_CEILING, PeerId, WithFd, kind};
 use crate::message::{Control, Delivery, Event, Response, Shape, Status};
 use crate::shm::park::Closer;
@@ -106,7 +107,7 @@ pub(super) struct Link {
     stream: UnixStream,
     writer: Mutex<Writer>,
     state: Mutex<LinkState>,
-    pub requests: Mailbox<Frame>,
+    pub requests: Mailbox<Asked>,
     pub offers: Mailbox<OfferedLane>,
     /// The bus's lane back, of a connection that offered it one.
     pub route_offers: Mailbox<RouteOffer>,
@@ -114,6 +115,8 @@ pub(super) struct Link {
     pub route_closer: Closer,
     /// In place of the socket for all that needs no descriptor. Set before anybody else has this.
     route: OnceLock<Route>,
+    /// For small requests to agents that are on the direct path too.
+    pub direct: Direct,
     next_correlation: AtomicU32,
     heartbeat_ms: AtomicU64,
 }
@@ -158,6 +161,7 @@ impl Link {
             route_offers: Mailbox::new(1),
             route_closer: Closer::default(),
             route: OnceLock::new(),
+            direct: Direct::default(),
             next_correlation: AtomicU32::new(1),
             heartbeat_ms: AtomicU64::new(5_000),
         });
@@ -521,7 +525,10 @@ impl Link {
             }
         } else if bits == kind::REQUEST {
             self.lock().in_hand.insert(frame.correlation(), false);
-            self.requests.push(arrived.frame);
+            self.requests.push(Asked {
+                frame: arrived.frame,
+                by: None,
+            });
         } else if bits & kind::EVENT != 0 {
             self.event(arrived.frame);
         } else if bits == kind::COMMAND {
@@ -583,6 +590,7 @@ impl Link {
                 }
             }
             Ok(Control::ChannelClosed { channel, status }) => self.channel_closed(channel, status),
+            Ok(Control::Direct(said)) => self.direct.heard(said),
             Ok(Control::SegmentDropped { channel, index }) => {
                 self.news(channel, News::SegmentDropped { index });
             }
@@ -769,7 +777,7 @@ impl Link {
 
     pub fn close(&self, why: String) {
         let mut state = self.lock();
-        state.closed.get_or_insert(why);
+        let why = state.closed.get_or_insert(why).clone();
         state.calls.clear();
         for subscriber in &state.subscribers {
             subscriber.mailbox.close();
@@ -793,6 +801,7 @@ impl Link {
         state.readers.clear();
         state.follows.clear();
         drop(state);
+        self.direct.end(&why);
         self.requests.close();
         self.offers.close();
         self.route_offers.close();

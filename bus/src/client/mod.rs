@@ -21,6 +21,7 @@
 //! opened a [`LastingLane`], which does that by itself.
 
 mod bulk;
+mod direct;
 mod ends;
 mod guard;
 mod inbox;
@@ -54,6 +55,7 @@ use crate::protect::{ProtectError, Protection};
 use crate::shm::{barrier, park};
 
 pub use bulk::{BulkLaneReceiver, BulkLaneSender, IntoBulkError};
+pub use direct::DirectUse;
 pub use ends::{BellRefused, SegmentAnnouncer, SegmentArrival, SegmentArrivals};
 pub use guard::{Refusal, Refusals};
 pub use lanes::{
@@ -71,6 +73,7 @@ pub use sealed::{Body, HELD_MAX as SEALED_HELD_MAX, InPlaceError, SealedSendErro
 pub use serve::{Incoming, Requests, Subscription};
 pub use topics::PublishOptions;
 
+use direct::Asking;
 use guard::Guard;
 use link::Link;
 use route::{ROUTE_SLOTS, Route};
@@ -156,6 +159,7 @@ struct Inner {
     published: AtomicU32,
     /// Ids of agents that were addressed by name.
     names: Mutex<HashMap<String, PeerId>>,
+    direct: Mutex<DirectUse>,
 }
 
 /// Whether queues and topics go by routed shared memory where the tier allows it.
@@ -208,6 +212,7 @@ impl Client {
                 published: AtomicU32::new(0),
                 welcome,
                 names: Mutex::default(),
+                direct: Mutex::default(),
             }),
             guard: Arc::new(Guard::new(Protection::default())),
         })
@@ -287,6 +292,17 @@ impl Client {
         }
     }
 
+    /// Says when small requests take the direct path, where there is one. It holds for all clones.
+    pub fn use_direct(&self, how: DirectUse) {
+        let direct = self.inner.direct.lock();
+        *direct.unwrap_or_else(PoisonError::into_inner) = how;
+    }
+
+    fn direct_use(&self) -> DirectUse {
+        let direct = self.inner.direct.lock();
+        *direct.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The name of the agent this connection speaks for.
     pub fn name(&self) -> &str {
         &self.inner.welcome.name
@@ -339,11 +355,20 @@ impl Client {
             timeout_ms,
         }
         .encode()?;
+        let asking = Asking::about(self, to, &payload);
+        if let Some(asking) = &asking
+            && let Some(reply) = asking.ask(&payload, timeout)?
+        {
+            return Ok(reply);
+        }
         let wait = Some(timeout.saturating_add(GRACE));
         let answer = self.addressed(to, |id| {
             let to = (id, Addressee::Agent(to));
             self.acknowledged(kind::REQUEST, to, payload.clone(), wait)
         })?;
+        if let Some(asking) = asking {
+            asking.answered_by_bus();
+        }
         Ok(Reply {
             from: answer.header.source,
             result: ok_result(&answer)?.result.to_vec(),
@@ -568,14 +593,18 @@ fn ok_result(frame: &Frame) -> Result<Response<'_>, ClientError> {
     if response.status == Status::OK {
         return Ok(response);
     }
+    Err(refusal_of(&response))
+}
+
+fn refusal_of(response: &Response<'_>) -> ClientError {
     // A text over the error field's limit travels as the result.
     let text = if response.error.is_empty() {
         String::from_utf8_lossy(response.result).into_owned()
     } else {
         response.error.to_owned()
     };
-    Err(ClientError::Refused {
+    ClientError::Refused {
         status: response.status,
         text,
-    })
+    }
 }

@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::direct::Return;
 use super::guard::Answering;
 use super::link::{EVENTS_HELD, Link};
 use super::mailbox::{Mailbox, Received, Until};
 use super::{Client, ClientError, command, ok_result};
+use crate::channel::{SocketOnly, Tier};
 use crate::frame::{Frame, PeerId, kind};
 use crate::message::{Control, Delivery, ERROR_MAX, Request, Response, Status, SubscribeOptions};
 use crate::protect::{Opener, Verified};
@@ -20,6 +22,13 @@ pub struct Requests {
     window: u32,
     /// The connection that serves them.
     link: Mutex<Arc<Link>>,
+}
+
+/// A request as it comes, and how its answer goes back if not by the bus.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub frame: Frame,
+    pub by: Option<Return>,
 }
 
 /// One request in hand. Dropping it unanswered tells the requester that it failed.
@@ -37,6 +46,8 @@ pub struct Incoming {
     /// How long the requester waits, as it said; 0 is the bus's default.
     pub timeout_ms: u32,
     id: u32,
+    /// It came by the direct path.
+    by: Option<Return>,
     answered: bool,
 }
 
@@ -61,7 +72,7 @@ impl Requests {
         loop {
             let link = self.link().clone();
             match link.take(&link.requests, until.left()) {
-                Received::Item(frame) => {
+                Received::Item(Asked { frame, by }) => {
                     let (from, id) = (frame.header.source, frame.correlation());
                     let guard = &self.client.guard;
                     let opened = guard.incoming(&self.opener, frame, self.client.id());
@@ -70,7 +81,8 @@ impl Requests {
                         Err(why) => {
                             let text = why.to_string();
                             guard.refuse(from, why);
-                            respond(&link, &self.client, None, id, Err(&text))?;
+                            let back = (id, by.as_ref());
+                            answer(&link, &self.client, None, back, Err(&text))?;
                             link.forget_request(id);
                             continue;
                         }
@@ -87,6 +99,7 @@ impl Requests {
                         params: request.params.to_vec(),
                         timeout_ms: request.timeout_ms,
                         id,
+                        by,
                         answered: false,
                     }));
                 }
@@ -132,6 +145,7 @@ impl Drop for Requests {
         let Ok(payload) = (Control::Serve { window: 0 }).encode() else {
             return;
         };
+        self.link().direct.serve(0);
         // The answer goes to nobody; a lost connection has stopped serving anyway.
         drop(
             self.link()
@@ -144,6 +158,11 @@ impl Drop for Requests {
 fn serve(client: &Client, window: u32) -> Result<Arc<Link>, ClientError> {
     let link = client.link()?;
     ok_result(&command(&link, Control::Serve { window })?)?;
+    if client.tier() == Tier::Socket(SocketOnly::Policy) {
+        link.direct.serve(window);
+        // Others ask by it once it stands; until then they ask the bus.
+        link.direct.ensure(&link);
+    }
     Ok(link)
 }
 
@@ -152,12 +171,16 @@ impl Incoming {
     pub fn respond(mut self, result: Result<&[u8], &str>) -> Result<(), ClientError> {
         self.answered = true;
         let answering = self.answering.as_ref();
-        respond(&self.link, &self.client, answering, self.id, result)
+        let back = (self.id, self.by.as_ref());
+        answer(&self.link, &self.client, answering, back, result)
     }
 
     /// True once the requester no longer waits: it cancelled, ended, or its deadline passed.
     pub fn is_cancelled(&self) -> bool {
-        self.link.is_cancelled(self.id)
+        match &self.by {
+            Some(back) => back.is_over(),
+            None => self.link.is_cancelled(self.id),
+        }
     }
 }
 
@@ -166,11 +189,11 @@ impl Drop for Incoming {
         self.link.forget_request(self.id);
         if !self.answered {
             // If the connection is lost, the bus has told the requester already.
-            drop(respond(
+            drop(answer(
                 &self.link,
                 &self.client,
                 self.answering.as_ref(),
-                self.id,
+                (self.id, self.by.as_ref()),
                 Err("the agent gave no answer to the request"),
             ));
         }
@@ -184,6 +207,18 @@ pub(super) fn respond(
     id: u32,
     result: Result<&[u8], &str>,
 ) -> Result<(), ClientError> {
+    answer(link, client, answering, (id, None), result)
+}
+
+/// Answers by the way that the request came.
+fn answer(
+    link: &Link,
+    client: &Client,
+    answering: Option<&Answering>,
+    (id, by): (u32, Option<&Return>),
+    result: Result<&[u8], &str>,
+) -> Result<(), ClientError> {
+    let limit = client.max_payload() as usize;
     let frame = |response: Response<'_>| {
         let bits = if response.status == Status::OK {
             kind::RESPONSE
@@ -196,33 +231,36 @@ pub(super) fn respond(
             None => Ok(frame),
         }
     };
-    let answer = frame(match result {
+    let send = |frame: Frame| match by {
+        Some(back) => back.answer(link, &frame.payload, limit),
+        None if frame.payload.len() > limit => Err(ClientError::TooLarge {
+            len: frame.payload.len(),
+            limit,
+        }),
+        None => link.send(frame, None),
+    };
+    let sent = send(frame(match result {
         Ok(bytes) => Response::ok(bytes),
-        Err(text) if text.len() <= ERROR_MAX => Response {
-            status: Status::FAILED,
-            error: text,
-            result: &[],
-        },
+        Err(text) if text.len() <= ERROR_MAX => failed(text),
         Err(text) => Response {
             status: Status::FAILED,
             error: "",
             result: text.as_bytes(),
         },
-    })?;
-    let (len, limit) = (answer.payload.len(), client.max_payload() as usize);
-    if len > limit {
+    })?);
+    if let Err(ClientError::TooLarge { len, limit }) = &sent {
         let error = format!("the answer of {len} bytes is over the bus's limit of {limit}");
-        link.send(
-            frame(Response {
-                status: Status::FAILED,
-                error: &error,
-                result: &[],
-            })?,
-            None,
-        )?;
-        return Err(ClientError::TooLarge { len, limit });
+        send(frame(failed(&error))?)?;
     }
-    link.send(answer, None)
+    sent
+}
+
+fn failed(text: &str) -> Response<'_> {
+    Response {
+        status: Status::FAILED,
+        error: text,
+        result: &[],
+    }
 }
 
 /// Where the reading thread puts the messages of one subscription.

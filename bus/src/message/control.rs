@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::direct::Direct;
 use super::queue::{
     DeadAction, Deliveries, Messages, Numbers, Outcome, QueuePart, QueueSpec, parse_name,
 };
@@ -169,6 +170,8 @@ pub enum Control<'a> {
         max: u32,
         name: &'a str,
     },
+    /// About the direct path between two agents.
+    Direct(Direct<'a>),
 }
 
 /// How a subscription is served. In its byte bits 0-1 are the policy (0 drop-oldest, 1 drop-newest, 2 disconnect, 3
@@ -354,7 +357,7 @@ const VERBS: &str = "1 hello, 2 agents, 3 lookup, 4 serve, 5 subscribe, 6 unsubs
                      15 log follow, 16 log unfollow, 17 log offered, 18 log follower, 19 segment, \
                      20 segment dropped, 21 bell, 22 queue declare, 23 queue open, 24 queue drop, 25 produce, \
                      26 consume, 27 delivered, 28 settle, 29 queue peek, 30 queue dead, 31 queue take, 33 group join, \
-                     34 group leave, 36 topic declare, 40 replay, 41 acknowledged";
+                     34 group leave, 36 topic declare, 40 replay, 41 acknowledged, 42 to 47 direct path";
 
 impl<'a> Control<'a> {
     fn verb(&self) -> u16 {
@@ -395,6 +398,7 @@ impl<'a> Control<'a> {
             Self::TopicDeclare { .. } => 36,
             Self::Replay { .. } => 40,
             Self::Acknowledged { .. } => 41,
+            Self::Direct(direct) => direct.verb(),
         }
     }
 
@@ -596,11 +600,12 @@ impl<'a> Control<'a> {
                 receivers: reader.u64("receivers")?,
             },
             found => {
-                return Err(MessageError::Unknown {
+                let unknown = MessageError::Unknown {
                     what: "control verb",
                     found: u32::from(found),
                     known: VERBS,
-                });
+                };
+                Self::Direct(Direct::parse(found, &mut reader)?.ok_or(unknown)?)
             }
         };
         reader.finish("control message")?;
@@ -785,6 +790,7 @@ impl<'a> Control<'a> {
                 out.extend_from_slice(&count.to_le_bytes());
                 out.extend_from_slice(&receivers.to_le_bytes());
             }
+            Self::Direct(direct) => direct.encode_into(&mut out),
         }
         Ok(out)
     }

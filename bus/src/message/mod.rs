@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+mod direct;
 mod exchange;
 mod queue;
 mod stream;
@@ -18,6 +19,7 @@ mod tests;
 pub use control::{
     Control, Delivery, FdKind, HELLO_SHARED_MEMORY, HELLO_WANT_CRC, Shape, SubscribeOptions,
 };
+pub use direct::Direct;
 pub use exchange::{Event, Request, Response};
 pub use queue::{
     BATCH_MAX, BatchBuilder, DELIVERY_HEADER, DeadAction, Deliveries, Full, MESSAGE_HEADER,

@@ -138,6 +138,7 @@ impl<F: Descriptor> Router<F> {
                     name,
                 },
             ) => self.replay(id, correlation, (kind, name), (from, max), fx),
+            (true, Control::Direct(said)) => self.direct(id, correlation, said, now, fx),
             (true, Control::Inbox { max, wait_ms }) => {
                 self.read_inbox(id, correlation, max, wait_ms, now, fx)
             }
@@ -307,6 +308,7 @@ impl<F: Descriptor> Router<F> {
             )),
             Control::Inbox { .. }
             | Control::Cancel { .. }
+            | Control::Direct(_)
             | Control::QueueDeclare { .. }
             | Control::QueueOpen { .. }
             | Control::Produce { .. }

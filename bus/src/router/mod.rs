@@ -20,6 +20,7 @@ mod channel_tests;
 mod channels;
 mod conn;
 mod control;
+mod direct;
 mod dispatch;
 mod effects;
 mod events;
@@ -57,6 +58,7 @@ use crate::topic::PEERS_TOPIC;
 
 pub use channels::{ChannelEvent, ChannelKind, ChannelOpened, Closed, Descriptor};
 pub use conn::{ConnId, Outgoing};
+pub use direct::DirectPlace;
 pub use effects::{CloseReason, Effects, MessageMeta};
 pub use groups::GroupStatus;
 pub use persist::{
@@ -498,6 +500,7 @@ impl<F: Descriptor> Router<F> {
         if let Some(uid) = self.peers.get(&conn.peer).map(|peer| peer.uid) {
             self.conn_leaves_groups(uid, id);
         }
+        self.leaves_direct_path(conn.peer, id, fx);
         self.leave_queues(id, conn.consuming, conn.parked, now, fx);
         self.drop_routes_of(id, fx);
         // Requests that waited for this server may now be read from the inbox.

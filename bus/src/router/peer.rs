@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::access::Access;
 use crate::frame::{Frame, flags};
 
+use super::direct::DirectPlace;
 use super::status::PeerCounters;
 use super::turns::Fair;
 use super::{ConnId, Limits, PeerSpec};
@@ -28,6 +29,8 @@ pub(super) struct Peer {
     /// Requests (by our correlation id) that no connection has taken yet, by class and asker.
     pub waiting: Fair<u32>,
     pub counters: PeerCounters,
+    /// Its place on the direct path, if it has one.
+    pub direct: Option<DirectPlace>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,7 @@ impl Peer {
             waiters: VecDeque::new(),
             waiting: Fair::default(),
             counters: PeerCounters::default(),
+            direct: None,
         }
     }
 

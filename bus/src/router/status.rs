@@ -7,6 +7,7 @@ use crate::channel::Tier;
 use crate::frame::PeerId;
 use crate::listing::Liveness;
 
+use super::direct::DirectPlace;
 use super::{ConnKind, Descriptor, Now, Router};
 
 /// Messages that went through the router, by what one peer had to do with them. Since it came; never reset.
@@ -53,6 +54,8 @@ pub struct PeerStatus {
     /// Patterns that it follows.
     pub subscriptions: usize,
     pub counters: PeerCounters,
+    /// Where it is on the direct path.
+    pub direct: Option<DirectPlace>,
 }
 
 impl<F: Descriptor> Router<F> {
@@ -84,6 +87,7 @@ impl<F: Descriptor> Router<F> {
                         .map(|conn| self.conns[conn].subscriptions.len())
                         .sum::<usize>(),
                 counters: peer.counters,
+                direct: peer.direct,
             })
             .collect();
         peers.sort_by(|a, b| (a.uid, &a.name).cmp(&(b.uid, &b.name)));

@@ -1,6 +1,7 @@
 //! The router driven by hand: no sockets, no clocks.
 
 mod conduct;
+mod direct;
 mod histories;
 mod requests;
 

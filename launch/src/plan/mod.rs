@@ -54,6 +54,8 @@ pub const MCP: u16 = 3;
 pub const BUS: u16 = 4;
 /// Tag of a listener: the ssh-agent.
 pub const SSH_AGENT: u16 = 5;
+/// Tag of a listener: direct connections between agents.
+pub const DIRECT: u16 = 6;
 
 /// How long an agent outlives one of its two lifelines where the plan does not say.
 pub const DEFAULT_LIFELINE_GRACE_MS: u32 = 30_000;

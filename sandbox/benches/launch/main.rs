@@ -63,6 +63,7 @@ fn planned(mode: WireMode) -> SandboxPlan {
         },
         lifeline_grace_ms: 0,
         resolver: None,
+        direct: false,
     };
     plan(&policy, &inputs, &host()).expect("this host can launch")
 }

@@ -84,6 +84,8 @@ pub struct LaunchInputs {
     pub lifeline_grace_ms: u32,
     /// The host's `/etc/resolv.conf`, for a sandbox in the host's network.
     pub resolver: Option<Vec<u8>>,
+    /// Frames to other agents may go by the direct path: agentd offers it, and the kernel carries them.
+    pub direct: bool,
 }
 
 impl LaunchInputs {

@@ -48,7 +48,7 @@ pub struct Degradation {
 /// A listening socket that the launcher makes inside the sandbox and passes out, in the order of `Ready`'s fds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListenerPlan {
-    /// A tag of the wire plan: [`agentd_launch::plan::GATEWAY`], `PROXY`, `MCP` or `BUS`.
+    /// A tag of the wire plan: [`agentd_launch::plan::GATEWAY`], `PROXY`, `MCP`, `BUS`, `SSH_AGENT` or `DIRECT`.
     pub tag: u16,
     /// `127.0.0.1:8080` or a path.
     pub address: String,
@@ -106,7 +106,7 @@ pub fn plan(
     let degradations = settle(policy, inputs, &properties, host)?;
     depth(policy, &properties)?;
     let view = view::view(policy, inputs)?;
-    let listeners = listeners(policy);
+    let listeners = listeners(policy, inputs);
     let required_layers = required_layers(circumstances);
     let surface = circumstances.surface();
     let parts = wire::Parts {
@@ -246,7 +246,7 @@ fn depth(policy: &EffectivePolicy, properties: &[PropertyStatus]) -> Result<(), 
     })
 }
 
-fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {
+fn listeners(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Vec<ListenerPlan> {
     let tcp = |tag, port| ListenerPlan {
         tag,
         address: format!("127.0.0.1:{port}"),
@@ -262,6 +262,11 @@ fn listeners(policy: &EffectivePolicy) -> Vec<ListenerPlan> {
     }
     if own_network {
         out.push(tcp(wire_plan::MCP, ports::MCP));
+    }
+    // Whoever shares memory has a quicker way than through sockets. gVisor's sockets are not this kernel's.
+    let by_socket = !policy.ipc.shared_memory && policy.runtime.runtime().shares_memory();
+    if own_network && by_socket && inputs.direct {
+        out.push(tcp(wire_plan::DIRECT, ports::DIRECT));
     }
     out.push(ListenerPlan {
         tag: wire_plan::BUS,

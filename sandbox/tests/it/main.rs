@@ -121,5 +121,6 @@ fn inputs(mode: Mode) -> LaunchInputs {
         mode,
         lifeline_grace_ms: 30_000,
         resolver: None,
+        direct: false,
     }
 }

@@ -335,6 +335,22 @@ fn listeners_follow_the_policy() {
             (wire::BUS, "/run/agentd/bus.sock".into()),
         ]
     );
+    // The direct path is for those who share no memory, where there is one.
+    let has_direct = |policy: &str, offered: bool| {
+        let mut inputs = inputs(Mode::Root);
+        inputs.direct = offered;
+        let text = format!("extends = \"coding\"\n{policy}");
+        let planned = plan(
+            &crate::load(&text).expect("a policy"),
+            &inputs,
+            &host(7, &[]),
+        )
+        .expect("planned");
+        addresses(&planned).contains(&(wire::DIRECT, "127.0.0.1:7203".into()))
+    };
+    assert!(has_direct("[ipc]\nshared_memory = false\n", true));
+    assert!(!has_direct("[ipc]\nshared_memory = false\n", false));
+    assert!(!has_direct("", true));
     let mut bare = inputs(Mode::Root);
     (bare.grants, bare.workspace) = (Vec::new(), None);
     let base = plan(&named("base"), &bare, &host(7, &[])).expect("planned");

@@ -121,6 +121,7 @@ impl Launch {
             },
             lifeline_grace_ms: 1000,
             resolver: None,
+            direct: false,
         };
         let planned = plan(&policy, &inputs, &host()).unwrap_or_else(|e| panic!("{e}"));
         let grants: Vec<_> = wanted

@@ -54,7 +54,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "agentd-launch",
         ],
     ),
-    ("agentd-bus", &["agentd-kernel"]),
+    // A client speaks to the kernel's programs on the direct path (ADR 41).
+    ("agentd-bus", &["agentd-ebpf-common", "agentd-kernel"]),
     // Knows no other crate: it also judges other people's sandboxes.
     ("agentd-escape", &[]),
     // The tables that eBPF programs share with user space; also compiled for the kernel.

@@ -1,6 +1,6 @@
 //! `bus peers` and `bus channels`: one reading of what the daemon knows.
 
-use agentd_api::bus::{BusChannel, BusPeer, BusProxy, PeerLiveness, Tier, latency_at};
+use agentd_api::bus::{BusChannel, BusPeer, BusProxy, DirectState, PeerLiveness, Tier, latency_at};
 use serde_json::{Value, json};
 
 use super::{between, failure, takes_part};
@@ -25,20 +25,21 @@ pub async fn peers(context: &Context, proxy: &BusProxy<'_>) -> Result<u8, Failur
 }
 
 fn peer_table(peers: &[BusPeer]) -> Table {
-    let mut table = Table::new(&[
-        "NAME",
-        "ID",
-        "TIER",
-        "STATE",
-        "QUEUED",
-        "CHANNELS",
-        "SENT",
-        "RECEIVED",
-        "REFUSED",
+    // Where nobody can be on the direct path there is nothing to say of it.
+    let has_direct = peers
+        .iter()
+        .any(|peer| !matches!(peer.direct, None | Some(DirectState::None)));
+    let mut heads = vec![
+        "NAME", "ID", "TIER", "STATE", "QUEUED", "CHANNELS", "SENT", "RECEIVED", "REFUSED",
         "DROPPED",
-        "WHY THIS TIER",
-    ])
-    .right(&[4, 5, 6, 7, 8, 9]);
+    ];
+    let mut right = vec![4, 5, 6, 7, 8, 9];
+    if has_direct {
+        right.push(heads.len());
+        heads.push("DIRECT");
+    }
+    heads.push("WHY THIS TIER");
+    let mut table = Table::new(&heads).right(&right);
     let several = peers.iter().any(|peer| peer.uid != peers[0].uid);
     for peer in peers {
         let name = if several {
@@ -60,7 +61,7 @@ fn peer_table(peers: &[BusPeer]) -> Table {
                 format!("revoked: {}; {}", taken.join(" "), peer.tier_why)
             }
         };
-        table.row(vec![
+        let mut row: Vec<Cell> = vec![
             Cell::styled(Style::Bold, name),
             format!("{:08x}", peer.id.short()).into(),
             Cell::styled(tier_style(peer.tier), peer.tier.as_str()),
@@ -71,10 +72,24 @@ fn peer_table(peers: &[BusPeer]) -> Table {
             count(peer.received).into(),
             bad(peer.refused),
             bad(peer.dropped),
-            shorten(&why, 60).into(),
-        ]);
+        ];
+        if has_direct {
+            row.push(direct(peer));
+        }
+        row.push(shorten(&why, 60).into());
+        table.row(row);
     }
     table
+}
+
+/// Messages that went by the direct path, or that it is not on it.
+fn direct(peer: &BusPeer) -> Cell {
+    let messages = peer.direct_sent.unwrap_or(0) + peer.direct_received.unwrap_or(0);
+    match peer.direct {
+        Some(DirectState::Connected) => Cell::styled(Style::Good, count(messages)),
+        Some(DirectState::Offered) => Cell::styled(Style::Dim, "offered"),
+        Some(DirectState::None) | None => Cell::styled(Style::Dim, "no"),
+    }
 }
 
 fn state(peer: &BusPeer) -> String {

@@ -88,6 +88,7 @@ fn plan_here(
         mode: if is_root { Mode::Root } else { Mode::User },
         lifeline_grace_ms: 30_000,
         resolver: None,
+        direct: false,
     };
     agentd_sandbox::plan(policy, &inputs, &probe_host(&Roots::default())).map_err(|e| {
         Failure::of_code(ErrorCode::LaunchRefused, "can't plan a sandbox here", e)

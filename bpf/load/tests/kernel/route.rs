@@ -4,7 +4,7 @@
 
 use crate::bed::{Agent, Bed, Child, fd_of};
 use agentd_bpf::layout::route::{
-    CONTENT_MAX, CREDIT, Flow, HEAD_LEN, MAGIC, PORT, SLOTS, Traffic, refused,
+    ANSWERS, CONTENT_MAX, CREDIT, Flow, HEAD_LEN, MAGIC, PORT, SLOTS, Traffic, refused,
 };
 use agentd_bpf::{Group, Right, Routes, Rows, Table};
 use rustix::net::RecvFlags;
@@ -156,6 +156,17 @@ impl Direct {
     /// Sends, and gets the frame back with this reason.
     fn is_returned(&self, to: u64, why: usize) {
         self.send(to, b"returned").expect("it goes out");
+        self.takes_back(to, why);
+    }
+
+    /// An answer with the content that [`Self::takes_back`] expects.
+    fn answer(&self, to: u64) -> std::io::Result<()> {
+        let mut frame = frame(self.address, to, b"returned");
+        frame[32..36].copy_from_slice(&(ANSWERS | 1).to_ne_bytes());
+        self.write(&frame)
+    }
+
+    fn takes_back(&self, to: u64, why: usize) {
         let mut frame = [0; HEAD_LEN + 8];
         (&self.stream)
             .read_exact(&mut frame)
@@ -310,6 +321,23 @@ fn a_right_that_is_taken_back_ends_with_the_next_frame() {
     assert_eq!(b.receive().1, b"one");
     assert_eq!(a.receive().1, b"its own right stays");
     assert!(b.has_nothing());
+}
+
+#[test]
+fn whoever_may_be_asked_may_answer_and_no_more() {
+    let Some(path) = Path::new() else { return };
+    let (a, b) = (path.agent(), path.agent());
+    path.allow(&a, &b);
+    b.answer(a.address).expect("allowed");
+    assert_eq!(a.receive(), (b.address, b"returned".to_vec()));
+    b.is_returned(a.address, refused::RIGHT);
+    a.answer(b.address).expect("it goes out");
+    a.takes_back(b.address, refused::RIGHT);
+    let back = path.routes.allow(a.address, b.address, Right::No);
+    back.expect("both are there");
+    b.answer(a.address).expect("it goes out");
+    b.takes_back(a.address, refused::RIGHT);
+    assert!(a.has_nothing() && b.has_nothing());
 }
 
 #[test]

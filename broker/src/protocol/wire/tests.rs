@@ -39,13 +39,13 @@ fn every_request() -> Vec<Request> {
             kept_ports: [1, 0, 0, 0, 0, 0, 0, 65535],
         },
         Request::Route {
-            from: Slot(9),
-            to: Slot(10),
+            from: 17 << 32 | 9,
+            to: 18 << 32 | 10,
             right: Right::Yes,
         },
         Request::Route {
-            from: Slot(10),
-            to: Slot(9),
+            from: 18 << 32 | 10,
+            to: 17 << 32 | 9,
             right: Right::No,
         },
     ]

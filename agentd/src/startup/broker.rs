@@ -23,7 +23,7 @@ use super::confine::ServiceIds;
 use crate::config::{HostNetwork, KernelAudit};
 
 /// A broker that serves another client, or has stopped, does not answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The broker and what ties it to this process.
 #[derive(Debug)]

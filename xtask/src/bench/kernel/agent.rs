@@ -2,6 +2,7 @@
 //!
 //! Neither is agentd's, so what is measured of agentd is not in the orders' way.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -20,19 +21,24 @@ pub struct Obedient<'a> {
 impl<'a> Obedient<'a> {
     /// Runs `script` by perl under `coding`, in a workspace of its own with the FIFOs `ask` and `answer`.
     pub fn start(lab: &'a Lab, name: &str, script: &str) -> Result<Self> {
+        Self::start_under(lab, OsStr::new("coding"), name, script)
+    }
+
+    /// The same under another policy.
+    pub fn start_under(lab: &'a Lab, policy: &OsStr, name: &str, script: &str) -> Result<Self> {
         let work = lab.directory().join(name);
         std::fs::create_dir(&work).context("make the workspace")?;
         for fifo in ["ask", "answer"] {
             mkfifoat(CWD, work.join(fifo), Mode::from(0o600)).context("make a fifo")?;
         }
         let mut run = lab.agentctl();
-        run.args([
-            "run", "--detach", "--no-tty", "--policy", "coding", "--name",
-        ])
-        .arg(name)
-        .arg("--workspace")
-        .arg(&work)
-        .args(["--", "perl", "-e", script]);
+        run.args(["run", "--detach", "--no-tty", "--policy"])
+            .arg(policy)
+            .arg("--name")
+            .arg(name)
+            .arg("--workspace")
+            .arg(&work)
+            .args(["--", "perl", "-e", script]);
         child::capture(&mut run)?;
         Ok(Self {
             lab,

@@ -30,12 +30,16 @@ pub struct Layer {
     calls: &'static str,
     /// Each refusal is some line's of the policy; else it is live control's, which no line decides.
     by_line: bool,
+    /// The policy's text, where it is not `coding`.
+    policy: Option<&'static str>,
+    /// Lines of the daemon's configuration.
+    daemon: &'static str,
     /// What is done to the agent first, or why the layer tells nothing here.
     prepare: fn(&Lab, &str) -> Result<()>,
     why_not: fn(&Lab) -> Result<Option<String>>,
 }
 
-pub const LAYERS: &[Layer] = &[BPF, SECCOMP];
+pub const LAYERS: &[Layer] = &[BPF, SECCOMP, LANDLOCK];
 
 /// Connects without the network. The address is `10.…` and the port, 40 bits of the moment; so each is another.
 const BPF: Layer = Layer {
@@ -50,6 +54,8 @@ sub refused {
 sub anew { }
 "#,
     by_line: false,
+    policy: None,
+    daemon: "",
     prepare: |lab, agent| child::capture(lab.agentctl().args(["revoke", "net", agent])).map(drop),
     why_not: revoke::why_not,
 };
@@ -63,8 +69,29 @@ sub refused { return syscall(101, int($_[0] / 4294967296), $_[0] & 0xffffffff, 0
 sub anew { syscall(157, 15, "name$_[0]") == 0 or die "$!" }
 "#,
     by_line: true,
+    policy: None,
+    daemon: "",
     prepare: |_, _| Ok(()),
     why_not: |lab| observable(lab, "seccomp"),
+};
+
+/// Connects to ports that no line allows, as under [`BPF`]. Turns the host's audit on, so only where the row is asked for by name.
+const LANDLOCK: Layer = Layer {
+    row: "denial_landlock",
+    layer: "landlock",
+    calls: r#"
+socket(my $s, PF_INET, SOCK_STREAM, 0) or die "$!";
+sub refused {
+  my $to = pack_sockaddr_in($_[0] & 0xffff, pack("N", 0x0a000000 | ($_[0] >> 16 & 0xffffff)));
+  return !connect($s, $to) && $! == 13;
+}
+sub anew { }
+"#,
+    by_line: true,
+    policy: Some("extends = \"coding\"\n[net]\nports = []\n"),
+    daemon: "kernel_audit = \"on\"\n",
+    prepare: |_, _| Ok(()),
+    why_not: |lab| observable(lab, "landlock"),
 };
 
 /// What the agent does: `KIND CALLS PACE SECONDS`, so many calls or so long, one each PACE ns or without a pause.
@@ -146,6 +173,8 @@ const KINDS: [Kind; 3] = [
         new: false,
     },
 ];
+/// In the lab's directory.
+const POLICY: &str = "ports.toml";
 const FLOOD_SECONDS: u64 = 3;
 
 pub fn measure(
@@ -154,7 +183,14 @@ pub fn measure(
     programs: Programs,
     effort: Effort,
 ) -> Result<()> {
-    let lab = Lab::start(programs, &Setup::default())?;
+    let setup = Setup {
+        daemon: layer.daemon,
+        ..Setup::default()
+    };
+    let lab = Lab::start(programs, &setup)?;
+    if let Some(policy) = layer.policy {
+        std::fs::write(lab.directory().join(POLICY), policy).context("write the policy")?;
+    }
     if let Some(why) = (layer.why_not)(&lab)? {
         report.skip(layer.row, why);
         return Ok(());
@@ -190,7 +226,14 @@ fn observable(lab: &Lab, layer: &str) -> Result<Option<String>> {
 }
 
 fn start<'a>(lab: &'a Lab, layer: &Layer, name: &str) -> Result<Obedient<'a>> {
-    let agent = Obedient::start(lab, name, &AGENT.replace("CALLS", layer.calls))?;
+    let script = AGENT.replace("CALLS", layer.calls);
+    let agent = match layer.policy {
+        None => Obedient::start(lab, name, &script)?,
+        Some(_) => {
+            let policy = lab.directory().join(POLICY);
+            Obedient::start_under(lab, policy.as_os_str(), name, &script)?
+        }
+    };
     (layer.prepare)(lab, name)?;
     Ok(agent)
 }

@@ -285,7 +285,7 @@ impl Path {
             }
             let mut at = 0;
             loop {
-                let (head, content, len) = match decode(&buffer[at..held]) {
+                let (head, content) = match decode(&buffer[at..held]) {
                     Ok(Some(frame)) => frame,
                     Ok(None) => break,
                     Err(error) => return error.to_string(),
@@ -294,7 +294,7 @@ impl Path {
                     return "closed by this program".to_owned();
                 };
                 self.arrived(&link, head, content, &mut known);
-                at += len;
+                at += HEAD_LEN + content.len();
             }
             buffer.copy_within(at..held, 0);
             held -= at;

@@ -29,8 +29,8 @@ pub fn encode(head: Head, content: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The frame at the beginning of `bytes`, and how long it is; `None`: it is not whole yet.
-pub fn decode(bytes: &[u8]) -> Result<Option<(Head, &[u8], usize)>, NoFrame> {
+/// The frame at the beginning of `bytes`, of the length of a head and its content; `None`: it is not whole yet.
+pub fn decode(bytes: &[u8]) -> Result<Option<(Head, &[u8])>, NoFrame> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else {
         return Ok(None);
     };
@@ -57,9 +57,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Head, &[u8], usize)>, NoFrame> {
         return Err(NoFrame);
     }
     let len = head.len as usize;
-    Ok(rest
-        .get(..len)
-        .map(|content| (head, content, HEAD_LEN + len)))
+    Ok(rest.get(..len).map(|content| (head, content)))
 }
 
 #[cfg(test)]
@@ -78,13 +76,13 @@ mod tests {
             for cut in [0, HEAD_LEN - 1, bytes.len() - 1] {
                 prop_assert_eq!(decode(&bytes[..cut.min(bytes.len() - 1)]), Ok(None));
             }
-            prop_assert_eq!(decode(&bytes), Ok(Some((head, &content[..], bytes.len()))));
+            prop_assert_eq!(decode(&bytes), Ok(Some((head, &content[..]))));
         }
 
         #[test]
         fn any_bytes_are_a_frame_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            if let Ok(Some((head, content, len))) = decode(&bytes) {
-                prop_assert_eq!((head.len as usize, len), (content.len(), HEAD_LEN + content.len()));
+            if let Ok(Some((head, content))) = decode(&bytes) {
+                prop_assert_eq!(head.len as usize, content.len());
             }
         }
     }

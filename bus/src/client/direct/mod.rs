@@ -159,6 +159,7 @@ fn keep(weak: &Weak<Link>) {
         drop(link);
         let why = path.read_all(weak);
         path.end(&why);
+        path.leave();
         let Some(link) = weak.upgrade() else { return };
         if !link.direct.become_state(State::Opening) {
             return;

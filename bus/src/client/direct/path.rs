@@ -415,11 +415,16 @@ impl Path {
         self.stream.shutdown(Shutdown::Both).ok();
     }
 
+    /// Takes the socket out of the kernel's table, whoever else still holds this, so that the next connection gets its place. Not while
+    /// it is read: a reader would never hear of it.
+    pub fn leave(&self) {
+        // Where it can't be, the place is free when both ends have closed.
+        rustix::net::connect_unspec(&self.stream).ok();
+    }
+
     /// The connection is over: whoever waits is told that nobody knows.
     pub fn end(&self, why: &str) {
         self.shut();
-        // At once, whoever else still holds this: the next connection takes the place. Where it can't be, it is taken when both ends have closed.
-        rustix::net::connect_unspec(&self.stream).ok();
         let mut waiting = self.waiting();
         waiting.over.get_or_insert_with(|| why.to_owned());
         for (_, (_, tell)) in waiting.asked.drain() {

@@ -72,6 +72,9 @@ struct Inner {
     done: watch::Sender<u64>,
 }
 
+/// The addresses of whoever may ask whom, and whether it may.
+type Change = ((u64, u64), Right);
+
 #[derive(Debug, Default)]
 struct Members {
     members: HashMap<PeerId, Member>,
@@ -273,7 +276,7 @@ impl Inner {
     }
 
     /// The next changes, those that take first, and how many there were with them.
-    fn next(&self) -> (Vec<((u64, u64), Right)>, u64) {
+    fn next(&self) -> (Vec<Change>, u64) {
         let mut table = self.table();
         let (takes, gives): (Vec<_>, Vec<_>) = std::mem::take(&mut table.due)
             .into_iter()

@@ -94,15 +94,14 @@ impl<A: Clone> Domains<A> {
         };
         let mut held = Vec::new();
         let mut told = None;
-        if let Some(waited) = waited {
-            if let Some(Domain {
+        if let Some(waited) = waited
+            && let Some(Domain {
                 owner: Owner::Waiting { held: these, .. },
                 told: so_far,
                 ..
             }) = self.domains.remove(&waited)
-            {
-                (held, told) = (these, so_far);
-            }
+        {
+            (held, told) = (these, so_far);
         }
         let learned = domain.or(waited);
         if let Some(number) = learned {

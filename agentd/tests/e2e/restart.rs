@@ -28,10 +28,10 @@ fn noted(work: &Path) -> u64 {
         !whole.lines().any(|line| line.starts_with("error")),
         "{whole}"
     );
-    let numbers = whole
+    let mut numbers = whole
         .lines()
         .filter_map(|line| line.strip_prefix("lane ")?.parse().ok());
-    numbers.last().unwrap_or(0)
+    numbers.next_back().unwrap_or(0)
 }
 
 fn report(work: &Path, file: &str) -> Value {

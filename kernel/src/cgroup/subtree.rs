@@ -2,7 +2,7 @@
 
 use super::layout::DAEMON_LEAF;
 use super::{CgroupError, Controller, Group, Hierarchy, Layout, make_dir, read_file, write_file};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -196,21 +196,42 @@ impl Subtree {
 
 fn make_locked(own: &Path, name: u32) -> Result<(PathBuf, OwnedFd), CgroupError> {
     let path = own.join(format!("{PREFIX}{name}"));
-    // There already: this process had another program before (an upgrade in place), or the kernel used the pid again.
-    if !path.is_dir() {
-        make_dir(&path)?;
+    loop {
+        // There already: this process had another program before (an upgrade in place), or the kernel used the pid again.
+        let operation = if path.is_dir() {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            make_dir(&path)?;
+            // Only somebody who sweeps can be at what was made just now, and not for long.
+            FlockOperation::LockExclusive
+        };
+        match lock_by(&path, operation) {
+            // Swept between being made and being locked: what is locked is no longer there.
+            Ok(lock) if !is_at(&lock, &path) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(lock) => return Ok((path, lock)),
+            Err(source) => return Err(CgroupError::new("lock", &path, source)),
+        }
     }
-    let lock = lock(&path).map_err(|source| CgroupError::new("lock", &path, source))?;
-    Ok((path, lock))
+}
+
+/// Whether `held` is what is at `path`.
+fn is_at(held: &OwnedFd, path: &Path) -> bool {
+    let Ok(held) = fstat(held) else { return false };
+    fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (held.st_dev, held.st_ino))
 }
 
 fn lock(path: &Path) -> io::Result<OwnedFd> {
+    lock_by(path, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn lock_by(path: &Path, operation: FlockOperation) -> io::Result<OwnedFd> {
     let fd = open(
         path,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    flock(&fd, operation)?;
     Ok(fd)
 }
 
@@ -225,7 +246,11 @@ fn sweep(own: &Path) {
         if named.is_none_or(|number| number.parse::<u32>().is_err()) {
             continue;
         }
-        let Ok(_held) = lock(&subtree) else { continue };
+        let Ok(held) = lock(&subtree) else { continue };
+        if !is_at(&held, &subtree) {
+            // Gone since, and perhaps somebody's anew.
+            continue;
+        }
         for group in directories(&subtree) {
             if fs::remove_dir(&group).is_err() {
                 break;
@@ -311,6 +336,24 @@ mod tests {
                 controllers: vec![Controller::Pids],
             }],
         }
+    }
+
+    #[test]
+    fn whoever_starts_while_others_sweep_keeps_what_it_made() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let own = folder.path();
+        std::thread::scope(|scope| {
+            for name in 1..=4 {
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        let subtree = Subtree::create(&v1_layout(own), name, &[]);
+                        let made = own.join(format!("agentd-{name}"));
+                        assert!(made.is_dir(), "{} was swept", made.display());
+                        subtree.remove().expect("removed");
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use agentd_bus::channel::Tag;
 use agentd_bus::client::{
-    Client, ClientError, LaneError, LaneOptions, LaneReceiver, LastingError, LastingLane, Requests,
+    Client, ClientError, DirectUse, LaneError, LaneOptions, LaneReceiver, LastingError,
+    LastingLane, Requests,
 };
 use agentd_bus::lane::ring::{RecvError, SettleError};
 use agentd_bus::message::Status;
@@ -179,6 +180,8 @@ fn until_there<T>(
 fn send(to: &str, lane: u64, requests: u64, notes: &Notes) -> anyhow::Result<()> {
     ensure!(lane + requests > 0, "nothing is to be sent");
     let client = Client::connect()?;
+    // Where there is a direct path, requests are to be on it.
+    client.use_direct(DirectUse::Always);
     let open = || {
         until_there(&client, || {
             match client.open_lasting_lane(to, LaneOptions::default()) {

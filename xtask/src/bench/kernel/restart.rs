@@ -1,7 +1,7 @@
 //! Row `restart`: what is lost in silence while agentd and its broker are ended and started again, under steady traffic.
 //!
 //! Two pairs of agents (`tests/kit`'s `traffic-agent`): one sends numbered messages over a lane that outlives agentd, under `coding`; the
-//! other asks requests, under a policy without shared memory. Meanwhile agentd is killed and ended in good order, and so is the broker, one after the other as long as
+//! other asks requests, under a policy without shared memory, by the direct path where the host has it. Meanwhile agentd is killed and ended in good order, and so is the broker, one after the other as long as
 //! the traffic goes on: both at once end every agent, by design. What the bus took and neither delivered nor said to be lost is the row.
 
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ const ENDS: [End; 4] = [
 
 pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Result<()> {
     let setup = Setup {
-        daemon: "on_stop = \"keep\"",
+        daemon: "on_stop = \"keep\"\n[bus]\ndirect = true",
         ..Setup::default()
     };
     let mut lab = Lab::start(programs.clone(), &setup)?;
@@ -80,6 +80,7 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Resu
         }
     }
     go_on(&lab, &traffic)?;
+    let in_kernel = in_kernel(&lab)?;
     for work in [&sender, &asker] {
         std::fs::write(work.join("stop"), "").context("tell a sender to stop")?;
     }
@@ -90,7 +91,24 @@ pub fn measure(report: &mut Report, programs: &Programs, effort: Effort) -> Resu
     );
     sent["requests"] = asked["requests"].clone();
     rows(report, &Account::of(&sent, &received)?, ends);
+    let row = "restart.in_kernel";
+    match in_kernel {
+        Ok(sent) => report.row(row, "messages", &[sent], None),
+        Err(why) => report.skip(row, why),
+    }
     Ok(())
+}
+
+/// How many requests of the asker's the kernel has handed over; or why none takes that path.
+fn in_kernel(lab: &Lab) -> Result<Result<f64, String>> {
+    let peers = child::capture(lab.agentctl().args(["--json", "bus", "peers"]))?;
+    let peers: Value = serde_json::from_str(&peers).context("agentctl bus peers")?;
+    let all = peers["peers"].as_array().context("no list of peers")?;
+    let asker = all.iter().find(|peer| peer["name"] == "asker");
+    let asker = asker.context("the asker is not on the bus")?;
+    Ok(asker["direct_sent"]
+        .as_f64()
+        .ok_or_else(|| format!("requests go over the bus: {}", asker["direct_why"])))
 }
 
 fn start(lab: &Lab, name: &str, policy: &str, arguments: &[&str]) -> Result<PathBuf> {

@@ -42,7 +42,7 @@ fn now_ns() -> u64 {
 /// The moment that a refused call carried, as of `now`.
 ///
 /// `seccomp`: the call's first two arguments, 32 bits each, `ptrace(0xHIGH, 0xLOW, …`. Else an address `10.a.b.c:port` with the low
-/// 40 bits.
+/// 39 bits: 24 of the address, then all of the port's but the highest.
 fn stamp(layer: &str, target: &str, now: u64) -> Option<u64> {
     if layer == "seccomp" {
         let mut arguments = target.split_once('(')?.1.split(", ");
@@ -50,10 +50,11 @@ fn stamp(layer: &str, target: &str, now: u64) -> Option<u64> {
         return Some(half()? << 32 | half()?);
     }
     let address: std::net::SocketAddrV4 = target.split(' ').next()?.parse().ok()?;
-    let low = u64::from(address.ip().to_bits() & 0xff_ffff) << 16 | u64::from(address.port());
-    let of = |lap: u64| lap << 40 | low;
-    let lap = now >> 40;
-    // The clock's 41st bit may have turned since.
+    let low =
+        u64::from(address.ip().to_bits() & 0xff_ffff) << 15 | u64::from(address.port() & 0x7fff);
+    let of = |lap: u64| lap << 39 | low;
+    let lap = now >> 39;
+    // The clock's 40th bit may have turned since.
     match of(lap) {
         late if late > now => Some(of(lap.checked_sub(1)?)),
         stamp => Some(stamp),

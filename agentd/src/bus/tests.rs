@@ -707,7 +707,8 @@ fn clients_find_the_successor_of_their_bus() {
     };
     let (second, server) = a_bus_of_its_own(&listeners);
     let mut peers = looking.join().unwrap().unwrap();
-    while !peers[0].serving {
+    // Asked this early, the bus may not have the other agent yet, or not what it serves.
+    while !peers.iter().any(|peer| peer.serving) {
         peers = asker.agents().unwrap();
     }
     let reply = asker.request("b", "fix", b"2", WATCHDOG).unwrap();

@@ -41,14 +41,15 @@ pub struct Layer {
 
 pub const LAYERS: &[Layer] = &[BPF, SECCOMP, LANDLOCK];
 
-/// Connects without the network. The address is `10.…` and the port, 40 bits of the moment; so each is another.
+/// Connects without the network. The address is `10.…` and the port, 39 bits of the moment; so each is another. Ports are of the
+/// upper half: agentd's own services, which every agent may reach, are in the lower.
 const BPF: Layer = Layer {
     row: "denial_bpf",
     layer: "bpf",
     calls: r#"
 socket(my $s, PF_INET, SOCK_STREAM, 0) or die "$!";
 sub refused {
-  my $to = pack_sockaddr_in($_[0] & 0xffff, pack("N", 0x0a000000 | ($_[0] >> 16 & 0xffffff)));
+  my $to = pack_sockaddr_in(0x8000 | ($_[0] & 0x7fff), pack("N", 0x0a000000 | ($_[0] >> 15 & 0xffffff)));
   return !connect($s, $to) && $! == 1;
 }
 sub anew { }
@@ -82,7 +83,7 @@ const LANDLOCK: Layer = Layer {
     calls: r#"
 socket(my $s, PF_INET, SOCK_STREAM, 0) or die "$!";
 sub refused {
-  my $to = pack_sockaddr_in($_[0] & 0xffff, pack("N", 0x0a000000 | ($_[0] >> 16 & 0xffffff)));
+  my $to = pack_sockaddr_in(0x8000 | ($_[0] & 0x7fff), pack("N", 0x0a000000 | ($_[0] >> 15 & 0xffffff)));
   return !connect($s, $to) && $! == 13;
 }
 sub anew { }

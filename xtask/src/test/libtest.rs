@@ -14,6 +14,9 @@ pub struct Counts {
     /// Marked `#[ignore]`, without those that are no tests by themselves ([`PART`]).
     pub ignored: u32,
     pub failed_names: Vec<String>,
+    /// Test programs that began, and those that came to a result.
+    begun: u32,
+    ended: u32,
     /// Seen since the last result line.
     parts: u32,
 }
@@ -28,6 +31,11 @@ impl Counts {
         {
             self.failed_names.push(name.to_owned());
         }
+        if let Some(tests) = line.strip_prefix("running ")
+            && (tests.ends_with(" tests") || tests.ends_with(" test"))
+        {
+            self.begun += 1;
+        }
         if line.starts_with("test ") && line.contains(&format!(" ... ignored, {PART}")) {
             self.parts += 1;
         }
@@ -38,6 +46,7 @@ impl Counts {
         let Some((_, figures)) = result.split_once(". ") else {
             return;
         };
+        self.ended += 1;
         for figure in figures.split("; ") {
             let Some((number, what)) = figure.split_once(' ') else {
                 continue;
@@ -52,6 +61,11 @@ impl Counts {
                 _ => {}
             }
         }
+    }
+
+    /// Every test program came to its result, and every failure has a name.
+    pub fn are_whole(&self) -> bool {
+        self.begun == self.ended && self.failed as usize == self.failed_names.len()
     }
 }
 
@@ -84,6 +98,15 @@ mod tests {
              test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
         );
         assert_eq!((counts.passed, counts.ignored), (1, 1));
+    }
+
+    #[test]
+    fn a_test_program_that_dies_leaves_the_counts_in_part() {
+        let whole = "running 1 test\ntest a ... FAILED\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert!(read(whole).are_whole());
+        assert!(!read(&format!("{whole}running 12 tests\ntest b ... ok\n")).are_whole());
+        assert!(!read(&whole.replace("test a ... FAILED\n", "")).are_whole());
     }
 
     #[test]

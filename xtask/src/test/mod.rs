@@ -118,12 +118,13 @@ pub fn test(args: &Args, expect: Expect) -> Result<ExitCode> {
         total.passed += outcome.passed;
         total.failed += outcome.failed;
         total.skips.extend(outcome.skips);
-        total.failures.extend(
-            outcome
-                .failures
-                .into_iter()
-                .map(|what| format!("{}: {what}", tier.name())),
-        );
+        let named = |what: String| format!("{}: {what}", tier.name());
+        total
+            .failures
+            .extend(outcome.failures.into_iter().map(named));
+        total
+            .unsteady
+            .extend(outcome.unsteady.into_iter().map(named));
     }
     Ok(report(&lines, &total, &expected))
 }
@@ -168,6 +169,9 @@ fn run(tier: Tier, scratch: &Path, search: Search, machines: usize) -> Result<Ou
 fn report(lines: &[String], total: &Outcome, expected: &Expected) -> ExitCode {
     for failure in &total.failures {
         println!("failed: {failure}");
+    }
+    for test in &total.unsteady {
+        println!("unsteady: {test}: failed once, then passed each time by itself");
     }
     let forbidden: Vec<&Skip> = total
         .skips

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::libtest::Counts;
 use super::skips::{Skip, read_log};
 use super::tier::Outcome;
-use crate::child::{Child, line, outcome};
+use crate::child::{Child, line};
 use crate::demo::npm::{self, Agent};
 use crate::workspace::{Metadata, Package, build_all, cargo};
 
@@ -129,7 +129,58 @@ fn program(variable: &str, agent: &Agent) -> Option<PathBuf> {
         .ok()
 }
 
+/// So many tests of one `cargo test` may fail and be run again; more of them are no accident.
+const AGAIN: usize = 3;
+/// So often each of them must pass.
+const TIMES: usize = 3;
+
+/// Runs the tests that `command` names. Few that fail are run again, by themselves: those that then pass each time are no failures
+/// but [unsteady](Outcome::unsteady), which the run says of each.
 pub fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
+    let first = attempt(command, scratch)?;
+    let failed = &first.outcome.failures;
+    if !first.whole || failed.is_empty() || failed.len() > AGAIN {
+        return Ok(first.outcome);
+    }
+    for time in 1..=TIMES {
+        eprintln!("== again, alone, {time} of {TIMES}: {}", failed.join(", "));
+        let next = attempt(&mut again(command, failed), scratch)?.outcome;
+        crate::stop::check()?;
+        // One that doesn't run any more, or is skipped now, has not passed.
+        if next.failed > 0 || !next.skips.is_empty() || (next.passed as usize) < failed.len() {
+            return Ok(first.outcome);
+        }
+    }
+    Ok(first.outcome.steadied())
+}
+
+/// The same with these tests only, one after the other.
+fn again(command: &Command, names: &[String]) -> Command {
+    let mut again = Command::new(command.get_program());
+    again.args(command.get_args());
+    for (variable, value) in command.get_envs() {
+        match value {
+            Some(value) => again.env(variable, value),
+            None => again.env_remove(variable),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        again.current_dir(directory);
+    }
+    again
+        .args(["--", "--exact", "--test-threads=1"])
+        .args(names);
+    again
+}
+
+/// What came of one run.
+struct Attempt {
+    outcome: Outcome,
+    /// Nothing went wrong but the tests that failed by name.
+    whole: bool,
+}
+
+fn attempt(command: &mut Command, scratch: &Path) -> Result<Attempt> {
     let log = scratch.join("skips");
     remove_if_there(&log)?;
     command
@@ -151,24 +202,26 @@ pub fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
 
     let skips = read_log(&log)?;
     let ignored = (0..counts.ignored).map(|_| Skip::new("ignored", "marked #[ignore]"));
-    let mut result = Outcome {
+    let whole = ended.is_some() && counts.are_whole();
+    let mut outcome = Outcome {
         passed: counts.passed.saturating_sub(u32::try_from(skips.len())?),
         failed: counts.failed,
         failures: counts.failed_names,
         skips: skips.into_iter().chain(ignored).collect(),
+        unsteady: Vec::new(),
     };
     match ended {
-        None => result.fail(format!("{} did not end within {WATCHDOG:?}", line(command))),
-        Some(status) if !status.success() && result.failed == 0 => {
-            result.fail(format!(
+        None => outcome.fail(format!("{} did not end within {WATCHDOG:?}", line(command))),
+        Some(status) if !status.success() && outcome.failed == 0 => {
+            outcome.fail(format!(
                 "{}: {} without a failed test: see above",
                 line(command),
-                outcome(status)
+                crate::child::outcome(status)
             ));
         }
         Some(_) => {}
     }
-    Ok(result)
+    Ok(Attempt { outcome, whole })
 }
 
 /// Passes each line on to stderr (stdout is for the tier lines) and counts what it says.
@@ -196,5 +249,80 @@ fn remove_if_there(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A test program that reports as libtest does. `$run` counts its runs; `$@` is what it is called with after the script.
+    fn program(scratch: &Path, script: &str) -> Command {
+        let mut command = Command::new("sh");
+        let script = format!(
+            r#"cd {}; run=$(( $(cat runs 2>/dev/null || echo 0) + 1 )); echo $run > runs
+            passes() {{ echo "test $1 ... ok"; passed=$((passed + 1)); }}
+            fails() {{ echo "test $1 ... FAILED"; failed=$((failed + 1)); }}
+            passed=0; failed=0; echo "running 2 tests"
+            {script}
+            echo "test result: some. $passed passed; $failed failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s"
+            exit $((failed > 0))"#,
+            scratch.display()
+        );
+        command.args(["-c", &script]);
+        command
+    }
+
+    fn runs(scratch: &Path) -> String {
+        let runs = std::fs::read_to_string(scratch.join("runs")).expect("a program that ran");
+        runs.trim().to_owned()
+    }
+
+    fn result(script: &str) -> (Outcome, String) {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let outcome = run(&mut program(scratch.path(), script), scratch.path()).expect("a run");
+        (outcome, runs(scratch.path()))
+    }
+
+    #[test]
+    fn what_fails_once_and_then_passes_by_itself_is_unsteady() {
+        let (outcome, runs) = result(
+            r#"if [ $run = 1 ]; then passes a; fails b
+            elif [ "$*" = "--exact --test-threads=1 b" ]; then passes b
+            else fails "$*"; fi"#,
+        );
+        assert_eq!((outcome.passed, outcome.failed), (2, 0), "{outcome:?}");
+        assert_eq!(
+            (outcome.unsteady, runs),
+            (vec!["b".to_owned()], "4".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_fails_again_has_failed() {
+        let (outcome, runs) = result("passes a; if [ $run = 2 ]; then passes b; else fails b; fi");
+        assert_eq!((outcome.passed, outcome.failed), (1, 1), "{outcome:?}");
+        assert_eq!(
+            (outcome.failures, runs),
+            (vec!["b".to_owned()], "3".to_owned())
+        );
+        assert!(outcome.unsteady.is_empty());
+    }
+
+    #[test]
+    fn what_is_skipped_or_missing_when_it_is_run_again_has_failed() {
+        let skips = r#"echo "agentd-skip: root: run it as root" >> "$AGENTD_SKIP_LOG"; passes b"#;
+        let (outcome, runs) = result(&format!("if [ $run = 1 ]; then fails b; else {skips}; fi"));
+        assert_eq!((outcome.failed, runs.as_str()), (1, "2"), "{outcome:?}");
+        let (outcome, runs) = result("if [ $run = 1 ]; then fails b; fi");
+        assert_eq!((outcome.failed, runs.as_str()), (1, "2"), "{outcome:?}");
+    }
+
+    #[test]
+    fn many_failures_and_programs_that_die_are_not_run_again() {
+        let (outcome, runs) = result("fails a; fails b; fails c; fails d");
+        assert_eq!((outcome.failed, runs.as_str()), (4, "1"));
+        let (outcome, runs) = result("fails a; passes b; echo 'running 9 tests'");
+        assert_eq!((outcome.failed, runs.as_str()), (1, "1"));
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Sockets that agentd accepted from a listener of the sandbox belong to the agent's cgroup too, so that what goes over its loopback is
 //! counted where it leaves and where it arrives. Without the network a packet passes if one of its ports is kept, or if it carries
-//! nothing and opens nothing: so that the ends of open connections learn that they are over. Headers are read by copy and believed in
-//! nothing but the verdict on their own packet.
+//! nothing: so that the ends of open connections learn that they are over, and that a `connect` which was judged just before comes to an end,
+//! for whose SYN nobody would answer for two minutes else. Later ones are refused before they send any. Headers are read by copy and
+//! believed in nothing but the verdict on their own packet.
 
 use crate::agent::{add, socket_slot};
 use crate::control::{Actor, Refusal, counters, is_kept, is_revoked, policy, refuse};
@@ -15,7 +16,6 @@ const DROPPED: i32 = 0;
 const PASSED: i32 = 1;
 
 const IPPROTO_TCP: u8 = 6;
-const TCP_SYN: u8 = 2;
 
 #[cgroup_skb(ingress)]
 pub fn ingress(context: SkBuffContext) -> i32 {
@@ -84,8 +84,6 @@ struct Headers {
     protocol: u8,
     from: u16,
     to: u16,
-    /// TCP flags.
-    flags: u8,
     /// Bytes behind the TCP header.
     carried: u32,
 }
@@ -95,8 +93,7 @@ fn passes(policy: &Policy, headers: &Headers) -> bool {
     if headers.protocol != IPPROTO_TCP {
         return false;
     }
-    let ends = headers.carried == 0 && headers.flags & TCP_SYN == 0;
-    ends || is_kept(policy, headers.from) || is_kept(policy, headers.to)
+    headers.carried == 0 || is_kept(policy, headers.from) || is_kept(policy, headers.to)
 }
 
 /// Reads as far as a TCP header. Fragments but the first, and IPv6 packets with extension headers, have no ports here.
@@ -128,7 +125,6 @@ fn read(packet: &SkBuffContext) -> Option<Headers> {
     headers.from = u16::from_be(packet.load(at).ok()?);
     headers.to = u16::from_be(packet.load(at + 2).ok()?);
     let offset: u8 = packet.load(at + 12).ok()?;
-    headers.flags = packet.load(at + 13).ok()?;
     let behind = at as u32 + u32::from(offset >> 4) * 4;
     headers.carried = packet.len().saturating_sub(behind);
     Some(headers)

@@ -6,10 +6,13 @@
 use crate::bed::{Agent, Bed};
 use agentd_bpf::Group;
 use agentd_bpf::layout::{op, revoked};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::sockopt::socket_error;
 use rustix::net::{
     AddressFamily, Ipv4Addr, Ipv6Addr, RecvFlags, SendFlags, SocketAddrV4, SocketAddrV6,
-    SocketType, bind, connect, ipproto, send, sendto, socket,
+    SocketType, accept, bind, connect, getpeername, getsockname, ipproto, listen, recv, send,
+    sendto, socket,
 };
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -209,7 +212,7 @@ fn an_open_connection_carries_nothing_more_and_learns_of_its_end() {
         |(mut near, far)| {
             // Into its own buffer: the packet goes no further.
             let written = near.write(b"secret").is_ok();
-            let arrived = rustix::net::recv(&far, &mut [0u8; 8], RecvFlags::DONTWAIT);
+            let arrived = recv(&far, &mut [0u8; 8], RecvFlags::DONTWAIT);
             // A reset carries nothing.
             rustix::net::sockopt::set_socket_linger(&far, Some(std::time::Duration::ZERO))
                 .expect("linger");
@@ -228,6 +231,67 @@ fn an_open_connection_carries_nothing_more_and_learns_of_its_end() {
             .any(|denial| denial.op == op::PACKET_OUT && denial.pid == 0),
         "{told:?}"
     );
+}
+
+/// Connects to a listener with a full queue: the socket waits for room, then for its next SYN, a second later.
+#[test]
+fn a_connect_under_way_ends_and_what_it_opened_carries_nothing() {
+    let Some(bed) = Bed::with(Group::Net) else {
+        return;
+    };
+    let agent = bed.agent();
+    let open = || {
+        let listener = stream(AddressFamily::INET).expect("socket");
+        bind(&listener, &v4(0)).expect("bind");
+        listen(&listener, 0).expect("listen");
+        let to = getsockname(&listener).expect("address");
+        let near = || {
+            let near = stream(AddressFamily::INET).expect("socket");
+            ioctl_fionbio(&near, true).expect("without waiting");
+            assert_eq!(connect(&near, &to), Err(Errno::INPROGRESS));
+            near
+        };
+        let mut open = vec![near()];
+        while is_open(open.last().expect("one"), 0) {
+            open.push(near());
+        }
+        (listener, open)
+    };
+    let code = in_two_steps(
+        &agent,
+        open,
+        || bed.restrict(&agent, revoked::NET),
+        |(listener, mut open)| {
+            let waiting = open.pop().expect("one");
+            drop(open);
+            // What was queued, to make room; then the one that waited.
+            let mut far = accept(&listener).expect("accept");
+            if !is_open(&waiting, 60) {
+                return 0;
+            }
+            let address = Some(getsockname(&waiting).expect("address"));
+            while getpeername(&far).expect("peer") != address {
+                far = accept(&listener).expect("accept");
+            }
+            let written = send(&waiting, b"secret", SendFlags::empty());
+            let arrived = recv(&far, &mut [0u8; 8], RecvFlags::DONTWAIT);
+            1 | i32::from(written == Ok(6)) << 1
+                | i32::from(matches!(arrived, Err(Errno::AGAIN))) << 2
+        },
+    );
+    assert_eq!(code, 7, "opened, written, not arrived");
+    assert!(bed.counters(&agent).denied >= 1);
+}
+
+/// Whether a connect without waiting has come through within so many seconds.
+fn is_open(socket: &OwnedFd, seconds: i64) -> bool {
+    let timeout = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    let ready = poll(&mut polled, Some(&timeout)).expect("poll") == 1;
+    ready && socket_error(socket).expect("SO_ERROR").is_ok()
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The direct path: agents without shared memory that ask each other, from socket to socket in the kernel, through every end.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::harness::{Daemon, Mode, is_root, output, program, text, wait_until};
+use crate::orders::{Orders, fifo};
 
 const SERVER: &str = "server";
 const ASKER: &str = "asker";
@@ -58,11 +58,6 @@ fn is_connected(daemon: &Daemon, name: &str) {
     });
 }
 
-fn fifo(path: &Path) {
-    let mode = rustix::fs::Mode::from(0o600);
-    rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).expect("a fifo");
-}
-
 /// Starts the program as agent `name` under a policy without shared memory.
 fn start(daemon: &Daemon, work: &Path, name: &str, args: &[&str]) {
     std::fs::copy(program("request-agent"), work.join("request-agent")).expect("copy");
@@ -97,52 +92,20 @@ fn serve(daemon: &Daemon, work: &Path) {
     });
 }
 
-/// The asking agent, from outside.
-struct Asker {
-    ask: File,
-    answer: BufReader<File>,
+/// The asking agent.
+fn asker(daemon: &Daemon, work: &Path) -> Orders {
+    fifo(&work.join("enough"), daemon.owner());
+    Orders::start(work, daemon.owner(), || {
+        start(daemon, work, ASKER, &["ask", SERVER]);
+    })
 }
 
-impl Asker {
-    fn start(daemon: &Daemon, work: &Path) -> Self {
-        for name in ["ask", "answer", "enough"] {
-            fifo(&work.join(name));
-        }
-        start(daemon, work, ASKER, &["ask", SERVER]);
-        // In its own order; each waits for the other end.
-        let ask = File::options()
-            .write(true)
-            .open(work.join("ask"))
-            .expect("ask");
-        let answer = File::open(work.join("answer")).expect("answer");
-        Self {
-            ask,
-            answer: BufReader::new(answer),
-        }
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.ask, "{line}").expect("ask");
-    }
-
-    fn hear(&mut self) -> String {
-        let mut said = String::new();
-        self.answer.read_line(&mut said).expect("an answer");
-        said.trim_end().to_owned()
-    }
-
-    fn told(&mut self, line: &str) -> String {
-        self.say(line);
-        self.hear()
-    }
-
-    /// Until both are on the path: the first request over the bus opens it.
-    fn connect(&mut self, daemon: &Daemon) {
-        assert_eq!(self.told("use always"), "ok");
-        assert_eq!(self.told("echo 1 64"), "ok 1");
-        is_connected(daemon, ASKER);
-        is_connected(daemon, SERVER);
-    }
+/// Until both are on the path: the first request over the bus opens it.
+fn connect(asker: &mut Orders, daemon: &Daemon) {
+    assert_eq!(asker.told("use always"), "ok");
+    assert_eq!(asker.told("echo 1 64"), "ok 1");
+    is_connected(daemon, ASKER);
+    is_connected(daemon, SERVER);
 }
 
 #[test]
@@ -153,8 +116,8 @@ fn small_requests_go_through_the_kernel_and_all_others_over_the_bus() {
     if !has_path(&daemon, SERVER) {
         return;
     }
-    let mut asker = Asker::start(&daemon, here.path());
-    asker.connect(&daemon);
+    let mut asker = asker(&daemon, here.path());
+    connect(&mut asker, &daemon);
     let before = peer(&daemon, ASKER);
     assert_eq!(asker.told("echo 200 64"), "ok 200");
     assert_eq!(asker.told("echo 100 4000"), "ok 100");
@@ -192,8 +155,8 @@ fn a_right_that_is_taken_back_is_refused_at_once_and_the_answer_too() {
     if !has_path(&daemon, SERVER) {
         return;
     }
-    let mut asker = Asker::start(&daemon, here.path());
-    asker.connect(&daemon);
+    let mut asker = asker(&daemon, here.path());
+    connect(&mut asker, &daemon);
     assert_eq!(asker.told("echo 50 64"), "ok 50");
     let received = direct(&daemon, SERVER, "direct_received");
     let refused = direct(&daemon, ASKER, "direct_refused");
@@ -223,8 +186,8 @@ fn the_end_of_a_peer_is_told_and_its_successor_is_found() {
     if !has_path(&daemon, SERVER) {
         return;
     }
-    let mut asker = Asker::start(&daemon, here.path());
-    asker.connect(&daemon);
+    let mut asker = asker(&daemon, here.path());
+    connect(&mut asker, &daemon);
     // Nobody answers: the deadline, by the path.
     let sent = direct(&daemon, ASKER, "direct_sent");
     let said = asker.told("hold 100");
@@ -268,8 +231,8 @@ fn every_request_is_answered_or_reported_however_often_agentd_is_killed() {
     if !has_path(&daemon, SERVER) {
         return;
     }
-    let mut asker = Asker::start(&daemon, here.path());
-    asker.connect(&daemon);
+    let mut asker = asker(&daemon, here.path());
+    connect(&mut asker, &daemon);
     assert_eq!(asker.told("flood"), "flooding");
     for _ in 0..3 {
         for name in [ASKER, SERVER] {

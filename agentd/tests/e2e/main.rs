@@ -20,6 +20,7 @@ mod isolation;
 mod kernel_audit;
 mod limits;
 mod malformed;
+mod orders;
 mod restart;
 mod revocation;
 mod run;

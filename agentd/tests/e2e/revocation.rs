@@ -1,14 +1,13 @@
 //! Live control: rights are taken from a running agent in the kernel, told by its own errno, and given back by the right hand only.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 
 use crate::harness::{
     ALICE, Daemon, Mode, dir_of, is_root, modes, output, signal, text, wait_until,
 };
+use crate::orders::Orders;
 
-/// An agent that does what is written to one FIFO of its workspace, and writes into the other what came of it.
+/// An agent that tries what it is ordered to.
 const OBEDIENT: &str = r#"
 use Socket; use IO::Handle;
 sub tcp { socket(my $s, PF_INET, SOCK_STREAM, 0) or return "$!"; connect($s, sockaddr_in($_[0], inet_aton("127.0.0.1"))) or return "$!"; return $s }
@@ -32,55 +31,24 @@ while (my $line = <$in>) {
 
 const REFUSED: &str = "Operation not permitted";
 
-/// The agent, from outside.
-struct Obedient {
-    ask: File,
-    answer: BufReader<File>,
-}
-
-impl Obedient {
-    /// Starts it as `uid`'s agent called `name`, in `work`, free to connect to `port` of the host.
-    fn start(daemon: &Daemon, uid: u32, name: &str, work: &Path, port: u16) -> Self {
-        let policy = format!(
-            "extends = \"coding\"\n[net]\nallow = [{{ host = \"127.0.0.1:{port}\", private = true }}]\n"
-        );
-        std::fs::write(work.join("policy.toml"), policy).expect("write the policy");
-        for fifo in ["ask", "answer"] {
-            let path = work.join(fifo);
-            rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from(0o600))
-                .expect("a fifo");
-            if is_root() {
-                std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("chown");
-            }
-        }
-        let mut run = daemon.agentctl_as(
-            uid,
-            ["run", "--detach", "--no-tty", "--name", name, "--policy"],
-        );
-        run.arg(work.join("policy.toml"))
-            .arg("--workspace")
-            .arg(work);
-        run.args(["--", "perl", "-e", OBEDIENT]);
+/// The agent, as `uid`'s with that name, in `work`, free to connect to `port` of the host.
+fn obedient(daemon: &Daemon, uid: u32, name: &str, work: &Path, port: u16) -> Orders {
+    let policy = format!(
+        "extends = \"coding\"\n[net]\nallow = [{{ host = \"127.0.0.1:{port}\", private = true }}]\n"
+    );
+    std::fs::write(work.join("policy.toml"), policy).expect("write the policy");
+    let mut run = daemon.agentctl_as(
+        uid,
+        ["run", "--detach", "--no-tty", "--name", name, "--policy"],
+    );
+    run.arg(work.join("policy.toml"))
+        .arg("--workspace")
+        .arg(work);
+    run.args(["--", "perl", "-e", OBEDIENT]);
+    Orders::start(work, uid, || {
         let (code, out, err) = text(&output(&mut run));
         assert_eq!(code, 0, "{out} {err}");
-        // In its own order; each waits for the other end.
-        let ask = File::options()
-            .write(true)
-            .open(work.join("ask"))
-            .expect("ask");
-        let answer = File::open(work.join("answer")).expect("answer");
-        Self {
-            ask,
-            answer: BufReader::new(answer),
-        }
-    }
-
-    fn told(&mut self, line: &str) -> String {
-        writeln!(self.ask, "{line}").expect("ask");
-        let mut said = String::new();
-        self.answer.read_line(&mut said).expect("an answer");
-        said.trim_end().to_owned()
-    }
+    })
 }
 
 /// Somebody on the host who accepts and says nothing.
@@ -117,7 +85,7 @@ fn the_network_goes_at_once_with_what_is_open_and_comes_back() {
     }
     let daemon = Daemon::start(Mode::Root);
     let (work, (_listener, port)) = (daemon.workspace(), host());
-    let mut agent = Obedient::start(&daemon, 0, "crawler", work.path(), port);
+    let mut agent = obedient(&daemon, 0, "crawler", work.path(), port);
     assert_eq!(agent.told(&format!("tunnel {port}")), "HTTP/1.1 200");
     for wish in ["connect 3128", "connect 8080", "datagram", "socket", "bind"] {
         assert_eq!(agent.told(wish), "ok", "{wish}");
@@ -158,7 +126,7 @@ fn what_is_taken_stays_taken_when_agentd_dies_and_only_the_right_hand_gives_it_b
     }
     let mut daemon = Daemon::start(Mode::Root);
     let (work, (_listener, port)) = (dir_of(ALICE), host());
-    let mut agent = Obedient::start(&daemon, ALICE, "mine", work.path(), port);
+    let mut agent = obedient(&daemon, ALICE, "mine", work.path(), port);
     if revoke(&daemon, 0, "net", "mine").is_none() {
         return;
     }
@@ -206,7 +174,7 @@ fn programs_and_files_go_where_the_kernel_has_bpf_lsm_and_elsewhere_it_says_why(
     }
     let daemon = Daemon::start(Mode::Root);
     let (work, (_listener, port)) = (daemon.workspace(), host());
-    let mut agent = Obedient::start(&daemon, 0, "coder", work.path(), port);
+    let mut agent = obedient(&daemon, 0, "coder", work.path(), port);
     for (right, wish) in [("exec", "exec"), ("write", "write")] {
         assert_eq!(agent.told(wish), "ok");
         let Some(said) = revoke(&daemon, 0, right, "coder") else {
@@ -232,7 +200,7 @@ fn a_frozen_agent_stands_still_until_it_is_thawed() {
         let daemon = Daemon::start(mode);
         let owner = daemon.owner();
         let (work, (_listener, port)) = (daemon.workspace(), host());
-        let mut agent = Obedient::start(&daemon, owner, "still", work.path(), port);
+        let mut agent = obedient(&daemon, owner, "still", work.path(), port);
         let (code, out, err) = text(&output(&mut daemon.agentctl(["freeze", "still"])));
         if code == 1 && err.contains("can't be frozen") {
             assert!(err.contains("cgroup2"), "it says what is missing: {err}");
@@ -275,7 +243,7 @@ fn without_the_kernel_plane_a_revocation_is_refused_by_name() {
         let daemon = Daemon::start(mode);
         let owner = daemon.owner();
         let (work, (_listener, port)) = (daemon.workspace(), host());
-        let mut agent = Obedient::start(&daemon, owner, "free", work.path(), port);
+        let mut agent = obedient(&daemon, owner, "free", work.path(), port);
         let (code, out, err) = text(&output(&mut daemon.agentctl(["revoke", "net", "free"])));
         assert_eq!((code, out.as_str()), (1, ""), "{err}");
         assert!(

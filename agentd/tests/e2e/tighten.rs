@@ -1,17 +1,17 @@
 //! Tightening: a policy is laid over that of a running agent, takes what it does not allow, closes what is open by it, gives
 //! nothing, and is lifted by the right hand only.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::bus_verbs::{Talker, lanes_from};
-use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, is_root, modes, output, text, wait_until};
+use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, modes, output, text, wait_until};
+use crate::orders::Orders;
 
-/// A driven agent that does what is written to one FIFO of its workspace, and writes into the other what came of it.
+/// A driven agent that tries what it is ordered to.
 const OBEDIENT: &str = r#"
 import json, os, socket, sys, urllib.error, urllib.request
 print(json.dumps({"type": "ready"}), flush=True)
@@ -62,8 +62,7 @@ with open("ask") as ask, open("answer", "w") as answer:
 
 /// The agent, from outside.
 struct Obedient {
-    ask: File,
-    answer: BufReader<File>,
+    orders: Orders,
 }
 
 impl Obedient {
@@ -71,39 +70,21 @@ impl Obedient {
     fn start(daemon: &Daemon, uid: u32, name: &str, work: &Path, policy: &str) -> Self {
         std::fs::write(work.join("agent.py"), OBEDIENT).expect("write the agent");
         let policy = file(work, "policy", policy);
-        for fifo in ["ask", "answer"] {
-            let path = work.join(fifo);
-            rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from(0o600))
-                .expect("a fifo");
-            if is_root() {
-                std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("chown");
-            }
-        }
         let options = [
             "run", "--detach", "--no-tty", "--driver", "jsonl", "--prompt", "go",
         ];
         let mut run = daemon.agentctl_as(uid, options);
         run.args(["--name", name, "--policy", &policy, "--workspace"]);
         run.arg(work).args(["--", "python3", "agent.py"]);
-        let (code, out, err) = text(&output(&mut run));
-        assert_eq!(code, 0, "{out} {err}");
-        // In its own order; each waits for the other end.
-        let ask = File::options()
-            .write(true)
-            .open(work.join("ask"))
-            .expect("ask");
-        let answer = File::open(work.join("answer")).expect("answer");
-        Self {
-            ask,
-            answer: BufReader::new(answer),
-        }
+        let orders = Orders::start(work, uid, || {
+            let (code, out, err) = text(&output(&mut run));
+            assert_eq!(code, 0, "{out} {err}");
+        });
+        Self { orders }
     }
 
     fn told(&mut self, line: &str) -> String {
-        writeln!(self.ask, "{line}").expect("ask");
-        let mut said = String::new();
-        self.answer.read_line(&mut said).expect("an answer");
-        said.trim_end().to_owned()
+        self.orders.told(line)
     }
 
     fn is_refused(&mut self, line: &str) -> String {
@@ -285,7 +266,7 @@ fn what_would_allow_more_gives_nothing_and_what_cannot_hold_is_refused_by_name()
         agent.is_refused("publish secret");
         agent.is_refused("tool curl x");
         // A question that waits is judged anew when somebody answers it.
-        writeln!(agent.ask, "tool make all").expect("ask");
+        agent.orders.say("tool make all");
         let mut question = String::new();
         wait_until("a person is asked", || {
             let list = ok(&daemon, owner, &["--json", "approvals", "list"]);
@@ -300,8 +281,7 @@ fn what_would_allow_more_gives_nothing_and_what_cannot_hold_is_refused_by_name()
             &["tighten", "coder", "--set", "tools.deny=Bash(make *)"],
         );
         ok(&daemon, owner, &["approvals", "allow", &question]);
-        let mut said = String::new();
-        agent.answer.read_line(&mut said).expect("an answer");
+        let said = agent.orders.hear();
         assert!(
             said.starts_with("refused") && said.contains("--set tools.deny"),
             "{said}"

@@ -6,20 +6,18 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agentd_bus::channel::Tag;
 use agentd_bus::client::{
-    Client, ClientError, FollowOptions, LaneError, LaneOptions, LaneReceiver, LogOptions, LogReader,
+    Client, FollowOptions, LaneError, LaneOptions, LaneReceiver, LogOptions, LogReader,
 };
 use agentd_bus::lane::ring::{RecvError, SendError};
 use agentd_bus::log::{Delivery, RecvError as LogRecvError, SendError as LogSendError, Start};
 use agentd_bus::message::Status;
-use agentd_bus::topic::PEERS_TOPIC;
+use agentd_testkit::lines::Lines;
+use agentd_testkit::peers::until_there;
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 
@@ -48,32 +46,6 @@ enum Options {
     },
     /// Says what of lanes, logs and the socket it is given to an agent, and ends.
     Try { to: String },
-}
-
-/// A file of lines that threads share.
-#[derive(Clone)]
-struct Lines(Arc<Mutex<File>>);
-
-impl Lines {
-    fn create(name: &str) -> anyhow::Result<Self> {
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(name)
-            .with_context(|| format!("{name} in the current directory"))?;
-        Ok(Self(Arc::new(Mutex::new(file))))
-    }
-
-    fn say(&self, line: &str) {
-        let mut file = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        // A test that waits for the line in vain says so.
-        if let Err(error) = writeln!(file, "{line}") {
-            eprintln!("{line}: {error}");
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -113,25 +85,6 @@ fn check(number: u64, bytes: &[u8]) -> anyhow::Result<()> {
         "message {number} is another or torn: {bytes:?}"
     );
     Ok(())
-}
-
-/// Calls until the other agent is there: after a restart of agentd it may come back later than this one.
-fn until_there<T>(
-    client: &Client,
-    mut call: impl FnMut() -> Result<T, ClientError>,
-) -> anyhow::Result<T> {
-    // Before the first try, so that no coming falls between.
-    let peers = client.subscribe(PEERS_TOPIC)?;
-    loop {
-        match call() {
-            Ok(done) => return Ok(done),
-            Err(error) if error.is_retryable() => {}
-            Err(error) if error.status().is_some() => {
-                peers.next(PATIENCE);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Opens a lane, streams, and after a restart of agentd asks the reader from which message on it wants the next one.

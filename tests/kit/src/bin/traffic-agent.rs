@@ -7,22 +7,20 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentd_bus::channel::Tag;
 use agentd_bus::client::{
-    Client, ClientError, DirectUse, LaneError, LaneOptions, LaneReceiver, LastingError,
-    LastingLane, Requests,
+    Client, DirectUse, LaneError, LaneOptions, LaneReceiver, LastingError, LastingLane, Requests,
 };
 use agentd_bus::lane::ring::{RecvError, SettleError};
 use agentd_bus::message::Status;
-use agentd_bus::topic::PEERS_TOPIC;
+use agentd_testkit::lines::Lines;
+use agentd_testkit::peers::until_there;
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
@@ -58,32 +56,15 @@ enum Options {
     },
 }
 
-#[derive(Clone)]
-struct Notes(Arc<Mutex<File>>);
-
-impl Notes {
-    fn create() -> anyhow::Result<Self> {
-        let file = File::create("notes").context("notes in the current directory")?;
-        Ok(Self(Arc::new(Mutex::new(file))))
-    }
-
-    fn say(&self, line: &str) {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits for the line in vain says so.
-        if let Err(error) = writeln!(file, "{line}") {
-            eprintln!("{line}: {error}");
-        }
-    }
-
-    fn count(&self, what: &str, number: u64) {
-        if number.is_multiple_of(NOTE_EVERY) {
-            self.say(&format!("{what} {number}"));
-        }
+/// Notes how far it is, now and then.
+fn count(notes: &Lines, what: &str, number: u64) {
+    if number.is_multiple_of(NOTE_EVERY) {
+        notes.say(&format!("{what} {number}"));
     }
 }
 
 fn main() -> ExitCode {
-    let notes = match Notes::create() {
+    let notes = match Lines::create("notes") {
         Ok(notes) => notes,
         Err(error) => {
             eprintln!("traffic-agent: {error:#}");
@@ -158,26 +139,7 @@ impl Pace {
     }
 }
 
-/// Calls until the other agent is there: after a restart of agentd it may come back later than this one.
-fn until_there<T>(
-    client: &Client,
-    mut call: impl FnMut() -> Result<T, ClientError>,
-) -> anyhow::Result<T> {
-    // Before the first try, so that no coming falls between.
-    let peers = client.subscribe(PEERS_TOPIC)?;
-    loop {
-        match call() {
-            Ok(done) => return Ok(done),
-            Err(error) if error.is_retryable() => {}
-            Err(error) if error.status().is_some() => {
-                peers.next(PATIENCE);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn send(to: &str, lane: u64, requests: u64, notes: &Notes) -> anyhow::Result<()> {
+fn send(to: &str, lane: u64, requests: u64, notes: &Lines) -> anyhow::Result<()> {
     ensure!(lane + requests > 0, "nothing is to be sent");
     let client = Client::connect()?;
     // Where there is a direct path, requests are to be on it.
@@ -214,7 +176,7 @@ fn send(to: &str, lane: u64, requests: u64, notes: &Notes) -> anyhow::Result<()>
 }
 
 /// Streams until it is to stop: what the lane took, and what it said is lost.
-fn stream(lane: &mut LastingLane, rate: u64, notes: &Notes) -> anyhow::Result<Value> {
+fn stream(lane: &mut LastingLane, rate: u64, notes: &Lines) -> anyhow::Result<Value> {
     let mut pace = Pace::new(rate);
     let (mut taken, mut longest) = (0, Duration::ZERO);
     while let Some(due) = pace.due(taken) {
@@ -226,7 +188,7 @@ fn stream(lane: &mut LastingLane, rate: u64, notes: &Notes) -> anyhow::Result<Va
             .with_context(|| format!("message {taken}"))?;
             longest = longest.max(begun.elapsed());
             taken += 1;
-            notes.count("lane", taken);
+            count(notes, "lane", taken);
         }
     }
     carry_on(lane, |lane| lane.flush(PATIENCE)).context("at the end")?;
@@ -256,7 +218,7 @@ fn carry_on(
 }
 
 /// Asks until it is to stop: how many were answered, and of how many it was told that they are lost.
-fn ask(client: &Client, to: &str, rate: u64, notes: &Notes) -> anyhow::Result<Value> {
+fn ask(client: &Client, to: &str, rate: u64, notes: &Lines) -> anyhow::Result<Value> {
     until_there(client, || {
         client.request(to, "count", &message(0), REQUEST_PATIENCE)
     })?;
@@ -280,7 +242,7 @@ fn ask(client: &Client, to: &str, rate: u64, notes: &Notes) -> anyhow::Result<Va
         }
         longest = longest.max(begun.elapsed());
         taken += 1;
-        notes.count("requests", taken);
+        count(notes, "requests", taken);
     }
     Ok(json!({
         "taken": taken, "answered": answered, "said_lost": said_lost, "last_loss": why,
@@ -308,7 +270,7 @@ impl Received {
 }
 
 /// Answers each request with what it carries, for ever.
-fn answer(requests: &Requests, asked: &AtomicU64, notes: &Notes) -> ! {
+fn answer(requests: &Requests, asked: &AtomicU64, notes: &Lines) -> ! {
     loop {
         let why = requests.answer_all(|incoming| {
             asked.fetch_add(1, Ordering::Relaxed);
@@ -321,7 +283,7 @@ fn answer(requests: &Requests, asked: &AtomicU64, notes: &Notes) -> ! {
     }
 }
 
-fn receive(no_lanes: bool, notes: &Notes) -> anyhow::Result<()> {
+fn receive(no_lanes: bool, notes: &Lines) -> anyhow::Result<()> {
     let client = Client::connect()?;
     let requests = client.serve(64)?;
     let asked = Arc::new(AtomicU64::new(0));
@@ -355,14 +317,14 @@ fn receive(no_lanes: bool, notes: &Notes) -> anyhow::Result<()> {
     }
 }
 
-fn drain(mut lane: LaneReceiver, received: &mut Received, notes: &Notes) -> anyhow::Result<Status> {
+fn drain(mut lane: LaneReceiver, received: &mut Received, notes: &Lines) -> anyhow::Result<Status> {
     let mut bytes = Vec::new();
     notes.say("lane open");
     loop {
         match lane.recv(&mut bytes, PATIENCE) {
             Ok(_) => {
                 received.count(number(&bytes)?);
-                notes.count("lane", received.next);
+                count(notes, "lane", received.next);
             }
             Err(RecvError::Closed(status)) => return Ok(status),
             Err(error) => bail!("lane after {}: {error}", received.next),

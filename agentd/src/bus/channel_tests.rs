@@ -4,7 +4,6 @@ mod lasting;
 mod sealed;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use agentd_bus::client::{
     LaneReceiver, LaneSender, LastingError, LastingLog, LastingLogError, LogOptions, LogReader,
     LogReaders, SEALED_HELD_MAX, SealedSendError, SegmentArrival,
 };
-use agentd_bus::frame::{Frame, PeerId, WithFd, kind};
+use agentd_bus::frame::{Frame, PeerId, kind};
 use agentd_bus::lane::ring::{RecvError, SendError, SettleError};
 use agentd_bus::lane::{Credit, Extension, ReceiverOptions};
 use agentd_bus::log::{Delivery, RecvError as LogRecvError, Start};
@@ -28,16 +27,7 @@ use agentd_bus::shm::memfd::{self, PageKind};
 use agentd_bus::wait::{Event, Park, Source as _, Waiter};
 use agentd_sandbox::IpcRules;
 
-use super::tests::{Fixture, Raw, WATCHDOG, a_bus_of_its_own, blocking, open_rules};
-
-/// A tag that carries a number.
-fn tag(number: u32) -> Tag {
-    Tag {
-        kind: 4,
-        flags: 0,
-        correlation: number,
-    }
-}
+use super::fixture::{Fixture, MortalBus, Raw, WATCHDOG, blocking, open_rules, opening, tag, take};
 
 /// A deadline that only a failing test sees.
 fn soon() -> Option<Instant> {
@@ -45,14 +35,14 @@ fn soon() -> Option<Instant> {
 }
 
 /// A lane between two agents that are on the bus.
-fn lane(from: &Path, to: &Path, name: &str, slots: usize) -> (LaneSender, LaneReceiver) {
+fn lane(from: &Path, to: &Path, name: &'static str, slots: usize) -> (LaneSender, LaneReceiver) {
     lane_with(from, to, name, LaneOptions::with_slots(slots))
 }
 
 fn lane_with(
     from: &Path,
     to: &Path,
-    name: &str,
+    name: &'static str,
     options: LaneOptions,
 ) -> (LaneSender, LaneReceiver) {
     let (sender, receiver) = (
@@ -60,19 +50,15 @@ fn lane_with(
         Client::connect_to(to).unwrap(),
     );
     let offers = receiver.accept_lanes().unwrap();
-    let name = name.to_owned();
-    let opening = std::thread::spawn(move || sender.open_lane(&name, options));
-    let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let opening = opening(&sender, name, options);
+    let incoming = take(&offers);
     (opening.join().unwrap().unwrap(), incoming)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_reaches_its_readers_and_is_seen_by_the_daemon() {
     const MESSAGES: u32 = 5_000;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
-    let (_c, c) = bus.attach("c");
+    let (bus, [a, b, c]) = Fixture::of(["a", "b", "c"]);
     let server = bus.server.clone();
     blocking(move || {
         let mut writer = Client::connect_to(&a)
@@ -145,9 +131,7 @@ async fn a_log_reaches_its_readers_and_is_seen_by_the_daemon() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_never_read_is_on_record() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
@@ -249,8 +233,7 @@ async fn a_right_that_is_taken_back_ends_what_streams() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoked_topic_ends_the_log_its_readers_and_subscriptions() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
+    let (bus, [a]) = Fixture::of(["a"]);
     let (port, b) = bus.attach("b");
     let id = port.identity().id;
     let server = bus.server.clone();
@@ -338,9 +321,7 @@ async fn without_shared_memory_there_is_the_socket_and_the_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn segments_and_bells_reach_the_other_side() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
@@ -374,9 +355,7 @@ async fn segments_and_bells_reach_the_other_side() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_messages_go_through_an_arena_whose_segments_the_bus_carries() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (sender, receiver) = lane(&a, &b, "b", 64);
@@ -412,8 +391,7 @@ async fn large_messages_go_through_an_arena_whose_segments_the_bus_carries() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_descriptor_is_what_its_message_says_or_goes_no_further() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
+    let (_bus, [a]) = Fixture::of(["a"]);
     blocking(move || {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let pipe = || OwnedFd::from(std::io::pipe().unwrap().1);
@@ -430,12 +408,9 @@ async fn a_descriptor_is_what_its_message_says_or_goes_no_further() {
             (Control::Bell { channel: 1 }, page(), "not the bell"),
             (Control::Agents, page(), "takes none"),
         ] {
-            let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, control.encode().unwrap());
-            frame.set_fd_flag(WithFd::Yes);
-            let mut bytes = Vec::new();
-            frame.encode_into(&mut bytes);
+            let frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, control.encode().unwrap());
             let raw = Raw::greeted(&a);
-            agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
+            raw.say_with(frame, fd.as_fd());
             let words = raw.last_words();
             assert!(words.contains(why), "{control:?}: {words}");
         }
@@ -445,9 +420,7 @@ async fn a_descriptor_is_what_its_message_says_or_goes_no_further() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_of_wide_slots_is_what_was_offered_or_refused() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let options = LaneOptions {
@@ -485,12 +458,8 @@ async fn a_lane_of_wide_slots_is_what_was_offered_or_refused() {
             ..Shape::default()
         };
         let offer = Control::LaneOffer { to, shape }.encode().unwrap();
-        let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, offer);
-        frame.set_fd_flag(WithFd::Yes);
-        let mut bytes = Vec::new();
-        frame.encode_into(&mut bytes);
         let raw = Raw::greeted_with(&a, HELLO_SHARED_MEMORY);
-        agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
+        raw.say_with(Frame::new(kind::COMMAND, PeerId::BUS, 5, offer), fd.as_fd());
         let offer = offers.next(WATCHDOG).unwrap().unwrap();
         let refused = offer.accept().unwrap_err().to_string();
         assert!(refused.contains("slots of 128 bytes"), "{refused}");
@@ -500,9 +469,7 @@ async fn a_lane_of_wide_slots_is_what_was_offered_or_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_that_drops_its_oldest_never_waits_and_says_what_was_lost() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let options = LaneOptions {
@@ -573,9 +540,7 @@ async fn a_lane_that_drops_its_oldest_never_waits_and_says_what_was_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_lane_that_drops_its_oldest_cant_have_is_refused_by_name() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let options = LaneOptions {
             overflow: Overflow::DropOldest,
@@ -593,7 +558,7 @@ async fn what_a_lane_that_drops_its_oldest_cant_have_is_refused_by_name() {
         );
         let receiver = Client::connect_to(&b).unwrap();
         let offers = receiver.accept_lanes().unwrap();
-        let opening = std::thread::spawn(move || sender.open_lane("b", options));
+        let opening = opening(&sender, "b", options);
         let manual = ReceiverOptions {
             credit: Credit::Manual,
             ..ReceiverOptions::default()
@@ -623,9 +588,7 @@ async fn what_a_lane_that_drops_its_oldest_cant_have_is_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_waits_for_room_in_an_event_loop_by_its_own_bell() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
         let mut sent = 0;

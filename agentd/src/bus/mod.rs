@@ -11,6 +11,8 @@ pub mod direct;
 mod durable;
 #[cfg(test)]
 mod durable_tests;
+#[cfg(test)]
+mod fixture;
 pub mod gateway;
 mod port;
 mod queues;

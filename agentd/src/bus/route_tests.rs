@@ -5,13 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::client::{Answer, Client, Received, Routing};
 use agentd_bus::message::{Event, Outcome, Status};
 use agentd_bus::router::Limits;
 use agentd_sandbox::IpcRules;
 
-use super::tests::{Fixture, WATCHDOG, blocking, open_rules};
+use super::fixture::{Fixture, WATCHDOG, blocking, identity, open_rules};
 use super::{BusServer, Unrecorded};
 
 fn routed(path: &Path) -> Client {
@@ -23,9 +22,7 @@ fn routed(path: &Path) -> Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_topics_and_messages_go_by_shared_memory_in_order() {
     const MESSAGES: u32 = 2_000;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (a, b) = (routed(&a), routed(&b));
@@ -93,9 +90,7 @@ async fn requests_topics_and_messages_go_by_shared_memory_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_longer_than_the_rings_go_in_pieces_both_ways() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (a, b) = (routed(&a), routed(&b));
         let serving = std::thread::spawn(move || {
@@ -118,9 +113,7 @@ async fn frames_longer_than_the_rings_go_in_pieces_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_answers_that_wait_unread_holds_up_only_its_sender() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (a, b) = (routed(&a), routed(&b));
         // Nobody reads what is published meanwhile: the bus drops the oldest and says how many.
@@ -179,9 +172,7 @@ async fn a_route_ends_with_the_agent_the_right_to_it_and_the_daemon() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plain_clients_publish_by_shared_memory_once_it_pays_unless_they_are_told_not_to() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let routes = |name: &str| {
@@ -220,13 +211,8 @@ async fn users_are_served_by_shards_of_their_own_and_are_all_seen() {
         for name in ["asks", "serves"] {
             let path = dir.path().join(format!("{uid}.{name}"));
             let listener = UnixListener::bind(&path).unwrap();
-            let identity = AgentIdentity {
-                id: AgentId::new(),
-                name: name.into(),
-                uid,
-                short: 1,
-            };
-            ports.push(server.attach(identity, open_rules(), listener).unwrap());
+            let port = server.attach(identity(name, uid), open_rules(), listener);
+            ports.push(port.unwrap());
             paths.push(path);
         }
     }
@@ -259,9 +245,7 @@ async fn users_are_served_by_shards_of_their_own_and_are_all_seen() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_go_by_shared_memory_by_themselves() {
     const MESSAGES: u64 = 20_000;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (a, b) = (
@@ -296,9 +280,7 @@ async fn queues_go_by_shared_memory_by_themselves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_over_shared_memory_is_told_everything_once() {
     const MESSAGES: u32 = 3_000;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (a, b) = (routed(&a), routed(&b));
         let topics = b.subscribe("ticks.#").unwrap();

@@ -2,110 +2,20 @@
 
 mod hostile;
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agentd_api::{AgentId, AgentIdentity};
 use agentd_bus::access::Right;
 use agentd_bus::client::{Client, ClientError, LaneOptions, Received};
-use agentd_bus::frame::{Decoder, Frame, PeerId, flags, kind};
-use agentd_bus::message::{Control, Event, Response, Shape, Status};
+use agentd_bus::lane::ring::{RecvError, SendError};
+use agentd_bus::message::{Event, Status};
 use agentd_bus::protect::{Demand, Key, KeyId, Protection, Scheme, Scope};
-use agentd_bus::router::{Limits, MessageMeta};
 use agentd_sandbox::IpcRules;
 use agentd_sandbox::rules::ipc::NamePattern;
 
+use super::fixture::{
+    Fixture, MortalBus, WATCHDOG, blocking, identity, in_time, open_rules, opening, tag, take,
+};
 use super::*;
-
-/// Generous: a test that needs it is about to fail.
-pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
-
-#[derive(Debug, Default)]
-struct Kept(Mutex<Vec<MessageMeta>>);
-
-impl MessageSink for Kept {
-    fn record(&self, meta: MessageMeta) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        self.0.lock().unwrap().push(meta);
-        Box::pin(std::future::ready(()))
-    }
-}
-
-pub(super) struct Fixture {
-    pub(super) server: BusServer,
-    kept: Arc<Kept>,
-    dir: tempfile::TempDir,
-}
-
-pub(super) fn open_rules() -> IpcRules {
-    let all = || vec![NamePattern::parse("#").unwrap()];
-    IpcRules {
-        send: all(),
-        request: all(),
-        publish: all(),
-        subscribe: all(),
-        shared_memory: true,
-        tightened: Vec::new(),
-    }
-}
-
-impl Fixture {
-    pub(super) fn new() -> Self {
-        Self::with_limits(Limits::default())
-    }
-
-    /// Everything on record so far.
-    pub(super) async fn record(&self) -> Vec<MessageMeta> {
-        self.server.flush().await;
-        self.kept.0.lock().unwrap().clone()
-    }
-
-    fn with_limits(limits: Limits) -> Self {
-        let kept = Arc::new(Kept::default());
-        let server = BusServer::start_with(kept.clone(), limits);
-        Self {
-            server,
-            kept,
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    pub(super) fn attach(&self, name: &str) -> (AgentPort, PathBuf) {
-        self.attach_as(name, 1000, open_rules())
-    }
-
-    fn listen(&self, name: &str) -> (UnixListener, PathBuf) {
-        let path = self.dir.path().join(format!("{name}.sock"));
-        (UnixListener::bind(&path).unwrap(), path)
-    }
-
-    pub(super) fn attach_as(&self, name: &str, uid: u32, rules: IpcRules) -> (AgentPort, PathBuf) {
-        let path = self.dir.path().join(format!("{name}.sock"));
-        let listener = UnixListener::bind(&path).unwrap();
-        let identity = AgentIdentity {
-            id: AgentId::new(),
-            name: name.into(),
-            uid,
-            short: 1,
-        };
-        (self.server.attach(identity, rules, listener).unwrap(), path)
-    }
-}
-
-/// Runs blocking client code beside the server, with a watchdog against hangs.
-pub(super) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::time::timeout(WATCHDOG, tokio::task::spawn_blocking(act))
-        .await
-        .expect("watchdog")
-        .unwrap()
-}
-
-async fn in_time<T>(act: impl Future<Output = T>) -> T {
-    tokio::time::timeout(WATCHDOG, act).await.expect("watchdog")
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_driver_answers_what_a_socket_client_asks() {
@@ -143,15 +53,8 @@ async fn a_driver_answers_what_a_socket_client_asks() {
     );
     assert_eq!(dropped.status(), Some(Status::FAILED));
     drop(in_time(answered).await.unwrap());
-    bus.server.flush().await;
-    let kinds: Vec<_> = bus
-        .kept
-        .0
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|meta| meta.kind)
-        .collect();
+    let record = bus.record().await;
+    let kinds: Vec<_> = record.iter().map(|meta| meta.kind).collect();
     assert_eq!(kinds, ["request", "response"].repeat(3));
 }
 
@@ -279,7 +182,7 @@ async fn the_end_of_an_agent_reaches_whoever_waits_for_it() {
     assert_eq!(b.agents().await.unwrap_err().status, Status::PEER_GONE);
     assert!(a.agents().await.unwrap().is_empty());
     // Its name is free again, and the other agent's socket never noticed.
-    std::fs::remove_file(bus.dir.path().join("b.sock")).unwrap();
+    std::fs::remove_file(bus.path("b")).unwrap();
     bus.attach("b");
     blocking(move || Client::connect_to(&a_path).unwrap().agents().unwrap()).await;
 }
@@ -335,9 +238,7 @@ async fn a_deadline_is_kept_without_any_traffic() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_serve_publish_and_subscribe() {
-    let bus = Fixture::new();
-    let (_a, a_path) = bus.attach("a");
-    let (_b, b_path) = bus.attach("b");
+    let (_bus, [a_path, b_path]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let server = Client::connect_to(&b_path).unwrap();
         let requests = server.serve(2).unwrap();
@@ -428,87 +329,11 @@ async fn rules_and_uids_hold_over_the_socket() {
     .await;
 }
 
-/// A client that speaks raw bytes.
-pub(super) struct Raw {
-    pub(super) stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Raw {
-    fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(WATCHDOG)).unwrap();
-        Self {
-            stream,
-            decoder: Decoder::new(16 << 20),
-        }
-    }
-
-    pub(super) fn greeted(path: &Path) -> Self {
-        Self::greeted_with(path, 0)
-    }
-
-    pub(super) fn greeted_with(path: &Path, options: u16) -> Self {
-        let mut raw = Self::connect(path);
-        raw.say(&Frame::new(
-            kind::COMMAND,
-            PeerId::BUS,
-            1,
-            Control::Hello {
-                version: 1,
-                options,
-            }
-            .encode()
-            .unwrap(),
-        ));
-        assert_eq!(raw.read().unwrap().kind(), kind::RESPONSE);
-        raw
-    }
-
-    fn say(&mut self, frame: &Frame) {
-        let mut bytes = Vec::new();
-        frame.encode_into(&mut bytes);
-        self.stream.write_all(&bytes).unwrap();
-    }
-
-    fn read(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
-            }
-            let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return None,
-                Ok(n) => self.decoder.feed(&buffer[..n]),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    /// The reason that the bus gives before it closes.
-    pub(super) fn last_words(mut self) -> String {
-        let mut last = None;
-        while let Some(frame) = self.read() {
-            last = Some(frame);
-        }
-        let last = last.expect("the bus says why");
-        assert_eq!(last.kind(), kind::ERROR);
-        Response::parse(&last.payload).unwrap().error.to_owned()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
-    use agentd_bus::lane::ring::{RecvError, SendError, Tag};
     let bus = Fixture::new();
     let (a, a_path) = bus.attach("a");
     let (_b, b_path) = bus.attach("b");
-    let tag = |n| Tag {
-        kind: 4,
-        flags: 0,
-        correlation: n,
-    };
     blocking(move || {
         let (sender, receiver) = (
             Client::connect_to(&a_path).unwrap(),
@@ -519,10 +344,8 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
             .unwrap_err();
         assert!(refused.to_string().contains("takes no lanes"), "{refused}");
         let offers = receiver.accept_lanes().unwrap();
-        let opening = {
-            let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(1024)))
-        };
+        let open = |slots| opening(&sender, "b", LaneOptions::with_slots(slots));
+        let opening = open(1024);
         let offer = offers.next(WATCHDOG).unwrap().unwrap();
         assert_eq!(offer.from, sender.id());
         let mut incoming = offer.accept().unwrap();
@@ -548,10 +371,7 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         drop(incoming);
 
         // An offer that is not taken, and one whose taker goes.
-        let opening = {
-            let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
-        };
+        let opening = open(64);
         offers
             .next(WATCHDOG)
             .unwrap()
@@ -566,11 +386,8 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
                 .to_string()
                 .contains("busy")
         );
-        let opening = {
-            let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
-        };
-        let incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+        let opening = open(64);
+        let incoming = take(&offers);
         let mut outgoing = opening.join().unwrap().unwrap();
         drop(incoming);
         let end = loop {
@@ -581,11 +398,8 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         assert_eq!(end, SendError::Closed(Status::OK));
 
         // An agent that ends takes its lanes with it.
-        let opening = {
-            let sender = sender.clone();
-            std::thread::spawn(move || sender.open_lane("b", LaneOptions::with_slots(64)))
-        };
-        let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+        let opening = open(64);
+        let mut incoming = take(&offers);
         opening
             .join()
             .unwrap()
@@ -600,94 +414,39 @@ async fn lanes_are_opened_through_the_bus_and_end_with_either_side() {
         ));
     })
     .await;
-    bus.server.flush().await;
-    let lanes = bus
-        .kept
-        .0
-        .lock()
-        .unwrap()
-        .iter()
-        .filter(|meta| meta.kind == "lane")
-        .count();
+    let record = bus.record().await;
+    let lanes = record.iter().filter(|meta| meta.kind == "lane");
     assert_eq!(
-        lanes, 9,
+        lanes.count(),
+        9,
         "a refused offer, then four offers with their answers"
     );
 }
 
-/// A bus on a runtime of its own, which can be ended as a process ends: everything at once.
-pub(super) fn a_bus_of_its_own(
-    listeners: &[(&str, &UnixListener)],
-) -> (tokio::runtime::Runtime, BusServer) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let server = runtime.block_on(async {
-        let server = BusServer::start(Arc::new(Unrecorded));
-        for (name, listener) in listeners {
-            // An adopted agent is who it was.
-            let mut id = [0; 16];
-            id[..name.len()].copy_from_slice(name.as_bytes());
-            let identity = AgentIdentity {
-                id: AgentId(uuid::Uuid::from_bytes(id)),
-                name: (*name).into(),
-                uid: 1000,
-                short: 1,
-            };
-            // What the broker keeps of an agent: the same socket, still listening.
-            let listener = listener.try_clone().unwrap();
-            server.attach(identity, open_rules(), listener).unwrap();
-        }
-        server
-    });
-    (runtime, server)
-}
-
 #[test]
 fn clients_find_the_successor_of_their_bus() {
-    use agentd_bus::lane::ring::{RecvError, Tag};
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
-    let (a, b) = (listen("a"), listen("b"));
-    let listeners = [("a", &a), ("b", &b)];
-    let (first, server) = a_bus_of_its_own(&listeners);
-    let (asker, fixer) = (
-        Client::connect_to(&path("a")).unwrap(),
-        Client::connect_to(&path("b")).unwrap(),
-    );
+    let mut bus = MortalBus::of(&["a", "b"]);
+    let (asker, fixer) = (bus.client("a"), bus.client("b"));
     let requests = fixer.serve(1).unwrap();
     let topic = fixer.subscribe("news").unwrap();
     let offers = fixer.accept_lanes().unwrap();
-    let tag = Tag {
-        kind: 4,
-        flags: 0,
-        correlation: 7,
-    };
-    let lane = {
-        let asker = asker.clone();
-        std::thread::spawn(move || asker.open_lane("b", LaneOptions::with_slots(64)))
-    };
-    let mut incoming = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let lane = opening(&asker, "b", LaneOptions::with_slots(64));
+    let mut incoming = take(&offers);
     let mut outgoing = lane.join().unwrap().unwrap();
-    outgoing.send(tag, b"kept", WATCHDOG).unwrap();
+    outgoing.send(tag(7), b"kept", WATCHDOG).unwrap();
     // A request is in the agent's hands when its bus ends.
     let asking = {
         let asker = asker.clone();
         std::thread::spawn(move || asker.request("b", "fix", b"1", WATCHDOG))
     };
     let in_hand = requests.next(WATCHDOG).unwrap().unwrap();
-    drop(server);
-    first.shutdown_timeout(WATCHDOG);
+    bus.die();
 
     let lost = asking.join().unwrap().unwrap_err();
     assert!(lost.is_retryable(), "{lost}");
     assert!(in_hand.respond(Ok(b"nobody waits")).is_err());
     let mut buffer = Vec::new();
-    assert_eq!(incoming.recv(&mut buffer, WATCHDOG), Ok(tag));
+    assert_eq!(incoming.recv(&mut buffer, WATCHDOG), Ok(tag(7)));
     assert_eq!(buffer, b"kept", "what was in the lane is received");
     assert_eq!(
         incoming.recv(&mut buffer, WATCHDOG),
@@ -705,7 +464,7 @@ fn clients_find_the_successor_of_their_bus() {
         let asker = asker.clone();
         std::thread::spawn(move || asker.agents())
     };
-    let (second, server) = a_bus_of_its_own(&listeners);
+    bus.succeed();
     let mut peers = looking.join().unwrap().unwrap();
     // Asked this early, the bus may not have the other agent yet, or not what it serves.
     while !peers.iter().any(|peer| peer.serving) {
@@ -717,20 +476,11 @@ fn clients_find_the_successor_of_their_bus() {
     assert_eq!(topic.next(WATCHDOG), Received::Replaced);
     assert_eq!(asker.publish("news", "t", b"x").unwrap(), 1);
     assert!(matches!(topic.next(WATCHDOG), Received::Item(_)));
-    drop((asker, fixer, topic, offers, server));
-    second.shutdown_timeout(WATCHDOG);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message_on() {
-    let bus = Fixture::new();
-    let (_b, _) = bus.attach("b");
-    let identity = |name: &str| AgentIdentity {
-        id: AgentId::new(),
-        name: name.into(),
-        uid: 1000,
-        short: 2,
-    };
+    let (bus, [_]) = Fixture::of(["b"]);
     let (listener, path) = bus.listen("a");
     let taken = |pattern: &str| TakenBack {
         right: Right::Send,
@@ -738,7 +488,7 @@ async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message
         by: "uid 0".to_owned(),
     };
     let (sink, mut refusals) = refusals();
-    let a = identity("a");
+    let a = identity("a", 1000);
     let agent = a.id;
     let port = bus
         .server
@@ -768,8 +518,12 @@ async fn what_was_taken_under_an_earlier_daemon_is_denied_from_the_first_message
     // A rule that can't be read gives nothing, instead of everything.
     let (listener, _) = bus.listen("c");
     let unreadable = [taken("a..b")];
-    let refused = bus
-        .server
-        .attach_less(identity("c"), open_rules(), &unreadable, None, listener);
+    let refused = bus.server.attach_less(
+        identity("c", 1000),
+        open_rules(),
+        &unreadable,
+        None,
+        listener,
+    );
     assert!(matches!(refused, Err(AttachError::Revoked { name, .. }) if name == "c"));
 }

@@ -4,19 +4,13 @@ use super::*;
 
 #[test]
 fn a_lasting_lane_finds_the_successor_of_its_bus() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
-    let (a, b) = (listen("a"), listen("b"));
-    let listeners = [("a", &a), ("b", &b)];
-    let (first, server) = a_bus_of_its_own(&listeners);
-    let (from, to) = (path("a"), path("b"));
+    let mut bus = MortalBus::of(&["a", "b"]);
+    let to = bus.client("b");
     let receiving = std::thread::spawn(move || {
-        let client = Client::connect_to(&to).unwrap();
-        let offers = client.accept_lanes().unwrap();
+        let offers = to.accept_lanes().unwrap();
         let (mut numbers, mut buffer) = (Vec::new(), Vec::new());
         loop {
-            let mut lane = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+            let mut lane = take(&offers);
             loop {
                 match lane.recv(&mut buffer, WATCHDOG) {
                     Ok(tag) => numbers.push(tag.correlation),
@@ -27,7 +21,7 @@ fn a_lasting_lane_finds_the_successor_of_its_bus() {
             }
         }
     });
-    let client = Client::connect_to(&from).unwrap();
+    let client = bus.client("a");
     // The receiver may not be there yet: the lane is open once it is.
     let peers = client.subscribe(agentd_bus::topic::PEERS_TOPIC).unwrap();
     let mut lane = loop {
@@ -40,37 +34,30 @@ fn a_lasting_lane_finds_the_successor_of_its_bus() {
     for number in 0..10 {
         lane.send(tag(number), b"before", WATCHDOG).unwrap();
     }
-    drop(server);
-    first.shutdown_timeout(WATCHDOG);
+    bus.die();
     while lane.now().ended().is_none() {
         std::thread::yield_now(); // until this side, too, has heard that its bus has gone
     }
-    let (second, server) = a_bus_of_its_own(&listeners);
+    bus.succeed();
     for number in 10..20 {
         lane.send(tag(number), b"after", WATCHDOG).unwrap();
     }
     drop(lane);
     // Nothing lost, nothing twice, in order.
     assert_eq!(receiving.join().unwrap(), (0..20).collect::<Vec<_>>());
-    drop((peers, client, server));
-    second.shutdown_timeout(Duration::from_secs(30));
+    drop((peers, client));
 }
 
 /// The receiver stops in the middle of the old lane, so the next one begins with the rest.
 #[test]
 fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
-    let (a, b) = (listen("a"), listen("b"));
-    let listeners = [("a", &a), ("b", &b)];
-    let (first, server) = a_bus_of_its_own(&listeners);
-    let to = Client::connect_to(&path("b")).unwrap();
+    let mut bus = MortalBus::of(&["a", "b"]);
+    let to = bus.client("b");
     let offers = to.accept_lanes().unwrap();
-    let from = Client::connect_to(&path("a")).unwrap();
+    let from = bus.client("a");
     let opening =
         std::thread::spawn(move || from.open_lasting_lane("b", LaneOptions::with_slots(64)));
-    let mut old = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let mut old = take(&offers);
     let mut lane = opening.join().unwrap().unwrap();
     for number in 0..10 {
         lane.send(tag(number), &number.to_le_bytes(), WATCHDOG)
@@ -80,12 +67,11 @@ fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
     for number in 0..4 {
         assert_eq!(old.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
     }
-    drop(server);
-    first.shutdown_timeout(WATCHDOG);
+    bus.die();
     while lane.now().ended().is_none() {
         std::thread::yield_now(); // until this side, too, has heard that its bus has gone
     }
-    let (second, server) = a_bus_of_its_own(&listeners);
+    bus.succeed();
     // The receiver has not stopped yet: nobody knows what it will have read.
     let early = lane.send(tag(10), b"early", Duration::ZERO).unwrap_err();
     let unknown = SettleError::Unknown { messages: 10 };
@@ -103,7 +89,7 @@ fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
         lane.flush(WATCHDOG).unwrap();
         assert_eq!((lane.repeated(), lane.given_up(), lane.owed()), (5, 0, 0));
     });
-    let mut next = offers.next(WATCHDOG).unwrap().unwrap().accept().unwrap();
+    let mut next = take(&offers);
     for number in 5..100_u32 {
         assert_eq!(next.recv(&mut buffer, WATCHDOG), Ok(tag(number)));
         assert_eq!(buffer, number.to_le_bytes());
@@ -113,29 +99,23 @@ fn a_lasting_lane_repeats_what_its_receiver_left_unread() {
         Err(RecvError::TimedOut)
     );
     sending.join().unwrap();
-    drop((next, to, offers, server));
-    second.shutdown_timeout(Duration::from_secs(30));
+    drop((next, to, offers));
 }
 
 /// Readers of a log stop at different places when agentd dies; each has every message once.
 #[test]
 fn a_lasting_log_is_read_once_by_each_of_its_readers_whatever_they_had_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
-    let (a, b, c) = (listen("a"), listen("b"), listen("c"));
-    let listeners = [("a", &a), ("b", &b), ("c", &c)];
-    let (first, server) = a_bus_of_its_own(&listeners);
+    let mut bus = MortalBus::of(&["a", "b", "c"]);
     let options = FollowOptions {
         delivery: Delivery::Reliable,
         ..FollowOptions::default()
     };
     let follow = |name: &str| {
-        let client = Client::connect_to(&path(name)).unwrap();
+        let client = bus.client(name);
         client.follow_log("ticks", options).unwrap()
     };
     let (mut quick, mut slow) = (follow("b"), follow("c"));
-    let from = Client::connect_to(&path("a")).unwrap();
+    let from = bus.client("a");
     let mut log = from
         .publish_lasting_log("ticks", LogOptions::default())
         .unwrap();
@@ -161,12 +141,11 @@ fn a_lasting_log_is_read_once_by_each_of_its_readers_whatever_they_had_read() {
     send(&mut log, 0..500);
     read(&mut of_quick, 0..500);
     read(&mut of_slow, 0..7);
-    drop(server);
-    first.shutdown_timeout(WATCHDOG);
+    bus.die();
     while log.now().ended().is_none() {
         std::thread::yield_now(); // until this side, too, has heard that its bus has gone
     }
-    let (second, server) = a_bus_of_its_own(&listeners);
+    bus.succeed();
     // Without its readers it writes nothing that would be promised to nobody.
     let early = log.send(tag(500), b"early", Duration::ZERO).unwrap_err();
     let awaited = matches!(early, LastingLogError::Awaited { readers: 2 });
@@ -196,25 +175,19 @@ fn a_lasting_log_is_read_once_by_each_of_its_readers_whatever_they_had_read() {
     let (repeated, given_up) = sending.join().unwrap();
     assert!((493..=500).contains(&repeated), "{repeated}");
     assert_eq!(given_up, 0);
-    drop((from, quick, slow, of_quick, server));
-    second.shutdown_timeout(Duration::from_secs(30));
+    drop((from, quick, slow, of_quick));
 }
 
 #[test]
 fn a_lasting_log_gives_up_a_reader_that_does_not_come_back_and_tells_one_that_comes_late() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let listen = |name: &str| UnixListener::bind(path(name)).unwrap();
-    let (a, b) = (listen("a"), listen("b"));
-    let listeners = [("a", &a), ("b", &b)];
-    let (first, server) = a_bus_of_its_own(&listeners);
+    let mut bus = MortalBus::of(&["a", "b"]);
     let options = FollowOptions {
         delivery: Delivery::Reliable,
         ..FollowOptions::default()
     };
-    let client = Client::connect_to(&path("b")).unwrap();
+    let client = bus.client("b");
     let mut logs = client.follow_log("ticks", options).unwrap();
-    let from = Client::connect_to(&path("a")).unwrap();
+    let from = bus.client("a");
     let mut log = from
         .publish_lasting_log("ticks", LogOptions::default())
         .unwrap()
@@ -228,12 +201,11 @@ fn a_lasting_log_gives_up_a_reader_that_does_not_come_back_and_tells_one_that_co
         log.send(tag(number), b"before", WATCHDOG).unwrap();
         assert_eq!(reader.recv(&mut buffer, WATCHDOG).unwrap().tag, tag(number));
     }
-    drop(server);
-    first.shutdown_timeout(WATCHDOG);
+    bus.die();
     while log.now().ended().is_none() {
         std::thread::yield_now(); // until this side, too, has heard that its bus has gone
     }
-    let (second, server) = a_bus_of_its_own(&listeners);
+    bus.succeed();
     log.send(tag(3), b"nobody is there", WATCHDOG).unwrap();
     assert_eq!(log.given_up(), 1);
     let late = std::thread::spawn(move || {
@@ -246,6 +218,5 @@ fn a_lasting_log_gives_up_a_reader_that_does_not_come_back_and_tells_one_that_co
     }
     log.send(tag(4), b"to the latecomer", WATCHDOG).unwrap();
     assert_eq!(late.join().unwrap(), (tag(4), 1));
-    drop((from, client, reader, server));
-    second.shutdown_timeout(Duration::from_secs(30));
+    drop((from, client, reader));
 }

@@ -5,9 +5,7 @@ use super::*;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sealed_payloads_go_in_order_with_what_an_arena_copies() {
     const EACH: u32 = 20;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (sender, receiver) = lane(&a, &b, "b", 64);
         let mut receiver = receiver.into_bulk(64 << 20).unwrap();
@@ -74,9 +72,7 @@ fn is_in_place(body: &Body, number: u32, bytes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sealed_payloads_are_read_in_place_and_in_order_over_a_lane() {
     const MANY: u32 = 3 * SEALED_HELD_MAX as u32;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (bus, [a, b]) = Fixture::of(["a", "b"]);
     let server = bus.server.clone();
     blocking(move || {
         let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
@@ -143,9 +139,7 @@ async fn sealed_payloads_are_read_in_place_and_in_order_over_a_lane() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_does_not_read_in_place_skips_sealed_payloads_and_is_told() {
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
+    let (_bus, [a, b]) = Fixture::of(["a", "b"]);
     blocking(move || {
         let (mut sender, mut receiver) = lane(&a, &b, "b", 64);
         sender.send_sealed(tag(0), &sealed(0, 5), WATCHDOG).unwrap();
@@ -176,10 +170,7 @@ async fn a_receiver_that_does_not_read_in_place_skips_sealed_payloads_and_is_tol
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sealed_payloads_reach_every_reader_of_a_log_and_lossy_ones_are_told_what_is_gone() {
     const MANY: u32 = 2 * SEALED_HELD_MAX as u32;
-    let bus = Fixture::new();
-    let (_a, a) = bus.attach("a");
-    let (_b, b) = bus.attach("b");
-    let (_c, c) = bus.attach("c");
+    let (_bus, [a, b, c]) = Fixture::of(["a", "b", "c"]);
     blocking(move || {
         let mut log = Client::connect_to(&a)
             .unwrap()

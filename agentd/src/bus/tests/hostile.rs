@@ -1,5 +1,13 @@
 //! Sockets that speak nonsense, a byte at a time, or never read; memory that is not sealed.
 
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+
+use agentd_bus::frame::{Frame, PeerId, flags, kind};
+use agentd_bus::message::{Control, Shape};
+use agentd_bus::router::Limits;
+
+use super::super::fixture::Raw;
 use super::*;
 
 fn header(kind: u16, payload_len: u32) -> Vec<u8> {
@@ -12,8 +20,7 @@ fn header(kind: u16, payload_len: u32) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_bytes_end_their_own_connection_with_a_reason() {
-    let bus = Fixture::new();
-    let (_a, path) = bus.attach("a");
+    let (bus, [path]) = Fixture::of(["a"]);
     let (victim, _) = bus.attach("victim");
     blocking(move || {
         let mut garbage = Raw::connect(&path);
@@ -66,7 +73,6 @@ async fn hostile_bytes_end_their_own_connection_with_a_reason() {
         let stray = Raw::greeted(&path);
         let mut bytes = Vec::new();
         Frame::new(kind::HEARTBEAT, PeerId::BUS, 0, []).encode_into(&mut bytes);
-        use std::os::fd::AsFd;
         agentd_kernel::fdpass::send(stray.stream.as_fd(), &bytes, &[fd.as_fd()]).unwrap();
         assert!(stray.last_words().contains("file descriptors"));
     })
@@ -76,8 +82,7 @@ async fn hostile_bytes_end_their_own_connection_with_a_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_byte_at_a_time_is_a_slow_peer_not_a_broken_one() {
-    let bus = Fixture::new();
-    let (_a, path) = bus.attach("a");
+    let (_bus, [path]) = Fixture::of(["a"]);
     blocking(move || {
         let mut slow = Raw::greeted(&path);
         let mut bytes = Vec::new();
@@ -170,24 +175,19 @@ async fn a_flood_that_is_never_read_holds_up_only_the_flooder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsealed_memory_never_reaches_the_other_side() {
-    use std::os::fd::AsFd;
-    let bus = Fixture::new();
-    let (_a, a_path) = bus.attach("a");
+    let (bus, [a_path]) = Fixture::of(["a"]);
     let (b, b_path) = bus.attach("b");
     let b_id = PeerId(*b.identity().id.0.as_bytes());
     blocking(move || {
         let receiver = Client::connect_to(&b_path).unwrap();
         let offers = receiver.accept_lanes().unwrap();
-        let mut bytes = Vec::new();
         let payload = Control::LaneOffer {
             to: b_id,
             shape: Shape::default(),
         }
         .encode()
         .unwrap();
-        let mut frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, payload);
-        frame.set_fd_flag(agentd_bus::frame::WithFd::Yes);
-        frame.encode_into(&mut bytes);
+        let frame = Frame::new(kind::COMMAND, PeerId::BUS, 5, payload);
         for (file, reason) in [
             (
                 std::fs::File::open("/dev/null").unwrap(),
@@ -196,7 +196,7 @@ async fn unsealed_memory_never_reaches_the_other_side() {
             (tempfile::tempfile().unwrap(), "no sealable memory"),
         ] {
             let raw = Raw::greeted(&a_path);
-            agentd_kernel::fdpass::send(raw.stream.as_fd(), &bytes, &[file.as_fd()]).unwrap();
+            raw.say_with(frame.clone(), file.as_fd());
             let why = raw.last_words();
             assert!(why.contains(reason), "{why}");
         }

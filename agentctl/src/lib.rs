@@ -3,8 +3,9 @@
 //! A command line becomes [`cli::LowArgs`] (what was typed), then [`resolve::Invocation`] (what was
 //! meant: paths made absolute, defaults chosen, the terminal looked at), then one verb runs. It speaks
 //! only the daemon's public API, as the user who typed it, on one thread and with no privilege of its
-//! own; `doctor` and `policy` need no daemon at all. It never opens the daemon's files. A failure is a
-//! [`failure::Failure`]: what failed, why, and the command to try next, with a documented exit code.
+//! own; `doctor`, `policy` and `config` need no daemon at all. It never opens the daemon's files. A
+//! failure is a [`failure::Failure`]: what failed, why, and the command to try next, with a documented
+//! exit code.
 //!
 //! Start reading at [`cli`], then [`run`].
 #![forbid(unsafe_code)]

@@ -6,12 +6,14 @@
 //! - [`approvals`]: questions that a person decides.
 //! - [`control`]: the D-Bus tree, per caller.
 //! - [`gateway`], [`egress`], [`bus`], [`mcp`]: what an agent finds inside its sandbox, served from outside.
-//! - [`plane`]: the kernel plane's tables; [`sched`]: what the scheduler did with agents.
+//! - [`plane`]: the kernel plane's tables; [`sched`] and [`counters`]: what they say of agents.
+//! - [`revocation`]: what is taken from an agent that runs; [`denials`]: what was refused, and by which line.
 //! - [`ssh`]: the caller's ssh-agent inside a sandbox, filtered.
 //! - [`driver`]: speaking an agent's own protocol.
 //! - [`tasks`]: work that survives restarts, and who gets it.
 //! - [`units`]: agents that are declared: started, restarted, lent to tasks.
-//! - [`record`]: what the planes say, put on record.
+//! - [`record`]: what the planes say, put on record; [`upkeep`]: how much of it is kept; [`audit`]: whether it is whole.
+//! - [`config`], [`ceilings`], [`options`]: what the administrator says.
 //! - [`service`]: what the service manager is told.
 //!
 //! Start reading at `main.rs`, then [`startup`].

@@ -1,4 +1,8 @@
-//! The host as agentd sees it: raw system calls, probes, `/proc` and `/sys` readers.
+//! The host as agentd sees it: raw system calls ([`sys`], all that there is without `std`), cgroups, pidfds, descriptors
+//! that are passed, grants, probes, the kernel's audit, readers of `/proc` and `/sys`.
+//!
+//! Knows neither policies nor agents. Runs with the rights of whoever links it.
+
 #![cfg_attr(not(feature = "std"), no_std)]
 
 #[cfg(feature = "std")]

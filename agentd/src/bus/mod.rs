@@ -1,8 +1,8 @@
 //! The daemon's side of the bus: sockets around the router, and ports for the daemon's own parts.
 //!
-//! [`BusServer`] owns the router. Each agent is attached with the listener that sits in its own mount
-//! view, so that who speaks is known from where it connected; [`AgentPort`] is the same agent's rights
-//! for the MCP server and the drivers.
+//! [`BusServer`] owns the threads of the router ([`agentd_bus::shard`]). Each agent is attached with the listener
+//! that sits in its own mount view, so that who speaks is known from where it connected; [`AgentPort`] is the
+//! same agent's rights for the MCP server and the drivers.
 
 #[cfg(test)]
 mod channel_tests;

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A [`Client`] is shared freely between threads. It has one thread of its own, which reads the socket
-//! and sends heartbeats; every queue it fills is bounded. Fails with [`ClientError`].
+//! and sends heartbeats, and a second one where it is on the direct path, which reads that; every queue
+//! they fill is bounded. Fails with [`ClientError`].
 //!
 //! The daemon behind the socket may be restarted while the agent lives. The socket goes on listening meanwhile, so the
 //! next call after the loss connects anew and waits for the daemon's successor; subscriptions, requests and lane offers

@@ -1,9 +1,8 @@
 //! What lanes, logs and arenas share: memory between processes that don't trust each other.
 //!
 //! [`memfd`] makes memory that only its maker can write, on [`pages`] of a known kind; [`region`] says what one may
-//! do with it, and `copy` moves larger blocks;
-//! [`park`], [`barrier`], [`bell`], [`waker`] and `futex` put a side to sleep and wake it; [`counters`] and [`histogram`] are
-//! what a third party may read of a channel while it runs.
+//! do with it, and `copy` moves larger blocks; [`park`], [`barrier`], [`bell`], [`waker`] and `futex` put a side to
+//! sleep and wake it; [`counters`] and [`histogram`] are what a third party may read of a channel while it runs.
 //!
 //! Everything here is used from any thread and needs no privilege. After set-up nothing allocates,
 //! locks or logs.

@@ -1,4 +1,5 @@
-//! The launcher program: pid 1 of the sandbox. Builds the view, starts the program confined, then reaps and reports.
+//! The launcher program: pid 1 of the sandbox. Builds the view, starts the program confined, then reaps, reports, and
+//! refuses the calls that the filter holds for it.
 //!
 //! One thread, no allocation, no `std`; starts with the capabilities of a fresh user namespace and drops every one
 //! before any code of the agent runs. Any failure ends the launch: it is reported on the status socket and the process,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, Mode, is_root, output, program, text, wait_until};
+use crate::harness::{self, Daemon, Mode, is_root, program, text, wait_until};
 use crate::orders::{Orders, fifo};
 
 const SERVER: &str = "server";
@@ -33,9 +33,7 @@ fn has_path(daemon: &Daemon, name: &str) -> bool {
 }
 
 fn ok(daemon: &Daemon, args: &[&str]) -> String {
-    let (code, out, err) = text(&output(&mut daemon.agentctl(args)));
-    assert_eq!(code, 0, "{args:?}: {out} {err}");
-    out
+    harness::ok(daemon, daemon.owner(), args)
 }
 
 fn peer(daemon: &Daemon, name: &str) -> Value {

@@ -389,6 +389,13 @@ pub fn text(output: &Output) -> (i32, String, String) {
     )
 }
 
+/// What agentctl printed as `uid`; it succeeded.
+pub fn ok(daemon: &Daemon, uid: u32, args: &[&str]) -> String {
+    let (code, out, err) = text(&output(&mut daemon.agentctl_as(uid, args)));
+    assert_eq!(code, 0, "{args:?}: {out} {err}");
+    out
+}
+
 pub fn wait_child(child: &mut Child) -> ExitStatus {
     let start = Instant::now();
     loop {

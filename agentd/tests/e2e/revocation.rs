@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::harness::{
-    ALICE, Daemon, Mode, dir_of, is_root, modes, output, signal, text, wait_until,
+    ALICE, Daemon, Mode, dir_of, is_root, modes, ok, output, signal, text, wait_until,
 };
 use crate::orders::Orders;
 
@@ -69,12 +69,6 @@ fn revoke(daemon: &Daemon, uid: u32, right: &str, agent: &str) -> Option<String>
     }
     assert_eq!(code, 0, "{out} {err}");
     Some(out)
-}
-
-fn ok(daemon: &Daemon, uid: u32, args: &[&str]) -> String {
-    let (code, out, err) = text(&output(&mut daemon.agentctl_as(uid, args)));
-    assert_eq!(code, 0, "{args:?}: {out} {err}");
-    out
 }
 
 #[test]

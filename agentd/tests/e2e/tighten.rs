@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bus_verbs::{Talker, lanes_from};
-use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, modes, output, text, wait_until};
+use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, modes, ok, output, text, wait_until};
 use crate::orders::Orders;
 
 /// A driven agent that tries what it is ordered to.
@@ -143,12 +143,6 @@ fn open_policy(ports: &[u16]) -> String {
 
 fn ctl(daemon: &Daemon, uid: u32, args: &[&str]) -> (i32, String, String) {
     text(&output(&mut daemon.agentctl_as(uid, args)))
-}
-
-fn ok(daemon: &Daemon, uid: u32, args: &[&str]) -> String {
-    let (code, out, err) = ctl(daemon, uid, args);
-    assert_eq!(code, 0, "{args:?}: {out} {err}");
-    out
 }
 
 /// The lines of the policy that refusals of `layer` rested on.

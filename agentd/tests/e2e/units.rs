@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOB, Daemon, Mode, WATCHDOG, as_user, dir_of, is_root, modes, output, program, text,
-    wait_until,
+    self, ALICE, BOB, Daemon, Mode, WATCHDOG, as_user, dir_of, is_root, modes, output, program,
+    text, wait_until,
 };
 
 /// A daemon whose system units lie in a directory of the test, and that directory.
@@ -39,9 +39,7 @@ fn write(dir: &Path, place: &str, content: &str) {
 }
 
 fn ok(daemon: &Daemon, args: &[&str]) -> String {
-    let (code, out, err) = text(&output(&mut daemon.agentctl(args)));
-    assert_eq!(code, 0, "{args:?}: {out} {err}");
-    out
+    harness::ok(daemon, daemon.owner(), args)
 }
 
 fn status(daemon: &Daemon, unit: &str) -> Value {

@@ -300,7 +300,11 @@ mod tests {
         }
 
         #[test]
-        fn memory_that_holds_anything_is_looked_at_without_harm(words in proptest::collection::vec(any::<u64>(), 64), at in proptest::collection::vec(0usize..PAGE_WORDS + 32, 64), wide in any::<bool>()) {
+        fn memory_that_holds_anything_is_looked_at_without_harm(
+            words in proptest::collection::vec(any::<u64>(), 64),
+            at in proptest::collection::vec(0usize..PAGE_WORDS + 32, 64),
+            wide in any::<bool>(),
+        ) {
             let (data, cursor) = memories(2, class(wide));
             let view = View::new(data.clone(), Some(cursor.clone())).unwrap();
             for (word, at) in words.iter().zip(&at) {

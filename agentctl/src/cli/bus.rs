@@ -260,7 +260,13 @@ pub struct ReplayArgs {
     pub since: Option<String>,
 
     /// At most so many
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "COUNT",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
     pub count: u32,
 
     /// Of this user; for root

@@ -24,7 +24,14 @@ Examples:
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
     /// What to take: net, exec, write; several with commas
-    #[arg(value_name = "RIGHT", value_delimiter = ',', required = true, action = clap::ArgAction::Set, value_parser = ["net", "exec", "write"], num_args = 1)]
+    #[arg(
+        value_name = "RIGHT",
+        value_delimiter = ',',
+        required = true,
+        action = clap::ArgAction::Set,
+        value_parser = ["net", "exec", "write"],
+        num_args = 1
+    )]
     pub rights: Vec<String>,
 
     #[command(flatten)]
@@ -71,7 +78,14 @@ pub struct TightenArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// What to give back: net, exec, write, or policy (what `tighten` took), several with commas; or all
-    #[arg(value_name = "RIGHT", value_delimiter = ',', required = true, action = clap::ArgAction::Set, value_parser = ["net", "exec", "write", "policy", "all"], num_args = 1)]
+    #[arg(
+        value_name = "RIGHT",
+        value_delimiter = ',',
+        required = true,
+        action = clap::ArgAction::Set,
+        value_parser = ["net", "exec", "write", "policy", "all"],
+        num_args = 1
+    )]
     pub rights: Vec<String>,
 
     #[command(flatten)]

@@ -220,7 +220,10 @@ fn display(
                     Err(e) => found = Err(Failure::of_code(ErrorCode::NotFound, what(), e)),
                 }
             }
-            let shown = |v: &agentd_orchestrator::unit::Shown| json!({ "key": v.key, "value": v.value, "file": v.origin.file, "line": v.origin.line });
+            let shown = |v: &agentd_orchestrator::unit::Shown| {
+                let origin = &v.origin;
+                json!({ "key": v.key, "value": v.value, "file": origin.file, "line": origin.line })
+            };
             found?.values().iter().map(shown).collect()
         }
     };

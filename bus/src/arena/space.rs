@@ -376,7 +376,9 @@ mod tests {
             space.check();
             prop_assert_eq!(space.taken(), 0);
             prop_assert_eq!(space.blocks.capacity(), capacity, "nothing was allocated");
-            prop_assert_eq!(space.heads[class(granules).0][class(granules).1], (space.blocks.iter().position(|b| b.free).unwrap()) as u32);
+            let (first, second) = class(granules);
+            let free = space.blocks.iter().position(|b| b.free).unwrap();
+            prop_assert_eq!(space.heads[first][second], free as u32);
         }
     }
 }

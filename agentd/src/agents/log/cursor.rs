@@ -171,8 +171,8 @@ impl Cursor {
                 }
                 // Removed a moment ago by the limit: then the log says so too. Otherwise somebody else removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if matches!(find(&self.log.inner().segments, self.offset), Located::OnDisk { base: again, .. } if again == base)
-                    {
+                    let now = find(&self.log.inner().segments, self.offset);
+                    if matches!(now, Located::OnDisk { base: again, .. } if again == base) {
                         return Ok(Located::Gap(end));
                     }
                 }

@@ -181,7 +181,8 @@ proptest! {
                 Step::Publish { who } => bus.event(conns[&who], kind::EVENT, PeerId::BUS, "t", b"x"),
                 Step::Follow { who, inbox } => {
                     let delivery = if inbox { Delivery::Inbox } else { Delivery::Push };
-                    bus.say(conns[&who], 203, Control::Subscribe { delivery, options: SubscribeOptions::default(), pattern: "#" });
+                    let options = SubscribeOptions::default();
+                    bus.say(conns[&who], 203, Control::Subscribe { delivery, options, pattern: "#" });
                 }
                 Step::Read { who } => {
                     while let Some(out) = bus.pull(conns[&who]) {
@@ -263,9 +264,10 @@ proptest! {
             }
             for conn in bus.router.conns.values() {
                 prop_assert!(conn.inflight.len() <= limits.max_inflight);
+                let is_this = |c: ConnId| bus.router.conns.get(&c).is_some_and(|c| std::ptr::eq(c, conn));
                 let taken = bus.router.pending.values()
                     .filter(|p| matches!(p.kind, PendingKind::Request))
-                    .filter(|p| matches!(p.state, PendingState::With(c) if bus.router.conns.get(&c).is_some_and(|c| std::ptr::eq(c, conn))))
+                    .filter(|p| matches!(p.state, PendingState::With(c) if is_this(c)))
                     .count();
                 prop_assert_eq!(conn.serving as usize, taken);
             }

@@ -192,7 +192,12 @@ fn a_smaller_pool_stops_the_highest_members() {
 
 proptest! {
     #[test]
-    fn delays_stay_within_their_bounds(failures in 0u32..1000, random in 0.0f64..1.0, jitter in 0u8..=100, factor in 1.0f64..10.0) {
+    fn delays_stay_within_their_bounds(
+        failures in 0u32..1000,
+        random in 0.0f64..1.0,
+        jitter in 0u8..=100,
+        factor in 1.0f64..10.0,
+    ) {
         let restart = Restart { jitter_percent: jitter, factor, ..restart() };
         let delay = restart.delay_after(failures, random);
         prop_assert!(delay <= restart.max_delay);

@@ -24,6 +24,9 @@ fn every_case_escapes_without_a_sandbox_or_says_why_it_cannot() {
         .map(|(name, _)| *name)
         .filter(|name| !HEAVY.contains(name))
         .collect();
+    // A copy that everybody can execute: the build's own directory may be private.
+    let program = place.join("agentd-escape");
+    std::fs::copy(env!("CARGO_BIN_EXE_agentd-escape"), &program).expect("a copy");
     let mut judgement = judge(&place, &families.join(","));
     for case in catalogue::all().iter().filter(|case| case.alone) {
         judgement.verdicts.extend(judge(&place, case.id).verdicts);
@@ -51,10 +54,7 @@ fn every_case_escapes_without_a_sandbox_or_says_why_it_cannot() {
 }
 
 fn judge(place: &Path, only: &str) -> Judgement {
-    // A copy that everybody can execute: the build's own directory may be private.
-    let program = place.join("agentd-escape");
-    std::fs::copy(env!("CARGO_BIN_EXE_agentd-escape"), &program).expect("a copy");
-    let mut command = Command::new(&program);
+    let mut command = Command::new(place.join("agentd-escape"));
     command.arg("judge").arg("--place").arg(place);
     // SAFETY: asks for a number.
     if unsafe { libc::geteuid() } == 0 {

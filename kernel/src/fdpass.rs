@@ -327,6 +327,7 @@ pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::own_descriptors;
     use std::os::fd::AsFd;
 
     #[test]
@@ -359,6 +360,7 @@ mod tests {
 
     #[test]
     fn a_message_that_does_not_fit_is_refused_and_its_descriptors_are_closed() {
+        own_descriptors();
         let (a, b) = seqpacket_pair().expect("socketpair");
         let (reader, writer) = rustix::pipe::pipe().expect("pipe");
         send(a.as_fd(), b"too long", &[writer.as_fd()]).expect("send");
@@ -391,6 +393,7 @@ mod tests {
 
     #[test]
     fn end_of_file_is_an_empty_message_and_nothing_queued_would_block() {
+        own_descriptors();
         let (a, b) = seqpacket_pair().expect("socketpair");
         let error = receive(b.as_fd(), &mut [0u8; 4], 0, Wait::Never).expect_err("nothing queued");
         assert!(error.is_would_block());

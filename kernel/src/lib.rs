@@ -13,6 +13,9 @@ pub mod audit;
 pub mod btf;
 #[cfg(feature = "std")]
 pub mod cgroup;
+#[cfg(all(test, feature = "std"))]
+#[path = "../../tests/kit/src/descriptors.rs"]
+mod descriptors;
 #[cfg(feature = "std")]
 pub mod fdpass;
 #[cfg(feature = "std")]

@@ -74,7 +74,8 @@ impl PidFd {
 
     /// The process's number, as the procfs at `/proc` has it; `None` once it was reaped, or if it can't be seen from here.
     pub fn pid(&self) -> io::Result<Option<i32>> {
-        let path = format!("/proc/self/fdinfo/{}", self.0.as_raw_fd());
+        // The table of descriptors is a thread's, if seldom another than that of its process.
+        let path = format!("/proc/thread-self/fdinfo/{}", self.0.as_raw_fd());
         let pid = std::fs::read_to_string(path)?.lines().find_map(|line| {
             let pid = line.strip_prefix("Pid:")?.trim().parse::<i32>();
             pid.ok().filter(|pid| *pid > 0)

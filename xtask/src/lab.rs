@@ -511,7 +511,7 @@ mod tests {
         .expect("start sh");
         let mut stdout = child.take_stdout().expect("piped");
         assert_eq!(
-            read_line(&mut stdout, Duration::from_secs(10)).expect("a line"),
+            read_line(&mut stdout, Duration::from_secs(60)).expect("a line"),
             "up"
         );
         let tree = tree_of(child.id()).expect("a tree");

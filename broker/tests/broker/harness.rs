@@ -1,5 +1,6 @@
 //! Starting brokers and agents for the tests, and looking at what they leave.
 
+use crate::descriptors::own_descriptors;
 use crate::skip::skip;
 use agentd_broker::client::{self, BrokerClient, ClientError, LaunchedAgent};
 use agentd_broker::protocol::{ErrorCode, Failure, Gone, Slot, Welcome};
@@ -19,12 +20,14 @@ use std::process::Child;
 use std::time::Duration;
 
 /// Longer than anything takes; a test that waits this long has hung.
-pub const WATCHDOG: Duration = Duration::from_secs(30);
+pub const WATCHDOG: Duration = Duration::from_secs(120);
 
-/// Whether this process is root; otherwise the calling test is skipped.
+/// Whether this process is root; otherwise the calling test is skipped. The first call of each test.
 pub fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
-    if !root {
+    if root {
+        own_descriptors();
+    } else {
         skip(
             "root",
             "root mode needs root: sudo -E cargo test -p agentd-broker",

@@ -4,6 +4,8 @@
 
 mod agents;
 mod death;
+#[path = "../../../tests/kit/src/descriptors.rs"]
+mod descriptors;
 mod disk;
 mod grants;
 mod harness;

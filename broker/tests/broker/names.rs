@@ -4,6 +4,7 @@ use crate::harness::*;
 use agentd_broker::client::{self, BrokerClient};
 use agentd_broker::protocol::ErrorCode;
 use agentd_kernel::grant::{Access, Uses};
+use agentd_kernel::pidfd::PidFd;
 use agentd_launch::plan::{MountFlags, PlanBuilder};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -146,7 +147,7 @@ fn the_next_broker_removes_what_a_killed_one_left() {
         .expect("launch");
     let agent = Agent::new(launched);
     let (_, fds) = agent.ready();
-    let worker = agent.pidfd();
+    let agents_init = agent.pidfd();
     assert_eq!(list(folder.path()), [".env", ".envrc", ".git", ".vscode"]);
     assert_eq!(list(&notes).len(), 1);
 
@@ -159,14 +160,19 @@ fn the_next_broker_removes_what_a_killed_one_left() {
     // Supervisor and worker die at once, and with them and agentd's lifeline the sandbox.
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", supervisor.id()))
         .expect("children");
+    // Held before the supervisor dies: from then on somebody else may reap them.
+    let children: Vec<PidFd> = children
+        .split_whitespace()
+        .map(|child| PidFd::open(child.parse().expect("a pid")).expect("pidfd"))
+        .collect();
     supervisor.kill().expect("kill");
-    for child in children.split_whitespace() {
-        let child = rustix::process::Pid::from_raw(child.parse().expect("a pid")).expect("a pid");
-        rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("kill");
+    for child in &children {
+        child.kill().expect("kill");
     }
     drop((lifeline, client, fds));
     wait(&mut supervisor);
-    assert_dies(&worker);
+    children.iter().for_each(assert_dies);
+    assert_dies(&agents_init);
 
     let (mut third, client, _lifeline) = serve("third.sock");
     assert_eq!(list(folder.path()), [".git"]);

@@ -532,7 +532,7 @@ fn what_is_kept_is_bounded_and_replaced() {
         agentd.client.keep(Slot(agent.slot.0 + 1), &many[..1]),
         ErrorCode::NoSuchSlot,
     );
-    let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
     agentd
         .client
         .keep(agent.slot, &[writer.as_fd()])
@@ -563,7 +563,8 @@ fn the_second_client_waits_for_the_first_to_go() {
     let agent = first.launch("sleep 1000", LONG, &tempfile::tempfile().expect("file"));
     agent.ready();
     let second = served.connect();
-    let (lifeline, _writer) = rustix::pipe::pipe().expect("pipe");
+    let (lifeline, _writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
     let version = agentd_broker::protocol::VERSION;
     let fds = [lifeline.as_fd()];
     client::try_send(second.as_fd(), 1, &Request::Hello { version }, &fds).expect("send");

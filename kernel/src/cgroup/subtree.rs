@@ -326,6 +326,7 @@ fn step_aside(path: &Path, movable: &[i32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::own_descriptors;
 
     fn v1_layout(own: &Path) -> Layout {
         Layout {
@@ -340,6 +341,7 @@ mod tests {
 
     #[test]
     fn whoever_starts_while_others_sweep_keeps_what_it_made() {
+        own_descriptors();
         let folder = tempfile::tempdir().expect("tempdir");
         let own = folder.path();
         std::thread::scope(|scope| {
@@ -358,6 +360,7 @@ mod tests {
 
     #[test]
     fn leftovers_of_the_dead_are_swept_and_neighbours_kept() {
+        own_descriptors();
         let folder = tempfile::tempdir().expect("tempdir");
         let own = folder.path();
         for path in ["agentd-1/agent-1", "agentd-1/agent-2", "agentd-x", "other"] {
@@ -382,6 +385,7 @@ mod tests {
 
     #[test]
     fn a_successor_finds_the_groups_and_the_last_one_removes_them() {
+        own_descriptors();
         let folder = tempfile::tempdir().expect("tempdir");
         let own = folder.path();
         let first = Subtree::create(&v1_layout(own), 5, &[]);
@@ -407,6 +411,7 @@ mod tests {
 
     #[test]
     fn a_delegated_directory_is_used_as_it_is_and_stays() {
+        own_descriptors();
         let folder = tempfile::tempdir().expect("tempdir");
         let error = Subtree::delegated(folder.path()).expect_err("not a cgroup");
         assert!(error.to_string().contains("cgroup.controllers"), "{error}");

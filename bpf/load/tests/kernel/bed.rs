@@ -1,7 +1,9 @@
 //! A plane of one's own: a cgroup2 subtree, the programs attached to it, agents that are plain child processes.
 //!
-//! Removed on drop: cgroups, pins, the mount of bpffs if this made it. Several beds can be there at once.
+//! Removed on drop: cgroups, pins, the mount of bpffs if this made it. Several beds can be there at once: each test's thread has a
+//! table of descriptors of its own, so that no agent of one test holds a socket, a pipe or a link of another.
 
+use crate::descriptors::own_descriptors;
 use agentd_bpf::layout::{Counters, DENIALS_LEN, Denial, ROWS};
 use agentd_bpf::{Directory, Group, Policies, Ring, Rows, Table, Taken};
 use agentd_bpf_load::pins::Pins;
@@ -58,6 +60,8 @@ impl Bed {
             skip("cgroup2", "no cgroup2 hierarchy is mounted whole");
             return None;
         };
+        // Agents are forks that don't exec: close-on-exec closes nothing in them.
+        own_descriptors();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let subtree = root.join(format!("agentd-bpf-test-{}-{number}", std::process::id()));
@@ -183,7 +187,8 @@ fn remove_group(path: &Path) {
 impl Agent {
     /// Starts a child process in the agent's cgroup that does `work` and ends with what that returns (0 to 255).
     ///
-    /// The child is a fork of a process with threads: `work` makes system calls and little else.
+    /// The child is a fork of a process with threads: `work` makes system calls and little else. If it panics, the child says so on
+    /// stderr and ends with 253: it must not go on as a second run of the tests.
     pub fn start(&self, work: impl FnOnce() -> i32) -> Child {
         let procs = File::options()
             .write(true)
@@ -194,7 +199,7 @@ impl Agent {
             -1 => panic!("fork: {}", std::io::Error::last_os_error()),
             0 => {
                 let joined = rustix::io::write(&procs, b"0").is_ok();
-                let code = if joined { work() } else { 255 };
+                let code = if joined { guarded(work) } else { 255 };
                 // SAFETY: ends this process at once, as a fork should.
                 unsafe { libc::_exit(code) }
             }
@@ -206,6 +211,18 @@ impl Agent {
     pub fn run(&self, work: impl FnOnce() -> i32) -> i32 {
         self.start(work).code()
     }
+}
+
+/// What `work` returns, or 253.
+fn guarded(work: impl FnOnce() -> i32) -> i32 {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let line = format!("an agent panicked: {}\n", text.unwrap_or("it said nothing"));
+        // What a test prints is captured in memory, which ends with this process.
+        rustix::io::write(rustix::stdio::stderr(), line.as_bytes()).ok();
+        253
+    })
 }
 
 /// A child process; killed and reaped when dropped.

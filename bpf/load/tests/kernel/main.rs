@@ -6,6 +6,8 @@
 mod bed;
 mod connect;
 mod control;
+#[path = "../../../../tests/kit/src/descriptors.rs"]
+mod descriptors;
 mod elf;
 mod hostile;
 mod level;

@@ -60,8 +60,30 @@ impl KernelLog {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => panic!("/dev/kmsg: {error}"),
             };
+            if !is_of_the_kernel(&text) {
+                continue;
+            }
             let alarm = ALARMS.iter().find(|alarm| text.contains(**alarm));
             assert!(alarm.is_none(), "the kernel says: {text}");
         }
     }
+}
+
+/// Whether a record (`PRIORITY,NUMBER,TIME,FLAGS;TEXT`, `Documentation/ABI/testing/dev-kmsg`) is the kernel's word on itself: not what a
+/// program wrote into the log, nor what the kernel says of a program that it ends for a fault of its own.
+fn is_of_the_kernel(record: &str) -> bool {
+    let (head, text) = record.split_once(';').unwrap_or(("", record));
+    let priority = head.split(',').next().and_then(|word| word.parse().ok());
+    // Facility 0, above the three bits of the level.
+    priority.is_none_or(|priority: u32| priority >> 3 == 0) && !text.starts_with("traps: ")
+}
+
+#[test]
+fn a_program_that_faults_or_writes_into_the_log_is_no_alarm() {
+    assert!(is_of_the_kernel("4,1,2,-;WARNING: CPU: 0 PID: 1"));
+    assert!(is_of_the_kernel("WARNING: without a head"));
+    assert!(!is_of_the_kernel("12,1,2,-;WARNING: a service is late"));
+    assert!(!is_of_the_kernel(
+        "6,1,2,-;traps: fuzz[7] general protection fault ip:1 sp:2 error:0 in fuzz[3000+1000]"
+    ));
 }

@@ -113,9 +113,16 @@ fn look(root: &Path, found: &mut Found) -> Result<(), Failure> {
         device,
     }];
     while let Some(folder) = folders.pop() {
-        let entries = Dir::read_from(&folder.fd).map_err(|e| fail(&folder.path, e))?;
+        let entries = match Dir::read_from(&folder.fd) {
+            // It was removed since it was opened: it has no names any more.
+            Err(rustix::io::Errno::NOENT) => continue,
+            entries => entries.map_err(|e| fail(&folder.path, e))?,
+        };
         for entry in entries {
-            let entry = entry.map_err(|e| fail(&folder.path, e))?;
+            let entry = match entry {
+                Err(rustix::io::Errno::NOENT) => break,
+                entry => entry.map_err(|e| fail(&folder.path, e))?,
+            };
             let name: &CStr = entry.file_name();
             if name == c"." || name == c".." {
                 continue;
@@ -200,5 +207,31 @@ mod tests {
             error.contains("can't hide 66 files") && error.contains("work/b, "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_folder_that_goes_while_it_is_looked_through_is_no_failure() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().expect("tempdir");
+        let text = "[fs]\nwrite = [\"${workspace}\"]\nhard_links = \"inside\"\n".to_owned();
+        let origin = "test.toml".to_owned();
+        let policy = EffectivePolicy::load(&PolicyRef::Text { origin, text }, &Sources::default())
+            .expect("loads");
+        let caller = CallerContext {
+            workspace: Some(dir.path().to_owned()),
+            ..CallerContext::default()
+        };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::create_dir_all(dir.path().join("a/b")).expect("mkdir");
+                    std::fs::remove_dir_all(dir.path().join("a")).expect("rmdir");
+                }
+            });
+            let looked: Result<Vec<_>, _> = (0..2000).map(|_| settings(&policy, &caller)).collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(looked.expect("no failure").concat().is_empty());
+        });
     }
 }

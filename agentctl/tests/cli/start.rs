@@ -20,13 +20,19 @@ struct Install {
 impl Install {
     fn new(agentd: &str) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
-        std::fs::copy(env!("CARGO_BIN_EXE_agentctl"), dir.path().join("agentctl")).expect("copy");
         let script = dir.path().join("agentd");
-        // Written by a child: a script that this process has open for writing can't be executed by
-        // another thread's child in the meantime.
+        // Both are written by a child: what this process has open for writing, a child that another test's thread has just
+        // forked has open, too, until its exec, and nobody can execute it meanwhile (ETXTBSY).
         let status = Command::new("sh")
-            .args(["-c", "printf '%s' \"$1\" > \"$2\"", "sh", agentd])
+            .args([
+                "-euc",
+                "cp \"$3\" \"$4\"; printf '%s' \"$1\" > \"$2\"",
+                "sh",
+                agentd,
+            ])
             .arg(&script)
+            .arg(env!("CARGO_BIN_EXE_agentctl"))
+            .arg(dir.path().join("agentctl"))
             .status();
         assert!(status.expect("sh runs").success());
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("chmod");

@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::fake::{FakeDaemon, agentctl};
+use crate::fake::{FakeDaemon, WATCHDOG, agentctl};
 
 fn run(daemon: &FakeDaemon, args: &[&str]) -> Output {
     daemon
@@ -202,8 +202,10 @@ fn attach_without_stdin_only_watches() {
         .expect("agentctl runs");
     let pid = rustix::process::Pid::from_child(&child);
     let attached = || !daemon.seen.lock().expect("no panic").calls.is_empty();
+    let started = std::time::Instant::now();
     while !attached() {
-        std::thread::yield_now();
+        assert!(started.elapsed() < WATCHDOG, "it does not attach");
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("kill");
     let output = child.wait_with_output().expect("it ends");

@@ -24,8 +24,8 @@ use tokio::sync::{oneshot, watch};
 use super::hold::Hold;
 use super::status::StatusLink;
 
-/// How long a successor may take to greet and take every agent back.
-const SUCCESSION_LIMIT: Duration = Duration::from_secs(20);
+/// How long a successor may take to greet and take every agent back. Generous, since agentd ends when it is over.
+const SUCCESSION_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentd_bus::frame::PeerId;
 use agentd_bus::message::{BatchBuilder, QueueSpec, ReplayFrom, Replayed, StreamKind, TopicSpec};
@@ -38,8 +38,16 @@ impl Back for Ear {
 }
 
 fn over(directory: &Path) -> (Arc<Durable>, Receiver<Said>) {
-    let options = Options::default();
-    let (store, _) = SegmentStore::open(directory, Disk::plain("for a test"), options).unwrap();
+    // The last handle of the store before may go on one of its own threads, a moment after its last answer: until then it
+    // holds the directory.
+    let end = Instant::now() + WATCHDOG;
+    let store = loop {
+        match SegmentStore::open(directory, Disk::plain("for a test"), Options::default()) {
+            Ok((store, _)) => break store,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
     listening(Durable::new(Arc::new(store), DurableConfig::default()))
 }
 

@@ -229,7 +229,7 @@ async fn users_are_served_by_shards_of_their_own_and_are_all_seen() {
                 let request = serves.serve(1).unwrap().next(WATCHDOG).unwrap();
                 request.expect("a request").respond(Ok(b"here")).unwrap();
             });
-            let reply = asks.request("serves", "where", b"", Duration::from_secs(20));
+            let reply = asks.request("serves", "where", b"", WATCHDOG);
             assert_eq!(reply.unwrap().result, b"here");
             serving.join().unwrap();
         }

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    Daemon, children_of, is_alive, modes, output, program, signal, text, wait_until,
+    Daemon, is_alive, modes, output, program, put_program, signal, text, wait_until, worker_of,
 };
 
 /// Lines that the counting program prints: more than a terminal, a pipe and the log's reader hold together.
@@ -197,9 +197,7 @@ fn agentd_goes_on_with_the_broker_s_next_worker() {
         let worker = daemon.broker;
         signal(worker, Signal::KILL);
         wait_until("there is another worker", || {
-            children_of(daemon.supervisor)
-                .iter()
-                .any(|pid| *pid != worker && is_alive(*pid))
+            worker_of(daemon.supervisor).is_some_and(|pid| pid != worker)
         });
         // A launch waits for the succession, and the agent is still known and obeys.
         let (code, _, err) = text(&daemon.run(work.path(), &["true"]));
@@ -216,13 +214,15 @@ fn agentd_goes_on_with_the_broker_s_next_worker() {
 
 #[test]
 fn a_deadline_goes_on_counting() {
+    // Time for a busy machine to bring the agent up and to end agentd before it is over.
+    const LIMIT: &str = "10s";
     for mode in modes() {
         let mut daemon = Daemon::start(mode);
         let work = daemon.workspace();
         start(
             &daemon,
             work.path(),
-            &["--timeout", "2s"],
+            &["--timeout", LIMIT],
             &["sh", "-c", "touch up; sleep 1000"],
         );
         wait_for_file(&work.path().join("up"));
@@ -251,7 +251,7 @@ fn an_upgrade_leaves_the_agents_to_the_new_programs() {
         // The new version: other files of the same name, in another directory.
         let new = crate::harness::dir_of(0);
         for name in ["agentd", "agentd-broker", "agentctl"] {
-            std::fs::copy(program(name), new.path().join(name)).expect("copy a program");
+            put_program(&program(name), &new.path().join(name));
         }
         daemon.start_again_as(&new.path().join("agentd"));
         assert_eq!(row(&daemon).expect("it runs on")["pid"], pid);

@@ -163,17 +163,20 @@ fn a_user_asks_sends_publishes_and_follows() {
             "nobody speaks for the user now"
         );
 
-        // A follower stands as soon as `user.reader` is there.
         let args = ["--json", "bus", "subscribe", "build.#", "-n", "2"];
         let mut stream = Stream::start(&daemon, uid, &args);
+        // `user.reader` is on the bus a moment before it has subscribed; what is published until then goes nowhere.
         wait_until("the subscription stands", || {
-            peer(&daemon, uid, "user.reader").is_some()
+            let publish = ["bus", "publish", "build.linux", "done", "-t", "end"];
+            let (code, _, err) = text(&run(&daemon, &publish));
+            assert_eq!(code, 0, "{err}");
+            assert!(
+                ["put into 0 queues\n", "put into 1 queue\n"].contains(&err.as_str()),
+                "{err}"
+            );
+            err == "put into 1 queue\n"
         });
-        let (code, _, err) = text(&run(
-            &daemon,
-            &["bus", "publish", "build.linux", "done", "-t", "end"],
-        ));
-        assert_eq!((code, err.as_str()), (0, "put into 1 queue\n"));
+        assert!(peer(&daemon, uid, "user.reader").is_some(), "it follows");
         let mut publish = daemon.agentctl(["--json", "bus", "publish", "build.mac"]);
         let mut publish = publish
             .stdin(Stdio::piped())
@@ -265,13 +268,17 @@ fn channels_are_counted_from_outside_and_rights_taken_at_once() {
         let first = Talker::start(&daemon, uid, "pair", 0, 2);
         let second = Talker::start(&daemon, uid, "pair", 1, 2);
         let name = first.name.as_str();
-        // One message in 64 is timed, so there are samples when so many have come.
+        // One message in 64 is timed, so there are samples when so many have come. Each opens its two lanes when it is ready.
+        let mut lanes = Vec::new();
         wait_until("messages are counted and timed", || {
-            let lanes = lanes_from(&daemon, name);
+            lanes = lanes_from(&daemon, name);
             let timed = |lane: &Value| lane["latency_ns"]["samples"].as_u64() > Some(0);
-            !lanes.is_empty() && lanes.iter().all(timed)
+            lanes.len() == 2 && lanes.iter().all(timed)
         });
-        for lane in lanes_from(&daemon, name) {
+        wait_until("the other has lanes of its own", || {
+            lanes_from(&daemon, &second.name).len() == 2
+        });
+        for lane in lanes {
             assert_eq!(lane["to"], json!(second.name), "{lane}");
             assert!(lane["received"].as_u64() > Some(0), "{lane}");
             assert_eq!(

@@ -1,7 +1,7 @@
 //! Whatever is killed, nothing of an agent is left behind, and what is left is said.
 
 use crate::harness::{
-    Daemon, Mode, descendants_of, is_alive, modes, output, signal, text, wait_until,
+    Daemon, Mode, children_of, descendants_of, is_alive, modes, output, signal, text, wait_until,
 };
 use rustix::process::Signal;
 
@@ -48,10 +48,10 @@ fn the_death_of_the_program_the_init_or_its_main_process_takes_the_whole_tree() 
             let daemon = Daemon::start(mode);
             let work = daemon.workspace();
             let tree = grow(&daemon, work.path());
-            // Ascending pids: the init is the first, the program the second.
-            let mut sorted = tree.clone();
-            sorted.sort_unstable();
-            signal(sorted[victim], Signal::KILL);
+            // Each the oldest child of the one before: not by their numbers, which begin anew some time.
+            let init = children_of(daemon.broker)[0];
+            let program = children_of(init)[0];
+            signal([init, program][victim], Signal::KILL);
             wait_dead(&tree);
             wait_until("agentd knows", || {
                 !text(&output(&mut daemon.agentctl(["ps"])))
@@ -147,9 +147,7 @@ fn the_record_survives_the_kill_of_agentd() {
         assert!(database.exists());
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let launches = runtime.block_on(async {
-            let store = agentd_storage::Store::open(&database)
-                .await
-                .expect("opens after the kill");
+            let store = crate::harness::record_of_the_dead(&database).await;
             store
                 .launches(agentd_storage::Viewer::Root, 10)
                 .await

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::harness::{self, Daemon, Mode, is_root, program, text, wait_until};
+use crate::harness::{self, Daemon, Mode, is_root, program, put_program, text, wait_until};
 use crate::orders::{Orders, fifo};
 
 const SERVER: &str = "server";
@@ -58,7 +58,7 @@ fn is_connected(daemon: &Daemon, name: &str) {
 
 /// Starts the program as agent `name` under a policy without shared memory.
 fn start(daemon: &Daemon, work: &Path, name: &str, args: &[&str]) {
-    std::fs::copy(program("request-agent"), work.join("request-agent")).expect("copy");
+    put_program(&program("request-agent"), &work.join("request-agent"));
     let policy = work.join("socket.toml");
     std::fs::write(
         &policy,
@@ -283,7 +283,10 @@ fn without_leave_in_the_configuration_or_with_shared_memory_nobody_is_on_the_pat
 
     let daemon = Daemon::with_config(Mode::Root, "[bus]\ndirect = true\n");
     let work = daemon.workspace();
-    std::fs::copy(program("request-agent"), work.path().join("request-agent")).expect("copy");
+    put_program(
+        &program("request-agent"),
+        &work.path().join("request-agent"),
+    );
     let options = ["--detach", "--name", SERVER];
     let (code, _, err) =
         text(&daemon.run_with(work.path(), &options, &["./request-agent", "serve"]));

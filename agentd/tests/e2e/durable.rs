@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, modes, output, program, text, wait_until};
+use crate::harness::{Daemon, modes, output, program, put_program, text, wait_until};
 
 const QUEUE: &str = "work";
 /// The first consumer settles these, one after the other.
@@ -21,7 +21,7 @@ const STORED: u64 = 200;
 
 /// Starts the queue agent as agent `name` in a workspace of its own.
 fn start(daemon: &Daemon, work: &Path, name: &str, args: &[&str]) {
-    std::fs::copy(program("queue-agent"), work.join("queue-agent")).expect("copy the program");
+    put_program(&program("queue-agent"), &work.join("queue-agent"));
     let argv = [&["./queue-agent"], args].concat();
     let (code, _, err) = text(&daemon.run_with(work, &["--detach", "--name", name], &argv));
     assert_eq!(code, 0, "{err}");

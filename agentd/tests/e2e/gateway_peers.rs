@@ -123,14 +123,19 @@ impl Bed {
     /// Where the TLS listener is, as the kernel says: the configuration leaves the port to it.
     fn address(&self) -> SocketAddr {
         let ip = u32::from_ne_bytes(self.ip.octets());
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("readable");
-        let listening = table.lines().find_map(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let (local, _, state) = (words.next()?, words.next()?, words.next()?);
-            let port = local.strip_prefix(&format!("{ip:08X}:"))?;
-            (state == "0A").then(|| u16::from_str_radix(port, 16).expect("a port"))
+        let mut listening = None;
+        // Read in pieces while others come and go, the table may leave a line out.
+        wait_until("the kernel shows the listener", || {
+            let table = std::fs::read_to_string("/proc/net/tcp").expect("readable");
+            listening = table.lines().find_map(|line| {
+                let mut words = line.split_whitespace().skip(1);
+                let (local, _, state) = (words.next()?, words.next()?, words.next()?);
+                let port = local.strip_prefix(&format!("{ip:08X}:"))?;
+                (state == "0A").then(|| u16::from_str_radix(port, 16).expect("a port"))
+            });
+            listening.is_some()
         });
-        (self.ip, listening.expect("agentd listens")).into()
+        (self.ip, listening.expect("just seen")).into()
     }
 
     fn near(&self) -> Wire<UnixStream> {

@@ -70,18 +70,36 @@ pub fn program(name: &str) -> PathBuf {
                 "{} is missing: build it first with `cargo build && cargo build -p agentd-testkit` (cargo xtask test does)",
                 from.display()
             );
-            std::fs::copy(&from, dir.join(name)).expect("copy a program");
+            put_program(&from, &dir.join(name));
         }
         // Not needed by any other test, so not demanded of whoever builds by hand.
         let suite = built.join("agentd-escape");
         if suite.exists() {
-            std::fs::copy(&suite, dir.join("agentd-escape")).expect("copy a program");
+            put_program(&suite, &dir.join("agentd-escape"));
         }
         // libtest has no exit hook.
         CleanUp::at_exit(&dir);
         dir
     });
     copies.join(name)
+}
+
+/// Copies a program so that it can be executed at once.
+///
+/// By a process of its own: what this one has open for writing, a child that another test's thread has just forked has
+/// open, too, until its exec, and nobody executes a file that somebody may still write to (ETXTBSY).
+pub fn put_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .args(["--preserve=mode", "--"])
+        .arg(from)
+        .arg(to)
+        .status();
+    assert!(
+        copied.expect("cp runs").success(),
+        "copy {} to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 /// A program that may not have been built.
@@ -190,8 +208,7 @@ impl Daemon {
         if let [supervisor, ..] = *children_of(self.pid()) {
             self.supervisor = supervisor;
         }
-        let worker = children_of(self.supervisor).first().copied();
-        self.broker = worker.expect("the supervisor has a worker");
+        self.broker = worker_of(self.supervisor).expect("the supervisor has a worker");
     }
 
     /// Starts agentd as `owner` below `dir`; returns it, its broker's supervisor and the worker when it serves.
@@ -422,6 +439,23 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Opens the record of a daemon that was killed.
+pub async fn record_of_the_dead(database: &Path) -> agentd_storage::Store {
+    let start = Instant::now();
+    loop {
+        match agentd_storage::Store::open(database).await {
+            Ok(store) => return store,
+            // The lock goes with the dead daemon's last thread.
+            Err(error) => assert!(
+                start.elapsed() < WATCHDOG,
+                "{}: {error}",
+                database.display()
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
     rustix::process::kill_process(pid, signal)
@@ -454,6 +488,14 @@ pub fn children_of(pid: i32) -> Vec<i32> {
         );
     }
     children
+}
+
+/// The broker's worker. The supervisor's other children are inits that an earlier worker left.
+pub fn worker_of(supervisor: i32) -> Option<i32> {
+    children_of(supervisor).into_iter().find(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("agentd-broker") && is_alive(*pid)
+    })
 }
 
 /// All descendants of `pid`.

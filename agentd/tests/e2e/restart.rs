@@ -5,7 +5,9 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Daemon, children_of, modes, output, program, signal, text, wait_until};
+use crate::harness::{
+    Daemon, modes, output, program, put_program, signal, text, wait_until, worker_of,
+};
 
 const SENDER: &str = "sender";
 const RECEIVER: &str = "receiver";
@@ -13,7 +15,7 @@ const RECEIVER: &str = "receiver";
 const MESSAGES: u64 = 1500;
 
 fn start(daemon: &Daemon, work: &Path, name: &str, args: &[&str]) {
-    std::fs::copy(program("traffic-agent"), work.join("traffic-agent")).expect("copy the program");
+    put_program(&program("traffic-agent"), &work.join("traffic-agent"));
     let argv = [&["./traffic-agent"], args].concat();
     let (code, _, err) = text(&daemon.run_with(work, &["--detach", "--name", name], &argv));
     assert_eq!(code, 0, "{err}");
@@ -49,11 +51,7 @@ fn end_worker(daemon: &mut Daemon, end: impl FnOnce(&Daemon)) {
     let before = daemon.broker;
     end(daemon);
     wait_until("another worker", || {
-        let workers = children_of(daemon.supervisor);
-        let next = workers.into_iter().find(|pid| {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            *pid != before && name.starts_with("agentd-broker")
-        });
+        let next = worker_of(daemon.supervisor).filter(|pid| *pid != before);
         daemon.broker = next.unwrap_or(before);
         next.is_some()
     });

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 
-use crate::harness::{Daemon, Mode, modes, output, text, wait_until};
+use crate::harness::{Daemon, Mode, modes, output, put_program, text, wait_until};
 
 #[test]
 fn exit_codes_are_the_programs_own_or_dockers() {
@@ -163,6 +163,10 @@ fn a_detached_agent_is_listed_stopped_and_waited_for() {
         assert_eq!(code, 0, "{err}");
         let (_, out, _) = text(&output(&mut daemon.agentctl(["--json", "ps"])));
         assert!(out.contains("\"bg\""), "{out}");
+        // Launched is not yet run: what is stopped before its first line has none.
+        wait_until("it has said something", || {
+            text(&output(&mut daemon.agentctl(["logs", "bg"]))).1 == "up\n"
+        });
         let mut follow = daemon
             .agentctl(["logs", "--follow", "bg"])
             .stdout(Stdio::piped())
@@ -240,7 +244,7 @@ fn the_program_asked_for_runs_from_a_workspace_where_nothing_else_does() {
         let daemon = Daemon::start(mode);
         let work = daemon.workspace();
         for name in ["program", "other"] {
-            std::fs::copy("/bin/sh", work.path().join(name)).expect("copy");
+            put_program("/bin/sh".as_ref(), &work.path().join(name));
         }
         // Read-only; writable; writable in memory: in none of them is anything else executed.
         for options in [

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::harness::{
-    ALICE, Daemon, Mode, as_user, is_root, modes, output, program, text, wait_until,
+    ALICE, Daemon, Mode, as_user, is_root, modes, output, program, put_program, text, wait_until,
 };
 use crate::standin::Standin;
 
@@ -104,7 +104,9 @@ fn a_shell_in_a_terminal_has_its_own_tty_its_size_and_ctrl_c() {
         tmux.keys(&["PS1=in\\>\\ ; tty; stty size", "Enter"]);
         tmux.wait_for("/dev/pts/0");
         tmux.wait_for("30 100");
-        tmux.keys(&["sleep 1000", "Enter"]);
+        // Ctrl-C is for whoever is in the foreground: until the shell has put it there, that is the shell.
+        tmux.keys(&["sh -c 'echo as''leep; exec sleep 1000'", "Enter"]);
+        tmux.wait_for("asleep");
         tmux.keys(&["C-c"]);
         tmux.keys(&["echo rc=$?", "Enter"]);
         tmux.wait_for("rc=130");
@@ -195,7 +197,7 @@ fn claude_starts_without_questions_answers_and_leaves() {
         let work = daemon.workspace();
         // Where an ordinary user can read it as well.
         let program = work.path().join("claude");
-        std::fs::copy(&claude, &program).expect("copy claude");
+        put_program(&claude, &program);
         let Some(tmux) = session(&daemon, work.path(), program.to_str().expect("utf-8")) else {
             return;
         };
@@ -205,7 +207,9 @@ fn claude_starts_without_questions_answers_and_leaves() {
         tmux.wait_for("good day");
         tmux.keys(&["Enter"]);
         tmux.wait_for("Greetings from the stand-in.");
-        tmux.keys(&["/exit", "Enter"]);
+        tmux.keys(&["/exit"]);
+        tmux.wait_for("/exit");
+        tmux.keys(&["Enter"]);
         tmux.wait_for("outside>");
         tmux.keys(&["echo code=$?", "Enter"]);
         tmux.wait_for("code=0");

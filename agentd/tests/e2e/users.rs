@@ -1,6 +1,6 @@
 //! One user can't see or touch another's agents. Needs root mode: there several users share one agentd.
 
-use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, is_root, output, text};
+use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, is_root, output, text, wait_until};
 
 #[test]
 fn users_see_and_touch_only_their_own_agents_and_records() {
@@ -15,6 +15,7 @@ fn users_see_and_touch_only_their_own_agents_and_records() {
         .args(["--", "sh", "-c", "touch made; exec sleep 1000"]);
     let (code, _, err) = text(&output(&mut run));
     assert_eq!(code, 0, "{err}");
+    wait_until("it has made a file", || work.path().join("made").exists());
 
     for args in [&["ps", "-a"][..], &["records"][..]] {
         let (code, out, err) = text(&output(&mut daemon.agentctl_as(BOB, args)));

@@ -755,6 +755,8 @@ async fn the_real_claude_in_a_terminal_starts_without_dialogs() {
         );
     };
     until("❯").await;
-    tmux.run(&["send-keys", "good morning", "Enter"]);
+    tmux.run(&["send-keys", "good morning"]);
+    until("good morning").await;
+    tmux.run(&["send-keys", "Enter"]);
     until("● hello").await;
 }

@@ -18,6 +18,8 @@ use crate::victims::Victims;
 const WATCHDOG: Duration = Duration::from_secs(600);
 /// How long the dead may take to be gone.
 const GRACE: Duration = Duration::from_millis(500);
+/// How long what was written may take to be read on a busy machine, where its pipe does not simply end.
+const READING: Duration = Duration::from_secs(10);
 /// The end of what the session said on standard error.
 const WORDS: usize = 2000;
 
@@ -74,10 +76,10 @@ pub fn run(
     };
     // What was written before the end is in the pipe; something that lives on may hold it open.
     let mut lines = Vec::new();
-    while let Ok(line) = hear.recv_timeout(GRACE) {
+    while let Ok(line) = hear.recv_timeout(READING) {
         lines.push(line);
     }
-    let words = listen.recv_timeout(GRACE).unwrap_or_default();
+    let words = listen.recv_timeout(READING).unwrap_or_default();
     let words = String::from_utf8_lossy(&words[words.len().saturating_sub(WORDS)..]).into_owned();
     let how = match (lines.len() == cases.len(), words.trim()) {
         (true, _) | (_, "") => how,

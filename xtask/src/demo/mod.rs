@@ -411,8 +411,13 @@ fn find_text(text: &str, directory: &Path) -> Result<Option<PathBuf>> {
             if kind.is_dir() {
                 directories.push(entry.path());
             } else if kind.is_file() {
-                let content = std::fs::read(entry.path())
-                    .with_context(|| format!("read {}", entry.path().display()))?;
+                let content = match std::fs::read(entry.path()) {
+                    // The daemon still runs, and removes what it has no more use for.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    content => {
+                        content.with_context(|| format!("read {}", entry.path().display()))?
+                    }
+                };
                 if content
                     .windows(text.len())
                     .any(|window| window == text.as_bytes())

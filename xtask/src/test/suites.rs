@@ -197,7 +197,7 @@ fn attempt(command: &mut Command, scratch: &Path) -> Result<Attempt> {
     child.signal_group(rustix::process::Signal::KILL)?;
     drop(child);
     let counts = lines
-        .recv_timeout(Duration::from_secs(10))
+        .recv_timeout(Duration::from_secs(60))
         .unwrap_or_default();
 
     let skips = read_log(&log)?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agentd_api::attach::MAX_FRAME;
-use agentd_api::{AttachFrame, LaunchSpec, StdioMode};
+use agentd_api::{AttachFrame, Error, LaunchReply, LaunchSpec, ManagerProxy, StdioMode};
 use agentd_kernel::grant::Uses;
 use agentd_sandbox::{CallerContext, EffectivePolicy, PolicyRef};
 use rustix::net::{RecvFlags, SendFlags};
@@ -60,6 +60,10 @@ pub struct Crew<'a> {
     sender: mpsc::UnboundedSender<(Seat, Heard)>,
     receiver: mpsc::UnboundedReceiver<(Seat, Heard)>,
     launched: u64,
+    /// A launch that agentd may carry out although nobody waits for its answer any more.
+    launching: Option<JoinHandle<Result<LaunchReply, Error>>>,
+    /// Names of those that were heard to end, for whoever asks why.
+    ended: BTreeMap<Seat, String>,
 }
 
 #[derive(Debug)]
@@ -90,6 +94,8 @@ impl<'a> Crew<'a> {
             sender,
             receiver,
             launched: 0,
+            launching: None,
+            ended: BTreeMap::new(),
         })
     }
 
@@ -120,10 +126,16 @@ impl<'a> Crew<'a> {
         spec.stdio = Some(StdioMode::Pipes);
         spec.timeout_ms = u64::try_from(self.lifetime.as_millis()).ok();
         spec.attach = Some(true);
-        let manager = self.daemon.manager().await?;
-        let fds = grants.iter().map(|g| g.as_fd().into()).collect();
-        let reply = manager.launch(&spec, fds).await;
-        let reply = reply.map_err(|e| Failure::api(what(), &e).try_next("agentctl doctor"))?;
+        let manager = ManagerProxy::new(&self.daemon.connection).await;
+        let manager = manager.map_err(|e| Failure::api(what(), &e.into()))?;
+        // On a task of its own: who is interrupted here still learns of the agent, and ends it.
+        let launching = self.launching.insert(tokio::spawn(async move {
+            let fds = grants.iter().map(|g| g.as_fd().into()).collect();
+            manager.launch(&spec, fds).await
+        }));
+        let reply = launching.await.map_err(|e| Failure::local(what(), e));
+        self.launching = None;
+        let reply = reply?.map_err(|e| Failure::api(what(), &e).try_next("agentctl doctor"))?;
         self.launched += 1;
         let socket: OwnedFd = reply
             .attach
@@ -161,8 +173,12 @@ impl<'a> Crew<'a> {
         self.members.keys().copied().collect()
     }
 
+    /// Of one that lives or has ended; empty for one that was killed.
     pub fn name(&self, seat: Seat) -> &str {
-        self.members.get(&seat).map_or("", |m| m.name.as_str())
+        let living = self.members.get(&seat).map(|member| &member.name);
+        living
+            .or_else(|| self.ended.get(&seat))
+            .map_or("", String::as_str)
     }
 
     /// A line for an agent. One that can't take it has ended, which is heard.
@@ -189,8 +205,10 @@ impl<'a> Crew<'a> {
     pub async fn hear(&mut self, patience: Duration) -> Option<(Seat, Heard)> {
         let heard = tokio::time::timeout(patience, self.receiver.recv()).await;
         let heard = heard.ok().flatten();
-        if let Some((seat, Heard::Ended)) = &heard {
-            self.members.remove(seat);
+        if let Some((seat, Heard::Ended)) = &heard
+            && let Some(member) = self.members.remove(seat)
+        {
+            self.ended.insert(*seat, member.name);
         }
         heard
     }
@@ -201,7 +219,9 @@ impl<'a> Crew<'a> {
         let failed = |why: String| Failure::local(format!("can't finish the {what} bench"), why);
         loop {
             match self.hear(PATIENCE).await {
-                Some((_, Heard::Said(Report::Failed(why)))) => return Err(failed(why)),
+                Some((seat, Heard::Said(Report::Failed(why)))) => {
+                    return Err(failed(format!("{}: {why}", self.name(seat))));
+                }
                 Some((seat, Heard::Said(report))) => {
                     if report.is_last() {
                         self.done.insert(seat);
@@ -209,9 +229,13 @@ impl<'a> Crew<'a> {
                     return Ok((seat, report));
                 }
                 Some((seat, Heard::Ended)) if self.done.contains(&seat) => {}
-                Some((_, Heard::Grumbled(text))) => return Err(failed(text)),
-                Some((_, Heard::Ended)) => {
-                    return Err(failed("an agent ended in the middle".to_owned()));
+                Some((seat, Heard::Grumbled(text))) => {
+                    return Err(failed(format!("{}: {text}", self.name(seat))));
+                }
+                Some((seat, Heard::Ended)) => {
+                    let name = self.name(seat);
+                    let why = format!("{name} ended in the middle");
+                    return Err(failed(why).try_next(format!("agentctl inspect {name}")));
                 }
                 None => {
                     let why = format!(
@@ -230,31 +254,38 @@ impl<'a> Crew<'a> {
             return Ok(());
         };
         member.listener.abort();
-        kill(self.daemon, &member).await
+        kill(self.daemon, &member.id, &member.name).await
     }
 
-    /// Kills all that live. Called however the run ended; the first failure is told, after all were tried.
+    /// Kills all that live, and whoever is just being launched. Called however the run ended; the first failure is told,
+    /// after all were tried.
     pub async fn end(mut self) -> Result<(), Failure> {
         let mut outcome = Ok(());
+        if let Some(launching) = self.launching.take()
+            && let Ok(Ok(reply)) = launching.await
+        {
+            let killed = kill(self.daemon, &reply.id.to_string(), &reply.name).await;
+            outcome = outcome.and(killed);
+        }
         for (_, member) in std::mem::take(&mut self.members) {
             member.listener.abort();
-            let killed = kill(self.daemon, &member).await;
+            let killed = kill(self.daemon, &member.id, &member.name).await;
             outcome = outcome.and(killed);
         }
         outcome
     }
 }
 
-async fn kill(daemon: &Daemon, member: &Member) -> Result<(), Failure> {
-    let Some(agent) = daemon.find_agent(&member.id).await? else {
+async fn kill(daemon: &Daemon, id: &str, name: &str) -> Result<(), Failure> {
+    let Some(agent) = daemon.find_agent(id).await? else {
         return Ok(());
     };
     match agent.kill().await {
         Ok(()) => Ok(()),
         // It ended by itself.
         Err(e) if e.code() == agentd_api::ErrorCode::Unavailable => Ok(()),
-        Err(e) => Err(Failure::api(format!("can't kill {}", member.name), &e)
-            .try_next(format!("agentctl kill {}", member.name))),
+        Err(e) => Err(Failure::api(format!("can't kill {name}"), &e)
+            .try_next(format!("agentctl kill {name}"))),
     }
 }
 

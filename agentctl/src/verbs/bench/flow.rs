@@ -161,7 +161,11 @@ async fn run(
                 return Ok(Flow { sent, received });
             }
             Report::Bounced(received) => return Ok(Flow { sent, received }),
-            Report::Ready | Report::Stopped(_) | Report::Mixed(_) | Report::Failed(_) => {}
+            Report::Ready
+            | Report::Echoed
+            | Report::Stopped(_)
+            | Report::Mixed(_)
+            | Report::Failed(_) => {}
         }
     }
 }

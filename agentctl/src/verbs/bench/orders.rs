@@ -109,6 +109,8 @@ pub enum Report {
     Received(Received),
     /// Round trips that were made.
     Bounced(Received),
+    /// Whoever bounced has closed its lane, and everything has been sent back.
+    Echoed,
     /// Stress: what it has sent over each lane and log, after `stop`.
     Stopped(Vec<Sent>),
     /// Stress: everything else, after `end`.
@@ -120,7 +122,11 @@ impl Report {
     /// Whether the agent has done all it was ordered to.
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Sent { .. } | Self::Received(_) | Self::Bounced(_) | Self::Mixed(_) => true,
+            Self::Sent { .. }
+            | Self::Received(_)
+            | Self::Bounced(_)
+            | Self::Echoed
+            | Self::Mixed(_) => true,
             Self::Ready | Self::Progress(_) | Self::Stopped(_) | Self::Failed(_) => false,
         }
     }
@@ -288,6 +294,30 @@ mod tests {
     fn keys_say_who_and_when() {
         let key = key(999, 65_537, 3);
         assert_eq!((slot_of(key), generation_of(key)), (999, 1));
+    }
+
+    /// An agent that ends behind it has done its work; one that ends without it has not.
+    #[test]
+    fn each_order_ends_with_a_report_that_is_the_last() {
+        for last in [
+            Report::Sent {
+                messages: 1,
+                elapsed_ns: 1,
+            },
+            Report::Received(Received::default()),
+            Report::Bounced(Received::default()),
+            Report::Echoed,
+            Report::Mixed(Box::default()),
+        ] {
+            assert!(last.is_last(), "{last:?}");
+        }
+        for more in [
+            Report::Ready,
+            Report::Progress(1),
+            Report::Stopped(Vec::new()),
+        ] {
+            assert!(!more.is_last(), "{more:?}");
+        }
     }
 
     #[test]

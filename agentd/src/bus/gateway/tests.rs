@@ -344,7 +344,8 @@ async fn a_peer_that_asks_without_end_and_never_reads_is_given_up_and_leaves_the
             );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        ends.shutdown(std::net::Shutdown::Both).unwrap();
+        // On a busy machine the gateway may have given up this peer, too.
+        drop(ends.shutdown(std::net::Shutdown::Both));
         serving.join().unwrap();
     }
 }

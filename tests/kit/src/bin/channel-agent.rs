@@ -189,7 +189,10 @@ fn stream_log() -> anyhow::Result<()> {
 fn stream_lasting_log(readers: usize) -> anyhow::Result<()> {
     let (sent, events) = (Lines::create("sent")?, Lines::create("events")?);
     let client = Client::connect()?;
-    let mut log = client.publish_lasting_log(TOPIC, LogOptions::default())?;
+    // However long a busy machine takes to bring agentd and the readers back.
+    let mut log = client
+        .publish_lasting_log(TOPIC, LogOptions::default())?
+        .returning_within(PATIENCE);
     events.say("open");
     while log.now().readers().count() < readers {
         log.now().await_readers(PATIENCE);

@@ -22,7 +22,7 @@ use crate::lab::{Programs, read_line};
 use crate::test::{Outcome, Skip};
 
 /// How long anything in the bed may take before it counts as hung. Nothing is paced by it.
-const WATCHDOG: Duration = Duration::from_secs(30);
+const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// The users of the bed besides root.
 const USERS: [&str; 2] = ["alice", "bob"];

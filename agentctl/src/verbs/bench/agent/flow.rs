@@ -189,14 +189,17 @@ pub fn echo(to: &str, mode: Mode) -> Done {
         match from.recv(&mut buffer, WATCHDOG) {
             Ok(_) => {}
             Err(RecvError::TimedOut) => continue,
-            Err(RecvError::Closed(_)) => return Ok(()),
+            Err(RecvError::Closed(_)) => break,
             Err(e) => return Err(format!("the lane broke: {e}")),
         }
         if back.send(tag(), &buffer, WATCHDOG).is_err() {
             // Whoever bounces has what it wanted.
-            return Ok(());
+            break;
         }
     }
+    // Its end may be heard of before the report of whoever bounces: they come over two connections.
+    say(&Report::Echoed);
+    Ok(())
 }
 
 pub fn bounce(commands: &Commands, to: &str, duration_ns: u64, size: usize, mode: Mode) -> Done {

@@ -21,7 +21,7 @@ pub mod route;
 pub mod sched;
 
 /// Version of everything in this crate. A broker adopts pinned maps only of its own.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The highest slot of an agent (`agentd_broker::protocol::MAX_AGENTS`).
 pub const MAX_SLOT: u32 = 4096;

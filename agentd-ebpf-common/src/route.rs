@@ -76,10 +76,12 @@ pub struct Flow {
 pub struct Traffic {
     /// Cookie of its socket; that of the last one after it has been closed.
     pub cookie: u64,
-    /// Frames put into its queue.
+    /// Frames of others put into its queue, and their content.
     pub received: u64,
-    /// Frames that it sent, and that went into somebody's queue.
+    pub received_bytes: u64,
+    /// Frames that it sent, and that went into somebody's queue, and their content.
     pub sent: u64,
+    pub sent_bytes: u64,
     /// Frames that it sent and that were refused, by [`refused`].
     pub refused: [u64; refused::KINDS],
 }
@@ -126,6 +128,6 @@ const _: () = {
     assert!(size_of::<Head>() == HEAD_LEN);
     assert!(size_of::<Grant>() == 16 + 8 * WORDS);
     assert!(size_of::<Flow>() == 16);
-    assert!(size_of::<Traffic>() == 64);
+    assert!(size_of::<Traffic>() == 80);
     assert!(SLOTS.is_power_of_two() && SLOTS == 1 << 10);
 };

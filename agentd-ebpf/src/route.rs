@@ -196,8 +196,10 @@ pub fn route_verdict(context: SkMsgContext) -> u32 {
         };
         let Err(why) = done else {
             add(&raw mut (*traffic).sent, 1);
+            add(&raw mut (*traffic).sent_bytes, u64::from(len));
             if let Some(theirs) = ROUTE_TRAFFIC.get_ptr_mut(peer) {
                 add(&raw mut (*theirs).received, 1);
+                add(&raw mut (*theirs).received_bytes, u64::from(len));
             }
             return SK_PASS;
         };

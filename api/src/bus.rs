@@ -120,9 +120,12 @@ pub struct BusPeer {
     pub direct: Option<DirectState>,
     /// Why it is not, for people; empty while it is.
     pub direct_why: Option<String>,
-    /// Requests and answers that it sent and received by the direct path, which no tap and no record shows, and what came back to it.
+    /// Requests and answers that it sent and received by the direct path, which no tap and no record shows, their payload, and what came
+    /// back to it.
     pub direct_sent: Option<u64>,
+    pub direct_sent_bytes: Option<u64>,
     pub direct_received: Option<u64>,
+    pub direct_received_bytes: Option<u64>,
     pub direct_refused: Option<u64>,
     /// What was taken from it with [`BusProxy::revoke`]; absent if nothing was.
     pub revoked: Option<Vec<Revocation>>,
@@ -153,7 +156,9 @@ impl BusPeer {
             "direct": self.direct,
             "direct_why": self.direct_why,
             "direct_sent": self.direct_sent,
+            "direct_sent_bytes": self.direct_sent_bytes,
             "direct_received": self.direct_received,
+            "direct_received_bytes": self.direct_received_bytes,
             "direct_refused": self.direct_refused,
             "revoked": revocations_json(self.revoked.as_deref().unwrap_or_default()),
         })

@@ -96,9 +96,11 @@ struct Member {
 /// What an agent did on the path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Frames of its own that reached a peer, and frames that reached it.
+    /// Frames of its own that reached a peer, frames that reached it, and the content of both.
     pub sent: u64,
+    pub sent_bytes: u64,
     pub received: u64,
+    pub received_bytes: u64,
     /// Frames of its own that came back or were refused.
     pub refused: u64,
 }
@@ -264,7 +266,9 @@ impl Paths {
         let row = traffic.get(slot_of(address) as usize).unwrap_or_default();
         Figures {
             sent: row.sent,
+            sent_bytes: row.sent_bytes,
             received: row.received,
+            received_bytes: row.received_bytes,
             refused: row.refused.iter().sum(),
         }
     }

@@ -130,6 +130,19 @@ fn small_requests_go_through_the_kernel_and_all_others_over_the_bus() {
     );
     assert_eq!(grown("sent"), 0, "none of them went over the bus");
     assert!(direct(&daemon, SERVER, "direct_received") >= 300);
+    // The payloads, and a few dozen bytes that say what each request is for.
+    let payloads = 200 * 64 + 100 * 4000;
+    for figure in ["direct_sent_bytes", "direct_received_bytes"] {
+        let bytes = grown(figure);
+        assert!(
+            (payloads..payloads + 300 * 64).contains(&bytes),
+            "{figure}: {bytes}"
+        );
+    }
+    assert_eq!(
+        direct(&daemon, SERVER, "direct_received_bytes"),
+        direct(&daemon, ASKER, "direct_sent_bytes")
+    );
 
     // A request of a failure fails the same way; the answer that is too long for a frame comes over the bus, once.
     assert_eq!(asker.told("fail"), "failed: as it was asked to");
@@ -138,7 +151,10 @@ fn small_requests_go_through_the_kernel_and_all_others_over_the_bus() {
     assert_eq!(asker.told("echo 20 5000"), "ok 20");
     assert_eq!(direct(&daemon, ASKER, "direct_sent"), direct_sent);
     let table = ok(&daemon, &["bus", "peers"]);
-    assert!(table.contains("DIRECT"), "{table}");
+    assert!(
+        table.contains("DIRECT") && table.contains(" KiB)"),
+        "{table}"
+    );
     events(there.path());
     for name in [ASKER, SERVER] {
         ok(&daemon, &["kill", name]);

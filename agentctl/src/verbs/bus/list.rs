@@ -82,11 +82,17 @@ fn peer_table(peers: &[BusPeer]) -> Table {
     table
 }
 
-/// Messages that went by the direct path, or that it is not on it.
+/// Messages and bytes that went by the direct path, or that it is not on it.
 fn direct(peer: &BusPeer) -> Cell {
-    let messages = peer.direct_sent.unwrap_or(0) + peer.direct_received.unwrap_or(0);
+    let both = |sent: Option<u64>, received: Option<u64>| {
+        sent.unwrap_or(0).saturating_add(received.unwrap_or(0))
+    };
     match peer.direct {
-        Some(DirectState::Connected) => Cell::styled(Style::Good, count(messages)),
+        Some(DirectState::Connected) => {
+            let messages = count(both(peer.direct_sent, peer.direct_received));
+            let bytes = size(both(peer.direct_sent_bytes, peer.direct_received_bytes));
+            Cell::styled(Style::Good, format!("{messages} ({bytes})"))
+        }
         Some(DirectState::Offered) => Cell::styled(Style::Dim, "offered"),
         Some(DirectState::None) | None => Cell::styled(Style::Dim, "no"),
     }

@@ -257,6 +257,9 @@ fn a_frame_lands_in_the_peers_queue_and_never_at_agentd() {
     assert_eq!((path.waiting(&a), path.waiting(&b)), (0, 0));
     let traffic = path.traffic.get(b.agent.slot as usize).expect("row");
     assert_eq!((traffic.received, traffic.sent), (3, 3));
+    // Of content, without heads.
+    let bytes = 7 + u64::from(CONTENT_MAX);
+    assert_eq!((traffic.received_bytes, traffic.sent_bytes), (bytes, bytes));
     assert_ne!(traffic.cookie, 0);
 }
 
@@ -277,6 +280,12 @@ fn a_frame_to_whom_its_sender_may_not_send_comes_back_and_nothing_else_happens()
     assert_eq!(path.waiting(&a), 0);
     a.send(b.address, b"and still").expect("allowed");
     assert_eq!(b.receive(), (a.address, b"and still".to_vec()));
+    let sent = path.traffic.get(a.agent.slot as usize).expect("row");
+    assert_eq!(
+        (sent.sent, sent.sent_bytes),
+        (1, 9),
+        "what came back is not sent"
+    );
 }
 
 #[test]

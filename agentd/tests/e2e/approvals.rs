@@ -1,8 +1,6 @@
 //! What a policy leaves to people waits for a person: the owner, over agentctl or the desktop, and nobody else.
 
 use std::io::Read as _;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 
@@ -10,9 +8,9 @@ use agentd_testkit::skip;
 use serde_json::Value;
 
 use crate::harness::{
-    ALICE, BOB, Daemon, Mode, WATCHDOG, as_user, is_root, modes, output, text, wait_child,
-    wait_until,
+    ALICE, BOB, Daemon, Mode, WATCHDOG, is_root, modes, output, text, wait_child, wait_until,
 };
+use crate::private_bus::PrivateBus;
 use crate::standin::Standin;
 
 const POLICY: &str = "extends = \"coding\"\n[tools]\nask = [\"Bash(git push*)\"]\n";
@@ -415,61 +413,6 @@ fn the_real_claude_code_waits_for_its_owner() {
     }
 }
 
-/// A session bus of its own.
-struct SessionBus {
-    child: Child,
-    address: String,
-    _dir: tempfile::TempDir,
-}
-
-impl SessionBus {
-    fn start(uid: u32) -> Option<Self> {
-        let program = Path::new("/usr/bin/dbus-daemon");
-        if !program.exists() {
-            skip(
-                "dbus-daemon",
-                "there is no /usr/bin/dbus-daemon for a private session bus",
-            );
-            return None;
-        }
-        let dir = crate::harness::dir_of(uid);
-        let address = format!("unix:path={}", dir.path().join("bus").display());
-        let config = format!(
-            "<busconfig><type>session</type><listen>{address}</listen><auth>EXTERNAL</auth>\
-             <policy context=\"default\"><allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/>\
-             <allow user=\"*\"/></policy></busconfig>"
-        );
-        std::fs::write(dir.path().join("bus.conf"), config).expect("write the bus's configuration");
-        let mut command = as_user(program.to_owned(), uid);
-        command
-            .arg("--nofork")
-            .arg("--config-file")
-            .arg(dir.path().join("bus.conf"));
-        let child = command
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("start dbus-daemon");
-        let bus = Self {
-            child,
-            address,
-            _dir: dir,
-        };
-        // The socket's name is there before it takes anyone.
-        wait_until("the session bus listens", || {
-            UnixStream::connect(bus._dir.path().join("bus")).is_ok()
-        });
-        Some(bus)
-    }
-}
-
-impl Drop for SessionBus {
-    fn drop(&mut self) {
-        // A bus that has died already is as good; waiting reaps it either way.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
 /// Stands in for the desktop: takes a notification and presses its second button.
 struct Desktop {
     shown: mpsc::Sender<(String, String, Vec<String>)>,
@@ -518,7 +461,7 @@ fn a_question_is_answered_on_the_desktop() {
     for mode in modes().into_iter().take(1) {
         let daemon = Daemon::start(mode);
         let owner = daemon.owner();
-        let Some(bus) = SessionBus::start(owner) else {
+        let Some(bus) = PrivateBus::start(owner) else {
             return;
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,9 +1,16 @@
 //! What the kernel plane counted: of the living by `agentctl inspect` and D-Bus, of the dead in the record.
 
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+
+use agentd_api::{AgentProxy, ManagerProxy};
 use agentd_testkit::skip;
 use serde_json::Value;
+use zbus::connection::{Builder, Connection};
+use zbus::proxy::CacheProperties;
 
 use crate::harness::{Daemon, Mode, modes, output, text, wait_until};
+use crate::private_bus::PrivateBus;
 
 /// Talks with itself over its own loopback.
 const CHATTER: &str = r#"use Socket; use IO::Handle;
@@ -58,5 +65,92 @@ fn packets_and_bytes_are_shown_of_the_living_and_kept_of_the_dead() {
             assert!(kept[field].as_u64().is_some_and(|n| n > least), "{kept}");
         }
         assert_eq!(kept["refused"], 0);
+    }
+}
+
+/// The property, asked of the daemon at the other end of a connection.
+async fn property(connection: &Connection) -> HashMap<String, u64> {
+    let manager = ManagerProxy::new(connection).await.expect("a proxy");
+    let path = manager.find("chatter").await.expect("it is known");
+    let agent = AgentProxy::builder(connection)
+        .path(path)
+        .cache_properties(CacheProperties::No)
+        .build();
+    let agent = agent.await.expect("a proxy");
+    agent.kernel_counters().await.expect("the property")
+}
+
+/// What `inspect` says of the living.
+fn shown(daemon: &Daemon) -> HashMap<String, u64> {
+    let counted = &record(daemon)["counted"];
+    let fields = counted.as_object().into_iter().flatten();
+    fields
+        .map(|(name, n)| (name.clone(), n.as_u64().expect("a number")))
+        .collect()
+}
+
+#[test]
+fn the_system_bus_and_the_control_socket_have_the_counters_of_the_living_as_a_property() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for mode in modes() {
+        let bus = match mode {
+            Mode::Root => PrivateBus::start(mode.owner()),
+            Mode::User => None,
+        };
+        let address = bus
+            .as_ref()
+            .map_or("unix:path=/nonexistent", |bus| &bus.address);
+        let address = format!("DBUS_SYSTEM_BUS_ADDRESS={address}");
+        // One whom a dbus-daemon knows.
+        let config = "[daemon]\nuser = \"nobody\"\n";
+        let daemon = Daemon::prepared(mode, config, &["env", &address], |_dir| {});
+        let work = daemon.workspace();
+        let options = ["--detach", "--name", "chatter"];
+        let argv = ["perl", "-e", CHATTER];
+        let (code, _, err) = text(&daemon.run_with(work.path(), &options, &argv));
+        assert_eq!(code, 0, "{mode:?}: {err}");
+        let mut ways = vec![runtime.block_on(async {
+            let socket = UnixStream::connect(daemon.runtime_dir().join("control.sock"));
+            let socket = socket.expect("the control socket");
+            let connection = Builder::unix_stream(socket).p2p().build().await;
+            ("control socket", connection.expect("a connection"))
+        })];
+        if let Some(bus) = &bus {
+            wait_until("agentd is on the bus", || {
+                daemon
+                    .log()
+                    .contains("serving org.agentd1 on the system bus")
+            });
+            let connection = runtime.block_on(Builder::address(bus.address.as_str()).build());
+            ways.push(("system bus", connection.expect("a connection")));
+        }
+        let counts = !shown(&daemon).is_empty();
+        if counts {
+            assert_eq!(mode, Mode::Root, "a user's agentd has no kernel plane");
+            wait_until("ten messages have left", || {
+                shown(&daemon)["bytes_out"] > 10_000
+            });
+        }
+        for (way, connection) in &ways {
+            let before = shown(&daemon);
+            let asked = runtime.block_on(property(connection));
+            let after = shown(&daemon);
+            assert_eq!(asked.len(), before.len(), "{way}: {asked:?}");
+            for (name, n) in &asked {
+                assert!(
+                    (before[name]..=after[name]).contains(n),
+                    "{way}: {name} is {n}, between {before:?} and {after:?}"
+                );
+            }
+        }
+        let (code, _, err) = text(&output(&mut daemon.agentctl(["kill", "chatter"])));
+        assert_eq!(code, 0, "{err}");
+        for (way, connection) in &ways {
+            let asked = runtime.block_on(property(connection));
+            assert!(asked.is_empty(), "{way}: of a dead agent: {asked:?}");
+        }
     }
 }

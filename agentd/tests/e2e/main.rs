@@ -21,6 +21,7 @@ mod kernel_audit;
 mod limits;
 mod malformed;
 mod orders;
+mod private_bus;
 mod restart;
 mod revocation;
 mod run;

@@ -1,4 +1,4 @@
-//! What of the project runs in a guest: its programs, the tests of launcher and eBPF programs, the attack suite, and this program itself.
+//! What of the project runs in a guest: its programs, the tests of launcher, eBPF programs and the kernel's audit, the attack suite, and this program itself.
 //!
 //! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this machine's own C library.
 
@@ -35,7 +35,8 @@ pub fn in_directory(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     let programs = Programs::in_directory(directory)?;
     let mut files: Vec<(String, PathBuf)> = NAMES
         .iter()
-        .chain(&["launch-tests", "kernel-tests", "agentd-escape"])
+        .chain(TESTS.iter().map(|(name, _)| name))
+        .chain(&["agentd-escape"])
         .map(|name| ((*name).to_owned(), programs.path(name)))
         .collect();
     files.push(own()?);
@@ -48,7 +49,11 @@ fn own() -> Result<(String, PathBuf)> {
 }
 
 /// Test programs: name in the guest, target.
-const TESTS: [(&str, &str); 2] = [("launch-tests", "launch"), ("kernel-tests", "kernel")];
+const TESTS: [(&str, &str); 3] = [
+    ("launch-tests", "launch"),
+    ("kernel-tests", "kernel"),
+    ("audit-tests", "e2e"),
+];
 
 /// Builds a test program and asks cargo where it is.
 fn tests(target: &str) -> Result<PathBuf> {

@@ -1,9 +1,11 @@
 //! What this kernel offers: the host's probes, and which mechanisms hold each property of the `coding` policy here.
 
+use std::process::Command;
+
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Bed, Teller};
+use super::{Bed, PROGRAMS, Teller};
 use crate::child::capture;
 
 /// What the oldest kernel can't hold, or a user without root.
@@ -45,6 +47,15 @@ pub fn tell(teller: &Teller, bed: &Bed) -> Result<()> {
         _ => bail!("agentctl doctor says that nothing can be launched: {doctor}"),
     })?;
     teller.run("record.layers", || layers(bed))
+}
+
+/// As `doctor` finds it, without a daemon.
+pub fn landlock_abi() -> Result<u64> {
+    let mut doctor = Command::new(format!("{PROGRAMS}/agentctl"));
+    let said = capture(doctor.args(["--json", "doctor"]))?;
+    let doctor: Value = serde_json::from_str(&said).context("read what doctor says")?;
+    let abi = doctor["landlock_abi"].as_u64();
+    abi.with_context(|| format!("doctor names no Landlock ABI: {doctor}"))
 }
 
 /// Feature and state of each probe.

@@ -40,6 +40,8 @@ pub enum Variant {
     Whole,
     /// Without Landlock and the memory controller: policies that want them are to be refused.
     Bare,
+    /// As `Whole`, and only the tests of the kernel's audit are run.
+    Audit,
 }
 
 impl Variant {
@@ -47,13 +49,14 @@ impl Variant {
         match self {
             Self::Whole => "whole",
             Self::Bare => "bare",
+            Self::Audit => "audit",
         }
     }
 
     /// The kernel parameters that make it so.
     pub fn parameters(self) -> &'static str {
         match self {
-            Self::Whole => "",
+            Self::Whole | Self::Audit => "",
             Self::Bare => "lsm=lockdown,yama,bpf cgroup_disable=memory",
         }
     }
@@ -129,14 +132,24 @@ pub fn run(args: &Args) -> Result<()> {
     let teller = Teller { mode: args.mode };
     if args.mode == Mode::Root {
         teller.fact("kernel", facts::release()?.into())?;
-        if args.variant == Variant::Whole {
-            suites::run(&teller, "launch", 1, &[])?;
-            suites::run(&teller, "kernel", 2, suites::OF_THE_KERNEL)?;
+        match args.variant {
+            Variant::Whole => {
+                suites::run(&teller, "launch", 1, &[])?;
+                suites::run(&teller, "kernel", 2, suites::OF_THE_KERNEL)?;
+                let tests = suites::of_audit(facts::landlock_abi()?);
+                suites::run(&teller, "audit", 2, tests)?;
+            }
+            Variant::Bare => {}
+            Variant::Audit => {
+                let abi = facts::landlock_abi()?;
+                teller.fact("landlock_abi", abi.into())?;
+                return suites::run(&teller, "audit", 2, suites::of_audit(abi));
+            }
         }
     }
     let programs = programs(args.mode)?;
     let daemon = match args.variant {
-        Variant::Whole => "",
+        Variant::Whole | Variant::Audit => "",
         Variant::Bare => {
             refusals::daemon(&teller, &programs)?;
             "confine = \"degrade\"\n"
@@ -161,6 +174,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
         Variant::Bare => refusals::bare(&teller, &bed),
+        Variant::Audit => Ok(()),
     })();
     if let Err(error) = told {
         eprintln!("{}", bed.lab.log_tail());

@@ -1,5 +1,6 @@
-//! Test programs of the project as they are, each of their tests one case: the launcher's (`launch/tests`, the layers one by one, in both
-//! modes) and those of the eBPF programs (`bpf/load/tests/kernel`), which load here where this machine's kernel may refuse them.
+//! Test programs of the project as they are, each of their tests one case: the launcher's (`launch/tests`, the layers one by one,
+//! in both modes), those of the eBPF programs (`bpf/load/tests/kernel`), which load here where this machine's kernel may refuse
+//! them, and those that turn the kernel's audit on (`agentd/tests/e2e/kernel_audit.rs`), which nobody wants on a machine of one's own.
 
 use std::process::Command;
 
@@ -12,6 +13,14 @@ use crate::child::capture_any;
 /// emulated processor.
 pub const OF_THE_KERNEL: &[&str] = &["lsm::", "connect::", "pins::"];
 
+/// Of Landlock's refusals in the kernel's audit: all of it from the ABI on that has them, else that their lack is said.
+pub fn of_audit(landlock_abi: u64) -> &'static [&'static str] {
+    match landlock_abi {
+        0..7 => &["kernel_audit::a_kernel_that_tells_nothing"],
+        7.. => &["kernel_audit::"],
+    }
+}
+
 /// Runs `NAME-tests` in `threads` threads, only those with one of `only` in their names, if any is given. There is one processor, but with a single thread
 /// libtest runs tests in its main thread, and a skip would not say whose it is.
 pub fn run(teller: &Teller, name: &str, threads: u32, only: &[&str]) -> Result<()> {
@@ -21,7 +30,10 @@ pub fn run(teller: &Teller, name: &str, threads: u32, only: &[&str]) -> Result<(
             .arg(format!("--test-threads={threads}"))
             .arg("--color=never")
             .args(only)
-            .env("AGENTD_SKIP_LOG", skips.path()),
+            .env("AGENTD_SKIP_LOG", skips.path())
+            // For the end-to-end tests: what is turned on here ends with the guest.
+            .env("AGENTD_TEST_PROGRAMS", PROGRAMS)
+            .env("AGENTD_TEST_AUDIT", "1"),
     )?;
     let text = String::from_utf8_lossy(&output.stdout);
     let log = std::fs::read_to_string(skips.path()).context("read the skips")?;

@@ -4,6 +4,7 @@
 //! does not come up at all the rest is not tried. Everything is asked of the bed's own systemd, journal, bus and kernel.
 
 mod agents;
+mod audit;
 mod bus;
 mod install;
 mod life;
@@ -62,7 +63,7 @@ const FIRST: [Case; 2] = [
     ),
 ];
 
-const REST: [Case; 19] = [
+const REST: [Case; 20] = [
     ("agentd says that it is ready", service::it_says_ready),
     (
         "agentd runs as its user without capabilities",
@@ -127,6 +128,10 @@ const REST: [Case; 19] = [
     (
         "the kernel plane is loaded, and taken over by the next broker",
         plane::programs_are_loaded_and_taken_over,
+    ),
+    (
+        "the kernel's audit is asked for by a drop-in, and what stands in its way is named",
+        audit::kernel_audit_is_asked_for_and_its_lack_is_named,
     ),
     (
         "stopping the agents' unit ends every agent",

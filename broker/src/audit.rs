@@ -180,13 +180,17 @@ impl Heard {
             }
         };
         let control = Control::open().map_err(call("opening the kernel's audit"))?;
+        // Before the note: whoever is refused must not hold it while another broker leaves, which would count on it.
+        control
+            .status()
+            .map_err(call("asking the kernel's audit"))?;
+        let socket = audit::join().map_err(call("listening to the kernel's audit"))?;
         let note = open_note().map_err(|error| format!("{NOTE}: {error}"))?;
         // Whoever restores what was before has it alone for that moment.
         flock(&note, FlockOperation::LockShared).map_err(|errno| format!("{NOTE}: {errno}"))?;
         let status = control
             .status()
             .map_err(call("asking the kernel's audit"))?;
-        let socket = audit::join().map_err(call("listening to the kernel's audit"))?;
         let before = read_note(&note).map_err(|error| format!("{NOTE}: {error}"))?;
         let share = match (status.enabled, before) {
             (Enabled::Off, _) => {

@@ -32,17 +32,20 @@ use start::{Arguments, Command, Prepared, Socket, StartError, Supervision};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-const USAGE: &str = "usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--kernel-audit] [--keep-agents] [--no-supervisor]\n\
-       agentd-broker --remove-pins --cgroup DIR\n\n\
-Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for\n\
-one client after the other.\n\n\
-  --client-uid UID  who may connect, besides this process's own user; by default the owner of the socket's file\n\
-  --cgroup DIR      keep agents in DIR, a delegated cgroup2 directory without processes\n\
-  --notes DIR       what to remove after a crash is noted there; for root by default in /var/lib/agentd-broker\n\
-  --host-network    as root, give agents the host's network where their policy asks for it; an ordinary user's are given it anyway\n\
+const USAGE: &str = "\
+usage: agentd-broker [--client-uid UID] [--cgroup DIR] [--notes DIR] [--host-network] [--kernel-audit] [--keep-agents] [--no-supervisor]
+       agentd-broker --remove-pins --cgroup DIR
+
+Started by agentd (or by systemd) with an AF_UNIX SOCK_SEQPACKET socket on descriptor 3: connected, or listening for
+one client after the other.
+
+  --client-uid UID  who may connect, besides this process's own user; by default the owner of the socket's file
+  --cgroup DIR      keep agents in DIR, a delegated cgroup2 directory without processes
+  --notes DIR       what to remove after a crash is noted there; for root by default in /var/lib/agentd-broker
+  --host-network    as root, give agents the host's network where their policy asks for it; an ordinary user's are given it anyway
   --kernel-audit    as root, listen to the kernel's audit for what Landlock refuses agents; turn it on where it is off
-  --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace\n\
-  --remove-pins     only detach and remove the eBPF programs of the agents in DIR, when no agentd-broker runs for it\n\
+  --keep-agents     on SIGTERM, leave the agents to the next agentd-broker, for their grace
+  --remove-pins     only detach and remove the eBPF programs of the agents in DIR, when no agentd-broker runs for it
   --no-supervisor   whoever started this process starts it again when it dies";
 
 fn main() -> ExitCode {

@@ -75,6 +75,12 @@ async fn list(
         out.json(&json!({ "denials": denials, "lost": losses }))?;
         return Ok(0);
     }
+    if denials.is_empty() {
+        out.line("nothing was refused")?;
+        out.flush()?;
+        losses.iter().for_each(say_lost);
+        return Ok(0);
+    }
     let mut table = Table::new(&["AGE", "AGENT", "LAYER", "WHAT", "TARGET", "RULE", "LINE"]);
     let now = super::agents::now_ms();
     for d in &denials {

@@ -4,7 +4,9 @@
 //! code 1 only if something is missing without which nothing can be launched.
 
 mod plane;
+mod refusals;
 
+use agentd_api::denials::{DenialLayer, DenialsProxy};
 use agentd_api::{DaemonInfo, PlaneGroup};
 use agentd_kernel::probe::{HostCaps, Need, Probe, ProbeState, Roots, probe_host};
 use serde_json::{Value, json};
@@ -23,9 +25,13 @@ pub async fn doctor(context: &Context) -> Result<u8, Failure> {
     let host = probe_host(&Roots::default());
     let daemon = find_daemon(context).await;
     let plane = match &daemon {
-        Found::Running(info, Some(groups)) => Plane::of_daemon(groups.clone(), info.mode, &host),
         // An older daemon does not say.
-        Found::Running(_, None) | Found::Absent(_) => Plane::probed(&host),
+        Found::Running(Running {
+            info,
+            plane: Some(groups),
+            ..
+        }) => Plane::of_daemon(groups.clone(), info.mode, &host),
+        Found::Running(_) | Found::Absent(_) => Plane::probed(&host),
     };
     let fit = host
         .probes
@@ -43,9 +49,15 @@ pub async fn doctor(context: &Context) -> Result<u8, Failure> {
 
 /// Whether a daemon answers.
 enum Found {
-    /// With its word about the kernel plane, if it gives one.
-    Running(Box<DaemonInfo>, Option<Vec<PlaneGroup>>),
+    Running(Running),
     Absent(Failure),
+}
+
+/// A daemon's word about itself, the kernel plane and the layers that refuse; `None` where it gives none.
+struct Running {
+    info: Box<DaemonInfo>,
+    plane: Option<Vec<PlaneGroup>>,
+    layers: Option<Vec<DenialLayer>>,
 }
 
 async fn find_daemon(context: &Context) -> Found {
@@ -54,12 +66,17 @@ async fn find_daemon(context: &Context) -> Found {
         let manager = daemon.manager().await?;
         let info = manager.ping().await;
         let info = info.map_err(|e| Failure::api("can't ask agentd", &e))?;
-        Ok((info, manager.kernel_plane().await.ok()))
+        let layers = match DenialsProxy::new(&daemon.connection).await {
+            Ok(denials) => denials.layers().await.ok(),
+            Err(_) => None,
+        };
+        Ok(Running {
+            info: Box::new(info),
+            plane: manager.kernel_plane().await.ok(),
+            layers,
+        })
     };
-    match ask.await {
-        Ok((info, plane)) => Found::Running(Box::new(info), plane),
-        Err(failure) => Found::Absent(failure),
-    }
+    ask.await.map_or_else(Found::Absent, Found::Running)
 }
 
 fn to_json(host: &HostCaps, plane: &Plane, daemon: &Found, fit: bool) -> Result<Value, Failure> {
@@ -76,7 +93,8 @@ fn to_json(host: &HostCaps, plane: &Plane, daemon: &Found, fit: bool) -> Result<
     report["ok"] = json!(fit);
     report["plane"] = plane.to_json();
     report["daemon"] = match daemon {
-        Found::Running(info, _) => {
+        Found::Running(Running { info, layers, .. }) => {
+            report["denials"] = layers.as_deref().map_or(Value::Null, refusals::to_json);
             let mut value = info.to_json();
             value["reachable"] = json!(true);
             value
@@ -118,11 +136,18 @@ fn print(
         }
     }
     plane.print(out)?;
+    if let Found::Running(Running {
+        layers: Some(layers),
+        ..
+    }) = daemon
+    {
+        refusals::print(layers, out)?;
+    }
     out.line("")?;
     let heading = out.colour.paint(Style::Bold, "Daemon");
     out.line(heading)?;
     match daemon {
-        Found::Running(info, _) => {
+        Found::Running(Running { info, .. }) => {
             let mark = out.colour.paint(Style::Good, "✓");
             let place = info.runtime_dir.as_deref().unwrap_or("?");
             out.line(format!(

@@ -1,12 +1,15 @@
-//! What Landlock refuses, by the kernel's audit. Turning that on leaves a trace in the kernel until the host starts again (ADR 40), so
-//! these run where AGENTD_TEST_AUDIT=1 says that it may be.
+//! What Landlock refuses, by the kernel's audit.
+//!
+//! Turning that on leaves a trace in the kernel until the host starts again (ADR 40), so these run where AGENTD_TEST_AUDIT=1 says
+//! that it may be, as in a guest of `cargo xtask vm`. The last one leaves none and runs everywhere.
 
 use std::path::Path;
 
 use agentd_kernel::audit::{Control, Enabled, Status};
+use agentd_kernel::sys::security::landlock;
 use serde_json::Value;
 
-use crate::harness::{Daemon, Mode, is_root, output, text, wait_until};
+use crate::harness::{Daemon, Mode, is_root, output, program, text, wait_until};
 
 const CONFIG: &str = "[daemon]\nkernel_audit = \"on\"\n";
 /// Under this only port 3000 may be connected to, by the last line.
@@ -25,6 +28,13 @@ fn alone() -> Option<std::sync::MutexGuard<'static, ()>> {
         );
         return None;
     }
+    if landlock::abi() < landlock::LOGGING_ABI {
+        agentd_testkit::skip(
+            "landlock-audit",
+            "this kernel's Landlock tells its audit nothing",
+        );
+        return None;
+    }
     Some(
         ONE.lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner),
@@ -40,6 +50,16 @@ fn policy_in(directory: &Path) -> String {
     let policy = directory.join("team.toml");
     std::fs::write(&policy, POLICY).expect("a policy");
     policy.to_str().expect("a path").to_owned()
+}
+
+/// Whether Landlock is observable, and why not.
+fn layer(daemon: &Daemon) -> (bool, String) {
+    let layers = asked(daemon, &["--layers"]);
+    let list = layers["layers"].as_array().expect("a list");
+    let landlock = list.iter().find(|l| l["layer"] == "landlock");
+    let landlock = landlock.expect("the layer");
+    let why_not = landlock["why_not"].as_str().unwrap_or_default();
+    (landlock["observable"] == true, why_not.to_owned())
 }
 
 fn asked(daemon: &Daemon, arguments: &[&str]) -> Value {
@@ -61,10 +81,7 @@ fn what_landlock_refuses_is_told_with_its_line_and_audit_is_as_before_afterwards
     let Some(_alone) = alone() else { return };
     let before = status();
     let daemon = Daemon::with_config(Mode::Root, CONFIG);
-    let layers = asked(&daemon, &["--layers"]);
-    let landlock = layers["layers"].as_array().expect("a list");
-    let landlock = landlock.iter().find(|l| l["layer"] == "landlock");
-    assert_eq!(landlock.expect("the layer")["observable"], true, "{layers}");
+    assert_eq!(layer(&daemon), (true, String::new()));
     assert_eq!(status().enabled, Enabled::On);
 
     let work = daemon.workspace();
@@ -211,10 +228,7 @@ fn a_host_whose_audit_is_on_is_left_as_it_is() {
             .expect("as before");
     });
     let daemon = Daemon::with_config(Mode::Root, CONFIG);
-    let layers = asked(&daemon, &["--layers"]);
-    let landlock = layers["layers"].as_array().expect("a list");
-    let landlock = landlock.iter().find(|l| l["layer"] == "landlock");
-    assert_eq!(landlock.expect("the layer")["observable"], true, "{layers}");
+    assert_eq!(layer(&daemon), (true, String::new()));
     assert_eq!(status().limits, before.limits);
     drop(daemon);
     assert_eq!(
@@ -235,4 +249,81 @@ fn scopeguard(last: impl FnOnce()) -> impl Drop {
         }
     }
     Guard(Some(last))
+}
+
+/// A daemon whose broker starts with no more than `rights` to be had.
+fn bounded(rights: &[String]) -> Daemon {
+    let place = tempfile::tempdir().expect("a directory");
+    let at = place.path().join("broker");
+    let bounds: Vec<String> = rights
+        .iter()
+        .map(|right| format!(",+{}", right.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-all{} {} \"$@\"\n",
+        bounds.concat(),
+        program("agentd-broker").display()
+    );
+    // By a child: a test beside this one may fork while the file is open here, and it would be busy.
+    let mut write = std::process::Command::new("sh");
+    write.args(["-c", r#"printf %s "$1" > "$2" && chmod 755 "$2""#, "sh"]);
+    let written = output(write.arg(script).arg(&at));
+    assert_eq!(text(&written).0, 0, "{written:?}");
+    let broker = format!("AGENTD_BROKER={}", at.display());
+    Daemon::prepared(Mode::Root, CONFIG, &["env", &broker], |_dir| {})
+}
+
+/// The capabilities that a unit's text lets its service have.
+fn bounding_set(unit: &str) -> Vec<String> {
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = line.expect("a bounding set").split(' ');
+    names.map(str::to_owned).collect()
+}
+
+const UNIT: &str = include_str!("../../../systemd/system/agentd-broker.service");
+/// With the drop-in for the unit.
+const PAGE: &str = include_str!("../../../docs/systemd.md");
+
+#[test]
+fn the_rights_of_the_drop_in_for_systemd_are_enough() {
+    let Some(_alone) = alone() else { return };
+    let before = status();
+    let daemon = bounded(&[bounding_set(UNIT), bounding_set(PAGE)].concat());
+    assert_eq!(layer(&daemon), (true, String::new()));
+    drop(daemon);
+    let after = status();
+    assert_eq!(
+        (after.enabled, after.limits),
+        (before.enabled, before.limits)
+    );
+}
+
+#[test]
+fn a_kernel_that_tells_nothing_and_a_broker_without_the_rights_are_named_and_agents_run() {
+    if !is_root() {
+        agentd_testkit::skip("root", "the kernel's audit is root's");
+        return;
+    }
+    // None of audit's: the kernel refuses every question.
+    let daemon = bounded(&bounding_set(UNIT));
+    let (observable, why_not) = layer(&daemon);
+    assert!(!observable);
+    let (abi, tells) = (landlock::abi(), landlock::LOGGING_ABI);
+    let expected = if abi < tells {
+        format!(
+            "this kernel's Landlock (ABI {abi}) tells its audit nothing: from ABI {tells} on (Linux 6.15) it does"
+        )
+    } else {
+        "it takes CAP_AUDIT_CONTROL and CAP_AUDIT_READ, outside of containers".to_owned()
+    };
+    let has_none = why_not.ends_with("this kernel has no audit");
+    assert!(has_none || why_not.ends_with(&expected), "{why_not}");
+    let (code, doctor, err) = text(&output(&mut daemon.agentctl(["doctor"])));
+    assert_eq!(code, 0, "{err}");
+    assert!(has_none || doctor.contains(&expected), "{doctor}");
+    let work = daemon.workspace();
+    let (code, out, err) = text(&daemon.run(work.path(), &["echo", "ran"]));
+    assert_eq!((code, out.as_str()), (0, "ran\n"), "{err}");
 }

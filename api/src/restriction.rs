@@ -50,6 +50,8 @@ pub struct Restrictions {
     pub shut: Option<u32>,
     /// What was laid over its policy, each by its name.
     pub tightened: Option<Vec<(String, Hand)>>,
+    /// Requests to models that this call cut.
+    pub cut: Option<u32>,
     /// What this call closed on the bus: lanes, logs, subscriptions, requests.
     pub closed: Option<u32>,
     /// Lines of the policy of this call that change no agent that runs: key, line, and what to do instead.
@@ -75,6 +77,7 @@ impl Restrictions {
             "frozen": self.frozen.map(hand),
             "shut": self.shut,
             "tightened": tightened.collect::<Value>(),
+            "cut": self.cut,
             "closed": self.closed,
             "unchanged": unchanged.collect::<Value>(),
         })
@@ -106,7 +109,7 @@ mod tests {
             restrictions.to_json(),
             json!({
                 "revoked": [{ "right": "net", "uid": 1000, "at_ms": 5 }], "frozen": null, "shut": 2,
-                "tightened": [{ "name": "tight", "uid": 0, "at_ms": 6 }], "closed": null, "unchanged": []
+                "tightened": [{ "name": "tight", "uid": 0, "at_ms": 6 }], "cut": null, "closed": null, "unchanged": []
             })
         );
     }

@@ -6,6 +6,7 @@
 use crate::adopt::adopt;
 use crate::agents::{Agents, Grace, stats};
 use crate::failure::{failed, refused};
+use crate::limit;
 use crate::server::Server;
 use agentd_bpf::layout::route::slot_of;
 use agentd_broker::protocol::{
@@ -127,6 +128,10 @@ impl Server {
                     self.agents.get(Slot(slot_of(address)))?.running_group()?;
                 }
                 self.workshop.plane.route(from, to, right)?;
+                done
+            }
+            &Request::Limit { slot, limits } => {
+                limit::while_it_runs(self.agents.get(slot)?.running_group()?, limits)?;
                 done
             }
             Request::Detach => done,

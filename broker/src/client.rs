@@ -12,8 +12,8 @@ mod start;
 pub use start::{SOCKET_FD, bind, connect, start, start_listening};
 
 use crate::protocol::{
-    self, DecodeError, Failure, Gone, Held, HeldState, Launch, Launched, MAX_REPLY_FDS, Plane,
-    Reply, Request, Slot, Stats, Welcome,
+    self, DecodeError, Failure, Gone, Held, HeldState, Launch, Launched, Limits, MAX_REPLY_FDS,
+    Plane, Reply, Request, Slot, Stats, Welcome,
 };
 use agentd_bpf::{Group, Right, Table};
 use agentd_kernel::fdpass::{self, ReceiveError, Wait};
@@ -321,6 +321,11 @@ impl BrokerClient {
 
     pub fn thaw(&mut self, slot: Slot) -> Result<(), ClientError> {
         self.done(&Request::Thaw(slot))
+    }
+
+    /// Other limits for the agent's cgroup, instead of all those before.
+    pub fn limit(&mut self, slot: Slot, limits: Limits) -> Result<(), ClientError> {
+        self.done(&Request::Limit { slot, limits })
     }
 
     pub fn release(&mut self, slot: Slot) -> Result<(), ClientError> {

@@ -7,6 +7,7 @@
 use crate::agents::{Agent, Grace, Parentage, State};
 use crate::failure::{failed, refused};
 use crate::idmap::{IdPair, IdmapCache};
+use crate::limit;
 use crate::log::log;
 use crate::placeholder::{Keeper, Owner};
 use crate::plane::Plane;
@@ -14,11 +15,11 @@ use crate::spawn::{Launcher, Spawn};
 use agentd_broker::protocol::{
     ErrorCode, Failure, Launch, Launched, MAX_CGROUP_PATH, Mode, RESERVED_ID_BASE, Slot,
 };
-use agentd_kernel::cgroup::{CpuQuota, Group, Limits, Subtree};
+use agentd_kernel::cgroup::{Group, Subtree};
 use agentd_kernel::grant::{self, Access, Grant, Kind};
 use agentd_launch::floor::{self, FloorContext};
 use agentd_launch::layers::*;
-use agentd_launch::plan::{self, CgroupLimits, ExecFlags, MountFlags, Network, Plan, Record};
+use agentd_launch::plan::{self, ExecFlags, MountFlags, Network, Plan, Record};
 use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -157,7 +158,7 @@ impl Workshop {
                 &error.source,
             )
         })?;
-        let limited = limit(&group, plan).and_then(|limited| {
+        let limited = limit::at_launch(&group, plan).and_then(|limited| {
             if self.mode == Mode::Root {
                 restrict(&group, &devices)?;
             }
@@ -479,48 +480,6 @@ fn restrict(group: &Group, devices: &[String]) -> Result<(), Failure> {
         let what = format!("{} {}", error.operation, error.path.display());
         failed(ErrorCode::Cgroup, what, &error.source)
     })
-}
-
-/// Sets the plan's cgroup limits; `LAYER_CGROUP_LIMITS` if there are any and all of them hold.
-fn limit(group: &Group, plan: &Plan<'_>) -> Result<u64, Failure> {
-    let Some(asked) = plan.cgroup() else {
-        return Ok(0);
-    };
-    let set = |value: u64| (value != 0).then_some(value);
-    let CgroupLimits {
-        memory_max_bytes,
-        pids_max,
-        cpu_quota_us,
-        cpu_period_us,
-        required,
-    } = asked;
-    let limits = Limits {
-        memory_max_bytes: set(memory_max_bytes),
-        pids_max: set(pids_max),
-        cpu: set(cpu_quota_us).map(|quota_us| CpuQuota {
-            quota_us,
-            period_us: cpu_period_us,
-        }),
-    };
-    let missing = group.apply(&limits).map_err(|error| {
-        failed(
-            ErrorCode::CgroupLimits,
-            format!("{} {}", error.operation, error.path.display()),
-            &error.source,
-        )
-    })?;
-    if missing.is_empty() {
-        return Ok(LAYER_CGROUP_LIMITS);
-    }
-    if required {
-        let names: Vec<_> = missing.iter().map(|controller| controller.name()).collect();
-        let text = format!(
-            "the plan requires cgroup limits, but there is no usable controller for {}",
-            names.join(", ")
-        );
-        return Err(refused(ErrorCode::CgroupLimits, text));
-    }
-    Ok(0)
 }
 
 /// Refuses early what the launcher would refuse: a required layer that only the broker can make, and that it did not.

@@ -19,6 +19,7 @@ mod failure;
 mod harden;
 mod idmap;
 mod launch;
+mod limit;
 mod log;
 mod meter;
 mod placeholder;

@@ -111,8 +111,25 @@ pub enum Request {
         to: u64,
         right: Right,
     },
+    /// Other limits for the cgroup of an agent that runs, instead of all those before.
+    Limit {
+        slot: Slot,
+        limits: Limits,
+    },
     /// Kill all agents, clean up, exit. No reply: the socket reaches end of file.
     Shutdown,
+}
+
+/// What an agent's cgroup is held to; 0 is no limit. Names of files are those of cgroup2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `memory.max`, swap included.
+    pub memory_max_bytes: u64,
+    /// `pids.max`.
+    pub pids_max: u64,
+    /// `cpu.max`; both are 0, or neither is.
+    pub cpu_quota_us: u64,
+    pub cpu_period_us: u64,
 }
 
 /// The fixed part of a launch; everything else is in the plan.
@@ -134,7 +151,7 @@ pub enum Reply {
     Welcome(Welcome),
     /// To [`Request::Launch`]. Descriptors: the init's pidfd, then agentd's end of the status socket.
     Launched(Launched),
-    /// To kill, freeze, thaw, restrict, route, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
+    /// To kill, freeze, thaw, restrict, limit, route, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
     Done,
     /// To [`Request::Stat`].
     Stats(Stats),

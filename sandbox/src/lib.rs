@@ -25,12 +25,14 @@ pub use plan::{
     PlanSummary, Property, PropertyRow, PropertyStatus, SandboxPlan, StdioMode, TrustBundle, plan,
 };
 pub use policy::{
-    CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, HardLinks, Limits,
-    LoopbackPorts, Memfd, NetMode, NetRules, Origin, PathBase, PathTemplate, PolicyDiagnostic,
-    PolicyError, PolicyRef, Severity, ShownValue, Sources, Unchanged, Valued, WantedGrant,
+    Beyond, CallerContext, EffectivePolicy, EnvRules, Excess, ExecRules, FsRules, HardLinks,
+    Limits, LoopbackPorts, Memfd, NetMode, NetRules, Origin, PathBase, PathTemplate,
+    PolicyDiagnostic, PolicyError, PolicyRef, Severity, ShownValue, Sources, Unchanged, Valued,
+    WantedGrant,
 };
 pub use rules::{
-    Decision, EgressRules, FileGlob, HeldBy, IpcRules, ModelRules, Remembered, SshRules,
-    Tightening, ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr, matches_model,
+    Decision, EgressRules, FileGlob, HeldBy, IpcRules, LimitRules, ModelRules, Remembered,
+    SshRules, Tightening, ToolDecision, ToolRule, ToolRules, egress::is_forbidden_addr,
+    matches_model,
 };
 pub use runtime::RuntimeKind;

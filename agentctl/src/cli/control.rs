@@ -44,7 +44,10 @@ it can only take away. With a policy all of these hold, what it does not mention
 included; with settings alone, those keys and no others:
   net      mode, allow, ask, credentials; open connections that are refused
            now are reset
-  model    access, models, max_tokens; limits.tokens and limits.cost
+  model    access, models, max_tokens; limits.tokens and limits.cost; requests
+           under way that are refused now are cut
+  limits   memory, pids, cpu, where this host's cgroups hold them; memory below
+           what is in use as the kernel takes it
   ipc      send, request, publish, subscribe, shared_memory; what is open on the
            bus by them is closed
   tools    allow, ask, deny, as drivers ask

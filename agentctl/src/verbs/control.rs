@@ -177,6 +177,11 @@ fn told(now: &Restrictions) -> String {
         Some(shut) if shut > 1 => parts.push(format!("{shut} connections shut")),
         _ => {}
     }
+    match now.cut {
+        Some(1) => parts.push("1 request to a model cut".to_owned()),
+        Some(cut) if cut > 1 => parts.push(format!("{cut} requests to models cut")),
+        _ => {}
+    }
     if let Some(closed) = now.closed.filter(|closed| *closed > 0) {
         parts.push(format!("{closed} closed on the bus"));
     }
@@ -207,12 +212,13 @@ mod tests {
                 ("net.mode=none".into(), (0, 1)),
             ]),
             shut: Some(1),
+            cut: Some(2),
             closed: Some(3),
             ..Restrictions::default()
         };
         assert_eq!(
             told(&now),
-            "tightened by careful, net.mode=none, 1 connection shut, 3 closed on the bus"
+            "tightened by careful, net.mode=none, 1 connection shut, 2 requests to models cut, 3 closed on the bus"
         );
     }
 }

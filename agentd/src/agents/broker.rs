@@ -282,6 +282,11 @@ impl BrokerLink {
         self.done(Request::Route { from, to, right }, &[]).await
     }
 
+    /// Holds the slot's cgroup to these limits instead of all those before.
+    pub async fn limit(&self, slot: Slot, limits: protocol::Limits) -> Result<(), BrokerError> {
+        self.done(Request::Limit { slot, limits }, &[]).await
+    }
+
     /// Stops every process in the slot.
     pub async fn freeze(&self, slot: Slot) -> Result<(), BrokerError> {
         self.done(Request::Freeze(slot), &[]).await

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use agentd_api::{AgentIdentity, Driver, ExitCause};
 use agentd_sandbox::{
-    DenialRules, EgressRules, IpcRules, ModelRules, SandboxPlan, SshRules, StdioMode, ToolRules,
+    DenialRules, EgressRules, IpcRules, LimitRules, ModelRules, SandboxPlan, SshRules, StdioMode,
+    ToolRules,
 };
 use agentd_storage::Ready;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -93,6 +94,9 @@ pub struct Rules {
     /// Where the rules of the kernel's layers were written.
     #[serde(default)]
     pub denials: DenialRules,
+    /// What its cgroup was held to at the launch; unknown for one of an agentd that kept none.
+    #[serde(default)]
+    pub limits: Option<LimitRules>,
 }
 
 impl From<&SandboxPlan> for Rules {
@@ -104,6 +108,7 @@ impl From<&SandboxPlan> for Rules {
             tools: plan.tools.clone(),
             ssh: plan.ssh.clone(),
             denials: plan.denials.clone(),
+            limits: Some(plan.cgroup),
         }
     }
 }
@@ -274,6 +279,7 @@ pub(super) mod tests {
                 tools: ToolRules::default(),
                 ssh: SshRules::default(),
                 denials: DenialRules::default(),
+                limits: Some(LimitRules::default()),
             },
             stdio: StdioMode::Pty { rows: 24, cols: 80 },
             output_bytes: 1 << 20,

@@ -39,7 +39,7 @@ use crate::bus::{RefusalSink, TakenBack};
 use crate::daemon::Daemon;
 use crate::denials::follow_bus;
 use crate::driver::History;
-use crate::gateway::{Spent, TokenBudget};
+use crate::gateway::{Spent, TokenBudget, UnderWay};
 use crate::mcp::Rights;
 use crate::revocation::{self, Control, LiveRules, NetworkSwitch};
 use crate::tasks::Delegation;
@@ -77,6 +77,7 @@ pub struct Streams {
 struct Served {
     rules: LiveRules,
     budget: Arc<TokenBudget>,
+    under_way: Arc<UnderWay>,
     network: Arc<NetworkSwitch>,
 }
 
@@ -252,6 +253,7 @@ impl Daemon {
         }
         let rules = LiveRules::new(&kept.rules, &kept.taken.tightenings());
         let budget = TokenBudget::resumed(&*rules.model.now(), spent);
+        let under_way = Arc::new(UnderWay::default());
         let cancel = CancellationToken::new();
         let network = NetworkSwitch::new(cancel.clone());
         let control = Control::new(revocation::Parts {
@@ -265,8 +267,10 @@ impl Daemon {
             own: kept.rules.clone(),
             rules: rules.clone(),
             budget: Arc::clone(&budget),
+            under_way: Arc::clone(&under_way),
             bus: self.bus.clone(),
             policy_dirs: self.config.daemon.policy_dirs.clone(),
+            beyond: revocation::beyond(kept.rules.limits.as_ref(), |it| self.host.has(it)),
             network_is_ours: kept.layers & LAYER_NET_NS != 0,
             taken: kept.taken.clone(),
         });
@@ -298,10 +302,11 @@ impl Daemon {
         }
         let (sink, refused) = crate::bus::refusals();
         tokio::spawn(follow_bus(refused, Arc::clone(&witness)));
-        let rights = (revoked.as_slice(), sink);
+        let rights = (revoked.as_slice(), sink.clone());
         let served = Served {
             rules: rules.clone(),
             budget,
+            under_way,
             network,
         };
         let port = self.serve_listeners(listeners, &kept, rights, &served, &cancel)?;
@@ -360,7 +365,7 @@ impl Daemon {
                 approvals: Arc::clone(&self.approvals),
                 store: self.store.clone(),
                 tasks: (Arc::clone(&self.task_sink), self.fleet_changed.clone()),
-                delegation: Some(self.delegation(&kept, &rules)),
+                delegation: Some(self.delegation(&kept, &rules, sink)),
             })
             .await?
         } else {
@@ -423,8 +428,9 @@ impl Daemon {
     }
 
     /// What the agent may do with tasks.
-    fn delegation(&self, kept: &Kept, rules: &LiveRules) -> Delegation {
-        Delegation::new(self.tasks.clone(), kept.identity.clone(), rules.ipc.clone())
+    fn delegation(&self, kept: &Kept, rules: &LiveRules, refusals: RefusalSink) -> Delegation {
+        let (tasks, identity) = (self.tasks.clone(), kept.identity.clone());
+        Delegation::new(tasks, identity, rules.ipc.clone(), refusals)
     }
 
     /// The rights on the bus that were taken from an agent under an earlier agentd.
@@ -453,6 +459,7 @@ impl Daemon {
         let Served {
             rules,
             budget,
+            under_way,
             network,
         } = served;
         let identity = &kept.identity;
@@ -463,7 +470,7 @@ impl Daemon {
             identity.clone(),
             (*rules.ipc.now()).clone(),
             revoked,
-            Some(sink),
+            Some(sink.clone()),
             UnixListener::from(bus),
         )?;
         for (tag, fd) in listeners {
@@ -496,6 +503,7 @@ impl Daemon {
                         rules: rules.model.clone(),
                         lines: kept.rules.denials.clone(),
                         budget: Arc::clone(budget),
+                        under_way: Arc::clone(under_way),
                         prices: self.config.prices.clone(),
                         upstreams: Arc::clone(&self.upstreams),
                         store: self.store.clone(),
@@ -529,7 +537,7 @@ impl Daemon {
                 plan::MCP => {
                     let rights = Rights {
                         port: port.clone(),
-                        delegation: Some(self.delegation(kept, rules)),
+                        delegation: Some(self.delegation(kept, rules, sink.clone())),
                     };
                     tokio::spawn(async move {
                         if let Err(error) = crate::mcp::serve(listener, rights, cancel).await {

@@ -213,7 +213,10 @@ async fn a_right_that_is_taken_back_ends_what_streams() {
         assert!(refused.to_string().starts_with("denied"), "{refused}");
         assert!(!refused.is_socket_only());
         // No policy lifts it, what it did not name stays, and it can be given back.
-        let rules = server.set_rules(id, open_rules()).unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let rules = runtime
+            .block_on(server.set_rules(id, open_rules()))
+            .unwrap();
         assert_eq!(rules, agentd_bus::router::Closed::default());
         assert_eq!(
             client.send("b", "t", b"x").unwrap_err().status(),

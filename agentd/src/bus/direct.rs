@@ -417,6 +417,43 @@ mod tests {
         assert_eq!(due(&paths), [(1, 2, Right::No)]);
     }
 
+    #[tokio::test]
+    async fn other_rules_are_in_the_kernel_before_anybody_hears_that_they_hold() {
+        let bus = super::super::tests::Fixture::new();
+        let rows = rustix::fs::memfd_create(c"traffic", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let bytes = SLOTS * size_of::<Traffic>();
+        rustix::fs::ftruncate(&rows, bytes.next_multiple_of(4096) as u64).unwrap();
+        let rows = Rows::map(&rows, "traffic", SLOTS).unwrap();
+        let paths = Paths::with(Ok(rows));
+        bus.server.connect_paths(paths.clone());
+        let ports = ["agent-1", "agent-2"].map(|name| bus.attach(name).0);
+        let ids = [0, 1].map(|n: usize| ports[n].identity().id);
+        for (slot, id) in (1..).zip(ids) {
+            let who = (1000, format!("agent-{slot}"));
+            let rights = Arc::new(rights(&["#"]));
+            let id = PeerId(*id.0.as_bytes());
+            paths.begin(id, who, address(slot, 100), rights, Came::New);
+        }
+        let carried_out = |wanted: &[(u32, u32, Right)]| {
+            let (changes, asked) = paths.inner.next();
+            let changes: Vec<_> = changes
+                .into_iter()
+                .map(|((from, to), right)| (slot_of(from), slot_of(to), right))
+                .collect();
+            assert_eq!(changes, wanted);
+            paths.inner.done.send_replace(asked);
+        };
+        carried_out(&[(1, 2, Right::Yes), (2, 1, Right::Yes)]);
+        let mut changing = std::pin::pin!(bus.server.set_rules(ids[0], IpcRules::default()));
+        tokio::select! {
+            biased;
+            _ = &mut changing => panic!("the kernel lets it ask still"),
+            () = std::future::ready(()) => {}
+        }
+        carried_out(&[(1, 2, Right::No)]);
+        changing.await.unwrap();
+    }
+
     #[test]
     fn after_a_restart_each_pair_is_said_and_what_takes_comes_first() {
         let paths = Paths::with(Err("a test".into()));

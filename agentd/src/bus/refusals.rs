@@ -1,4 +1,4 @@
-//! What the router refused an agent, on its way from the router's thread to whoever tells of it.
+//! What the router refused an agent, or the scheduler by the same rules, on its way to whoever tells of it.
 //!
 //! A queue for each agent, and a short one: the router's thread puts into it and never waits, what finds it full is counted, and
 //! nothing of it is touched for what is allowed. It ends when the agent has left the bus.
@@ -61,7 +61,7 @@ pub fn refusals() -> (RefusalSink, Refusals) {
 
 impl RefusalSink {
     /// `make` is called only if there is room.
-    pub(super) fn put(&self, make: impl FnOnce() -> Refused) {
+    pub fn put(&self, make: impl FnOnce() -> Refused) {
         match self.sender.try_reserve() {
             Ok(room) => room.send(make()),
             Err(_) => {

@@ -148,7 +148,8 @@ async fn a_route_ends_with_the_agent_the_right_to_it_and_the_daemon() {
             shared_memory: false,
             ..open_rules()
         };
-        let closed = server.set_rules(id, without).unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let closed = runtime.block_on(server.set_rules(id, without)).unwrap();
         assert_eq!(closed.lanes, 1);
         // Made anew over the socket alone, which the policy still allows.
         let mut outcome = mine.send("b", "note", b"after");

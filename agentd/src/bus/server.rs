@@ -406,9 +406,14 @@ impl BusServer {
         self.change_rights(agent, Rights::restored).map(drop)
     }
 
-    /// Puts other rules of its policy into force for a running agent. What was revoked stays so.
-    pub fn set_rules(&self, agent: AgentId, rules: IpcRules) -> Result<Closed, BusError> {
-        self.change_rights(agent, |rights| rights.with_rules(rules))
+    /// Puts other rules of its policy into force for a running agent, on the direct path, too: when this returns, nothing passes
+    /// by the old ones. What was revoked stays so.
+    pub async fn set_rules(&self, agent: AgentId, rules: IpcRules) -> Result<Closed, BusError> {
+        let closed = self.change_rights(agent, |rights| rights.with_rules(rules))?;
+        if let Some(paths) = self.shared.paths.get() {
+            paths.settle().await;
+        }
+        Ok(closed)
     }
 
     /// What was taken back from an agent; nothing for one that is not on the bus.

@@ -1,4 +1,5 @@
-//! What the router refused an agent: names and topics that its policy does not give, and rights that somebody took from it.
+//! What the router refused an agent: names and topics that its policy does not give, and rights that somebody took from it. And
+//! whom it may not ask, it may not give tasks to.
 //!
 //! The refusals come through a queue of the agent's own, which is read no faster than its [`Allowance`]; what finds it full is
 //! counted. The names in them are the agent's words, checked by the bus.

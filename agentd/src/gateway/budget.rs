@@ -173,13 +173,46 @@ struct State {
     spent: Spent,
     reserved: u64,
     cost_reserved: NanoUsd,
+    /// What running requests have used of that by now.
+    used: u64,
+    cost_used: NanoUsd,
     requests: u64,
     in_flight: u64,
+    /// A ceiling was lowered under requests that run: what was set aside for them may be more than is left.
+    lowered: bool,
 }
 
 impl State {
     fn cost(&self) -> NanoUsd {
         self.spent.cost.unwrap_or_default()
+    }
+
+    /// The ceiling that is passed once so many more tokens are used, those of running requests included.
+    fn passed_by(&self, more: u64) -> Option<Exhausted> {
+        let used = self.spent.tokens.total().saturating_add(self.used);
+        let tokens = self
+            .ceilings
+            .tokens
+            .filter(|limit| used.saturating_add(more) > *limit);
+        if let Some(limit) = tokens {
+            return Some(Exhausted::Tokens(Reached {
+                limit,
+                spent: used,
+                wanted: more.max(1),
+            }));
+        }
+        let cost = self.cost().plus(self.cost_used);
+        // A token is never free where there is a ceiling of dollars.
+        let least = NanoUsd(more.min(1));
+        let limit = self
+            .ceilings
+            .cost
+            .filter(|limit| cost.plus(least) > *limit)?;
+        Some(Exhausted::Cost(Reached {
+            limit,
+            spent: cost,
+            wanted: NanoUsd(1),
+        }))
     }
 }
 
@@ -223,11 +256,20 @@ impl TokenBudget {
         }
     }
 
-    /// From now on these are the ceilings. What is spent stays spent, and a request under way has what was set aside for it.
-    pub fn limit_to(&self, ceilings: impl Into<Ceilings>) {
-        self.lock().ceilings = ceilings.into();
+    /// From now on these are the ceilings; what is spent stays spent. A request under way has what is left, however much was set
+    /// aside for it. Returned is a ceiling that was lowered and leaves nothing.
+    pub fn limit_to(&self, ceilings: impl Into<Ceilings>) -> Option<Exhausted> {
+        let ceilings = ceilings.into();
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.ceilings, ceilings);
+        let lowered =
+            is_lower(ceilings.tokens, before.tokens) || is_lower(ceilings.cost, before.cost);
+        state.lowered |= lowered && state.in_flight > 0;
+        let reached = state.passed_by(1).filter(|_| lowered);
+        drop(state);
         // Who waits for others to be settled may have to be refused now, or let by.
         self.settled.notify_waiters();
+        reached
     }
 
     /// Sets aside what a request of about `input` tokens that wants to write up to `output` may spend, at this price.
@@ -281,11 +323,14 @@ impl TokenBudget {
         state.reserved = state.reserved.saturating_add(held);
         state.cost_reserved = state.cost_reserved.plus(cost_held);
         state.in_flight += 1;
-        drop(state);
         let seen = TokenCounts {
             input,
             ..TokenCounts::default()
         };
+        let counted = (input, price.map_or(NanoUsd::default(), |p| p.cost(&seen)));
+        state.used = state.used.saturating_add(counted.0);
+        state.cost_used = state.cost_used.plus(counted.1);
+        drop(state);
         Ok(Some(Reservation {
             budget: self.clone(),
             price,
@@ -293,6 +338,7 @@ impl TokenBudget {
             cost_held,
             granted_output: granted,
             seen,
+            counted,
         }))
     }
 
@@ -349,6 +395,13 @@ pub struct Reservation {
     cost_held: NanoUsd,
     granted_output: u64,
     seen: TokenCounts,
+    /// What of `seen` the budget knows.
+    counted: (u64, NanoUsd),
+}
+
+/// Whether a ceiling is below another; none is no ceiling.
+fn is_lower<T: Ord>(now: Option<T>, before: Option<T>) -> bool {
+    now.is_some_and(|now| before.is_none_or(|before| now < before))
 }
 
 impl Reservation {
@@ -371,10 +424,18 @@ impl Reservation {
         let cost = self.cost(&seen).unwrap_or_default();
         let more = used.saturating_sub(self.held);
         let dearer = cost.less(self.cost_held);
+        let mut state = self.budget.lock();
+        let counted = std::mem::replace(&mut self.counted, (used, cost));
+        state.used = state.used.saturating_sub(counted.0).saturating_add(used);
+        state.cost_used = state.cost_used.less(counted.1).plus(cost);
+        if state.lowered
+            && let Some(passed) = state.passed_by(0)
+        {
+            return Err(passed);
+        }
         if more == 0 && dearer == NanoUsd(0) {
             return Ok(());
         }
-        let mut state = self.budget.lock();
         if let Some(limit) = state.ceilings.tokens {
             let spent = state.spent.tokens.total();
             let free = limit.saturating_sub(spent).saturating_sub(state.reserved);
@@ -420,7 +481,11 @@ impl Drop for Reservation {
         let mut state = self.budget.lock();
         state.reserved = state.reserved.saturating_sub(self.held);
         state.cost_reserved = state.cost_reserved.less(self.cost_held);
+        state.used = state.used.saturating_sub(self.counted.0);
+        state.cost_used = state.cost_used.less(self.counted.1);
         state.in_flight = state.in_flight.saturating_sub(1);
+        // Whatever is set aside from here on is set aside under the ceilings as they are.
+        state.lowered &= state.in_flight > 0;
         state.spent.tokens.add(&self.seen);
         if self.seen.total() > 0 {
             state.requests += 1;
@@ -514,6 +579,50 @@ mod tests {
             "{snap:?}"
         );
         assert_eq!((snap.reserved, snap.in_flight), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_lowered_ceiling_holds_requests_under_way_to_what_is_left() {
+        let budget = TokenBudget::new(Some(1000));
+        let mut first = budget.reserve(10, 400, None).await.unwrap();
+        let mut second = budget.reserve(10, 400, None).await.unwrap();
+        assert!(first.observe(counts(10, 20)).is_ok());
+        assert_eq!(budget.limit_to(Some(100)), None, "there is room still");
+        assert!(second.observe(counts(10, 60)).is_ok());
+        let passed = first.observe(counts(10, 21)).unwrap_err();
+        assert_eq!(
+            passed,
+            Exhausted::Tokens(Reached {
+                limit: 100,
+                spent: 101,
+                wanted: 1
+            })
+        );
+        drop(first);
+        assert!(
+            second.observe(counts(10, 61)).is_err(),
+            "what was used stays used"
+        );
+        drop(second);
+        assert_eq!(budget.snapshot().spent.total(), 102);
+    }
+
+    #[tokio::test]
+    async fn a_ceiling_that_leaves_nothing_is_named_when_it_is_lowered_and_no_other() {
+        let budget = TokenBudget::new(Some(100));
+        let running = budget.reserve(40, 60, None).await.unwrap();
+        assert_eq!(budget.limit_to(Some(100)), None, "as before");
+        let reached = budget.limit_to(Some(40)).expect("nothing is left");
+        assert_eq!(reached.key(), "limits.tokens");
+        assert_eq!(budget.limit_to(Some(41)), None, "raised");
+        drop(running);
+        assert_eq!(budget.limit_to(None), None);
+        let budget = TokenBudget::new(None);
+        let mut running = budget.reserve(100, 10, price()).await.unwrap();
+        let reached = budget.limit_to(dollars(100_000)).expect("$0.0001 is spent");
+        assert_eq!(reached.key(), "limits.cost");
+        assert!(running.observe(counts(100, 0)).is_ok(), "and not more");
+        assert!(running.observe(counts(100, 1)).is_err());
     }
 
     #[tokio::test]

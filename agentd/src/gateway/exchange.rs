@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::GatewayContext;
 use super::api::{Call, error_event};
 use super::body::{self, AnswerBody};
-use super::budget::{Exhausted, Reservation, TokenCounts};
+use super::budget::{Reservation, TokenCounts};
 use super::headers;
 use super::meter::{Meter, Step};
 use super::sse::SseParser;
+use super::under_way::{Cut, Entered};
 
 /// The most bytes of an answer that comes as a whole.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -38,6 +39,8 @@ const MAX_TOKENS_PER_SECOND: u64 = 150;
 pub(super) struct Exchange {
     pub context: Arc<GatewayContext>,
     pub cancel: CancellationToken,
+    /// Ends it when the rules change under it.
+    pub entered: Entered,
     pub call: Call,
     /// The model asked for; empty for calls without one.
     pub model: String,
@@ -68,6 +71,8 @@ impl Exchange {
         let began = Instant::now();
         let request = std::mem::take(&mut self.request);
         let answered = tokio::select! {
+            biased;
+            cut = self.entered.cut() => return self.cut_unanswered(cut, reply, began).await,
             answered = tokio::time::timeout(upstreams.answer_timeout, upstreams.client.request(request)) => answered,
             () = reply.closed() => return self.given_up(began).await,
             () = self.cancel.cancelled() => return self.given_up(began).await,
@@ -197,6 +202,8 @@ impl Exchange {
         let provider = self.call.provider();
         let collect = Limited::new(incoming, MAX_ANSWER_BYTES).collect();
         let read = tokio::select! {
+            biased;
+            cut = self.entered.cut() => return self.cut_unanswered(cut, reply, began).await,
             read = tokio::time::timeout(self.context.upstreams.answer_timeout, collect) => read,
             () = reply.closed() => return self.given_up(began).await,
             () = self.cancel.cancelled() => return self.given_up(began).await,
@@ -268,9 +275,11 @@ impl Exchange {
         let idle = self.context.upstreams.idle_timeout;
         let fault = loop {
             let frame = tokio::select! {
-                frame = tokio::time::timeout(idle, incoming.frame()) => frame,
+                biased;
+                cut = self.entered.cut() => return self.cut(cut, incoming, sender).await,
                 () = sender.closed() => return self.settle(End::Aborted).await,
                 () = self.cancel.cancelled() => return self.settle(End::Aborted).await,
+                frame = tokio::time::timeout(idle, incoming.frame()) => frame,
             };
             let bytes = match frame {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
@@ -294,9 +303,7 @@ impl Exchange {
                     return self.settle(End::Aborted).await;
                 }
                 Err(Stop::Fault(text)) => break text,
-                Err(Stop::Ceiling(exhausted)) => {
-                    return self.cut(exhausted, incoming, sender).await;
-                }
+                Err(Stop::Cut(cut)) => return self.cut(cut, incoming, sender).await,
             }
         };
         let provider = self.call.provider();
@@ -355,7 +362,7 @@ impl Exchange {
                 );
                 if let Err(exhausted) = reservation.observe(counts) {
                     self.send(sender, ready.freeze(), idle).await?;
-                    return Err(Stop::Ceiling(exhausted));
+                    return Err(Stop::Cut(Cut::Ceiling(exhausted)));
                 }
             }
         }
@@ -374,32 +381,42 @@ impl Exchange {
             return Ok(());
         }
         tokio::select! {
+            biased;
+            cut = self.entered.cut() => Err(Stop::Cut(cut)),
+            () = self.cancel.cancelled() => Err(Stop::Gone(Gone::Daemon)),
             sent = tokio::time::timeout(idle, sender.send(bytes)) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) | Err(_) => Err(Stop::Gone(Gone::Client)),
             },
-            () = self.cancel.cancelled() => Err(Stop::Gone(Gone::Daemon)),
         }
     }
 
-    /// The ceiling is reached in the middle of an answer: the provider is left, the agent told.
-    async fn cut(mut self, exhausted: Exhausted, incoming: Incoming, sender: mpsc::Sender<Bytes>) {
+    /// In the middle of an answer a ceiling is reached, or the rules are others: the provider is left, the agent told.
+    async fn cut(mut self, cut: Cut, incoming: Incoming, sender: mpsc::Sender<Bytes>) {
         drop(incoming);
         let call = self.call;
         let idle = self.context.upstreams.idle_timeout;
         self.settle(End::Aborted).await;
-        let key = exhausted.key();
-        let by = self.context.limited_by(key).map(|by| by.origin);
-        self.context
-            .deny(exhausted.what(), &exhausted.to_string(), key, by.as_ref())
-            .await;
-        let text = format!("{exhausted}; the answer was cut here ({key} of the policy)");
+        let text = self.context.refuse(&cut).await;
         send_last(
             &sender,
             error_event(call, StatusCode::FORBIDDEN, &text),
             idle,
         )
         .await;
+    }
+
+    /// The rules are others before there is an answer to relay.
+    async fn cut_unanswered(
+        mut self,
+        cut: Cut,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        began: Instant,
+    ) {
+        self.given_up(began).await;
+        let text = self.context.refuse(&cut).await;
+        let provider = self.call.provider();
+        deliver(reply, body::error(provider, StatusCode::FORBIDDEN, &text));
     }
 
     /// Nobody waits for the answer any more, or none came: bills what the provider may have done by now.
@@ -457,7 +474,7 @@ impl Exchange {
 enum Stop {
     Gone(Gone),
     Fault(String),
-    Ceiling(Exhausted),
+    Cut(Cut),
 }
 
 /// The counts to hold against the ceiling: an estimate of the output may be half too high and is no reason to stop a
@@ -523,6 +540,27 @@ impl GatewayContext {
         let origin = self.rules.now().limited_by(key)?.clone();
         let why = key.to_owned();
         Some(tighten::Refused { why, origin })
+    }
+
+    /// Records why an answer is cut; what the agent is told.
+    async fn refuse(&self, cut: &Cut) -> String {
+        match cut {
+            Cut::Ceiling(exhausted) => {
+                let key = exhausted.key();
+                let by = self.limited_by(key).map(|by| by.origin);
+                self.deny(exhausted.what(), &exhausted.to_string(), key, by.as_ref())
+                    .await;
+                let line = match by {
+                    Some(line) => format!("{line}, laid over the agent's policy while it runs"),
+                    None => format!("{key} of the policy"),
+                };
+                format!("{exhausted}; the answer was cut here ({line})")
+            }
+            Cut::Rule { what, target, by } => {
+                self.deny(what, target, &by.why, Some(&by.origin)).await;
+                format!("{}; the answer was cut here", by.why)
+            }
+        }
     }
 
     /// Records a refusal; `origin` is the line of a tightening.

@@ -3,7 +3,7 @@
 //! An agent speaks plain HTTP to a port of its own network namespace; the daemon accepts there. Each request is
 //! checked against the policy ([`request`]), stripped of whatever credentials the agent put in ([`headers`]), given
 //! the daemon's key ([`upstream`]), metered ([`meter`]), priced ([`price`]), and held to the agent's ceilings ([`budget`]),
-//! streams included ([`exchange`]). Start reading at [`server`].
+//! streams included ([`exchange`]). What changed rules refuse is cut ([`under_way`]). Start reading at [`server`].
 //!
 //! It never stores or logs what is asked or answered, only what it cost. Runs in the daemon's runtime, without
 //! privilege; one [`serve`] per agent, one [`Upstreams`] for all. Trouble with a provider reaches the agent as an
@@ -21,6 +21,7 @@ mod request;
 pub(crate) mod secret;
 mod server;
 mod sse;
+mod under_way;
 mod upstream;
 mod weigh;
 
@@ -39,6 +40,7 @@ pub use budget::{
 pub use config::{Auth, KeySource, ModelConfig, ProviderConfig};
 pub use price::{PriceConfig, PriceList};
 pub use server::serve;
+pub use under_way::{Cut, UnderWay};
 pub use upstream::{Upstream, Upstreams, UpstreamsError};
 
 /// What the gateway needs to know about the agent it serves.
@@ -52,6 +54,8 @@ pub struct GatewayContext {
     pub lines: DenialRules,
     /// Its tokens and dollars.
     pub budget: Arc<TokenBudget>,
+    /// What it asks at this moment.
+    pub under_way: Arc<UnderWay>,
     /// What models cost.
     pub prices: PriceList,
     /// The providers.

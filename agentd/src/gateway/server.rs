@@ -19,10 +19,12 @@ use tokio_util::task::TaskTracker;
 use super::GatewayContext;
 use super::api::{Call, Provider};
 use super::body::{self, AnswerBody};
+use super::budget::Exhausted;
 use super::exchange::Exchange;
 use super::headers;
 use super::meter::Meter;
 use super::request::{ModelRequest, RequestRefused};
+use super::under_way::Cut;
 
 /// The most bytes of a request.
 const MAX_REQUEST_BYTES: usize = 32 << 20;
@@ -177,6 +179,30 @@ impl From<RequestRefused> for Refused {
     }
 }
 
+impl GatewayContext {
+    /// Rules that changed while the request was on its way in.
+    fn refused_meanwhile(&self, cut: Cut) -> Refused {
+        match cut {
+            Cut::Rule { what, target, by } => Refused {
+                status: StatusCode::FORBIDDEN,
+                text: by.why.clone(),
+                denied: Some((what, target)),
+                by: Some(by),
+            },
+            Cut::Ceiling(exhausted) => self.exhausted(&exhausted),
+        }
+    }
+
+    fn exhausted(&self, exhausted: &Exhausted) -> Refused {
+        Refused {
+            status: StatusCode::FORBIDDEN,
+            text: format!("{exhausted} ({} of the policy)", exhausted.key()),
+            denied: Some((exhausted.what(), exhausted.to_string())),
+            by: self.limited_by(exhausted.key()),
+        }
+    }
+}
+
 /// What it would cost nobody could say.
 fn no_price(model: &str) -> Refused {
     Refused {
@@ -198,6 +224,8 @@ async fn prepare(
     request: Request<Incoming>,
 ) -> Result<Exchange, Refused> {
     let provider = call.provider();
+    // Before the rules are asked: whoever changes them finds it.
+    let entered = context.under_way.enter(call.path());
     let rules = context.rules.now();
     if !rules.enabled {
         let by = rules.closed_by();
@@ -237,6 +265,7 @@ async fn prepare(
     let mut exchange = Exchange {
         context: context.clone(),
         cancel,
+        entered,
         call,
         model: String::new(),
         stream: false,
@@ -262,6 +291,13 @@ async fn prepare(
             }
         })?;
         exchange.model.clone_from(&checked.model);
+        exchange.entered.asks_for(&checked.model, call.is_metered());
+        let rules = context.rules.now();
+        if let Some(by) = rules.refused_by(&checked.model) {
+            // Between the two looks.
+            let (what, target) = ("model", checked.model.clone());
+            return Err(context.refused_meanwhile(Cut::Rule { what, target, by }));
+        }
         exchange.stream = checked.stream && call.is_metered();
         exchange.meter = Meter::new(
             call,
@@ -273,16 +309,13 @@ async fn prepare(
             if price.is_none() && rules.max_cost_nano_usd.is_some() {
                 return Err(no_price(&checked.model));
             }
-            let reserved = context
-                .budget
-                .reserve(checked.input_estimate, checked.output_wanted, price)
-                .await;
-            let reservation = reserved.map_err(|exhausted| Refused {
-                status: StatusCode::FORBIDDEN,
-                text: format!("{exhausted} ({} of the policy)", exhausted.key()),
-                denied: Some((exhausted.what(), exhausted.to_string())),
-                by: context.limited_by(exhausted.key()),
-            })?;
+            let (input, output) = (checked.input_estimate, checked.output_wanted);
+            let reserved = tokio::select! {
+                biased;
+                cut = exchange.entered.cut() => return Err(context.refused_meanwhile(cut)),
+                reserved = context.budget.reserve(input, output, price) => reserved,
+            };
+            let reservation = reserved.map_err(|exhausted| context.exhausted(&exhausted))?;
             let granted = reservation.granted_output();
             exchange.reservation = Some(reservation);
             granted

@@ -2,13 +2,15 @@
 //!
 //! The kernel holds it: the broker writes the agent's row in a table that eBPF programs read at each connect, packet, exec
 //! and open ([`agentd_bpf`]), and freezes cgroups. Here is who may do it ([`state`]), in which order, and what
-//! agentd itself closes ([`network`]). By what agentd itself judges can be tightened ([`tighten`], [`live`]). What is taken is kept with the broker *before* it is taken, and forgotten only after
+//! agentd itself closes ([`network`]). By what agentd itself judges can be tightened ([`tighten`],
+//! [`live`]), and so can the limits of its cgroup ([`limits`]). What is taken is kept with the broker *before* it is taken, and forgotten only after
 //! it was given back, so an agentd that dies in between leaves an agent with less, never with more; the next agentd takes it
 //! again before it serves anybody. There is no way from inside a sandbox to any of this.
 //!
 //! Runs in the daemon's runtime, without privilege. Where the host can't do a thing, the broker's reason is the error's
 //! text, and nothing has changed. Start reading at [`Control`].
 
+mod limits;
 mod live;
 mod network;
 mod state;
@@ -26,7 +28,8 @@ use crate::agents::broker::{BrokerError, BrokerLink};
 use crate::agents::hold::{Hold, WeakHold};
 use crate::agents::{Caller, Rules};
 use crate::bus::BusServer;
-use crate::gateway::TokenBudget;
+use crate::gateway::{TokenBudget, UnderWay};
+pub use limits::beyond;
 pub use live::{Live, LiveRules};
 pub use network::{Admitted, NetworkSwitch};
 pub use state::{Hand, Laid, NotYours, Taken, TooMuch};
@@ -63,8 +66,11 @@ pub struct Control {
     /// The same under what is laid over them.
     rules: LiveRules,
     budget: Arc<TokenBudget>,
+    under_way: Arc<UnderWay>,
     bus: BusServer,
     policy_dirs: Vec<PathBuf>,
+    /// Keys that can't be tightened for it on this host, each with the reason.
+    beyond: Vec<(&'static str, &'static str)>,
     /// Whether its only network is what agentd lets through.
     network_is_ours: bool,
     /// One change at a time.
@@ -86,8 +92,10 @@ pub struct Parts {
     pub own: Rules,
     pub rules: LiveRules,
     pub budget: Arc<TokenBudget>,
+    pub under_way: Arc<UnderWay>,
     pub bus: BusServer,
     pub policy_dirs: Vec<PathBuf>,
+    pub beyond: Vec<(&'static str, &'static str)>,
     pub network_is_ours: bool,
     /// What an earlier agentd left taken.
     pub taken: Taken,
@@ -102,8 +110,10 @@ impl Control {
             own: parts.own,
             rules: parts.rules,
             budget: parts.budget,
+            under_way: parts.under_way,
             bus: parts.bus,
             policy_dirs: parts.policy_dirs,
+            beyond: parts.beyond,
             network_is_ours: parts.network_is_ours,
             hold: parts.hold,
             broker: parts.broker,
@@ -141,6 +151,7 @@ impl Control {
         if taken.bits() != 0 {
             self.restrict(&hold, taken.bits()).await?;
         }
+        self.hold_to(&hold, &Taken::default(), &taken).await?;
         if taken.frozen.is_some() {
             self.broker.freeze(hold.slot()).await?;
         }
@@ -212,13 +223,15 @@ impl Control {
         if back.is_empty() {
             return Ok(told(&taken, None));
         }
+        let cannot = |e| self.cannot(&format!("{} can't be restored", words(&back)), &e);
+        self.hold_to(&hold, &taken, &next).await.map_err(cannot)?;
         if next.bits() != taken.bits() {
             let given = self.restrict(&hold, next.bits()).await;
-            given.map_err(|e| self.cannot(&format!("{} can't be restored", words(&back)), &e))?;
+            given.map_err(cannot)?;
         }
         if back.contains(&Revocable::Policy) {
             // Other hands' tightenings hold on.
-            self.judge_anew(&next);
+            self.judge_anew(&next).await;
         }
         self.keep(&hold, &next).await?;
         *taken = next;

@@ -275,7 +275,7 @@ mod tests {
             settings: vec![(setting.0.to_owned(), setting.1.to_owned())],
             ..agentd_sandbox::Sources::default()
         };
-        Tightening::load(None, &sources).expect("a setting").0
+        Tightening::load(None, &sources, &[]).expect("a setting").0
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::agents::Caller;
 pub(super) struct Ended {
     /// Connections through the egress proxy.
     pub shut: u32,
+    /// Requests to models.
+    pub cut: u32,
     /// Lanes, logs, subscriptions and requests on the bus.
     pub closed: u32,
 }
@@ -36,18 +38,23 @@ impl Control {
         next.tighten(rules, now(caller))
             .map_err(|e| Error::InvalidArgument(format!("`{}`: {e}", self.agent)))?;
         self.keep(&hold, &next).await?;
+        if let Err(error) = self.hold_to(&hold, &taken, &next).await {
+            self.keep(&hold, &taken).await?;
+            return Err(self.cannot(&format!("it can't be tightened by {what}"), &error));
+        }
         *taken = next;
-        let ended = self.judge_anew(&taken);
+        let ended = self.judge_anew(&taken).await;
         let mut told = told(&taken, Some(ended.shut));
         drop(taken);
+        told.cut = Some(ended.cut);
         told.closed = Some(ended.closed);
         let lines = unchanged
             .into_iter()
             .map(|it| (it.key, it.origin.to_string(), it.instead.to_owned()));
         told.unchanged = Some(lines.collect()).filter(|lines: &Vec<_>| !lines.is_empty());
         self.record(format!(
-            "tightened by uid {} with {what}; {} connections shut, {} ended on the bus",
-            caller.uid, ended.shut, ended.closed
+            "tightened by uid {} with {what}; {} connections shut, {} requests to models cut, {} ended on the bus",
+            caller.uid, ended.shut, ended.cut, ended.closed
         ))
         .await?;
         Ok(told)
@@ -72,7 +79,7 @@ impl Control {
             }
             (None, None) => None,
         };
-        let loaded = Tightening::load(policy.as_ref(), &sources);
+        let loaded = Tightening::load(policy.as_ref(), &sources, &self.beyond);
         let (rules, mut unchanged) = loaded.map_err(|e| Error::InvalidPolicy(e.to_string()))?;
         if self.network_is_ours || !rules.is_about_net() {
             return Ok((rules, unchanged));
@@ -101,13 +108,15 @@ impl Control {
     }
 
     /// Puts what is laid over the policy now into force, and closes what it does not allow.
-    pub(super) fn judge_anew(&self, taken: &super::Taken) -> Ended {
+    pub(super) async fn judge_anew(&self, taken: &super::Taken) -> Ended {
         let before = self.rules.egress.now();
         self.rules.set(&self.own, &taken.tightenings());
-        self.budget.limit_to(&*self.rules.model.now());
+        let model = self.rules.model.now();
+        let reached = self.budget.limit_to(&*model);
+        let cut = self.under_way.judge(&model, reached);
         let shut = self.network.judge(&before, &self.rules.egress.now());
         let ipc = self.rules.ipc.now();
-        let closed = match self.bus.set_rules(self.id, (*ipc).clone()) {
+        let closed = match self.bus.set_rules(self.id, (*ipc).clone()).await {
             Ok(Closed {
                 lanes,
                 logs,
@@ -120,6 +129,6 @@ impl Control {
                 0
             }
         };
-        Ended { shut, closed }
+        Ended { shut, cut, closed }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use agentd_api::tasks::{MAX_REQUEST_ID, TaskReply, TaskSpec, is_final};
 use agentd_api::{AgentIdentity, Error};
+use agentd_bus::access::Right;
 use agentd_orchestrator::task::TaskId;
 use agentd_sandbox::IpcRules;
 use agentd_storage::{TaskSummary, Viewer};
@@ -16,6 +17,7 @@ use agentd_storage::{TaskSummary, Viewer};
 use super::scheduler::Msg;
 use super::{Tasks, internal};
 use crate::agents::Caller;
+use crate::bus::{RefusalSink, Refused};
 use crate::revocation::Live;
 
 /// Tasks that one listing shows, the newest.
@@ -27,14 +29,22 @@ pub struct Delegation {
     tasks: Tasks,
     identity: AgentIdentity,
     rules: Live<IpcRules>,
+    /// Who hears of refusals.
+    refusals: RefusalSink,
 }
 
 impl Delegation {
-    pub fn new(tasks: Tasks, identity: AgentIdentity, rules: impl Into<Live<IpcRules>>) -> Self {
+    pub fn new(
+        tasks: Tasks,
+        identity: AgentIdentity,
+        rules: impl Into<Live<IpcRules>>,
+        refusals: RefusalSink,
+    ) -> Self {
         Self {
             tasks,
             identity,
             rules: rules.into(),
+            refusals,
         }
     }
 
@@ -46,15 +56,22 @@ impl Delegation {
         let names = [&spec.agent, &spec.unit, &spec.role, &spec.capability];
         for name in names.into_iter().flatten() {
             let rules = self.rules.now();
-            if let Some(line) = rules.refused_by("ipc.request", name) {
-                return Err(Error::Denied(format!(
-                    "{line}, laid over this agent's policy while it runs, does not let it delegate to {name:?}"
-                )));
-            }
             if !rules.may_request(name) {
-                return Err(Error::Denied(format!(
-                    "this agent's policy does not let it delegate to {name:?}; `[ipc] request` lists whom it may ask"
-                )));
+                let line = rules.refused_by("ipc.request", name);
+                self.refusals.put(|| Refused {
+                    right: Right::Request,
+                    what: name.clone(),
+                    taken: None,
+                    tightened: line.map(ToString::to_string),
+                });
+                return Err(Error::Denied(match line {
+                    Some(line) => format!(
+                        "{line}, laid over this agent's policy while it runs, does not let it delegate to {name:?}"
+                    ),
+                    None => format!(
+                        "this agent's policy does not let it delegate to {name:?}; `[ipc] request` lists whom it may ask"
+                    ),
+                }));
             }
             if *name == self.identity.name {
                 return Err(Error::Denied(

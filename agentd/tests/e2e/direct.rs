@@ -186,6 +186,14 @@ fn a_right_that_is_taken_back_is_refused_at_once_and_the_answer_too() {
     // The client leaves the path alone for a while, as after anything that comes back.
     assert_eq!(asker.told("echo 50 64"), "ok 50");
     assert!(direct(&daemon, SERVER, "direct_received") > received);
+    // What is laid over its policy takes it as well, before the verb is done.
+    ok(&daemon, &["tighten", ASKER, "--set", "ipc.request=nobody"]);
+    let received = direct(&daemon, SERVER, "direct_received");
+    let said = asker.told("echo 1 64");
+    assert!(said.starts_with("denied:"), "{said}");
+    assert_eq!(direct(&daemon, SERVER, "direct_received"), received);
+    ok(&daemon, &["restore", "policy", ASKER]);
+    assert_eq!(asker.told("echo 50 64"), "ok 50");
     events(there.path());
     for name in [ASKER, SERVER] {
         ok(&daemon, &["kill", name]);

@@ -1,11 +1,14 @@
 //! The caller's ssh-agent, filtered: a real ssh-agent outside, ssh-add and ssh-keygen inside.
 
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use agentd_testkit::skip;
 
 use crate::harness::{Daemon, as_user, dir_of, is_root, modes, output, text, wait_until};
+use crate::tighten::{Obedient, is_told_with};
 
 /// An ssh-agent with two keys of its own.
 struct Agent {
@@ -30,7 +33,7 @@ impl Agent {
             .expect("ssh-agent");
         // Its name is there before it listens.
         wait_until("the ssh-agent listens", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            UnixStream::connect(&socket).is_ok()
         });
         let keys = ["work", "private"].map(|name| {
             let file = dir.path().join(name);
@@ -74,19 +77,53 @@ impl Drop for Agent {
     }
 }
 
+/// Hands the ssh-agent over once more, as the user of this test: the way that `agentctl run` does it.
+fn forward_again(daemon: &Daemon, name: &str, agent: &Agent) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let socket = daemon.runtime_dir().join(agentd_api::CONTROL_SOCKET);
+        let stream = tokio::net::UnixStream::connect(socket)
+            .await
+            .expect("connect");
+        let stream = stream.into_std().expect("a stream");
+        let connection = zbus::connection::Builder::unix_stream(stream)
+            .p2p()
+            .build()
+            .await
+            .expect("D-Bus");
+        let manager = agentd_api::ManagerProxy::new(&connection)
+            .await
+            .expect("a proxy");
+        let upstream = UnixStream::connect(agent.socket()).expect("the ssh-agent");
+        let handed = manager.forward_ssh_agent(name, upstream.as_fd().into());
+        handed.await.expect("forward");
+    });
+}
+
 fn quiet(command: &mut Command) -> String {
     let (code, out, err) = text(&output(command));
     assert_eq!(code, 0, "{command:?}: {err}");
     out
 }
 
+fn has_openssh() -> bool {
+    let programs = ["ssh-agent", "ssh-add", "ssh-keygen"];
+    let all = programs
+        .iter()
+        .all(|program| Path::new("/usr/bin").join(program).exists());
+    if !all {
+        skip("ssh-agent", "there is no OpenSSH client on this host");
+    }
+    all
+}
+
 #[test]
 fn only_listing_and_signing_with_named_keys_pass() {
-    if !["ssh-agent", "ssh-add", "ssh-keygen"]
-        .iter()
-        .all(|p| Path::new("/usr/bin").join(p).exists())
-    {
-        return skip("ssh-agent", "there is no OpenSSH client on this host");
+    if !has_openssh() {
+        return;
     }
     for mode in modes() {
         let daemon = Daemon::start(mode);
@@ -158,4 +195,49 @@ fn only_listing_and_signing_with_named_keys_pass() {
             "{record}"
         );
     }
+}
+
+#[test]
+fn a_key_that_is_taken_while_the_agent_runs_stays_taken_after_a_restart_of_agentd() {
+    if !has_openssh() {
+        return;
+    }
+    // Whoever owns the agent hands the ssh-agent over again, and that is this process.
+    let mode = modes()[0];
+    let mut daemon = Daemon::start(mode);
+    let owner = daemon.owner();
+    let keys = Agent::start(owner);
+    let work = daemon.workspace();
+    for name in ["work", "private"] {
+        let public = format!("{name}.pub");
+        std::fs::copy(keys.dir.path().join(&public), work.path().join(&public)).expect("copy");
+    }
+    let policy = "extends = \"coding\"\n[ssh]\nagent = \"forward\"\n";
+    let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), policy);
+    forward_again(&daemon, "coder", &keys);
+    let sign = |name: &str| {
+        format!(
+            "sh cp {name}.pub $HOME && echo text > $HOME/file && ssh-keygen -q -Y sign -n file -f $HOME/{name}.pub $HOME/file && rm $HOME/file.sig"
+        )
+    };
+    for name in ["work", "private"] {
+        agent.is_done(&sign(name));
+    }
+    let setting = format!("ssh.keys={}", keys.keys[0]);
+    quiet(&mut daemon.agentctl(["tighten", "coder", "--set", &setting]));
+    let is_tight = |agent: &mut Obedient| {
+        agent.is_done(&sign("work"));
+        agent.is_refused(&sign("private"));
+        let listed = format!("sh ssh-add -l | grep -q {}", keys.keys[1]);
+        agent.is_refused(&listed);
+    };
+    is_tight(&mut agent);
+    is_told_with(&daemon, owner, "ssh", "--set ssh.keys");
+    daemon.kill();
+    daemon.start_again();
+    forward_again(&daemon, "coder", &keys);
+    is_tight(&mut agent);
+    quiet(&mut daemon.agentctl(["restore", "policy", "coder"]));
+    agent.is_done(&sign("private"));
+    quiet(&mut daemon.agentctl(["kill", "coder"]));
 }

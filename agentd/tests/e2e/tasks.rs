@@ -461,6 +461,16 @@ fn a_policy_says_to_whom_an_agent_may_delegate() {
     };
     let refused = ask("frontend");
     assert!(refused.contains("does not let it delegate"), "{refused}");
+    let line = format!("{}:3", policy.display());
+    wait_until("the refusal is told, with the line of the policy", || {
+        let mut denials = daemon.agentctl_as(crew.uid, ["--json", "denials", "lead"]);
+        let told: Value = serde_json::from_str(&text(&output(&mut denials)).1).expect("JSON");
+        let mut told = told["denials"].as_array().expect("a list").iter();
+        told.any(|it| {
+            let wanted = ["bus", "request", "frontend", line.as_str()];
+            ["layer", "what", "target", "origin"].map(|field| &it[field]) == wanted
+        })
+    });
     let taken = ask("backend");
     assert!(taken.contains("\"new\": true"), "{taken}");
 }

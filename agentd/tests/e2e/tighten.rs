@@ -5,19 +5,22 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 
+use agentd_testkit::skip;
 use serde_json::Value;
 
 use crate::bus_verbs::{Talker, lanes_from};
-use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, modes, ok, output, text, wait_until};
+use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, is_root, modes, ok, output, text, wait_until};
 use crate::orders::Orders;
+use crate::standin::Standin;
 
 /// A driven agent that tries what it is ordered to.
 const OBEDIENT: &str = r#"
-import json, os, socket, sys, urllib.error, urllib.request
+import json, os, socket, subprocess, sys, urllib.error, urllib.request
 print(json.dumps({"type": "ready"}), flush=True)
 sys.stdin.readline()
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 tunnels = {}
+streams = {}
 
 def mcp(tool, arguments):
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -49,6 +52,37 @@ def obey(verb, arg):
             return str(opener.open("http://127.0.0.1:8080/v1/models").status)
         except urllib.error.HTTPError as e:
             return str(e.code)
+    if verb == "memory":
+        # In a child, so that the kernel ends that one.
+        hog = subprocess.run([sys.executable, "-c", "b'x' * (%s << 20)" % arg])
+        return "ok" if hog.returncode == 0 else "refused: killed by %d" % -hog.returncode
+    if verb == "fork":
+        children = []
+        try:
+            for _ in range(int(arg)):
+                children.append(subprocess.Popen(["sleep", "1000"]))
+            return "ok"
+        except BlockingIOError:
+            return "refused: no more processes"
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+    if verb == "sh":
+        ran = subprocess.run(["sh", "-c", arg], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said = ran.stdout.decode(errors="replace").replace("\n", " ")
+        return "ok" if ran.returncode == 0 else "refused: %d %s" % (ran.returncode, said)
+    if verb == "delegate":
+        return mcp("task_submit", {"text": "x", "agent": arg})
+    if verb == "stream":
+        body = {"model": arg, "max_tokens": 1000, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        request = urllib.request.Request("http://127.0.0.1:8080/v1/messages", json.dumps(body).encode(),
+            {"Content-Type": "application/json", "anthropic-version": "2023-06-01"})
+        streams[arg] = opener.open(request)
+        return next("ok" for line in streams[arg] if b"abcdefgh" in line)
+    if verb == "rest":
+        lines = [line for line in streams[arg] if line.startswith(b"data:")]
+        return lines[-1].decode().strip()
     if verb == "tool":
         print(json.dumps({"type": "permission", "id": "p", "tool": "Bash", "input": {"command": arg}}), flush=True)
         verdict = json.loads(sys.stdin.readline())
@@ -61,13 +95,13 @@ with open("ask") as ask, open("answer", "w") as answer:
 "#;
 
 /// The agent, from outside.
-struct Obedient {
+pub struct Obedient {
     orders: Orders,
 }
 
 impl Obedient {
     /// Starts it as `uid`'s agent called `name`, in `work`, under `policy`.
-    fn start(daemon: &Daemon, uid: u32, name: &str, work: &Path, policy: &str) -> Self {
+    pub fn start(daemon: &Daemon, uid: u32, name: &str, work: &Path, policy: &str) -> Self {
         std::fs::write(work.join("agent.py"), OBEDIENT).expect("write the agent");
         let policy = file(work, "policy", policy);
         let options = [
@@ -83,11 +117,11 @@ impl Obedient {
         Self { orders }
     }
 
-    fn told(&mut self, line: &str) -> String {
+    pub fn told(&mut self, line: &str) -> String {
         self.orders.told(line)
     }
 
-    fn is_refused(&mut self, line: &str) -> String {
+    pub fn is_refused(&mut self, line: &str) -> String {
         let said = self.told(line);
         assert!(
             said.starts_with("refused") || said.starts_with("HTTP/1.1 403"),
@@ -96,7 +130,7 @@ impl Obedient {
         said
     }
 
-    fn is_done(&mut self, line: &str) {
+    pub fn is_done(&mut self, line: &str) {
         let said = self.told(line);
         assert!(
             said == "ok" || said.starts_with("HTTP/1.1 200"),
@@ -143,6 +177,14 @@ fn open_policy(ports: &[u16]) -> String {
 
 fn ctl(daemon: &Daemon, uid: u32, args: &[&str]) -> (i32, String, String) {
     text(&output(&mut daemon.agentctl_as(uid, args)))
+}
+
+/// Until a refusal of the layer rests on this line.
+pub fn is_told_with(daemon: &Daemon, uid: u32, layer: &str, line: &str) {
+    wait_until("the refusal is on record with its line", || {
+        let told = lines(daemon, uid, layer, "coder");
+        told.iter().any(|told| told == line)
+    });
 }
 
 /// The lines of the policy that refusals of `layer` rested on.
@@ -414,4 +456,168 @@ fn lanes_that_a_tightened_agent_may_not_have_are_closed_and_nobody_elses() {
         ok(&daemon, uid, &["restore", "policy", name]);
         wait_until("it sends again", || !lanes_from(&daemon, name).is_empty());
     }
+}
+
+#[test]
+fn limits_of_the_cgroup_are_lowered_while_it_runs_outlive_agentd_and_come_back() {
+    for mode in modes() {
+        let mut daemon = Daemon::start(mode);
+        let owner = daemon.owner();
+        let work = daemon.workspace();
+        let policy = "extends = \"coding\"\n[limits]\npids = 200\n";
+        let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), policy);
+        for wish in ["memory 200", "fork 60"] {
+            agent.is_done(wish);
+        }
+        let fixed = ["tighten", "coder", "--set", "limits.nofile=10"];
+        let (code, _, err) = ctl(&daemon, owner, &fixed);
+        assert!(
+            code != 0 && err.contains("start it anew"),
+            "{mode:?}: {err}"
+        );
+        let tighten = [
+            "tighten",
+            "coder",
+            "--set",
+            "limits.memory=96MiB",
+            "--set",
+            "limits.pids=40",
+        ];
+        let (code, out, err) = ctl(&daemon, owner, &tighten);
+        if code != 0 {
+            // An ordinary user without a delegated cgroup; root without the controllers.
+            for key in ["memory", "pids"] {
+                let why = format!("this host gives agents' cgroups no {key} controller");
+                assert!(err.contains(&why), "{mode:?}: {out}{err}");
+            }
+            assert_eq!(mode, Mode::User, "root's agents have limits: {err}");
+            let named = file(
+                work.path(),
+                "named",
+                "extends = \"coding\"\n[limits]\npids = 7\n",
+            );
+            let said = ok(&daemon, owner, &["tighten", "coder", "--policy", &named]);
+            let line = format!("{named}:3: limits.pids is not changed while it runs; this host");
+            assert!(said.contains(&line), "{said}");
+            agent.is_done("fork 60");
+            ok(&daemon, owner, &["kill", "coder"]);
+            continue;
+        }
+        let is_tight = |agent: &mut Obedient| {
+            agent.is_refused("memory 200");
+            agent.is_refused("fork 60");
+            agent.is_done("memory 16");
+            agent.is_done("fork 10");
+        };
+        is_tight(&mut agent);
+        // What would allow more gives nothing.
+        let wide = ["--set", "limits.memory=64GiB", "--set", "limits.pids=4000"];
+        ok(&daemon, owner, &[&["tighten", "coder"], &wide[..]].concat());
+        is_tight(&mut agent);
+        daemon.kill();
+        daemon.start_again();
+        is_tight(&mut agent);
+        ok(&daemon, owner, &["restore", "policy", "coder"]);
+        for wish in ["memory 200", "fork 60"] {
+            agent.is_done(wish);
+        }
+        // The launch's own limit is back, not none.
+        agent.is_refused("fork 250");
+        ok(&daemon, owner, &["kill", "coder"]);
+        ok(&daemon, owner, &["audit", "verify"]);
+    }
+}
+
+#[test]
+fn a_limit_below_what_is_in_use_changes_nothing_where_the_kernel_refuses_it() {
+    let daemon = Daemon::start(modes()[0]);
+    let v1 = Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+    if daemon.mode == Mode::User || !v1.exists() {
+        return skip("cgroup-v1-memory", "no version 1 memory controller");
+    }
+    let owner = daemon.owner();
+    let work = daemon.workspace();
+    let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), &open_policy(&[]));
+    let settings = ["--set", "limits.pids=40", "--set", "limits.memory=1MiB"];
+    let tighten = [&["tighten", "coder"], &settings[..]].concat();
+    let (code, out, err) = ctl(&daemon, owner, &tighten);
+    assert!(code != 0 && out.is_empty(), "{code} {out}");
+    assert!(
+        err.contains("bytes of memory") && err.contains("limits.memory=1MiB"),
+        "{err}"
+    );
+    for wish in ["memory 200", "fork 60"] {
+        agent.is_done(wish);
+    }
+    let said = ok(&daemon, owner, &["--json", "restore", "net", "coder"]);
+    let now: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(
+        now["agents"][0]["tightened"],
+        serde_json::json!([]),
+        "{now}"
+    );
+    ok(&daemon, owner, &["kill", "coder"]);
+}
+
+#[test]
+fn a_request_to_a_model_that_is_refused_now_is_cut_and_names_its_line() {
+    const SCRIPT: &str = "[[rule]]\nname = \"hang\"\nreply = { text = 'abcdefgh ', hang = true, \
+                          usage = { input = 40, output = 9 } }\n";
+    for mode in modes() {
+        let kit = tempfile::tempdir().expect("a directory");
+        let standin = Standin::start(kit.path(), SCRIPT);
+        // Silence ends a stream, too, long after the test has seen that the verb did not.
+        let config = format!(
+            "[model]\nidle_timeout_ms = 60000\n[model.anthropic]\nbase_url = \"http://{}\"\nkey = \"none\"\n",
+            standin.address
+        );
+        let daemon = Daemon::with_config(mode, &config);
+        let owner = daemon.owner();
+        let work = daemon.workspace();
+        let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), &open_policy(&[]));
+        for setting in ["model.models=a-*", "model.access=none", "limits.tokens=20"] {
+            agent.is_done("stream m-1");
+            let said = ok(&daemon, owner, &["tighten", "coder", "--set", setting]);
+            let (key, _) = setting.split_once('=').expect("key=value");
+            assert_eq!(
+                said,
+                format!("coder: tightened by {setting}, 1 request to a model cut\n"),
+                "{mode:?}"
+            );
+            let rest = agent.told("rest m-1");
+            let line = format!("--set {key}");
+            assert!(
+                rest.contains("\"error\"") && rest.contains(&line),
+                "{mode:?} {setting}: {rest}"
+            );
+            is_told_with(&daemon, owner, "gateway", &line);
+            ok(&daemon, owner, &["restore", "policy", "coder"]);
+        }
+        // What is allowed still goes on.
+        agent.is_done("stream m-1");
+        let settings = ["--set", "model.models=m-*", "--set", "limits.tokens=9000"];
+        let tighten = [&["--json", "tighten", "coder"], &settings[..]].concat();
+        let now: Value = serde_json::from_str(&ok(&daemon, owner, &tighten)).expect("JSON");
+        assert_eq!(now["agents"][0]["cut"], 0, "{now}");
+        ok(&daemon, owner, &["kill", "coder"]);
+        ok(&daemon, owner, &["audit", "verify"]);
+    }
+}
+
+#[test]
+fn a_task_for_whom_it_may_not_ask_any_more_is_told_with_the_line() {
+    let daemon = Daemon::start(modes()[0]);
+    let owner = daemon.owner();
+    let work = daemon.workspace();
+    let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), &open_policy(&[]));
+    agent.is_done("delegate backend");
+    ok(
+        &daemon,
+        owner,
+        &["tighten", "coder", "--set", "ipc.request=nobody"],
+    );
+    let why = agent.is_refused("delegate backend");
+    assert!(why.contains("--set ipc.request"), "{why}");
+    is_told_with(&daemon, owner, "bus", "--set ipc.request");
+    ok(&daemon, owner, &["kill", "coder"]);
 }

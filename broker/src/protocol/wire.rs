@@ -4,8 +4,8 @@
 
 use super::{
     CgroupFeatures, DecodeError, ErrorCode, Failure, Gone, Held, HeldState, Launch, Launched,
-    MAX_CGROUP_PATH, MAX_GRANTS, MAX_KEPT, MAX_MESSAGE, MAX_TEXT, Mode, Plane, Reply, Request,
-    Slot, Stats, Welcome,
+    Limits, MAX_CGROUP_PATH, MAX_GRANTS, MAX_KEPT, MAX_MESSAGE, MAX_TEXT, Mode, Plane, Reply,
+    Request, Slot, Stats, Welcome,
 };
 use agentd_bpf::layout::revoked;
 use agentd_bpf::{Group, Groups, Right};
@@ -33,6 +33,7 @@ mod kind {
     pub const ROUTE: u16 = 16;
     pub const AUDIT: u16 = 17;
     pub const AUDIT_LOST: u16 = 18;
+    pub const LIMIT: u16 = 19;
     pub const WELCOME: u16 = 101;
     pub const LAUNCHED: u16 = 102;
     pub const DONE: u16 = 103;
@@ -101,6 +102,17 @@ struct RouteBody {
     /// 0: no longer, 1: yes.
     right: u32,
     reserved: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct LimitBody {
+    slot: u32,
+    reserved: u32,
+    memory_max_bytes: u64,
+    pids_max: u64,
+    cpu_quota_us: u64,
+    cpu_period_us: u64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -376,6 +388,17 @@ pub fn encode_request(request: u64, message_: &Request) -> Vec<u8> {
             };
             message(request, kind::ROUTE, body)
         }
+        &Request::Limit { slot, limits } => {
+            let body = LimitBody {
+                slot: slot.0,
+                reserved: 0,
+                memory_max_bytes: limits.memory_max_bytes,
+                pids_max: limits.pids_max,
+                cpu_quota_us: limits.cpu_quota_us,
+                cpu_period_us: limits.cpu_period_us,
+            };
+            message(request, kind::LIMIT, body)
+        }
     }
 }
 
@@ -471,6 +494,21 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), DecodeError> {
                 right: match route.right {
                     0 => Right::No,
                     _ => Right::Yes,
+                },
+            }
+        }
+        kind::LIMIT => {
+            let limit: LimitBody = body(kind, rest)?;
+            check(limit.reserved == 0, kind, "reserved")?;
+            let both = (limit.cpu_quota_us == 0) == (limit.cpu_period_us == 0);
+            check(both, kind, "cpu")?;
+            Request::Limit {
+                slot: Slot(limit.slot),
+                limits: Limits {
+                    memory_max_bytes: limit.memory_max_bytes,
+                    pids_max: limit.pids_max,
+                    cpu_quota_us: limit.cpu_quota_us,
+                    cpu_period_us: limit.cpu_period_us,
                 },
             }
         }

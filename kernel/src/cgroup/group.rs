@@ -162,48 +162,61 @@ impl Group {
     /// # Errors
     /// The kernel refused a value; limits set before it stay.
     pub fn apply(&self, limits: &Limits) -> Result<Vec<Controller>, CgroupError> {
-        let mut missing = Vec::new();
-        if let Some(bytes) = limits.memory_max_bytes {
-            match self.home(Controller::Memory) {
-                Some(Home::V1(path)) => {
-                    write_file(&path.join("memory.limit_in_bytes"), &bytes.to_string())?;
-                    write_if_there(
-                        &path.join("memory.memsw.limit_in_bytes"),
-                        &bytes.to_string(),
-                    )?;
-                }
-                Some(Home::V2(path)) => {
-                    write_file(&path.join("memory.max"), &bytes.to_string())?;
-                    write_if_there(&path.join("memory.swap.max"), "0")?;
-                }
-                None => missing.push(Controller::Memory),
-            }
-        }
-        if let Some(count) = limits.pids_max {
-            match self.home(Controller::Pids) {
-                Some(Home::V1(path) | Home::V2(path)) => {
-                    write_file(&path.join("pids.max"), &count.to_string())?
-                }
-                None => missing.push(Controller::Pids),
-            }
-        }
-        if let Some(CpuQuota {
-            quota_us,
-            period_us,
-        }) = limits.cpu
+        if let (Some(home), max @ Some(_)) =
+            (self.home(Controller::Memory), limits.memory_max_bytes)
         {
-            match self.home(Controller::Cpu) {
-                Some(Home::V1(path)) => {
-                    write_file(&path.join("cpu.cfs_period_us"), &period_us.to_string())?;
-                    write_file(&path.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
-                }
-                Some(Home::V2(path)) => {
-                    write_file(&path.join("cpu.max"), &format!("{quota_us} {period_us}"))?
-                }
-                None => missing.push(Controller::Cpu),
-            }
+            home.set_memory(max)?;
+        }
+        if let (Some(home), max @ Some(_)) = (self.home(Controller::Pids), limits.pids_max) {
+            home.set_pids(max)?;
+        }
+        if let (Some(home), quota @ Some(_)) = (self.home(Controller::Cpu), limits.cpu) {
+            home.set_cpu(quota)?;
+        }
+        Ok(self.missing(limits))
+    }
+
+    /// Makes these the limits of a group that is in use; `None` takes a limit away. Where a controller is missing for one that
+    /// is set, nothing is changed and the missing ones are returned.
+    ///
+    /// Under what is used now: no process ends for `pids.max`, and none is added. For memory a cgroup2 hierarchy reclaims, and
+    /// kills by the OOM killer where that is not enough; one of version 1 reclaims, and refuses with `EBUSY`.
+    ///
+    /// # Errors
+    /// The kernel refused a value; limits set before it stay.
+    #[doc(alias = "memory.max")]
+    pub fn change(&self, limits: &Limits) -> Result<Vec<Controller>, CgroupError> {
+        let missing = self.missing(limits);
+        if !missing.is_empty() {
+            return Ok(missing);
+        }
+        // First what can be refused for what is in use.
+        if let Some(home) = self.home(Controller::Memory) {
+            home.set_memory(limits.memory_max_bytes)?;
+        }
+        if let Some(home) = self.home(Controller::Pids) {
+            home.set_pids(limits.pids_max)?;
+        }
+        if let Some(home) = self.home(Controller::Cpu) {
+            home.set_cpu(limits.cpu)?;
         }
         Ok(missing)
+    }
+
+    /// The controllers that these limits need and the group hasn't.
+    fn missing(&self, limits: &Limits) -> Vec<Controller> {
+        let needed = [
+            (limits.memory_max_bytes.is_some(), Controller::Memory),
+            (limits.pids_max.is_some(), Controller::Pids),
+            (limits.cpu.is_some(), Controller::Cpu),
+        ];
+        let missing =
+            |(is_set, controller): &(bool, Controller)| *is_set && self.home(*controller).is_none();
+        needed
+            .into_iter()
+            .filter(missing)
+            .map(|(_, controller)| controller)
+            .collect()
     }
 
     /// Lets the group open these devices and no other, in version 1 words such as `c 1:3 rw`; `false` where there is no
@@ -358,6 +371,57 @@ enum Home<'a> {
     V2(&'a Path),
 }
 
+impl Home<'_> {
+    fn set_memory(&self, max: Option<u64>) -> Result<(), CgroupError> {
+        match self {
+            Home::V1(path) => {
+                let value = max.map_or("-1".to_owned(), |bytes| bytes.to_string());
+                let memory = path.join("memory.limit_in_bytes");
+                let with_swap = path.join("memory.memsw.limit_in_bytes");
+                // The kernel wants the second never below the first.
+                let rises = |now: u64| max.is_none_or(|max| max > now);
+                if read_number(&with_swap).is_some_and(rises) {
+                    write_file(&with_swap, &value)?;
+                    write_file(&memory, &value)
+                } else {
+                    write_file(&memory, &value)?;
+                    write_if_there(&with_swap, &value)
+                }
+            }
+            Home::V2(path) => {
+                // Swap first: what does not fit any more must not go there instead.
+                let swap = if max.is_some() { "0" } else { "max" };
+                write_if_there(&path.join("memory.swap.max"), swap)?;
+                write_file(&path.join("memory.max"), &number_or_max(max))
+            }
+        }
+    }
+
+    fn set_pids(&self, max: Option<u64>) -> Result<(), CgroupError> {
+        let (Home::V1(path) | Home::V2(path)) = self;
+        write_file(&path.join("pids.max"), &number_or_max(max))
+    }
+
+    fn set_cpu(&self, quota: Option<CpuQuota>) -> Result<(), CgroupError> {
+        match (self, quota) {
+            (Home::V1(path), None) => write_file(&path.join("cpu.cfs_quota_us"), "-1"),
+            (Home::V1(path), Some(cpu)) => {
+                write_file(&path.join("cpu.cfs_period_us"), &cpu.period_us.to_string())?;
+                write_file(&path.join("cpu.cfs_quota_us"), &cpu.quota_us.to_string())
+            }
+            (Home::V2(path), None) => write_file(&path.join("cpu.max"), "max"),
+            (Home::V2(path), Some(cpu)) => {
+                let value = format!("{} {}", cpu.quota_us, cpu.period_us);
+                write_file(&path.join("cpu.max"), &value)
+            }
+        }
+    }
+}
+
+fn number_or_max(max: Option<u64>) -> String {
+    max.map_or("max".to_owned(), |max| max.to_string())
+}
+
 fn write_if_there(path: &Path, value: &str) -> Result<(), CgroupError> {
     match write_file(path, value) {
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -428,6 +492,63 @@ mod tests {
         assert_eq!(read("v1/memory.limit_in_bytes"), "1048576");
         assert_eq!(read("v1/memory.memsw.limit_in_bytes"), "1048576");
         assert_eq!(read("v2/pids.max"), "64");
+    }
+
+    #[test]
+    fn limits_change_and_go_and_where_one_has_no_controller_nothing_changes() {
+        let files = [
+            ("v1/memory.limit_in_bytes", ""),
+            ("v1/memory.memsw.limit_in_bytes", ""),
+            ("v2/pids.max", ""),
+            ("v2/cpu.max", ""),
+        ];
+        let v2 = [Controller::Pids, Controller::Cpu];
+        let (folder, group) = group(&[Controller::Memory], &v2, &files);
+        // A plain file keeps what a longer value left; the kernel's don't.
+        let read = |name: &str| {
+            let path = folder.path().join(name);
+            let text = fs::read_to_string(&path).expect("read");
+            fs::write(&path, "").expect("empty it");
+            text
+        };
+        assert_eq!(group.change(&LIMITS).expect("change"), []);
+        assert_eq!(read("v1/memory.limit_in_bytes"), "1048576");
+        assert_eq!(read("v1/memory.memsw.limit_in_bytes"), "1048576");
+        assert_eq!(read("v2/pids.max"), "64");
+        assert_eq!(read("v2/cpu.max"), "50000 100000");
+        assert_eq!(group.change(&Limits::default()).expect("change"), []);
+        assert_eq!(read("v1/memory.limit_in_bytes"), "-1");
+        assert_eq!(read("v1/memory.memsw.limit_in_bytes"), "-1");
+        assert_eq!(read("v2/pids.max"), "max");
+        assert_eq!(read("v2/cpu.max"), "max");
+
+        let (folder, without) = self::group(&[], &[Controller::Pids], &[("v2/pids.max", "")]);
+        let missing = without.change(&LIMITS).expect("change");
+        assert_eq!(missing, [Controller::Memory, Controller::Cpu]);
+        let pids = fs::read_to_string(folder.path().join("v2/pids.max"));
+        assert_eq!(pids.expect("read"), "", "not the others either");
+    }
+
+    #[test]
+    fn memory_with_swap_is_never_below_memory() {
+        // The kernel refuses the order that this test makes fail: the first file can't be written.
+        let both = "v1/memory.memsw.limit_in_bytes";
+        let (folder, group) = group(&[Controller::Memory], &[], &[(both, "4096\n")]);
+        let now = || fs::read_to_string(folder.path().join(both)).expect("read");
+        let max = |bytes| Limits {
+            memory_max_bytes: bytes,
+            ..Limits::default()
+        };
+        group
+            .change(&max(Some(2048)))
+            .expect_err("memory comes first");
+        assert_eq!(now(), "4096\n");
+        group
+            .change(&max(Some(8192)))
+            .expect_err("memory comes second");
+        assert_eq!(now(), "8192\n");
+        group.change(&max(None)).expect_err("memory comes second");
+        assert_eq!(now(), "-192\n");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) use view::{PRIVATE, is_private_path, is_system_path};
 use crate::denial::DenialRules;
 use crate::policy::{EffectivePolicy, Limits, NetMode};
 use crate::ports;
-use crate::rules::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
+use crate::rules::{EgressRules, IpcRules, LimitRules, ModelRules, SshRules, ToolRules};
 use crate::runtime::Reach;
 use crate::seccomp;
 use agentd_kernel::probe::{Feature, HostCaps, Need};
@@ -76,6 +76,9 @@ pub struct SandboxPlan {
     #[serde(skip)]
     pub denials: DenialRules,
     pub limits: Limits,
+    /// What the agent's cgroup is held to on this host.
+    #[serde(skip)]
+    pub cgroup: LimitRules,
     pub policy: String,
     /// SHA-256 of the canonical effective policy, in hex.
     pub policy_hash: String,
@@ -113,7 +116,7 @@ pub fn plan(
         policy,
         inputs,
         landlock_abi: host.landlock_abi.min(landlock::WRITTEN_FOR),
-        cgroup: cgroup_limits(policy, host),
+        cgroup: cgroup_limits(policy, host).cgroup(),
         env: env::environment(policy, inputs, &view.home, view.program.as_deref(), |p| {
             view.shows(p)
         }),
@@ -145,6 +148,7 @@ pub fn plan(
         ssh: policy.ssh.clone(),
         denials: DenialRules::new(policy, inputs),
         limits: policy.limits.clone(),
+        cgroup: cgroup_limits(policy, host),
         policy: policy.name.clone(),
         policy_hash: policy.hash(),
     })
@@ -282,27 +286,16 @@ fn listeners(policy: &EffectivePolicy, inputs: &LaunchInputs) -> Vec<ListenerPla
 }
 
 /// What of the policy's limits this host's cgroups can hold.
-fn cgroup_limits(policy: &EffectivePolicy, host: &HostCaps) -> wire_plan::CgroupLimits {
-    const PERIOD_US: u64 = 100_000;
+fn cgroup_limits(policy: &EffectivePolicy, host: &HostCaps) -> LimitRules {
     let limits = &policy.limits;
-    let cpu = limits.cpu_percent.filter(|_| host.has(Feature::CgroupCpu));
-    let mut cgroup = wire_plan::CgroupLimits {
-        memory_max_bytes: limits
+    LimitRules {
+        memory_bytes: limits
             .memory_bytes
-            .filter(|_| host.has(Feature::CgroupMemory))
-            .unwrap_or(0),
-        pids_max: limits
-            .pids
-            .filter(|_| host.has(Feature::CgroupPids))
-            .map_or(0, |pids| {
-                pids.saturating_add(policy.runtime.runtime().own_processes())
-            }),
-        cpu_quota_us: cpu.map_or(0, |percent| percent * PERIOD_US / 100),
-        cpu_period_us: if cpu.is_some() { PERIOD_US } else { 0 },
-        required: false,
-    };
-    cgroup.required = cgroup != wire_plan::CgroupLimits::default();
-    cgroup
+            .filter(|_| host.has(Feature::CgroupMemory)),
+        pids: limits.pids.filter(|_| host.has(Feature::CgroupPids)),
+        cpu_percent: limits.cpu_percent.filter(|_| host.has(Feature::CgroupCpu)),
+        own_processes: policy.runtime.runtime().own_processes(),
+    }
 }
 
 /// The layers that this host can make and this plan uses: each is then demanded, so none is lost in silence.
@@ -337,7 +330,7 @@ fn required_layers(circumstances: Circumstances<'_>) -> u64 {
         layers::LAYER_MEMFD_NOEXEC,
     );
     add(
-        cgroup_limits(policy, host).required,
+        cgroup_limits(policy, host).cgroup().required,
         layers::LAYER_CGROUP_LIMITS,
     );
     let idmap =

@@ -42,5 +42,5 @@ pub use origin::{Origin, Valued};
 pub use path::{PathBase, PathTemplate};
 pub use question::{Answer, QUESTIONS, Question, Verdict};
 pub use sources::{PolicyRef, Sources};
-pub use tighten::Unchanged;
+pub use tighten::{Beyond, Unchanged};
 pub use trust::read_policy_file;

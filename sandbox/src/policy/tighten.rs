@@ -10,11 +10,14 @@ use super::value::Problem;
 use super::{
     EffectivePolicy, NetMode, Origin, PolicyDiagnostic, PolicyError, PolicyRef, Sources, settings,
 };
-use crate::rules::Tightening;
 use crate::rules::tighten::{instead, is_live, live_keys};
+use crate::rules::{LimitRules, Tightening};
 
 /// What the settings' layer is called among the files.
 const SETTINGS: &str = "--set";
+
+/// Keys that can't change for one agent, each with what is said of it.
+pub type Beyond<'a> = &'a [(&'static str, &'static str)];
 
 /// A line of a policy that does not change an agent that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,15 +31,17 @@ pub struct Unchanged {
 
 impl Tightening {
     /// Reads a tightening: `policy` with the settings of `sources` laid over it, or those settings alone. With it, the lines
-    /// of the policy's own file that can't hold while an agent runs.
+    /// of the policy's own file that can't hold while an agent runs. `beyond` are keys that can't for this one, each with what
+    /// is said of it.
     ///
     /// # Errors
     /// What is wrong with the policy; settings of keys that are fixed once an agent runs.
     pub fn load(
         policy: Option<&PolicyRef>,
         sources: &Sources,
+        beyond: Beyond<'_>,
     ) -> Result<(Self, Vec<Unchanged>), PolicyError> {
-        fixed_settings(&sources.settings)?;
+        fixed_settings(&sources.settings, beyond)?;
         let Some(policy) = policy else {
             return of_settings(&sources.settings).map(|it| (it, Vec::new()));
         };
@@ -45,13 +50,14 @@ impl Tightening {
             .layers
             .iter()
             .rfind(|(file, _)| file != SETTINGS)
-            .map_or(Vec::new(), |(file, layer)| fixed_lines(file, layer));
+            .map_or(Vec::new(), |(file, layer)| fixed_lines(file, layer, beyond));
         let policy = EffectivePolicy::load(policy, sources)?;
-        let keys: Vec<&str> = match policy.net.mode {
+        let holds = |key: &&str| match policy.net.mode {
             // It may reach everything, so nothing is taken.
-            NetMode::Host => live_keys().filter(|k| !k.starts_with("net.")).collect(),
-            NetMode::None | NetMode::Proxy => live_keys().collect(),
+            NetMode::Host if key.starts_with("net.") => false,
+            _ => why_fixed(key, beyond).is_none(),
         };
+        let keys: Vec<&str> = live_keys().filter(holds).collect();
         Ok((of_policy(policy, &keys), own_file))
     }
 
@@ -70,7 +76,7 @@ impl Tightening {
 }
 
 /// What a file says of keys that are fixed once an agent runs.
-fn fixed_lines(file: &str, layer: &Layer) -> Vec<Unchanged> {
+fn fixed_lines(file: &str, layer: &Layer, beyond: Beyond<'_>) -> Vec<Unchanged> {
     let of = |((section, name), setting): (&(&str, &str), &Setting)| {
         let key = format!("{section}.{name}");
         let origin = match setting {
@@ -85,11 +91,11 @@ fn fixed_lines(file: &str, layer: &Layer) -> Vec<Unchanged> {
         };
         // An emptied list has no item, and so no line.
         let origin = origin.cloned().unwrap_or_else(|| Origin::new(file, 0));
-        let fixed = !section.is_empty() && is_fixed(&key);
-        fixed.then(|| Unchanged {
-            instead: instead(&key),
+        let instead = why_fixed(&key, beyond).filter(|_| !section.is_empty())?;
+        Some(Unchanged {
             key,
             origin,
+            instead,
         })
     };
     let mut lines: Vec<Unchanged> = layer.settings.iter().filter_map(of).collect();
@@ -97,27 +103,30 @@ fn fixed_lines(file: &str, layer: &Layer) -> Vec<Unchanged> {
     lines
 }
 
-fn is_fixed(key: &str) -> bool {
-    !matches!(key, "description" | "extends") && !is_live(key)
+/// What to do about a key that can't change; `None` if it can, or is none.
+fn why_fixed(key: &str, beyond: Beyond<'_>) -> Option<&'static str> {
+    let here = beyond.iter().find(|(beyond, _)| *beyond == key);
+    match here {
+        Some((_, why)) => Some(why),
+        None if matches!(key, "description" | "extends") || is_live(key) => None,
+        None => Some(instead(key)),
+    }
 }
 
 /// The settings that can't hold, each with what to do instead. What is no key at all is told by whoever reads them.
-fn fixed_settings(settings: &[(String, String)]) -> Result<(), PolicyError> {
+fn fixed_settings(settings: &[(String, String)], beyond: Beyond<'_>) -> Result<(), PolicyError> {
     let known = |path: &str| {
         let mut keys = super::schema::KEYS.iter();
         keys.any(|k| k.path() == path || path.starts_with(&format!("{}.", k.path())))
     };
     let findings: Vec<PolicyDiagnostic> = settings
         .iter()
-        .filter(|(path, _)| is_fixed(path) && known(path))
-        .map(|(path, written)| {
-            let problem = Problem::new("is not changed while the agent runs", instead(path));
-            finding(
-                Origin::new(format!("--set {path}"), 0),
-                path,
-                written,
-                problem,
-            )
+        .filter(|(path, _)| known(path))
+        .filter_map(|(path, written)| {
+            let instead = why_fixed(path, beyond)?;
+            let problem = Problem::new("is not changed while the agent runs", instead);
+            let origin = Origin::new(format!("--set {path}"), 0);
+            Some(finding(origin, path, written, problem))
         })
         .collect();
     if findings.is_empty() {
@@ -159,6 +168,12 @@ fn of_policy(policy: EffectivePolicy, keys: &[&str]) -> Tightening {
         ipc: policy.ipc,
         tools: policy.tools,
         ssh: policy.ssh,
+        limits: LimitRules {
+            memory_bytes: policy.limits.memory_bytes,
+            pids: policy.limits.pids,
+            cpu_percent: policy.limits.cpu_percent,
+            own_processes: 0,
+        },
     }
 }
 
@@ -189,12 +204,12 @@ mod tests {
     }
 
     fn by_file(text: &str) -> Vec<Arc<Tightening>> {
-        let (it, _) = Tightening::load(Some(&file(text)), &Sources::default()).unwrap();
+        let (it, _) = Tightening::load(Some(&file(text)), &Sources::default(), &[]).unwrap();
         vec![Arc::new(it)]
     }
 
     fn by_settings(settings: &[(&str, &str)]) -> Vec<Arc<Tightening>> {
-        let (it, unchanged) = Tightening::load(None, &set(settings)).unwrap();
+        let (it, unchanged) = Tightening::load(None, &set(settings), &[]).unwrap();
         assert_eq!(unchanged, []);
         vec![Arc::new(it)]
     }
@@ -340,7 +355,7 @@ mod tests {
 
     #[test]
     fn fixed_keys_are_refused_as_settings_and_named_in_a_policy() {
-        let error = Tightening::load(None, &set(&[("fs.write", "/x"), ("env.set.A", "1")]))
+        let error = Tightening::load(None, &set(&[("fs.write", "/x"), ("env.set.A", "1")]), &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -349,22 +364,68 @@ mod tests {
         );
         assert!(error.contains("agentctl revoke write"), "{error}");
         assert!(error.contains("env.set.A"), "{error}");
-        let error = Tightening::load(None, &set(&[("fs.wriet", "/x")]))
+        let error = Tightening::load(None, &set(&[("fs.wriet", "/x")]), &[])
             .unwrap_err()
             .to_string();
         assert!(error.contains("there is no such setting"), "{error}");
 
         let text = "extends = \"coding\"\n[fs]\nread = [\"/srv/x\"]\n[exec]\nmemfd = \"none\"\n[limits]\ntokens = 7\n";
-        let (_, unchanged) = Tightening::load(Some(&file(text)), &Sources::default()).unwrap();
+        let (_, unchanged) = Tightening::load(Some(&file(text)), &Sources::default(), &[]).unwrap();
         let named: Vec<String> = unchanged
             .iter()
             .map(|u| format!("{} {}", u.key, u.origin))
             .collect();
         assert_eq!(named, ["fs.read tight.toml:3", "exec.memfd tight.toml:5"]);
         assert!(unchanged[1].instead.contains("revoke exec"));
-        let broken = Tightening::load(Some(&file("[net\n")), &Sources::default());
+        let broken = Tightening::load(Some(&file("[net\n")), &Sources::default(), &[]);
         let error = broken.unwrap_err().to_string();
         assert!(error.contains("tight.toml:1"), "{error}");
+    }
+
+    #[test]
+    fn the_lowest_limit_of_the_cgroup_holds_and_what_a_host_cannot_hold_is_named() {
+        let own = LimitRules {
+            memory_bytes: Some(1 << 30),
+            pids: None,
+            cpu_percent: Some(200),
+            own_processes: 10,
+        };
+        let tight = by_settings(&[("limits.memory", "64MiB"), ("limits.pids", "20")]);
+        let wide = by_settings(&[("limits.memory", "2GiB"), ("limits.cpu", "400%")]);
+        let under = own.under(&[tight, wide].concat());
+        let wanted = LimitRules {
+            memory_bytes: Some(64 << 20),
+            pids: Some(20),
+            ..own
+        };
+        assert_eq!(under, wanted);
+        assert_eq!(own.under(&[]), own);
+        let cgroup = under.cgroup();
+        assert_eq!((cgroup.pids_max, cgroup.cpu_quota_us), (30, 200_000));
+        // No value of a policy may read as "no limit".
+        let least = LimitRules {
+            pids: Some(0),
+            ..LimitRules::default()
+        };
+        let cgroup = least.cgroup();
+        assert_eq!((cgroup.pids_max, cgroup.memory_max_bytes), (1, 0));
+
+        let beyond = [("limits.memory", "this host has no memory controller")];
+        let sources = set(&[("limits.memory", "1GiB"), ("limits.pids", "5")]);
+        let error = Tightening::load(None, &sources, &beyond).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("--set limits.memory") && error.contains(beyond[0].1),
+            "{error}"
+        );
+        assert!(!error.contains("limits.pids"), "{error}");
+        let text = "extends = \"coding\"\n[limits]\nmemory = \"1MiB\"\npids = 5\n";
+        let (rules, unchanged) =
+            Tightening::load(Some(&file(text)), &Sources::default(), &beyond).unwrap();
+        let named: Vec<(&str, &str)> = unchanged.iter().map(|u| (&*u.key, u.instead)).collect();
+        assert_eq!(named, beyond);
+        let under = own.under(&[Arc::new(rules)]);
+        assert_eq!((under.memory_bytes, under.pids), (Some(1 << 30), Some(5)));
     }
 
     #[test]
@@ -429,7 +490,7 @@ mod tests {
                 allow in hosts(), ask in hosts(),
                 access in select(vec!["none", "gateway"]),
                 models in list(&MODELS),
-                max in limit(), tokens in limit(),
+                max in limit(), tokens in limit(), pids in limit(),
                 send in list(&NAMES), publish in list(&NAMES), subscribe in list(&NAMES),
                 shared in any::<bool>(),
                 tools in (list(&TOOLS), list(&TOOLS), list(&TOOLS)),
@@ -437,7 +498,7 @@ mod tests {
             ) -> String {
                 format!(
                     "[net]\nmode = {mode:?}\nallow = {allow}\nask = {ask}\n\
-                     [model]\naccess = {access:?}\nmodels = {models}\nmax_tokens = {max}\n[limits]\ntokens = {tokens}\n\
+                     [model]\naccess = {access:?}\nmodels = {models}\nmax_tokens = {max}\n[limits]\ntokens = {tokens}\npids = {pids}\n\
                      [ipc]\nsend = {send}\nrequest = {send}\npublish = {publish}\nsubscribe = {subscribe}\nshared_memory = {shared}\n\
                      [tools]\nallow = {}\nask = {}\ndeny = {}\n[ssh]\nagent = {:?}\nsign = {:?}\n",
                     tools.0, tools.1, tools.2, ssh.0, ssh.1
@@ -495,6 +556,9 @@ mod tests {
                     let least = [was, other].into_iter().flatten().min();
                     prop_assert_eq!(now, least);
                 }
+                let pids = |policy: &EffectivePolicy| LimitRules { pids: policy.limits.pids, ..LimitRules::default() };
+                let least = [before.limits.pids, by.limits.pids].into_iter().flatten().min();
+                prop_assert_eq!(pids(&before).under(&list).pids, least);
                 let ipc = before.ipc.under(&list);
                 for name in ["a", "build", "build.done", "build.done.now", "secret", "build.*", "build.#", "#"] {
                     prop_assert_eq!(ipc.may_send(name), before.ipc.may_send(name) && by.ipc.may_send(name));

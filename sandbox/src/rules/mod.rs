@@ -6,6 +6,7 @@
 pub mod egress;
 pub mod held;
 pub mod ipc;
+pub mod limits;
 pub mod model;
 pub mod ssh;
 pub mod tighten;
@@ -14,6 +15,7 @@ pub mod tools;
 pub use egress::{Decision, EgressRule, EgressRules};
 pub use held::{FileGlob, HeldBy};
 pub use ipc::IpcRules;
+pub use limits::LimitRules;
 pub use model::{ModelRules, matches_model};
 pub use ssh::SshRules;
 pub use tighten::Tightening;

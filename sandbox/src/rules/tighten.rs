@@ -3,21 +3,22 @@
 //! The agent keeps its own rules. A tightening is a second set that everything has to pass as well, so it can only take away:
 //! nobody has to prove that one policy is a part of another. Only rules that agentd asks while the agent runs are in it
 //! ([`is_live`]); what the kernel was told at the start can't be changed for a process that runs.
+//! Limits of the cgroup are the kernel's, and can ([`LimitRules`]).
 //!
 //! Each key that a tightening is about has the line that a refusal rests on; a key without a line holds nothing. Pure.
 //! How one is made of a policy is in `policy/tighten.rs`.
 
 use super::egress::Decision;
 use super::tools::ToolDecision;
-use super::{EgressRules, IpcRules, ModelRules, SshRules, ToolRules};
+use super::{EgressRules, IpcRules, LimitRules, ModelRules, SshRules, ToolRules};
 use crate::policy::Origin;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The keys that agentd judges by while an agent runs.
-const LIVE: [&str; 19] = [
+/// The keys that agentd judges by while an agent runs, and those that the host's cgroup holds.
+const LIVE: [&str; 22] = [
     "net.mode",
     "net.allow",
     "net.ask",
@@ -27,6 +28,9 @@ const LIVE: [&str; 19] = [
     "model.max_tokens",
     "limits.tokens",
     "limits.cost",
+    "limits.memory",
+    "limits.pids",
+    "limits.cpu",
     "ipc.send",
     "ipc.request",
     "ipc.publish",
@@ -83,6 +87,8 @@ pub struct Tightening {
     pub(crate) ipc: IpcRules,
     pub(crate) tools: ToolRules,
     pub(crate) ssh: SshRules,
+    #[serde(default)]
+    pub(crate) limits: LimitRules,
 }
 
 /// A refusal, and the line that it rests on.
@@ -204,7 +210,7 @@ impl Tightening {
 }
 
 /// The lower of two limits, of which none is no limit.
-fn lower<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+pub(super) fn lower<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),

@@ -11,6 +11,7 @@ use agentd_testkit::skip;
 use base64::Engine as _;
 
 use crate::harness::{ALICE, Daemon, Mode, dir_of, is_root, modes, output, text};
+use crate::tighten::{Obedient, is_told_with};
 use forge::{Forge, HOST};
 
 const TOKEN: &str = "forge-token-THE-REAL-ONE-0123456789";
@@ -259,6 +260,39 @@ fn without_the_policy_s_word_a_tunnel_stays_blind() {
             code == 125 && err.contains("vault"),
             "{mode:?}: {code} {err}"
         );
+    }
+}
+
+#[test]
+fn a_credential_that_is_taken_while_the_agent_runs_is_refused_with_its_line_until_it_is_back() {
+    if !Path::new("/usr/lib/git-core/git-http-backend").exists() {
+        return skip(
+            "git-http-backend",
+            "there is no /usr/lib/git-core/git-http-backend",
+        );
+    }
+    for mode in modes() {
+        let scene = Scene::new(mode);
+        let owner = scene.daemon.owner();
+        let policy = std::fs::read_to_string(scene.work.path().join("policy.toml"));
+        let policy = policy.expect("read the policy");
+        let work = scene.work.path();
+        let mut agent = Obedient::start(&scene.daemon, owner, "coder", work, &policy);
+        let list = format!("sh git ls-remote {}", scene.forge.url("/git/team/app.git"));
+        agent.is_done(&list);
+        let ctl = |args: &[&str]| {
+            let (code, out, err) = text(&output(&mut scene.daemon.agentctl(args)));
+            assert_eq!(code, 0, "{mode:?} {args:?}: {out}{err}");
+        };
+        ctl(&["tighten", "coder", "--set", "net.credentials=another"]);
+        let before = scene.seen().len();
+        let why = agent.is_refused(&list);
+        assert!(why.contains("403"), "{mode:?}: {why}");
+        assert_eq!(scene.seen().len(), before, "the host hears nothing of it");
+        is_told_with(&scene.daemon, owner, "egress", "--set net.credentials");
+        ctl(&["restore", "policy", "coder"]);
+        agent.is_done(&list);
+        ctl(&["kill", "coder"]);
     }
 }
 

@@ -48,6 +48,15 @@ fn every_request() -> Vec<Request> {
             to: 17 << 32 | 9,
             right: Right::No,
         },
+        Request::Limit {
+            slot: Slot(9),
+            limits: Limits {
+                memory_max_bytes: 1 << 30,
+                pids_max: 0,
+                cpu_quota_us: 50_000,
+                cpu_period_us: 100_000,
+            },
+        },
     ]
 }
 

@@ -216,8 +216,10 @@ fn a_key_that_is_taken_while_the_agent_runs_stays_taken_after_a_restart_of_agent
     let mut agent = Obedient::start(&daemon, owner, "coder", work.path(), policy);
     forward_again(&daemon, "coder", &keys);
     let sign = |name: &str| {
+        let public = format!("$HOME/{name}.pub");
         format!(
-            "sh cp {name}.pub $HOME && echo text > $HOME/file && ssh-keygen -q -Y sign -n file -f $HOME/{name}.pub $HOME/file && rm $HOME/file.sig"
+            "sh cp {name}.pub $HOME && echo text > $HOME/file && \
+             ssh-keygen -q -Y sign -n file -f {public} $HOME/file && rm $HOME/file.sig"
         )
     };
     for name in ["work", "private"] {

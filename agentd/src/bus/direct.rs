@@ -419,7 +419,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_rules_are_in_the_kernel_before_anybody_hears_that_they_hold() {
-        let bus = super::super::tests::Fixture::new();
+        let bus = super::super::fixture::Fixture::new();
         let rows = rustix::fs::memfd_create(c"traffic", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let bytes = SLOTS * size_of::<Traffic>();
         rustix::fs::ftruncate(&rows, bytes.next_multiple_of(4096) as u64).unwrap();

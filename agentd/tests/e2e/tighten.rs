@@ -9,7 +9,7 @@ use agentd_testkit::skip;
 use serde_json::Value;
 
 use crate::bus_verbs::{Talker, lanes_from};
-use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, is_root, modes, ok, output, text, wait_until};
+use crate::harness::{ALICE, BOB, Daemon, Mode, dir_of, modes, ok, output, text, wait_until};
 use crate::orders::Orders;
 use crate::standin::Standin;
 

@@ -170,11 +170,9 @@ fn a_user_asks_sends_publishes_and_follows() {
             let publish = ["bus", "publish", "build.linux", "done", "-t", "end"];
             let (code, _, err) = text(&run(&daemon, &publish));
             assert_eq!(code, 0, "{err}");
-            assert!(
-                ["put into 0 queues\n", "put into 1 queue\n"].contains(&err.as_str()),
-                "{err}"
-            );
-            err == "put into 1 queue\n"
+            let follows = err == "put into 1 queue\n";
+            assert!(follows || err == "nobody follows build.linux\n", "{err}");
+            follows
         });
         assert!(peer(&daemon, uid, "user.reader").is_some(), "it follows");
         let mut publish = daemon.agentctl(["--json", "bus", "publish", "build.mac"]);
@@ -273,10 +271,10 @@ fn channels_are_counted_from_outside_and_rights_taken_at_once() {
         wait_until("messages are counted and timed", || {
             lanes = lanes_from(&daemon, name);
             let timed = |lane: &Value| lane["latency_ns"]["samples"].as_u64() > Some(0);
-            lanes.len() == 2 && lanes.iter().all(timed)
+            lanes.len() >= 2 && lanes.iter().all(timed)
         });
         wait_until("the other has lanes of its own", || {
-            lanes_from(&daemon, &second.name).len() == 2
+            !lanes_from(&daemon, &second.name).is_empty()
         });
         for lane in lanes {
             assert_eq!(lane["to"], json!(second.name), "{lane}");

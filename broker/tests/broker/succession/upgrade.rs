@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// Copies the broker's program by a process of its own: what this one has open for writing, a child that another test's thread
+/// has just forked has open, too, and nobody can execute it until that child's exec (ETXTBSY).
+fn put_program(to: &std::path::Path) {
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["--preserve=mode", "--"]).arg(broker_program());
+    assert!(copy.arg(to).status().expect("cp runs").success());
+}
+
 #[test]
 fn the_program_is_replaced_under_living_agents() {
     if !root() {
@@ -11,7 +19,7 @@ fn the_program_is_replaced_under_living_agents() {
     let program = folder.path().join("agentd-broker");
     let install = || {
         let new = folder.path().join("new");
-        std::fs::copy(broker_program(), &new).expect("copy");
+        put_program(&new);
         std::fs::rename(&new, &program).expect("rename");
     };
     install();
@@ -42,7 +50,7 @@ fn an_upgrade_that_cannot_be_executed_changes_nothing() {
     }
     let folder = tempfile::tempdir().expect("tempdir");
     let program = folder.path().join("agentd-broker");
-    std::fs::copy(broker_program(), &program).expect("copy");
+    put_program(&program);
     let served = Served::start_from(program.clone(), &[]);
     let mut agentd = served.greet();
     let agent = agentd.launch(ECHO, LONG, &tempfile::tempfile().expect("file"));

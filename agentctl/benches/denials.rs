@@ -1,13 +1,16 @@
-//! How soon a D-Bus follower hears of a refusal, how many of a flood it hears of, and what the flood costs another agent.
-//! `cargo xtask bench kernel` starts the daemon and the agents, and judges.
+//! How soon a D-Bus follower hears of a refusal, how many of a flood it hears of, and what the
+//! flood costs another agent. `cargo xtask bench kernel` starts the daemon and the agents, and
+//! judges.
 //!
-//! `--socket PATH --agent NAME --layer LAYER --ask FIFO --answer FIFO`, and one of: `--calls N --pace NS [--new]`, so many refused
-//! calls, one each NS, each under another name with `--new`; or `--flood SECONDS --other-ask FIFO --other-answer FIFO`. The agent
-//! takes a line `KIND CALLS PACE SECONDS` from its FIFO (KIND is `same`, `new` or `allowed`) and answers `CALLS REFUSED`. Each
-//! refused call carries the moment before it, `CLOCK_MONOTONIC` in ns, in its arguments, which are told as its target ([`stamp`]).
+//! `--socket PATH --agent NAME --layer LAYER --ask FIFO --answer FIFO`, and one of:
+//! `--calls N --pace NS [--new]`, so many refused calls, one each NS, each under another name with
+//! `--new`; or `--flood SECONDS --other-ask FIFO --other-answer FIFO`. The agent takes a line
+//! `KIND CALLS PACE SECONDS` from its FIFO (KIND is `same`, `new` or `allowed`) and answers
+//! `CALLS REFUSED`. Each refused call carries the moment before it, `CLOCK_MONOTONIC` in ns, in its
+//! arguments, which are told as its target ([`stamp`]).
 //!
-//! Prints one JSON object. Latencies run until the follower has the event in its hands: from the pipe of `Watch`, and as the
-//! signal `Denied`.
+//! Prints one JSON object. Latencies run until the follower has the event in its hands: from the
+//! pipe of `Watch`, and as the signal `Denied`.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -41,8 +44,9 @@ fn now_ns() -> u64 {
 
 /// The moment that a refused call carried, as of `now`.
 ///
-/// `seccomp`: the call's first two arguments, 32 bits each, `ptrace(0xHIGH, 0xLOW, …`. Else an address `10.a.b.c:port` with the low
-/// 39 bits: 24 of the address, then all of the port's but the highest.
+/// `seccomp`: the call's first two arguments, 32 bits each, `ptrace(0xHIGH, 0xLOW, …`. Else an
+/// address `10.a.b.c:port` with the low 39 bits: 24 of the address, then all of the port's but the
+/// highest.
 fn stamp(layer: &str, target: &str, now: u64) -> Option<u64> {
     if layer == "seccomp" {
         let mut arguments = target.split_once('(')?.1.split(", ");

@@ -1,9 +1,11 @@
-//! How long an agent still reaches the network after somebody took it: from the D-Bus call to its first refused `connect` and its
-//! first refused datagram. `cargo xtask bench kernel` starts the daemon and the agent, and judges.
+//! How long an agent still reaches the network after somebody took it: from the D-Bus call to its
+//! first refused `connect` and its first refused datagram. `cargo xtask bench kernel` starts the
+//! daemon and the agent, and judges.
 //!
-//! `--socket PATH --agent NAME --ask FIFO --answer FIFO --rounds N`. The agent takes a line from `ask`, answers `on`, tries both without a
-//! pause until both are refused, and answers with the two moments on the wall clock, which no namespace shifts. Prints one JSON
-//! object: `connect_ms`, `datagram_ms`, each with a figure for every round.
+//! `--socket PATH --agent NAME --ask FIFO --answer FIFO --rounds N`. The agent takes a line from
+//! `ask`, answers `on`, tries both without a pause until both are refused, and answers with the two
+//! moments on the wall clock, which no namespace shifts. Prints one JSON object: `connect_ms`,
+//! `datagram_ms`, each with a figure for every round.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};

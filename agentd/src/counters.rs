@@ -1,7 +1,8 @@
 //! What the kernel plane's programs counted of each agent: packets, bytes, refusals.
 //!
-//! A reading is some loads from mapped memory: no system call, no lock, any thread. Figures of an agent that ends are read a last time before its
-//! slot is released, and go on record with its exit. Where the programs are not, there are no figures, and nothing is guessed from other
+//! A reading is some loads from mapped memory: no system call, no lock, any thread. Figures of an
+//! agent that ends are read a last time before its slot is released, and go on record with its
+//! exit. Where the programs are not, there are no figures, and nothing is guessed from other
 //! sources.
 
 use agentd_bpf::layout::{Counters, ROWS};

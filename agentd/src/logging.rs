@@ -1,8 +1,9 @@
 //! Logs to stderr, where a service manager or the terminal picks them up.
 //!
-//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]); one that can't be read is told, and the default used. With `JOURNAL_STREAM` set, times and colours are left to the journal, and
-//! each line begins with its priority in the form of sd-daemon(3), `<3>` to `<7>`, which the journal takes off and keeps.
-//! Keys, prompts and message bodies are never logged.
+//! Levels by `AGENTD_LOG` (default [`DEFAULT_FILTER`]); one that can't be read is told, and the
+//! default used. With `JOURNAL_STREAM` set, times and colours are left to the journal, and each
+//! line begins with its priority in the form of sd-daemon(3), `<3>` to `<7>`, which the journal
+//! takes off and keeps. Keys, prompts and message bodies are never logged.
 
 use std::fmt;
 use std::io::IsTerminal as _;

@@ -1,8 +1,10 @@
-//! The kernel plane as this daemon has it: which groups of eBPF programs are there, why others are not, and the tables to read.
+//! The kernel plane as this daemon has it: which groups of eBPF programs are there, why others are
+//! not, and the tables to read.
 //!
-//! Asked of the broker once, before anybody is served; a successor of the broker goes on with the same tables. Nothing here makes a
-//! system call: a table is mapped by the room that reads it. Without a plane everything here is absent, with the broker's reason, and
-//! the daemon works as on a host that has none.
+//! Asked of the broker once, before anybody is served; a successor of the broker goes on with the
+//! same tables. Nothing here makes a system call: a table is mapped by the room that reads it.
+//! Without a plane everything here is absent, with the broker's reason, and the daemon works as on
+//! a host that has none.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,12 +1,14 @@
 //! A BPF ring buffer, as its one consumer has it.
 //!
-//! Layout and protocol: `Documentation/bpf/ringbuf.rst` and `include/uapi/linux/bpf.h`. A page with the consumer's position,
-//! a page with the producers', then the data, mapped twice in a row so that no record is split. Each record has an 8-byte header:
-//! its length, a bit while it is being written, a bit if it was discarded. The descriptor is readable when there is something to
-//! take: [`Ring`] is for an event loop, and never blocks.
+//! Layout and protocol: `Documentation/bpf/ringbuf.rst` and `include/uapi/linux/bpf.h`. A page with
+//! the consumer's position, a page with the producers', then the data, mapped twice in a row so
+//! that no record is split. Each record has an 8-byte header: its length, a bit while it is being
+//! written, a bit if it was discarded. The descriptor is readable when there is something to take:
+//! [`Ring`] is for an event loop, and never blocks.
 //!
-//! The producers are programs in the kernel; what they write is copied out before anybody looks at it. A record whose length can't
-//! be is the end of the ring's usefulness ([`Taken::Broken`]); the kernel's programs make none.
+//! The producers are programs in the kernel; what they write is copied out before anybody looks at
+//! it. A record whose length can't be is the end of the ring's usefulness ([`Taken::Broken`]); the
+//! kernel's programs make none.
 
 use crate::mapping::{MapError, Shared, Use};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,7 +1,8 @@
 //! Rights on the direct path between agents, as their one writer has them: the broker.
 //!
-//! Two agents are named by their addresses, never by slots alone: a right that was asked for somebody who is gone is refused here, and
-//! a frame to somebody who is gone by the program. A right is one bit; taking it back is one store.
+//! Two agents are named by their addresses, never by slots alone: a right that was asked for
+//! somebody who is gone is refused here, and a frame to somebody who is gone by the program. A
+//! right is one bit; taking it back is one store.
 
 use crate::layout::route::{
     CREDIT, Flow, Grant, SLOTS, Traffic, WORDS, address, cgroup_of, slot_of,

@@ -1,6 +1,7 @@
 //! What the scheduler did with each agent, added up from the programs' tables.
 //!
-//! For agentd: reads only, any thread, never waits for a program. Figures of one call may be some nanoseconds apart from each other.
+//! For agentd: reads only, any thread, never waits for a program. Figures of one call may be some
+//! nanoseconds apart from each other.
 
 use crate::layout::sched::{SCHED_ROWS, SEATS, STRIPES, Sched, Seat};
 use crate::mapping::{MapError, Rows};

@@ -25,8 +25,9 @@ pub enum Table {
 pub enum Handed {
     /// Nothing: the broker's own.
     Never,
-    /// Figures, which agentd maps for reading. No program may decide anything by them: a shared mapping needs a descriptor that is
-    /// open for writing, so a hostile agentd could falsify what it is itself told.
+    /// Figures, which agentd maps for reading. No program may decide anything by them: a shared
+    /// mapping needs a descriptor that is open for writing, so a hostile agentd could falsify what
+    /// it is itself told.
     Figures,
     /// A ring buffer: the kernel lets its consumer write the position page and nothing else.
     AsRing,

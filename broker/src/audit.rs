@@ -1,13 +1,15 @@
-//! The kernel's audit, of which agentd hears what Landlock refuses: asked for by `--kernel-audit`, turned on where it is off, turned
-//! off again at the end (ADR 40).
+//! The kernel's audit, of which agentd hears what Landlock refuses: asked for by `--kernel-audit`,
+//! turned on where it is off, turned off again at the end (ADR 40).
 //!
-//! The socket is made while the privileges for it are still there, and handed to agentd, which reads it; nothing is read here. A host
-//! whose audit is on is left as it is. Where this process turns it on, tasks made from then on are kept out of system call audit
-//! first, and what was set before is noted in [`NOTE`] under a lock that every broker with a share in it holds: the last one to leave
-//! restores it, and one that starts after a crash finds the note. The note and audit's state both end with the host.
+//! The socket is made while the privileges for it are still there, and handed to agentd, which
+//! reads it; nothing is read here. A host whose audit is on is left as it is. Where this process
+//! turns it on, tasks made from then on are kept out of system call audit first, and what was set
+//! before is noted in [`NOTE`] under a lock that every broker with a share in it holds: the last
+//! one to leave restores it, and one that starts after a crash finds the note. The note and audit's
+//! state both end with the host.
 //!
-//! Of the rights `CAP_AUDIT_CONTROL` stays permitted: effective for the moment in which the kernel is asked how many records it has lost,
-//! and at the end.
+//! Of the rights `CAP_AUDIT_CONTROL` stays permitted: effective for the moment in which the kernel
+//! is asked how many records it has lost, and at the end.
 
 use crate::failure::failed;
 use crate::log::log;

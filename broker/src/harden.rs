@@ -7,16 +7,18 @@
 //! | `CAP_SYS_ADMIN` | cloning a granted mount and mapping its ids (`open_tree`, `mount_setattr`) |
 //! | `CAP_SETUID`, `CAP_SETGID` | writing the id maps of agents' user namespaces and of idmapped mounts |
 //!
-//! `CAP_DAC_OVERRIDE` stays permitted but not effective where the broker runs in the root of a version 1 cgroup hierarchy:
-//! that directory is mode 0555, and the broker's own directory in it is removed at the end ([`remove`]).
+//! `CAP_DAC_OVERRIDE` stays permitted but not effective where the broker runs in the root of a
+//! version 1 cgroup hierarchy: that directory is mode 0555, and the broker's own directory in it is
+//! removed at the end ([`remove`]).
 //!
-//! So does `CAP_AUDIT_CONTROL` where this process listens to the kernel's audit: to ask what it has lost, and to turn it off at the end
-//! (`audit.rs`).
+//! So does `CAP_AUDIT_CONTROL` where this process listens to the kernel's audit: to ask what it has
+//! lost, and to turn it off at the end (`audit.rs`).
 //!
-//! Signalling agents needs none: the creator of a user namespace has all rights over it. The rest of the file is
-//! `no_new_privs`, the descriptor limits, and a seccomp deny list. Agents inherit that list (below the launcher's own
-//! filters), so it holds only what neither the broker, nor the launcher, nor any agent may ever call. `setns` is on it but for
-//! network namespaces: the launcher enters its own (ADR 28), and the base filter refuses all of it to agents.
+//! Signalling agents needs none: the creator of a user namespace has all rights over it. The rest
+//! of the file is `no_new_privs`, the descriptor limits, and a seccomp deny list. Agents inherit
+//! that list (below the launcher's own filters), so it holds only what neither the broker, nor the
+//! launcher, nor any agent may ever call. `setns` is on it but for network namespaces: the launcher
+//! enters its own (ADR 28), and the base filter refuses all of it to agents.
 //!
 //! Runs once, at start; any failure ends the process.
 

@@ -1,12 +1,14 @@
 //! Granted objects as mounts: cloned, detached, with the giver's ids mapped to the agent's.
 //!
-//! The clone of the mount at the granted descriptor belongs to no mount namespace; the launcher attaches it inside. On it
-//! the giver's uid and gid are the agent's kernel ids and every other id is nobody's, so the agent can do what the giver
-//! could do with the giver's own files, what the world may do with all others, and files it makes are the giver's on disk.
-//! Set-id bits are ignored on it, and devices but for one that was itself granted, and changes of the host's mounts don't reach it.
+//! The clone of the mount at the granted descriptor belongs to no mount namespace; the launcher
+//! attaches it inside. On it the giver's uid and gid are the agent's kernel ids and every other id
+//! is nobody's, so the agent can do what the giver could do with the giver's own files, what the
+//! world may do with all others, and files it makes are the giver's on disk. Set-id bits are
+//! ignored on it, and devices but for one that was itself granted, and changes of the host's mounts
+//! don't reach it.
 //!
-//! Needs `CAP_SYS_ADMIN`, and `CAP_SETUID`/`CAP_SETGID` for the map. Resolves no path. Fails where a filesystem can't map
-//! ids, or the object was opened in another mount namespace.
+//! Needs `CAP_SYS_ADMIN`, and `CAP_SETUID`/`CAP_SETGID` for the map. Resolves no path. Fails where
+//! a filesystem can't map ids, or the object was opened in another mount namespace.
 
 use crate::failure::failed;
 use agentd_broker::protocol::{ErrorCode, Failure};

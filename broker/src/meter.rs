@@ -1,15 +1,18 @@
-//! The meter of an agent with `limits.disk`: a process of its own that looks at what the agent has added to the folders it
-//! may write, and ends the agent when that is over the limit.
+//! The meter of an agent with `limits.disk`: a process of its own that looks at what the agent has
+//! added to the folders it may write, and ends the agent when that is over the limit.
 //!
-//! No kernel interface holds such a limit on a file system without project quotas, so this is a watch and no wall: between two
-//! looks an agent can be over. It looks before the program starts (the launcher waits at its barrier for that), then as often as
-//! a twentieth of a core allows, four times a second at most, and not at all while the file system's own count of free blocks and
+//! No kernel interface holds such a limit on a file system without project quotas, so this is a
+//! watch and no wall: between two looks an agent can be over. It looks before the program starts
+//! (the launcher waits at its barrier for that), then as often as a twentieth of a core allows,
+//! four times a second at most, and not at all while the file system's own count of free blocks and
 //! inodes stands still.
 //!
-//! Its rights: the agent's own kernel ids, in a user namespace of its own where it holds `CAP_DAC_READ_SEARCH` and nothing else, so
-//! that no mode hides a file of the agent's; the grants' descriptors; a pidfd of the init. It is in the agent's cgroup and outside its
-//! pid namespace, is not dumpable, and speaks to nobody: its verdict goes into the status file, and then it kills the init. It
-//! ends with the init. When it ends first, the broker kills the agent: a limit that nobody holds is none.
+//! Its rights: the agent's own kernel ids, in a user namespace of its own where it holds
+//! `CAP_DAC_READ_SEARCH` and nothing else, so that no mode hides a file of the agent's; the grants'
+//! descriptors; a pidfd of the init. It is in the agent's cgroup and outside its pid namespace, is
+//! not dumpable, and speaks to nobody: its verdict goes into the status file, and then it kills the
+//! init. It ends with the init. When it ends first, the broker kills the agent: a limit that nobody
+//! holds is none.
 //!
 //! Runs as a copy of the (single-threaded) broker, and leaves it by `_exit` only.
 
@@ -254,7 +257,8 @@ fn close_all_but(mut kept: Vec<RawFd>) -> io::Result<()> {
     let mut from = libc::STDERR_FILENO as u32 + 1;
     for fd in kept.into_iter().map(|fd| fd as u32).chain([u32::MAX]) {
         if from < fd {
-            // SAFETY: numbers only. The child is about to use nothing but what it keeps, and drops nothing else: it ends by `_exit`.
+            // SAFETY: numbers only. The child is about to use nothing but what it keeps, and drops
+            // nothing else: it ends by `_exit`.
             if unsafe { libc::close_range(from, fd - 1, 0) } != 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -1,16 +1,19 @@
 //! Placeholders: empty files and folders that keep a name for as long as a sandbox lives.
 //!
-//! A policy can protect or deny a name inside a writable grant that nothing has yet. The launcher can only cover what is
-//! there, so the broker makes an empty file or folder first, beneath the granted descriptor, with the giver's ids, and
-//! removes it when the last sandbox that it serves has ended: only if it is still the same inode, still empty, and nobody
-//! has it open for writing. What the user puts there meanwhile stays. Where the folder around the name isn't there either, or the agent
-//! could not make the name anyway, nothing is made.
+//! A policy can protect or deny a name inside a writable grant that nothing has yet. The launcher
+//! can only cover what is there, so the broker makes an empty file or folder first, beneath the
+//! granted descriptor, with the giver's ids, and removes it when the last sandbox that it serves
+//! has ended: only if it is still the same inode, still empty, and nobody has it open for writing.
+//! What the user puts there meanwhile stays. Where the folder around the name isn't there either,
+//! or the agent could not make the name anyway, nothing is made.
 //!
-//! What was made is also written to a note (`note.rs`), a file of the broker's own that the sandbox's init holds locked: a
-//! broker that comes after a crash finds the note unlocked and removes what it names.
+//! What was made is also written to a note (`note.rs`), a file of the broker's own that the
+//! sandbox's init holds locked: a broker that comes after a crash finds the note unlocked and
+//! removes what it names.
 //!
-//! In root mode all of it happens with the giver's file system ids, which leaves the broker none of root's. Paths are
-//! resolved beneath the grant, never through a symbolic link; the one in a note must lead to the same folder as before.
+//! In root mode all of it happens with the giver's file system ids, which leaves the broker none of
+//! root's. Paths are resolved beneath the grant, never through a symbolic link; the one in a note
+//! must lead to the same folder as before.
 
 use crate::failure::failed;
 use crate::log::log;

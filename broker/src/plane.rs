@@ -1,13 +1,16 @@
-//! The kernel plane as the broker holds it: what there is of it, and the tables that only the broker writes.
+//! The kernel plane as the broker holds it: what there is of it, and the tables that only the
+//! broker writes.
 //!
-//! Raised once, before privileges go: a child loads the programs (`child.rs`, ADR 33), this process maps the tables. From then on
-//! a launch, an end and a revocation are stores to memory. The mappings are shared by supervisor and workers, so a worker that dies
-//! takes nothing along; a program that replaces this one in place is passed the descriptors ([`Plane::pass`]), as it could not load
-//! anything any more.
+//! Raised once, before privileges go: a child loads the programs (`child.rs`, ADR 33), this process
+//! maps the tables. From then on a launch, an end and a revocation are stores to memory. The
+//! mappings are shared by supervisor and workers, so a worker that dies takes nothing along; a
+//! program that replaces this one in place is passed the descriptors ([`Plane::pass`]), as it could
+//! not load anything any more.
 //!
-//! A plane that can't be is no error: agents run as before, and whatever needs a group is refused with the reason. Only a plane that
-//! is attached and that this program doesn't understand is a reason to launch nothing: its hooks refuse new agents, and taking
-//! them away would give running ones back what was revoked.
+//! A plane that can't be is no error: agents run as before, and whatever needs a group is refused
+//! with the reason. Only a plane that is attached and that this program doesn't understand is a
+//! reason to launch nothing: its hooks refuse new agents, and taking them away would give running
+//! ones back what was revoked.
 
 mod child;
 

@@ -1,11 +1,12 @@
 //! The messages between agentd and agentd-broker: fixed layouts, little-endian, bounded.
 //!
-//! Every message (`wire.rs`) is a 16-byte header and one fixed-size body, in one SOCK_SEQPACKET record; descriptors travel beside it.
-//! A message of any other size, with an unknown kind, or with bytes set that must be zero, is refused whole. There are no
-//! strings to parse: the longest variable field is a cgroup path or an error text, sent by the broker only.
+//! Every message (`wire.rs`) is a 16-byte header and one fixed-size body, in one SOCK_SEQPACKET
+//! record; descriptors travel beside it. A message of any other size, with an unknown kind, or with
+//! bytes set that must be zero, is refused whole. There are no strings to parse: the longest
+//! variable field is a cgroup path or an error text, sent by the broker only.
 //!
-//! Pure: no descriptors, no system calls. [`client`](crate::client) moves these messages for agentd; the table of who
-//! checks what is in `docs/broker-protocol.md`.
+//! Pure: no descriptors, no system calls. [`client`](crate::client) moves these messages for
+//! agentd; the table of who checks what is in `docs/broker-protocol.md`.
 
 mod wire;
 
@@ -104,8 +105,10 @@ pub enum Request {
         revoked: u32,
         kept_ports: [u16; 8],
     },
-    /// Lets one agent put frames into the queue of another by the direct path, or no longer. The right ends with either of them. Both
-    /// are named by their [addresses](agentd_bpf::layout::route::address), so that it is never given to the next agent of a slot.
+    /// Lets one agent put frames into the queue of another by the direct path, or no longer. The
+    /// right ends with either of them. Both are named by their
+    /// [addresses](agentd_bpf::layout::route::address), so that it is never given to the next agent
+    /// of a slot.
     Route {
         from: u64,
         to: u64,
@@ -151,7 +154,8 @@ pub enum Reply {
     Welcome(Welcome),
     /// To [`Request::Launch`]. Descriptors: the init's pidfd, then agentd's end of the status socket.
     Launched(Launched),
-    /// To kill, freeze, thaw, restrict, limit, route, release, keep, adopt and detach; to [`Request::Next`] when there is no further agent.
+    /// To kill, freeze, thaw, restrict, limit, route, release, keep, adopt and detach; to
+    /// [`Request::Next`] when there is no further agent.
     Done,
     /// To [`Request::Stat`].
     Stats(Stats),

@@ -1,8 +1,9 @@
 //! Frames, lanes, router and client of the agent bus.
 //!
-//! Start with [`frame`] (what is on a socket) and [`router`] (what happens to it). [`client`] is what
-//! an agent links; [`lane`] is the shared-memory path between two agents that the bus introduced to
-//! each other, and [`shm`] what all shared-memory paths are made of. Nothing here knows tokio, the sandbox or storage: the daemon wires those up.
+//! Start with [`frame`] (what is on a socket) and [`router`] (what happens to it). [`client`] is
+//! what an agent links; [`lane`] is the shared-memory path between two agents that the bus
+//! introduced to each other, and [`shm`] what all shared-memory paths are made of. Nothing here
+//! knows tokio, the sandbox or storage: the daemon wires those up.
 
 pub mod access;
 pub mod arena;

@@ -2,8 +2,8 @@
 
 use agentd_kernel::audit::record::{KINDS, Record, Target, parse, parse_message};
 
-/// Any message parses to bounded parts or to nothing; and a path of any bytes, written as the kernel writes it, comes back as it was
-/// and changes nothing else of the record.
+/// Any message parses to bounded parts or to nothing; and a path of any bytes, written as the
+/// kernel writes it, comes back as it was and changes nothing else of the record.
 pub fn records(data: &[u8]) {
     if let Some(Record::Access(access)) = parse_message(data) {
         assert!(!access.blockers.is_empty() && access.blockers.len() <= data.len());

@@ -1,4 +1,5 @@
-//! Lanes: a consumer over slots that change under its hands, a producer over a cursor page that does, and a third party over both.
+//! Lanes: a consumer over slots that change under its hands, a producer over a cursor page that
+//! does, and a third party over both.
 
 use agentd_bus::channel::{Overflow, Tag, Waiting};
 use agentd_bus::lane::ring::{
@@ -66,7 +67,8 @@ fn lane(input: &mut Input<'_>) -> Lane {
     lane
 }
 
-/// An honest producer's messages, then anything: what was committed is received whole, and nothing longer than the lane holds ever is.
+/// An honest producer's messages, then anything: what was committed is received whole, and nothing
+/// longer than the lane holds ever is.
 pub fn consumer(data: &[u8]) {
     let mut input = Input::new(data);
     let lane = lane(&mut input);

@@ -17,7 +17,8 @@ const CAPACITY: usize = 8;
 /// Receives at most, however much the peer claims to have.
 const STEPS: usize = 200;
 
-/// An honest producer's messages, then anything: the reader hands out no message longer than can be, and what was committed before is whole.
+/// An honest producer's messages, then anything: the reader hands out no message longer than can
+/// be, and what was committed before is whole.
 pub fn reader(data: &[u8]) {
     let mut input = Input::new(data);
     let memory = Heap::new(data_words(CAPACITY));

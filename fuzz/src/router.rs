@@ -1,4 +1,5 @@
-//! The router, with three agents of which each says anything: it never panics, keeps its bounds, and forgets everything with them.
+//! The router, with three agents of which each says anything: it never panics, keeps its bounds,
+//! and forgets everything with them.
 
 use std::sync::Arc;
 

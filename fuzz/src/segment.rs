@@ -1,7 +1,9 @@
-//! The reader of durable streams' segments: bytes that a power cut tore, a disk lost or somebody changed.
+//! The reader of durable streams' segments: bytes that a power cut tore, a disk lost or somebody
+//! changed.
 //!
-//! The input is a segment to be written, commit by commit, and what becomes of its bytes. What the reader then says is held against what
-//! was written. The segment's nonce comes from the whole input: whoever makes up bytes does not know it.
+//! The input is a segment to be written, commit by commit, and what becomes of its bytes. What the
+//! reader then says is held against what was written. The segment's nonce comes from the whole
+//! input: whoever makes up bytes does not know it.
 
 use std::ops::Range;
 

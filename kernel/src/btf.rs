@@ -1,7 +1,9 @@
-//! What the running kernel's BTF says: where a field is in a structure, and the numbers by which functions and tracepoints are named.
+//! What the running kernel's BTF says: where a field is in a structure, and the numbers by which
+//! functions and tracepoints are named.
 //!
-//! aya-ebpf relocates nothing, so programs that read kernel structures have the offsets as globals, and the loader fills these in.
-//! Format: `Documentation/bpf/btf.rst`. Reads `/sys/kernel/btf/vmlinux` once (6 MB); malformed bytes are an error, never a panic.
+//! aya-ebpf relocates nothing, so programs that read kernel structures have the offsets as globals,
+//! and the loader fills these in. Format: `Documentation/bpf/btf.rst`. Reads
+//! `/sys/kernel/btf/vmlinux` once (6 MB); malformed bytes are an error, never a panic.
 
 use std::fs;
 use std::io;

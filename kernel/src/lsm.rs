@@ -1,8 +1,10 @@
 //! Which security modules the running kernel has switched on.
 //!
-//! A program of BPF LSM loads and attaches wherever the kernel was built with it, but its hooks are called only where `bpf` is among
-//! these: Debian's and Ubuntu's kernels are built with it and leave it out. So the list is asked before anything counts on a hook.
-//! Kernel doc: `Documentation/admin-guide/LSM/index.rst`, `Documentation/userspace-api/lsm.rst`. Any thread, no privilege.
+//! A program of BPF LSM loads and attaches wherever the kernel was built with it, but its hooks are
+//! called only where `bpf` is among these: Debian's and Ubuntu's kernels are built with it and
+//! leave it out. So the list is asked before anything counts on a hook. Kernel doc:
+//! `Documentation/admin-guide/LSM/index.rst`, `Documentation/userspace-api/lsm.rst`. Any thread, no
+//! privilege.
 
 use std::fs;
 use std::io;
@@ -52,8 +54,8 @@ fn judge(is_there: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 fn list() -> io::Result<Vec<u64>> {
     let mut ids = [0u64; MOST];
     let mut bytes = size_of_val(&ids) as u32;
-    // SAFETY: the kernel writes at most `bytes` bytes to `ids`, which is as long, and the length it used to `bytes`; both live through
-    // the call.
+    // SAFETY: the kernel writes at most `bytes` bytes to `ids`, which is as long, and the length it
+    // used to `bytes`; both live through the call.
     let count = unsafe { libc::syscall(LSM_LIST_MODULES, ids.as_mut_ptr(), &raw mut bytes, 0) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     Ok(ids.into_iter().take(count).collect())

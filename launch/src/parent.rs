@@ -1,26 +1,34 @@
-//! What the parent owes the launcher: the contract between whoever calls `clone3` (the broker; tests) and the program.
+//! What the parent owes the launcher: the contract between whoever calls `clone3` (the broker;
+//! tests) and the program.
 //!
 //! 1. `clone3` with `CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC` and as many of
-//!    `CLONE_NEWUTS | CLONE_NEWCGROUP` as the host gives, so that the child is pid 1. (`CLONE_NEWTIME` of `clone3` puts the
-//!    child itself into the new namespace.) The network namespace is the launcher's own to make, beside the view, when it is told
-//!    of [`LAYER_NET_NS`](crate::layers::LAYER_NET_NS).
-//! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id each, the plan's
-//!    [`Record::Ids`](crate::plan::Record::Ids) inside. Release it.
-//!    In root mode, and for a plan with [`ExecFlags::MEMFD_NOEXEC`](crate::plan::ExecFlags), the child writes `2` to
-//!    `/proc/sys/vm/memfd_noexec` before it changes its ids: the kernel lets only the host's uid 0.
-//! 3. On cgroup v1 the child writes `0` to the `tasks` files that its parent opened. It becomes that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
-//!    namespace into its inheritable and ambient sets, so that they survive the exec. Supplementary groups are inherited
-//!    from the parent and cannot be dropped once `setgroups` says `deny`: a parent that can drops its own when it starts.
-//! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan, [`STATUS_FD`] one end of a
-//!    `SOCK_SEQPACKET` pair, [`AGENTD_LIFELINE_FD`] and [`BROKER_LIFELINE_FD`] read ends of pipes whose write ends only
-//!    agentd and only the broker hold, [`STATUS_FILE_FD`] a file open for writing, [`NOTE_FD`] a locked file, or `/dev/null` where nothing is to be removed, and from [`FIRST_GRANT_FD`] on one descriptor for each grant: in root mode a
-//!    detached mount, in user mode the granted file or directory itself. Everything above closed or close-on-exec.
-//! 5. `execveat` of [`LAUNCHER_ELF`](crate::LAUNCHER_ELF) from a sealed memfd with the [`Arguments`] and an *empty*
-//!    environment: what is in it would be in `/proc/1/environ`.
+//!    `CLONE_NEWUTS | CLONE_NEWCGROUP` as the host gives, so that the child is pid 1.
+//!    (`CLONE_NEWTIME` of `clone3` puts the child itself into the new namespace.) The network
+//!    namespace is the launcher's own to make, beside the view, when it is told of
+//!    [`LAYER_NET_NS`](crate::layers::LAYER_NET_NS).
+//! 2. Hold the child at a barrier; write `setgroups` (`deny`), `uid_map` and `gid_map`: one id
+//!    each, the plan's [`Record::Ids`](crate::plan::Record::Ids) inside. Release it. In root mode,
+//!    and for a plan with [`ExecFlags::MEMFD_NOEXEC`](crate::plan::ExecFlags), the child writes `2`
+//!    to `/proc/sys/vm/memfd_noexec` before it changes its ids: the kernel lets only the host's uid 0.
+//! 3. On cgroup v1 the child writes `0` to the `tasks` files that its parent opened. It becomes
+//!    that uid and gid (`setresgid`, `setresuid`) and puts [`NEEDED_CAPABILITIES`] of the new user
+//!    namespace into its inheritable and ambient sets, so that they survive the exec. Supplementary
+//!    groups are inherited from the parent and cannot be dropped once `setgroups` says `deny`: a
+//!    parent that can drops its own when it starts.
+//! 4. Descriptors, none of them close-on-exec: 0 to 2 `/dev/null`, [`PLAN_FD`] the sealed plan,
+//!    [`STATUS_FD`] one end of a `SOCK_SEQPACKET` pair, [`AGENTD_LIFELINE_FD`] and
+//!    [`BROKER_LIFELINE_FD`] read ends of pipes whose write ends only agentd and only the broker
+//!    hold, [`STATUS_FILE_FD`] a file open for writing, [`NOTE_FD`] a locked file, or `/dev/null`
+//!    where nothing is to be removed, and from [`FIRST_GRANT_FD`] on one descriptor for each grant:
+//!    in root mode a detached mount, in user mode the granted file or directory itself. Everything
+//!    above closed or close-on-exec.
+//! 5. `execveat` of [`LAUNCHER_ELF`](crate::LAUNCHER_ELF) from a sealed memfd with the
+//!    [`Arguments`] and an *empty* environment: what is in it would be in `/proc/1/environ`.
 //!
-//! The launcher answers on the status socket ([`crate::status`]), writes its last report to the status file before it sends
-//! it (so that the outcome outlives every reader), and, once the program has ended, exits with the
-//! program's code (128 + signal when one ended it), or with [`LAUNCH_FAILED`], or with [`LIFELINES_LOST`].
+//! The launcher answers on the status socket ([`crate::status`]), writes its last report to the
+//! status file before it sends it (so that the outcome outlives every reader), and, once the
+//! program has ended, exits with the program's code (128 + signal when one ended it), or with
+//! [`LAUNCH_FAILED`], or with [`LIFELINES_LOST`].
 
 use core::ffi::CStr;
 

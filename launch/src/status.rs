@@ -1,9 +1,12 @@
-//! The messages on the status socket between the launcher and agentd: 64 bytes each, little-endian, one per packet.
+//! The messages on the status socket between the launcher and agentd: 64 bytes each, little-endian,
+//! one per packet.
 //!
-//! Pure encoding; both sides treat the other's bytes as untrusted. `Ready` carries fds by `SCM_RIGHTS` (the PTY's
-//! master, or the write end of stdin and the read ends of stdout and stderr, or nothing; then the listeners in the
-//! plan's order; then, with [`LAYER_SECCOMP_NOTIFY`](crate::layers::LAYER_SECCOMP_NOTIFY), the read end of the pipe of
-//! [`refusal`](crate::refusal)s), [`Control::Lifeline`] carries one; nothing else carries any. A packet of another length or with an unknown kind does not decode.
+//! Pure encoding; both sides treat the other's bytes as untrusted. `Ready` carries fds by
+//! `SCM_RIGHTS` (the PTY's master, or the write end of stdin and the read ends of stdout and
+//! stderr, or nothing; then the listeners in the plan's order; then, with
+//! [`LAYER_SECCOMP_NOTIFY`](crate::layers::LAYER_SECCOMP_NOTIFY), the read end of the pipe of
+//! [`refusal`](crate::refusal)s), [`Control::Lifeline`] carries one; nothing else carries any. A
+//! packet of another length or with an unknown kind does not decode.
 
 use core::fmt;
 

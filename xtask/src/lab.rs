@@ -241,7 +241,8 @@ impl Lab {
         signal(self.agentd(), Signal::TERM)
     }
 
-    /// Starts the daemon again after [`Lab::kill_agentd`] or [`Lab::stop_agentd`], in the same directories; returns when it is ready.
+    /// Starts the daemon again after [`Lab::kill_agentd`] or [`Lab::stop_agentd`], in the same
+    /// directories; returns when it is ready.
     pub fn restart(&mut self) -> Result<()> {
         // Reaped first: what is left of its process group, the broker, is not to be ended with it.
         if self.agentd.wait(START_LIMIT)?.is_none() {

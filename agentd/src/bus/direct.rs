@@ -1,13 +1,18 @@
-//! The direct path between agents, as the daemon has it: who may ask whom, and the other ends of the connections.
+//! The direct path between agents, as the daemon has it: who may ask whom, and the other ends of
+//! the connections.
 //!
-//! The kernel carries the frames (ADR 38); here is what it is told. A right of the path is exactly a right to make requests by the bus, of one
-//! agent of a user to another, with what was taken back while they run. It is given once both are there, and goes with either. The
-//! broker writes it; changes wait in one table, a pair at most once, and one task carries them out, those that take first.
+//! The kernel carries the frames (ADR 38); here is what it is told. A right of the path is exactly
+//! a right to make requests by the bus, of one agent of a user to another, with what was taken back
+//! while they run. It is given once both are there, and goes with either. The broker writes it;
+//! changes wait in one table, a pair at most once, and one task carries them out, those that take
+//! first.
 //!
-//! An agent's direct connection ends here: it is accepted, never written to and kept until it is closed. Nothing comes on it, because the
-//! kernel takes all that is sent; if something does, it is not the agent's direct connection, and is ended so that its client knows.
+//! An agent's direct connection ends here: it is accepted, never written to and kept until it is
+//! closed. Nothing comes on it, because the kernel takes all that is sent; if something does, it is
+//! not the agent's direct connection, and is ended so that its client knows.
 //!
-//! Runs in the daemon's runtime, without privilege. Where there is no path everything here is idle, and says why.
+//! Runs in the daemon's runtime, without privilege. Where there is no path everything here is idle,
+//! and says why.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -1,4 +1,5 @@
-//! What the tests of the bus share: a bus with agents on it, a bus that ends as a process does, and a client that speaks raw bytes.
+//! What the tests of the bus share: a bus with agents on it, a bus that ends as a process does, and
+//! a client that speaks raw bytes.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -118,8 +119,8 @@ impl Fixture {
     }
 }
 
-/// A bus on a runtime of its own, which ends as a process ends: everything at once. Its agents' sockets go on listening, as those do
-/// that the broker keeps.
+/// A bus on a runtime of its own, which ends as a process ends: everything at once. Its agents'
+/// sockets go on listening, as those do that the broker keeps.
 pub(super) struct MortalBus {
     dir: tempfile::TempDir,
     listeners: Vec<(&'static str, UnixListener)>,

@@ -235,7 +235,8 @@ impl BusServer {
         Self::start_over(sink, limits, shards, Durable::without_store())
     }
 
-    /// As [`Self::start`], with that many router threads, and durable topics and queues; what the store has of them is there before this returns.
+    /// As [`Self::start`], with that many router threads, and durable topics and queues; what the
+    /// store has of them is there before this returns.
     ///
     /// # Errors
     /// The store's.

@@ -1,8 +1,11 @@
-//! What the programs in the kernel refused: live control, and the guard of BPF LSM. Records of the ring buffer `DENIALS`.
+//! What the programs in the kernel refused: live control, and the guard of BPF LSM. Records of the
+//! ring buffer `DENIALS`.
 //!
-//! The programs wait for nobody: what finds the ring full is counted in the agent's row of `COUNTERS` and refused all the same. The ring
-//! is one for all agents and is read no faster than its [`Allowance`], so whatever agents do costs the daemon that much and no
-//! more. A record is copied out of the kernel's memory before it is looked at; the program's name in it is the program's.
+//! The programs wait for nobody: what finds the ring full is counted in the agent's row of
+//! `COUNTERS` and refused all the same. The ring is one for all agents and is read no faster than
+//! its [`Allowance`], so whatever agents do costs the daemon that much and no more. A record is
+//! copied out of the kernel's memory before it is looked at; the program's name in it is the
+//! program's.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

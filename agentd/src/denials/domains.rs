@@ -1,9 +1,12 @@
-//! Which Landlock domain is whose: the records of the kernel's audit name a number that nobody else knows.
+//! Which Landlock domain is whose: the records of the kernel's audit name a number that nobody else
+//! knows.
 //!
-//! A launcher makes its domain known by being refused a signal to the sandbox's init (ADR 40), so the first record of a domain names
-//! that init by its process number on the host, which the broker told agentd. The record may be read before agentd has the agent:
-//! what comes of such a domain waits, bounded. While an agent lives its init's number is nobody else's, and the first domain that is
-//! made known for it stays its own: a domain that its programs make inside is another number, and theirs.
+//! A launcher makes its domain known by being refused a signal to the sandbox's init (ADR 40), so
+//! the first record of a domain names that init by its process number on the host, which the broker
+//! told agentd. The record may be read before agentd has the agent: what comes of such a domain
+//! waits, bounded. While an agent lives its init's number is nobody else's, and the first domain
+//! that is made known for it stays its own: a domain that its programs make inside is another
+//! number, and theirs.
 //!
 //! Pure. `A` is an agent.
 

@@ -1,8 +1,11 @@
-//! What Landlock refused: records of the kernel's audit, on a socket that the broker made and that lets nothing else through.
+//! What Landlock refused: records of the kernel's audit, on a socket that the broker made and that
+//! lets nothing else through.
 //!
-//! The kernel waits for nobody. What finds the socket full is counted by it ([`Source::dropped`]); what a domain refused in all is in
-//! the record of its end, so each agent's losses are exact where that comes through. The socket is read no faster than its [`Allowance`],
-//! whatever agents do. A record is text by the kernel with names from inside sandboxes in it; [`agentd_kernel::audit::record`] parses it.
+//! The kernel waits for nobody. What finds the socket full is counted by it ([`Source::dropped`]);
+//! what a domain refused in all is in the record of its end, so each agent's losses are exact where
+//! that comes through. The socket is read no faster than its [`Allowance`], whatever agents do. A
+//! record is text by the kernel with names from inside sandboxes in it;
+//! [`agentd_kernel::audit::record`] parses it.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -1,14 +1,17 @@
-//! Denial events: what the kernel's layers refused an agent, joined with the line of its policy and with everything that agentd
-//! itself refuses.
+//! Denial events: what the kernel's layers refused an agent, joined with the line of its policy and
+//! with everything that agentd itself refuses.
 //!
-//! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), the ring of the kernel plane's programs
-//! ([`bpf`]), and Landlock's records in the kernel's audit ([`landlock`]). The bus's router has a queue for each agent ([`bus`]). What
-//! else agentd refuses (proxy, gateway, tools, ssh) is recorded where it is refused. All end in [`agentd_storage::Store`], which tells those who follow
-//! (`control::denials`), so the stream has one order and nobody is left out. A source never decides anything: when all of this
-//! stands still, everything is refused as before, and what could not be told is counted ([`Denials::lost`]).
+//! The kernel's sources are one file each: calls that the filter holds ([`seccomp`]), the ring of
+//! the kernel plane's programs ([`bpf`]), and Landlock's records in the kernel's audit
+//! ([`landlock`]). The bus's router has a queue for each agent ([`bus`]). What else agentd refuses
+//! (proxy, gateway, tools, ssh) is recorded where it is refused. All end in
+//! [`agentd_storage::Store`], which tells those who follow (`control::denials`), so the stream has
+//! one order and nobody is left out. A source never decides anything: when all of this stands
+//! still, everything is refused as before, and what could not be told is counted
+//! ([`Denials::lost`]).
 //!
-//! Runs in the daemon's runtime, without privilege. Text that came out of a sandbox is cut and cleaned before it goes anywhere.
-//! Start reading at [`Witness`].
+//! Runs in the daemon's runtime, without privilege. Text that came out of a sandbox is cut and
+//! cleaned before it goes anywhere. Start reading at [`Witness`].
 
 mod allowance;
 mod bpf;
@@ -159,7 +162,8 @@ impl Denials {
             .collect()
     }
 
-    /// Refusals that nobody could be told of and of which nobody knows whose they were. `kernel`: what the kernel's audit itself lost.
+    /// Refusals that nobody could be told of and of which nobody knows whose they were. `kernel`:
+    /// what the kernel's audit itself lost.
     pub fn lost_of_anybody(&self, kernel: u64) -> Vec<(Layer, u64)> {
         // An agent whose slot another one has is shown no more: what it lost is nobody's in particular again.
         let witnesses = self.lock();

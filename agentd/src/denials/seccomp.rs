@@ -1,8 +1,9 @@
 //! Calls that the filter held and the sandbox's init refused: records from its pipe.
 //!
-//! The pipe is the queue, and a short one: what does not fit is counted by the init. Here it is read no faster than its
-//! [`Allowance`], so an agent that does nothing but forbidden calls costs the daemon that much and no more. The records come from a
-//! process that the agent shares a sandbox with: any bytes are a record, and no record does more than appear.
+//! The pipe is the queue, and a short one: what does not fit is counted by the init. Here it is
+//! read no faster than its [`Allowance`], so an agent that does nothing but forbidden calls costs
+//! the daemon that much and no more. The records come from a process that the agent shares a
+//! sandbox with: any bytes are a record, and no record does more than appear.
 
 use std::io;
 use std::os::fd::OwnedFd;

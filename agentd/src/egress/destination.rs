@@ -1,7 +1,8 @@
 //! From what an agent names to an open connection, or to the reason why not.
 //!
-//! The order is the promise: rules by name and port, a person where they say so, then resolution, then every address by its range, then a
-//! connection to an address that passed. Nothing is resolved twice.
+//! The order is the promise: rules by name and port, a person where they say so, then resolution,
+//! then every address by its range, then a connection to an address that passed. Nothing is
+//! resolved twice.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

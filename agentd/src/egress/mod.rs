@@ -1,15 +1,16 @@
 //! The egress proxy: an agent's only way to the network.
 //!
-//! The agent's namespace has nothing but loopback; the daemon accepts on a port there and speaks the two forms of an
-//! HTTP proxy: `CONNECT host:port`, and requests with a whole `http://` address. A host and port pass if the policy
-//! lists them ([`agentd_sandbox::EgressRules`]). Names are resolved here, outside; every address is judged
-//! ([`destination`]), and the connection goes to the very address that was judged, so a name that changes its mind
-//! between look and use gains nothing. Of what is inside a tunnel only the server's name is read
-//! with which TLS begins ([`hello`]): it must be the host that was asked for, or another that the policy allows. More is looked at
-//! for hosts alone that the policy names a credential for ([`terminate`]).
+//! The agent's namespace has nothing but loopback; the daemon accepts on a port there and speaks
+//! the two forms of an HTTP proxy: `CONNECT host:port`, and requests with a whole `http://`
+//! address. A host and port pass if the policy lists them ([`agentd_sandbox::EgressRules`]). Names
+//! are resolved here, outside; every address is judged ([`destination`]), and the connection goes
+//! to the very address that was judged, so a name that changes its mind between look and use gains
+//! nothing. Of what is inside a tunnel only the server's name is read with which TLS begins
+//! ([`hello`]): it must be the host that was asked for, or another that the policy allows. More is
+//! looked at for hosts alone that the policy names a credential for ([`terminate`]).
 //!
-//! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403 that says what to add
-//! to the policy, and a line on record. Start reading at [`server`].
+//! Runs in the daemon's runtime, without privilege; one [`serve`] per agent. A refusal is a 403
+//! that says what to add to the policy, and a line on record. Start reading at [`server`].
 
 mod authority;
 mod consent;

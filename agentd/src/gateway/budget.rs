@@ -272,10 +272,12 @@ impl TokenBudget {
         reached
     }
 
-    /// Sets aside what a request of about `input` tokens that wants to write up to `output` may spend, at this price.
+    /// Sets aside what a request of about `input` tokens that wants to write up to `output` may
+    /// spend, at this price.
     ///
-    /// Grants less output where less is left, but at least one token. Waits while only the reservations of
-    /// running requests stand in the way. Under a ceiling of dollars the caller knows the price: without one a request costs nothing.
+    /// Grants less output where less is left, but at least one token. Waits while only the
+    /// reservations of running requests stand in the way. Under a ceiling of dollars the caller
+    /// knows the price: without one a request costs nothing.
     pub async fn reserve(
         self: &Arc<Self>,
         input: u64,

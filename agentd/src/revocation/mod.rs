@@ -1,14 +1,16 @@
 //! Live control: what can be taken from an agent while it runs, and given back.
 //!
-//! The kernel holds it: the broker writes the agent's row in a table that eBPF programs read at each connect, packet, exec
-//! and open ([`agentd_bpf`]), and freezes cgroups. Here is who may do it ([`state`]), in which order, and what
-//! agentd itself closes ([`network`]). By what agentd itself judges can be tightened ([`tighten`],
-//! [`live`]), and so can the limits of its cgroup ([`limits`]). What is taken is kept with the broker *before* it is taken, and forgotten only after
-//! it was given back, so an agentd that dies in between leaves an agent with less, never with more; the next agentd takes it
-//! again before it serves anybody. There is no way from inside a sandbox to any of this.
+//! The kernel holds it: the broker writes the agent's row in a table that eBPF programs read at
+//! each connect, packet, exec and open ([`agentd_bpf`]), and freezes cgroups. Here is who may do it
+//! ([`state`]), in which order, and what agentd itself closes ([`network`]). By what agentd itself
+//! judges can be tightened ([`tighten`], [`live`]), and so can the limits of its cgroup
+//! ([`limits`]). What is taken is kept with the broker *before* it is taken, and forgotten only
+//! after it was given back, so an agentd that dies in between leaves an agent with less, never with
+//! more; the next agentd takes it again before it serves anybody. There is no way from inside a
+//! sandbox to any of this.
 //!
-//! Runs in the daemon's runtime, without privilege. Where the host can't do a thing, the broker's reason is the error's
-//! text, and nothing has changed. Start reading at [`Control`].
+//! Runs in the daemon's runtime, without privilege. Where the host can't do a thing, the broker's
+//! reason is the error's text, and nothing has changed. Start reading at [`Control`].
 
 mod limits;
 mod live;

@@ -1,8 +1,9 @@
 //! Scheduler telemetry: what agents ran, waited for and slept, read from the kernel plane's tables.
 //!
-//! The programs count in the kernel (`agentd-ebpf/src/sched.rs`); this adds up and names. A reading is some loads from mapped memory: no
-//! system call but the clock, no lock, any thread. The figures of an agent that ends are read a last time before its slot is
-//! released, and go on record with its exit. Where the programs are not, the reason is, and nothing is guessed from other sources.
+//! The programs count in the kernel (`agentd-ebpf/src/sched.rs`); this adds up and names. A reading
+//! is some loads from mapped memory: no system call but the clock, no lock, any thread. The figures
+//! of an agent that ends are read a last time before its slot is released, and go on record with
+//! its exit. Where the programs are not, the reason is, and nothing is guessed from other sources.
 
 use agentd_api::{AgentSched, Error};
 use agentd_bpf::layout::sched::{Sched, bucket_end_ns, off};
@@ -111,7 +112,8 @@ fn answer(agent: &Agent, at_ns: u64, total: &Sched, seated: &[Seated]) -> AgentS
     }
 }
 
-/// The histogram as the interface has it: the longest wait of each bucket that has any, which in the last one is the longest seen.
+/// The histogram as the interface has it: the longest wait of each bucket that has any, which in
+/// the last one is the longest seen.
 fn waits(total: &Sched) -> Vec<(u64, u64)> {
     let buckets = total.waits.iter().enumerate();
     let named = buckets.map(|(bucket, count)| {

@@ -55,8 +55,9 @@ pub fn modes() -> Vec<Mode> {
     vec![Mode::User]
 }
 
-/// `agentd`, `agentd-broker`, `agentctl` and the test kit's programs, where everybody can execute them: copies of what was built, or what
-/// lies in AGENTD_TEST_PROGRAMS, as in a guest of `cargo xtask vm`.
+/// `agentd`, `agentd-broker`, `agentctl` and the test kit's programs, where everybody can execute
+/// them: copies of what was built, or what lies in AGENTD_TEST_PROGRAMS, as in a guest of
+/// `cargo xtask vm`.
 pub fn program(name: &str) -> PathBuf {
     if let Some(there) = std::env::var_os("AGENTD_TEST_PROGRAMS") {
         return Path::new(&there).join(name);

@@ -1,5 +1,6 @@
-//! Orders to an agent over FIFOs of its workspace: it does what is written to `ask`, and writes into `answer` what came of it, a line
-//! each. Neither is agentd's, so both work while agentd is dead, and whatever has been taken from the agent.
+//! Orders to an agent over FIFOs of its workspace: it does what is written to `ask`, and writes
+//! into `answer` what came of it, a line each. Neither is agentd's, so both work while agentd is
+//! dead, and whatever has been taken from the agent.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};

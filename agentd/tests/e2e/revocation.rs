@@ -1,4 +1,5 @@
-//! Live control: rights are taken from a running agent in the kernel, told by its own errno, and given back by the right hand only.
+//! Live control: rights are taken from a running agent in the kernel, told by its own errno, and
+//! given back by the right hand only.
 
 use std::path::Path;
 

@@ -1,10 +1,13 @@
-//! Aeron as a contender: exclusive publications over `aeron:ipc`, the C client and the C media driver.
+//! Aeron as a contender: exclusive publications over `aeron:ipc`, the C client and the C media
+//! driver.
 //!
-//! The media driver is a process of its own, this same program started with `driver DIRECTORY`. It is not on the path of
-//! a message, but moves the publisher's limit along. On two CPUs that the two sides keep busy it must not spin, and each of
-//! Aeron's idle strategies does while there is traffic; so it has one thread (SHARED) that works once per [`DUTY_CYCLE`],
-//! in which a publisher at full speed uses a part of the window of half a term. Terms are not sparse and touched beforehand, spies and loss reports are
-//! off, publishers write into the claimed term (`try_claim`), subscribers poll the image for several fragments a call.
+//! The media driver is a process of its own, this same program started with `driver DIRECTORY`. It
+//! is not on the path of a message, but moves the publisher's limit along. On two CPUs that the two
+//! sides keep busy it must not spin, and each of Aeron's idle strategies does while there is
+//! traffic; so it has one thread (SHARED) that works once per [`DUTY_CYCLE`], in which a publisher
+//! at full speed uses a part of the window of half a term. Terms are not sparse and touched
+//! beforehand, spies and loss reports are off, publishers write into the claimed term
+//! (`try_claim`), subscribers poll the image for several fragments a call.
 
 use std::cell::Cell;
 use std::ffi::CString;

@@ -1,8 +1,10 @@
-//! `cargo xtask bench durable`: what it costs to put messages on the disk before they are acknowledged.
+//! `cargo xtask bench durable`: what it costs to put messages on the disk before they are
+//! acknowledged.
 //!
-//! Each contender enqueues batches of 64 messages of 64 bytes and waits for each batch's acknowledgement before it sends the next.
-//! They take turns, round by round, on the same file system; the first round is dropped. A promised row is a ratio of two
-//! samples of one round. What is compared with what, and why, is in docs/benchmarks.md.
+//! Each contender enqueues batches of 64 messages of 64 bytes and waits for each batch's
+//! acknowledgement before it sends the next. They take turns, round by round, on the same file
+//! system; the first round is dropped. A promised row is a ratio of two samples of one round. What
+//! is compared with what, and why, is in docs/benchmarks.md.
 
 mod bare;
 mod jetstream;

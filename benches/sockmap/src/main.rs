@@ -1,8 +1,9 @@
 //! `cargo xtask bench sockmap`: request and reply between two agents, on one CPU.
 //!
-//! Three ways, taken in turns within each round, the order turned round every other round, the first round dropped: redirected in the
-//! kernel between two sockets in two network namespaces; one TCP connection over loopback without anybody between; and AF_UNIX
-//! sockets with a process between them that only carries frames, which is less than what agentd's router does. Same frames, same
+//! Three ways, taken in turns within each round, the order turned round every other round, the
+//! first round dropped: redirected in the kernel between two sockets in two network namespaces; one
+//! TCP connection over loopback without anybody between; and AF_UNIX sockets with a process between
+//! them that only carries frames, which is less than what agentd's router does. Same frames, same
 //! blocking reads and writes. A promised row is a ratio of two samples of one round. Needs root.
 
 mod flood;

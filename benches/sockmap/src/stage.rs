@@ -1,7 +1,8 @@
 //! Two ends and what is between them, each a process of its own, all on one CPU.
 //!
-//! A requester sends a frame and waits for the answer, as often as it is told over its control socket; the replier answers until its
-//! connection ends. Forked by a caller with one thread; each child dies with it.
+//! A requester sends a frame and waits for the answer, as often as it is told over its control
+//! socket; the replier answers until its connection ends. Forked by a caller with one thread; each
+//! child dies with it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

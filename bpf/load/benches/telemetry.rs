@@ -1,11 +1,15 @@
-//! What scheduler telemetry adds to a switch and the wake-up before it. `cargo xtask bench kernel` judges.
+//! What scheduler telemetry adds to a switch and the wake-up before it. `cargo xtask bench kernel`
+//! judges.
 //!
-//! Two processes on one processor hand a byte to and fro through pipes, so that each hand-over is one wake-up and one switch. The
-//! programs are attached for one sample and not for the next, the order turned round every other round; what the samples of one
-//! round differ by, divided by the hand-overs, is the cost. A sample is the processor time of both, so what else the processor does
-//! meanwhile is not in it. All the rest counts: the tracepoints' own code, the programs, and what they push out of the caches. `--rounds N`; prints one JSON object: `agent_ns` (both are an agent's), `nobody_ns` (neither is),
-//! `hand_over_ns` (without the programs), and `programs_ns`, what the kernel itself counts for the programs while it counts
-//! (`BPF_ENABLE_STATS`), with what counting costs. Or `skipped`, with the reason.
+//! Two processes on one processor hand a byte to and fro through pipes, so that each hand-over is
+//! one wake-up and one switch. The programs are attached for one sample and not for the next, the
+//! order turned round every other round; what the samples of one round differ by, divided by the
+//! hand-overs, is the cost. A sample is the processor time of both, so what else the processor does
+//! meanwhile is not in it. All the rest counts: the tracepoints' own code, the programs, and what
+//! they push out of the caches. `--rounds N`; prints one JSON object: `agent_ns` (both are an
+//! agent's), `nobody_ns` (neither is), `hand_over_ns` (without the programs), and `programs_ns`,
+//! what the kernel itself counts for the programs while it counts (`BPF_ENABLE_STATS`), with what
+//! counting costs. Or `skipped`, with the reason.
 
 #[path = "../tests/kernel/bed.rs"]
 #[allow(dead_code, reason = "the tests' bed, of which this takes a part")]

@@ -1,7 +1,8 @@
 //! Which programs make up each group, and where each is attached.
 //!
-//! To add a program: a file in `agentd-ebpf`, a line here. What kind of program it is says its ELF section; here is what the section
-//! doesn't say. A group loads whole or not at all, so programs that some kernels lack are a group of their own.
+//! To add a program: a file in `agentd-ebpf`, a line here. What kind of program it is says its ELF
+//! section; here is what the section doesn't say. A group loads whole or not at all, so programs
+//! that some kernels lack are a group of their own.
 
 use agentd_bpf::Group;
 

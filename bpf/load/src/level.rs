@@ -1,8 +1,10 @@
-//! How deep a cgroup is below the root of the whole hierarchy, for a process that doesn't see that root.
+//! How deep a cgroup is below the root of the whole hierarchy, for a process that doesn't see that
+//! root.
 //!
-//! Programs count levels from the root, and a cgroup namespace hides it from every file of `/proc` and of cgroup2. The kernel tells a
-//! program all the same: this one, run once by the calling task and never attached, asks for the ids of the task's ancestors level by
-//! level until one is the id that is looked for (ADR 43). Needs what loading needs; makes two calls of `bpf(2)`.
+//! Programs count levels from the root, and a cgroup namespace hides it from every file of `/proc`
+//! and of cgroup2. The kernel tells a program all the same: this one, run once by the calling task
+//! and never attached, asks for the ids of the task's ancestors level by level until one is the id
+//! that is looked for (ADR 43). Needs what loading needs; makes two calls of `bpf(2)`.
 
 use crate::sys;
 use std::io;

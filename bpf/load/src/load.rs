@@ -1,8 +1,9 @@
 //! One load: the tables first, then what is in them, then the programs, group by group.
 //!
-//! Tables that an earlier loader pinned with the same layout are used as they are, and a link that is there gets the new program put
-//! into it, so an agent that lives through the change is never without its hooks. The tables are filled before anything is attached:
-//! a cgroup that no program knows yet would be refused.
+//! Tables that an earlier loader pinned with the same layout are used as they are, and a link that
+//! is there gets the new program put into it, so an agent that lives through the change is never
+//! without its hooks. The tables are filled before anything is attached: a cgroup that no program
+//! knows yet would be refused.
 
 use crate::groups::{self, BITS, Hook, NO_OFFSET, OFFSETS, Place};
 use crate::pins::{PinError, Pins, Version};
@@ -126,8 +127,8 @@ fn kernel_btf() -> &'static Result<Btf, BtfError> {
     READ.get_or_init(Btf::from_sys_fs)
 }
 
-/// The values of [`OFFSETS`] and [`BITS`], looked up once in a process. Without BTF all are missing, and with them the groups that
-/// need them.
+/// The values of [`OFFSETS`] and [`BITS`], looked up once in a process. Without BTF all are
+/// missing, and with them the groups that need them.
 fn offsets() -> &'static [(&'static str, u32)] {
     static FOUND: OnceLock<Vec<(&'static str, u32)>> = OnceLock::new();
     FOUND.get_or_init(look_up_offsets)

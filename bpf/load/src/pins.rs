@@ -1,12 +1,14 @@
 //! The directory of one broker's pins in bpffs: made, found again, removed.
 //!
-//! `/sys/fs/bpf/agentd/<instance>/<LAYOUT>-<hash of the object>/{maps,links}/`. The instance is the id of the broker's cgroup2
-//! subtree: a broker that is started again on the same subtree (a delegated one) finds what the last one pinned, and pins whose
-//! subtree is no more belong to nobody. The layout decides what is taken over, the hash only says what is loaded.
+//! `/sys/fs/bpf/agentd/<instance>/<LAYOUT>-<hash of the object>/{maps,links}/`. The instance is the
+//! id of the broker's cgroup2 subtree: a broker that is started again on the same subtree (a
+//! delegated one) finds what the last one pinned, and pins whose subtree is no more belong to
+//! nobody. The layout decides what is taken over, the hash only says what is loaded.
 //!
-//! Where bpffs is not mounted, the first broker mounts it and the last one unmounts it. Several brokers begin and end at once: each
-//! holds a lock on `/sys/fs` meanwhile. Needs root, and CAP_SYS_ADMIN to mount; makes no call of `bpf(2)`, so removal works after
-//! the right to that is gone. Blocks on the lock only, for the length of others' few calls.
+//! Where bpffs is not mounted, the first broker mounts it and the last one unmounts it. Several
+//! brokers begin and end at once: each holds a lock on `/sys/fs` meanwhile. Needs root, and
+//! CAP_SYS_ADMIN to mount; makes no call of `bpf(2)`, so removal works after the right to that is
+//! gone. Blocks on the lock only, for the length of others' few calls.
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -66,8 +68,9 @@ impl Pins {
         &self.instance
     }
 
-    /// Makes the instance's directory, and mounts bpffs for it if need be. Removes instances whose subtree is not among the cgroups
-    /// that `living` tells of; asked only if there are others, and believed only if it knows.
+    /// Makes the instance's directory, and mounts bpffs for it if need be. Removes instances whose
+    /// subtree is not among the cgroups that `living` tells of; asked only if there are others, and
+    /// believed only if it knows.
     pub fn make(&self, living: impl FnOnce() -> Option<HashSet<u64>>) -> Result<(), PinError> {
         let _lock = lock()?;
         if !is_mounted()? {

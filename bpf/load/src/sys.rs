@@ -1,5 +1,5 @@
-//! The calls of `bpf(2)` that aya has no public form of: pins with flags, links that are made, replaced and pinned alike for every
-//! kind of program. Kernel doc: `include/uapi/linux/bpf.h`.
+//! The calls of `bpf(2)` that aya has no public form of: pins with flags, links that are made,
+//! replaced and pinned alike for every kind of program. Kernel doc: `include/uapi/linux/bpf.h`.
 
 use crate::groups::At;
 use std::ffi::CString;
@@ -37,8 +37,9 @@ impl Attributes {
 }
 
 fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes are initialised and live through the call; where they hold a pointer (OBJ_PIN, OBJ_GET, PROG_LOAD), it is
-    // of what the caller keeps alive. None of these commands writes to them.
+    // SAFETY: the attributes are initialised and live through the call; where they hold a pointer
+    // (OBJ_PIN, OBJ_GET, PROG_LOAD), it is of what the caller keeps alive. None of these commands
+    // writes to them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -69,8 +70,8 @@ pub fn load_raw_tracepoint(instructions: &[u64]) -> io::Result<OwnedFd> {
 pub fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
     let mut attributes = Attributes::default();
     attributes.words[0] = raw(program);
-    // SAFETY: the attributes are initialised, live through the call and are borrowed for it alone; the kernel writes the result to
-    // them and follows no pointer, as there is none.
+    // SAFETY: the attributes are initialised, live through the call and are borrowed for it alone;
+    // the kernel writes the result to them and follows no pointer, as there is none.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

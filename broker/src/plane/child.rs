@@ -1,10 +1,12 @@
 //! The child process that loads the programs, and the message that tells what it loaded.
 //!
-//! The child is forked while the broker is single-threaded and still has its privileges; it runs `agentd-bpf-load`, sends one
-//! message with the tables' descriptors, and exits. The memory of ELF, BTF and verifier logs goes with it. The same message, put into a
-//! socket that survives exec, hands the plane to a program that replaces this one.
+//! The child is forked while the broker is single-threaded and still has its privileges; it runs
+//! `agentd-bpf-load`, sends one message with the tables' descriptors, and exits. The memory of ELF,
+//! BTF and verifier logs goes with it. The same message, put into a socket that survives exec,
+//! hands the plane to a program that replaces this one.
 //!
-//! The message is between two processes of the broker, so it is believed, but not blindly: one that doesn't parse is no plane.
+//! The message is between two processes of the broker, so it is believed, but not blindly: one that
+//! doesn't parse is no plane.
 
 use crate::log::log;
 use agentd_bpf::layout::LAYOUT;

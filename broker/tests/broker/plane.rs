@@ -13,7 +13,8 @@ use agentd_kernel::pidfd::PidFd;
 use rustix::process::Signal;
 use std::path::PathBuf;
 
-/// Says on its standard output, for each line on its standard input, whether a connect is refused by nobody listening or by a rule.
+/// Says on its standard output, for each line on its standard input, whether a connect is refused
+/// by nobody listening or by a rule.
 const PROBE: &str = "while read line; do \
     if (: > /dev/tcp/127.0.0.1/1) 2>&1 | grep -q refused; then echo open; else echo revoked; fi; done";
 

@@ -16,7 +16,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 
-/// Connects, then sends what it is told to in one call (the shell's own printf writes line by line), or shows as many bytes of content as it is told to wait for.
+/// Connects, then sends what it is told to in one call (the shell's own printf writes line by
+/// line), or shows as many bytes of content as it is told to wait for.
 const PEER: &str = "exec 3<>/dev/tcp/127.0.0.1/7203 || exit 9; echo up; while read -r verb what; do case $verb in \
     send) if (env printf \"$what\" >&3) 2>/dev/null; then echo sent; else echo refused; fi;; \
     take) head -c $((40 + what)) <&3 | tail -c $what; echo;; esac; done";

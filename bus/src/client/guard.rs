@@ -1,8 +1,9 @@
-//! Protection at the ends of a client: what goes out is protected as [`Protection`] says, what comes in is verified before the
-//! program sees any of it.
+//! Protection at the ends of a client: what goes out is protected as [`Protection`] says, what
+//! comes in is verified before the program sees any of it.
 //!
-//! Whatever does not verify is dropped, counted and kept for [`super::Client::refused`]; a request is answered with the reason as well.
-//! Without keys everything goes out plain, and what comes protected is refused: there is nobody here who could read it.
+//! Whatever does not verify is dropped, counted and kept for [`super::Client::refused`]; a request
+//! is answered with the reason as well. Without keys everything goes out plain, and what comes
+//! protected is refused: there is nobody here who could read it.
 
 #![forbid(unsafe_code)]
 

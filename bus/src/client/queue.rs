@@ -427,8 +427,9 @@ impl Consumer {
         }
     }
 
-    /// Hands each message that is there, or comes first within `timeout`, to `work`, and says at the end of the batch what became
-    /// of all of them; how many there were. The way for many small messages: nothing is copied, and a batch is settled by one frame.
+    /// Hands each message that is there, or comes first within `timeout`, to `work`, and says at
+    /// the end of the batch what became of all of them; how many there were. The way for many small
+    /// messages: nothing is copied, and a batch is settled by one frame.
     pub fn for_each(
         &mut self,
         timeout: Duration,

@@ -138,8 +138,9 @@ pub enum Control<'a> {
         outcome: Outcome,
         tags: Numbers<'a>,
     },
-    /// Up to `max` messages from id `from` on, as they lie: answered as [`Control::Delivered`], without the
-    /// number, each with tag 0 (a dead letter: with its reason). `queue u32 · part u8 (0 live, 1 dead) · 0 u8 · 0 u16 · max u32 · from u64`
+    /// Up to `max` messages from id `from` on, as they lie: answered as [`Control::Delivered`],
+    /// without the number, each with tag 0 (a dead letter: with its reason).
+    /// `queue u32 · part u8 (0 live, 1 dead) · 0 u8 · 0 u16 · max u32 · from u64`
     QueuePeek {
         queue: u32,
         part: QueuePart,

@@ -1,6 +1,8 @@
-//! What a client and the bus say about the direct path: who is where on it, and answers that it does not take.
+//! What a client and the bus say about the direct path: who is where on it, and answers that it
+//! does not take.
 //!
-//! Addresses are those of `agentd_ebpf_common::route`. The bus tells them to agents of one user only, and moves nothing of the path itself.
+//! Addresses are those of `agentd_ebpf_common::route`. The bus tells them to agents of one user
+//! only, and moves nothing of the path itself.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +20,8 @@ pub enum Direct<'a> {
     Peer { id: PeerId },
     /// Whose an address is. Answered with the id. `address u64`
     Whose { address: u64 },
-    /// An answer that the path did not take, to the agent that asked by it. Judged as a request of that agent. `to u64 · correlation u64 · response`
+    /// An answer that the path did not take, to the agent that asked by it. Judged as a request of
+    /// that agent. `to u64 · correlation u64 · response`
     Answer {
         to: u64,
         correlation: u64,

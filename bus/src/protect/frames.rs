@@ -116,8 +116,8 @@ fn transcript<'a>(
     }
 }
 
-/// Protects `frame`, which goes from agent `source` to agent `destination` (for a broadcast or topic: to whom does not matter). An answer
-/// names the request that it answers.
+/// Protects `frame`, which goes from agent `source` to agent `destination` (for a broadcast or
+/// topic: to whom does not matter). An answer names the request that it answers.
 pub fn protect_frame(
     sealer: &Sealer,
     frame: Frame,
@@ -190,8 +190,9 @@ fn is_from_bus(frame: &Frame) -> bool {
         && Event::parse(&frame.payload).is_ok_and(|event| event.topic.starts_with(RESERVED_PREFIX))
 }
 
-/// Opens the answer of agent `server` to the request `asked`, which went out under `scheme`. The bus's own refusals pass as they are;
-/// any other answer must be protected at least as well as its request.
+/// Opens the answer of agent `server` to the request `asked`, which went out under `scheme`. The
+/// bus's own refusals pass as they are; any other answer must be protected at least as well as its
+/// request.
 pub fn open_answer(
     keyring: &Keyring,
     frame: Frame,

@@ -1,8 +1,9 @@
-//! Keys in files: one line, `SCHEME ID HEX`, for example `aes-256-gcm 7 0f3a…` (64 digits), or `ed25519-public 7 …`.
+//! Keys in files: one line, `SCHEME ID HEX`, for example `aes-256-gcm 7 0f3a…` (64 digits), or
+//! `ed25519-public 7 …`.
 //!
-//! A file with a secret must be this user's (or root's) and closed to everyone else; a public key must only not be writable by others.
-//! The kernel is asked about the open descriptor, never about a path, and symbolic links are not followed. Blocks only as
-//! reading a file does.
+//! A file with a secret must be this user's (or root's) and closed to everyone else; a public key
+//! must only not be writable by others. The kernel is asked about the open descriptor, never about
+//! a path, and symbolic links are not followed. Blocks only as reading a file does.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
-//! Signed and sealed messages: what two agents that share a key can prove to each other and hide from
-//! everyone between them, the bus included.
+//! Signed and sealed messages: what two agents that share a key can prove to each other and hide
+//! from everyone between them, the bus included.
 //!
-//! Three schemes: HMAC-SHA-256 and Ed25519 sign, AES-256-GCM seals. What the router needs (method and time-out,
-//! status, topic and type) stays readable and is covered; the parameters, result or data become an *envelope*:
+//! Three schemes: HMAC-SHA-256 and Ed25519 sign, AES-256-GCM seals. What the router needs (method
+//! and time-out, status, topic and type) stays readable and is covered; the parameters, result or
+//! data become an *envelope*:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
@@ -16,20 +17,23 @@
 //! | 40 | n | the body; encrypted by AES-256-GCM |
 //! | 40 + n | 32, 64, 16 | HMAC, signature or tag |
 //!
-//! **Covered** is all of the envelope and the transcript in front of it ([`envelope`]): what kind of message, the
-//! flags that the bus leaves alone, sender and receiver, everything readable in the payload, and for an answer the
-//! request that it answers. **Not covered** is what the bus itself writes: time stamp, CRC, correlation id, descriptor flag.
-//! Sender and receiver are covered although the bus writes them too, because both ends know them without it.
+//! **Covered** is all of the envelope and the transcript in front of it ([`envelope`]): what kind
+//! of message, the flags that the bus leaves alone, sender and receiver, everything readable in the
+//! payload, and for an answer the request that it answers. **Not covered** is what the bus itself
+//! writes: time stamp, CRC, correlation id, descriptor flag. Sender and receiver are covered
+//! although the bus writes them too, because both ends know them without it.
 //!
-//! **Nonces can't repeat.** A secret is never a cipher key itself: each session has its own, derived by HKDF-SHA-256 from
-//! secret, scheme, key id and the 128 random bits of the session, and the nonce is the counter. Before a session's key has
-//! encrypted [`seal::BLOCKS_MAX`] blocks or [`seal::MESSAGES_MAX`] messages a new session begins; so it does in a forked child.
+//! **Nonces can't repeat.** A secret is never a cipher key itself: each session has its own,
+//! derived by HKDF-SHA-256 from secret, scheme, key id and the 128 random bits of the session, and
+//! the nonce is the counter. Before a session's key has encrypted [`seal::BLOCKS_MAX`] blocks or
+//! [`seal::MESSAGES_MAX`] messages a new session begins; so it does in a forked child.
 //!
 //! **Replays** are refused per receiver: see [`replay`].
 //!
-//! Pure but for the clock, the kernel's random numbers and key files; any thread, no privilege. Keys are wiped when dropped and never
-//! printed. Comparisons of secrets take the same time whatever they find (ring). Fails with [`ProtectError`].
-//! Start with [`Protection`] for a client, [`Sealer`] and [`Opener`] for payloads of lanes and logs.
+//! Pure but for the clock, the kernel's random numbers and key files; any thread, no privilege.
+//! Keys are wiped when dropped and never printed. Comparisons of secrets take the same time
+//! whatever they find (ring). Fails with [`ProtectError`]. Start with [`Protection`] for a client,
+//! [`Sealer`] and [`Opener`] for payloads of lanes and logs.
 
 pub mod envelope;
 mod frames;

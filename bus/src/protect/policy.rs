@@ -102,8 +102,9 @@ impl Protection {
         self
     }
 
-    /// From now on messages within `scope` are protected with `key`; a shared key is also believed. A key for an agent or a topic goes
-    /// before the one for everyone. To rotate keys: everyone accepts the new one, each sends with it, the old one is retired.
+    /// From now on messages within `scope` are protected with `key`; a shared key is also believed.
+    /// A key for an agent or a topic goes before the one for everyone. To rotate keys: everyone
+    /// accepts the new one, each sends with it, the old one is retired.
     pub fn send_with(&self, scope: Scope, key: Key) -> Result<(), ProtectError> {
         let sealer = Arc::new(Sealer::new(key.clone())?);
         if key.public().is_none() {

@@ -119,8 +119,9 @@ impl Sealer {
         Ok(id)
     }
 
-    /// Wraps the payload of a lane or log message and appends it to `out`. `context` is covered and not sent: whatever both ends know
-    /// of the message, such as the channel's purpose and the tag's kind and correlation.
+    /// Wraps the payload of a lane or log message and appends it to `out`. `context` is covered and
+    /// not sent: whatever both ends know of the message, such as the channel's purpose and the
+    /// tag's kind and correlation.
     pub fn seal_payload(
         &self,
         context: &[u8],

@@ -1,5 +1,5 @@
-//! The direct path, as far as the router has to do with it: who has which address, who has a direct connection, and answers that did
-//! not get through. What the path carries is never seen here.
+//! The direct path, as far as the router has to do with it: who has which address, who has a direct
+//! connection, and answers that did not get through. What the path carries is never seen here.
 
 #![forbid(unsafe_code)]
 

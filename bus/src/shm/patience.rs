@@ -1,8 +1,9 @@
 //! How long a side looks before it sleeps, and how the other side finds out that it does.
 //!
-//! The two halves of parking, without the sleep itself (that is [`super::park`]): [`Patience`] belongs to the
-//! side that waits, [`Look`] to the side that made something happen. Who pays for the fence between them was
-//! settled when the channel was set up, by flags in the control pages ([`setup`]):
+//! The two halves of parking, without the sleep itself (that is [`super::park`]): [`Patience`]
+//! belongs to the side that waits, [`Look`] to the side that made something happen. Who pays for
+//! the fence between them was settled when the channel was set up, by flags in the control pages
+//! ([`setup`]):
 //!
 //! | the sleeper waits | its flags | the sleeper, before it sleeps | the waker, after its store |
 //! | --- | --- | --- | --- |

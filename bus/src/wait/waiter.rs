@@ -1,15 +1,16 @@
 //! The waiter: sources, timers and wake-ups, one at a time, in the order of their classes.
 //!
-//! One thread at a time uses it; it may move between threads. It owns its sources, so nothing that the kernel
-//! watches can go away under it.
+//! One thread at a time uses it; it may move between threads. It owns its sources, so nothing that
+//! the kernel watches can go away under it.
 //!
-//! **A wait** looks first, for as long as looking pays ([`Waiting`]), and then sleeps: arm all, one barrier for
-//! all, look at all once more, sleep, disarm all (by bells only what changed: see `sources`). A peer that stored before the barrier is seen by the look; one that
-//! stored after it sees the parked word and wakes. The order of arming is of no consequence.
+//! **A wait** looks first, for as long as looking pays ([`Waiting`]), and then sleeps: arm all, one
+//! barrier for all, look at all once more, sleep, disarm all (by bells only what changed: see
+//! `sources`). A peer that stored before the barrier is seen by the look; one that stored after it
+//! sees the parked word and wakes. The order of arming is of no consequence.
 //!
-//! **Whose fault.** A source whose peer died or wrote nonsense is ready: its next `try_*` says why, and whoever
-//! uses the waiter removes it. A peer can wake this thread needlessly; that costs it as much, and never keeps the
-//! thread from looking at the others.
+//! **Whose fault.** A source whose peer died or wrote nonsense is ready: its next `try_*` says why,
+//! and whoever uses the waiter removes it. A peer can wake this thread needlessly; that costs it as
+//! much, and never keeps the thread from looking at the others.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,12 @@
-//! Processes that die of SIGKILL in front of any store to shared memory, and processes that write anything to all they can write.
+//! Processes that die of SIGKILL in front of any store to shared memory, and processes that write
+//! anything to all they can write.
 //!
-//! For each protocol and each side a child is forked that dies at its first store, another that dies at its second, and so on until
-//! one lives to the end. Whoever survives must get every message that was committed, whole and in order, then learn of the end by
-//! pidfd and closer, and never hang; and nothing may be left of the dead. A program of its own without libtest: only a process
-//! with one thread may fork and go on in Rust. Children end by `_exit`; a watchdog (`alarm`) ends whatever hangs.
+//! For each protocol and each side a child is forked that dies at its first store, another that
+//! dies at its second, and so on until one lives to the end. Whoever survives must get every
+//! message that was committed, whole and in order, then learn of the end by pidfd and closer, and
+//! never hang; and nothing may be left of the dead. A program of its own without libtest: only a
+//! process with one thread may fork and go on in Rust. Children end by `_exit`; a watchdog
+//! (`alarm`) ends whatever hangs.
 
 mod features;
 mod hostile;

@@ -1,10 +1,14 @@
-//! The kernel's audit: the group of netlink listeners that hears its records, and the few settings that turn it on.
+//! The kernel's audit: the group of netlink listeners that hears its records, and the few settings
+//! that turn it on.
 //!
-//! [`join`] makes a socket that hears what Landlock refuses and nothing else of the host's audit: a filter that can't be taken off
-//! again lets two kinds of record through. Joining needs `CAP_AUDIT_READ`, reading what comes needs nothing, so the socket can be
-//! handed to a process without rights. [`Control`] needs `CAP_AUDIT_CONTROL`, the initial user and pid namespaces. [`record`] parses.
+//! [`join`] makes a socket that hears what Landlock refuses and nothing else of the host's audit: a
+//! filter that can't be taken off again lets two kinds of record through. Joining needs
+//! `CAP_AUDIT_READ`, reading what comes needs nothing, so the socket can be handed to a process
+//! without rights. [`Control`] needs `CAP_AUDIT_CONTROL`, the initial user and pid namespaces.
+//! [`record`] parses.
 //!
-//! Never waits for more than [`PATIENCE`]. Fails with the call's errno. The messages are `linux/audit.h`'s.
+//! Never waits for more than [`PATIENCE`]. Fails with the call's errno. The messages are
+//! `linux/audit.h`'s.
 
 pub mod record;
 

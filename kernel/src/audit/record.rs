@@ -1,8 +1,9 @@
 //! What Landlock tells the kernel's audit, as text: parsed, decoded, bounded.
 //!
-//! Pure. The kernel writes the text, and puts names from programs and file systems into it: in quotes, or in hexadecimal where a name
-//! has a quote, a space or a control character. What does not look like that is no record. Field names and order are those
-//! of `security/landlock/audit.c` and `security/lsm_audit.c`.
+//! Pure. The kernel writes the text, and puts names from programs and file systems into it: in
+//! quotes, or in hexadecimal where a name has a quote, a space or a control character. What does
+//! not look like that is no record. Field names and order are those of `security/landlock/audit.c`
+//! and `security/lsm_audit.c`.
 
 /// Netlink message types of the records that are parsed here.
 #[doc(alias = "AUDIT_LANDLOCK_ACCESS")]

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 const PREFIX: &str = "agentd-";
 const GROUP_PREFIX: &str = "agent-";
 
-/// The subtree `agentd-<pid>` in every usable hierarchy, or one delegated directory. Each directory is locked while its owner
-/// lives (or a process forked from it), so that the next agentd can tell a leftover from a neighbour. Call [`Subtree::remove`] at the end; dropping removes nothing.
+/// The subtree `agentd-<pid>` in every usable hierarchy, or one delegated directory. Each directory
+/// is locked while its owner lives (or a process forked from it), so that the next agentd can tell
+/// a leftover from a neighbour. Call [`Subtree::remove`] at the end; dropping removes nothing.
 #[derive(Debug)]
 pub struct Subtree {
     unified: Option<PathBuf>,

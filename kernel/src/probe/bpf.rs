@@ -1,7 +1,9 @@
-//! Which kinds of eBPF programs this caller can load: one smallest program of each kind that agentd has, verified and freed.
+//! Which kinds of eBPF programs this caller can load: one smallest program of each kind that agentd
+//! has, verified and freed.
 //!
-//! Nothing is attached, so nobody on the host notices. What is loaded is not all of agentd's: a kernel that takes these may refuse one
-//! of the real ones, which the broker's log and a running daemon's `agentctl doctor` then say with the verifier's words.
+//! Nothing is attached, so nobody on the host notices. What is loaded is not all of agentd's: a
+//! kernel that takes these may refuse one of the real ones, which the broker's log and a running
+//! daemon's `agentctl doctor` then say with the verifier's words.
 
 use super::calls::from;
 use super::child::check;

@@ -138,7 +138,8 @@ struct Report {
     failure: Option<Failure>,
 }
 
-/// Starts the program. The listener of the plan's filter, if it has one, goes through `entrance`. Returns when it has been executed, or with the reason why it was not.
+/// Starts the program. The listener of the plan's filter, if it has one, goes through `entrance`.
+/// Returns when it has been executed, or with the reason why it was not.
 pub(super) fn start(
     plan: &Plan<'_>,
     streams: &Streams,

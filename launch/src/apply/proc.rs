@@ -12,8 +12,9 @@ use agentd_kernel::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR
 
 use super::view::{RESOLVE, View};
 
-/// Hidden where they are there at all: what anybody may read of kernel addresses and configuration, keys of this uid, others'
-/// locks, disks, the command line that the kernel was started with (which may hold what unlocks a disk), and timers and interrupts, of which keystrokes can be read.
+/// Hidden where they are there at all: what anybody may read of kernel addresses and configuration,
+/// keys of this uid, others' locks, disks, the command line that the kernel was started with (which
+/// may hold what unlocks a disk), and timers and interrupts, of which keystrokes can be read.
 const MASKED: [&CStr; 19] = [
     c"bootconfig",
     c"cmdline",

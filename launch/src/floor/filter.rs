@@ -15,7 +15,8 @@ const EAFNOSUPPORT: u16 = 97;
 
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
-/// Held for whoever has the listener of the newest filter that says so; where that filter has none, the kernel refuses with ENOSYS.
+/// Held for whoever has the listener of the newest filter that says so; where that filter has none,
+/// the kernel refuses with ENOSYS.
 const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 

@@ -86,8 +86,9 @@ impl MountFlags {
     /// `Bind`: when the source itself is a symbolic link, recreate the link instead of mounting (`/bin` on a merged-usr
     /// host). Without it a link is an error: sources are never followed.
     pub const KEEP_LINK: MountFlags = MountFlags(8);
-    /// `Protect`, `Mask`, `Copy`: where nothing is at the target, but its directory is there, the broker makes an empty file for it to cover, and removes it
-    /// when the sandbox has ended; on an overlay the launcher makes it, and nothing is left of it anyway.
+    /// `Protect`, `Mask`, `Copy`: where nothing is at the target, but its directory is there, the
+    /// broker makes an empty file for it to cover, and removes it when the sandbox has ended; on an
+    /// overlay the launcher makes it, and nothing is left of it anyway.
     pub const PLACEHOLDER: MountFlags = MountFlags(16);
     /// With `PLACEHOLDER`: an empty directory instead of a file.
     pub const FOLDER: MountFlags = MountFlags(32);

@@ -1,5 +1,6 @@
 //! Any program, driven over JSON lines on its stdio: a small protocol for agents written for agentd
-//! (`docs/drivers.md` has it in full). Strict: an unknown type or field is an error, which the agent is told.
+//! (`docs/drivers.md` has it in full). Strict: an unknown type or field is an error, which the
+//! agent is told.
 //!
 //! | from agentd | from the agent |
 //! | --- | --- |

@@ -26,8 +26,9 @@ const SYSTEM_PATH: [&str; 6] = [
     "/bin",
 ];
 
-/// What the agent starts with. Later sources win: defaults, what the policy passes on, what it sets, what the sandbox
-/// says about itself, what the daemon adds. `program` is one that was granted by itself; `visible` tells whether a path of the caller's shows in the view.
+/// What the agent starts with. Later sources win: defaults, what the policy passes on, what it
+/// sets, what the sandbox says about itself, what the daemon adds. `program` is one that was
+/// granted by itself; `visible` tells whether a path of the caller's shows in the view.
 pub(crate) fn environment(
     policy: &EffectivePolicy,
     inputs: &LaunchInputs,

@@ -61,8 +61,9 @@ impl Circumstances<'_> {
             | when(self.refusals() == Refusals::Told, ExecFlags::TELL)
     }
 
-    /// Whether the sandbox's init refuses, and tells. Not without the sockets over which the listener comes to the init. The kernel
-    /// allows one listener for all filters of a process, which takes nothing from anybody inside: no set lets one be made.
+    /// Whether the sandbox's init refuses, and tells. Not without the sockets over which the
+    /// listener comes to the init. The kernel allows one listener for all filters of a process,
+    /// which takes nothing from anybody inside: no set lets one be made.
     pub(crate) fn refusals(self) -> Refusals {
         let told = self.host.has(Feature::SeccompNotify)
             && self.reaches(Reach::SeccompNotify)

@@ -1,8 +1,9 @@
 //! A tightening, made of a policy or of single settings.
 //!
-//! Of a policy everything holds that can hold while an agent runs, what it does not mention included: what is not allowed in it is
-//! refused. Of settings alone, those keys hold and no others. A setting of a key that is fixed once the agent runs is
-//! refused; a policy has such keys always, so those that its own file sets are named, and do nothing.
+//! Of a policy everything holds that can hold while an agent runs, what it does not mention
+//! included: what is not allowed in it is refused. Of settings alone, those keys hold and no
+//! others. A setting of a key that is fixed once the agent runs is refused; a policy has such keys
+//! always, so those that its own file sets are named, and do nothing.
 
 use super::layer::{Layer, Setting, finding};
 use super::merge::Merged;

@@ -1,9 +1,10 @@
-//! The bytes of a segment of a durable stream: how records are laid out, and what becomes of them when the bytes are not what
-//! was written.
+//! The bytes of a segment of a durable stream: how records are laid out, and what becomes of them
+//! when the bytes are not what was written.
 //!
-//! Pure: no I/O, no time, no threads, no privilege; `agentd-storage` reads and writes the files. A crate of its own so that whoever only
-//! reads segments, such as the fuzz target `segment`, links no database (ADR 31). It never panics over bytes, whatever they are, and
-//! never makes a record up: what can't be read is named.
+//! Pure: no I/O, no time, no threads, no privilege; `agentd-storage` reads and writes the files. A
+//! crate of its own so that whoever only reads segments, such as the fuzz target `segment`, links
+//! no database (ADR 31). It never panics over bytes, whatever they are, and never makes a record
+//! up: what can't be read is named.
 #![forbid(unsafe_code)]
 
 mod format;

@@ -1,8 +1,10 @@
 //! A table of descriptors for each test's thread.
 //!
-//! The tests of one program are threads of one process, and whatever one of them starts holds the descriptors of all from its fork to
-//! its exec (or, without an exec, to its end): the end of another's pipe or socket comes late, a lock that it gave back is still held,
-//! and a program that it copied a moment ago can't be executed (`ETXTBSY`). Where the machine is busy that moment is long.
+//! The tests of one program are threads of one process, and whatever one of them starts holds the
+//! descriptors of all from its fork to its exec (or, without an exec, to its end): the end of
+//! another's pipe or socket comes late, a lock that it gave back is still held, and a program that
+//! it copied a moment ago can't be executed (`ETXTBSY`). Where the machine is busy that moment is
+//! long.
 //!
 //! Included by path: it needs `libc` and an unsafe call, and this crate has neither.
 

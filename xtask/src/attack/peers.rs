@@ -1,9 +1,11 @@
-//! Other people's sandboxes, at pinned versions, each with a command line as tight as an agent would still work under.
+//! Other people's sandboxes, at pinned versions, each with a command line as tight as an agent
+//! would still work under.
 //!
-//! bubblewrap comes from the distribution, sandlock from PyPI, Codex and sandbox-runtime from npm, each by its ordinary client and into
-//! `target/tools`; what sessions execute is copied to where an ordinary user can reach it, and gone afterwards. What can't
-//! be had is a named skip. The session is the same as agentd's: an ordinary user, the workspace writable, one folder for
-//! reading, two files that nobody may read.
+//! bubblewrap comes from the distribution, sandlock from PyPI, Codex and sandbox-runtime from npm,
+//! each by its ordinary client and into `target/tools`; what sessions execute is copied to where an
+//! ordinary user can reach it, and gone afterwards. What can't be had is a named skip. The session
+//! is the same as agentd's: an ordinary user, the workspace writable, one folder for reading, two
+//! files that nobody may read.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,10 @@
-//! `bench idle`: what agentd and its broker hold and burn while nothing happens, without agents and with some.
+//! `bench idle`: what agentd and its broker hold and burn while nothing happens, without agents and
+//! with some.
 //!
-//! Resident memory is `VmRSS`, CPU time what the kernel charged to the process, threads that have ended included, in
-//! steps of 10 ms (0.03 % of the full period), while nobody calls the daemon. The per-agent figure is the growth of all three processes (the broker is two) divided by the agents.
+//! Resident memory is `VmRSS`, CPU time what the kernel charged to the process, threads that have
+//! ended included, in steps of 10 ms (0.03 % of the full period), while nobody calls the daemon.
+//! The per-agent figure is the growth of all three processes (the broker is two) divided by the
+//! agents.
 
 use std::time::Duration;
 

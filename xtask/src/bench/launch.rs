@@ -1,9 +1,11 @@
 //! `bench launch`: starting `true` in a sandbox, beside other sandboxes.
 //!
-//! One program takes all samples (`sandbox/benches/launch`), so that a busy moment hits everybody: `launch.bare` is the launcher with
-//! all layers and no daemon, `launch.run` a whole `agentctl run -- true` against a running daemon: connect, policy, plan, broker,
-//! launcher, record, exit code. Beside them bubblewrap with the same plan as far as it can follow, Codex's sandbox, and Claude Code's
-//! (`srt`), the latter two from npm at pinned versions. Rows are ratios of medians, round by round. What can't be had is skipped by name.
+//! One program takes all samples (`sandbox/benches/launch`), so that a busy moment hits everybody:
+//! `launch.bare` is the launcher with all layers and no daemon, `launch.run` a whole
+//! `agentctl run -- true` against a running daemon: connect, policy, plan, broker, launcher,
+//! record, exit code. Beside them bubblewrap with the same plan as far as it can follow, Codex's
+//! sandbox, and Claude Code's (`srt`), the latter two from npm at pinned versions. Rows are ratios
+//! of medians, round by round. What can't be had is skipped by name.
 
 use std::collections::BTreeMap;
 use std::path::Path;

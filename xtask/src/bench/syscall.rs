@@ -1,9 +1,11 @@
 //! `bench syscall`: what the layers cost a program that does nothing but work.
 //!
-//! The same command, inside under `coding` in a direct workspace and outside in the same directory, one after the other: `git status`
-//! on 50,000 files, which is system calls, and a small offline `cargo build`, which is processes. Compared is the processor
-//! time, user and system, of the command and all its children, as the kernel accounts it; so neither the launch nor other load
-//! counts. Each side is one process ([`DRIVER`]) that runs the command whenever it is told to. A ratio is taken of each pair.
+//! The same command, inside under `coding` in a direct workspace and outside in the same directory,
+//! one after the other: `git status` on 50,000 files, which is system calls, and a small offline
+//! `cargo build`, which is processes. Compared is the processor time, user and system, of the
+//! command and all its children, as the kernel accounts it; so neither the launch nor other load
+//! counts. Each side is one process ([`DRIVER`]) that runs the command whenever it is told to. A
+//! ratio is taken of each pair.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

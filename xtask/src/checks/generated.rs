@@ -1,8 +1,9 @@
-//! `cargo xtask gen [--check]`: the committed files that a program writes: agentctl's man pages, and the JSON schema of
-//! policy files.
+//! `cargo xtask gen [--check]`: the committed files that a program writes: agentctl's man pages,
+//! and the JSON schema of policy files.
 //!
-//! `agentctl/examples/gen-man.rs` and `sandbox/examples/gen-schema.rs` write them from the command line's own definition
-//! and from the policy language's table of keys, so xtask need not link them. With `--check` nothing in the tree changes: the files are written aside and compared, and a
+//! `agentctl/examples/gen-man.rs` and `sandbox/examples/gen-schema.rs` write them from the command
+//! line's own definition and from the policy language's table of keys, so xtask need not link them.
+//! With `--check` nothing in the tree changes: the files are written aside and compared, and a
 //! difference is an error that names the file and the command that renews it.
 
 use std::collections::BTreeMap;

@@ -1,12 +1,14 @@
-//! `cargo xtask ebpf`: the eBPF programs from source, and the tier that tests them in this machine's kernel.
+//! `cargo xtask ebpf`: the eBPF programs from source, and the tier that tests them in this
+//! machine's kernel.
 //!
-//! The object that a plain build embeds is committed (`agentd-ebpf/agentd.bpf.o`), so nobody needs eBPF tools to build agentd. This
-//! builds it anew with whatever tool set is there ([`tools`]), strips it to what the kernel reads, and says whether it is what is
-//! committed. Paths of the machine are mapped away, so the same tools build the same bytes everywhere.
+//! The object that a plain build embeds is committed (`agentd-ebpf/agentd.bpf.o`), so nobody needs
+//! eBPF tools to build agentd. This builds it anew with whatever tool set is there ([`tools`]),
+//! strips it to what the kernel reads, and says whether it is what is committed. Paths of the
+//! machine are mapped away, so the same tools build the same bytes everywhere.
 //!
-//! The tier runs `bpf/load/tests/kernel` with the committed object and, where the rebuilt one has other bytes, with that too: it
-//! fails when they behave differently. Everything lies below the target directory. Without a tool set the rebuild is a
-//! counted skip that names what is missing.
+//! The tier runs `bpf/load/tests/kernel` with the committed object and, where the rebuilt one has
+//! other bytes, with that too: it fails when they behave differently. Everything lies below the
+//! target directory. Without a tool set the rebuild is a counted skip that names what is missing.
 
 mod tools;
 

@@ -1,8 +1,10 @@
 //! A compiler with a BPF back end, the source of `core`, a linker: from rustup, or from Debian.
 //!
-//! rustup's nightly with `rust-src` is taken where it is whole; else Debian's `rustc-web`, `rust-web-src` and LLVM, which root on Debian
-//! gets installed here, with an archives directory of its own (a parallel `apt-get update` deletes others' downloads). bpf-linker is
-//! taken from the PATH, or built once below the target directory. Says what it fetches; what is missing is an error with the command.
+//! rustup's nightly with `rust-src` is taken where it is whole; else Debian's `rustc-web`,
+//! `rust-web-src` and LLVM, which root on Debian gets installed here, with an archives directory of
+//! its own (a parallel `apt-get update` deletes others' downloads). bpf-linker is taken from the
+//! PATH, or built once below the target directory. Says what it fetches; what is missing is an
+//! error with the command.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,9 @@
-//! What tiers need from the network, fetched while the first ones compile: real agents, the eBPF tools, programs for workloads.
+//! What tiers need from the network, fetched while the first ones compile: real agents, the eBPF
+//! tools, programs for workloads.
 //!
-//! One thread, which asks for each thing as its tier would; what fails here, the tier tries again, and says why. Nothing is fetched
-//! that no tier of the run needs, and nothing that is there already.
+//! One thread, which asks for each thing as its tier would; what fails here, the tier tries again,
+//! and says why. Nothing is fetched that no tier of the run needs, and nothing that is there
+//! already.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver};

@@ -1,8 +1,10 @@
-//! Tiers that run beside the others: builds and machines of their own, which wait for nothing and touch nothing of the rest.
+//! Tiers that run beside the others: builds and machines of their own, which wait for nothing and
+//! touch nothing of the rest.
 //!
-//! Most tiers keep less than all processors busy: they wait for daemons, compile one large crate, fetch. What is left goes to these,
-//! one after the other, each a process of its own (`xtask test TIER --outcome FILE`) that is ended with this one. What one of
-//! them prints is kept in a file and shown whole at its end, so that it stands together.
+//! Most tiers keep less than all processors busy: they wait for daemons, compile one large crate,
+//! fetch. What is left goes to these, one after the other, each a process of its own
+//! (`xtask test TIER --outcome FILE`) that is ended with this one. What one of them prints is kept
+//! in a file and shown whole at its end, so that it stands together.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

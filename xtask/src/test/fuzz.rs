@@ -1,10 +1,12 @@
-//! The fuzz tier: every input that was ever kept goes through its target, then libFuzzer looks for new ones for a few seconds each.
+//! The fuzz tier: every input that was ever kept goes through its target, then libFuzzer looks for
+//! new ones for a few seconds each.
 //!
-//! `fuzz/` has cargo-fuzz's layout, but a smoke run needs neither cargo-fuzz nor a nightly toolchain: the flags that it would pass
-//! (coverage by sancov, AddressSanitizer from the toolchain's own run time) are given here, with `RUSTC_BOOTSTRAP` for the
-//! one that stable keeps back. libFuzzer is C++, so a C++ compiler is needed; without one, or without the sanitizer's run time,
-//! this part is a counted skip. What libFuzzer finds stays in a scratch directory; an input that fails is kept in the target
-//! directory, and its path is in the failure.
+//! `fuzz/` has cargo-fuzz's layout, but a smoke run needs neither cargo-fuzz nor a nightly
+//! toolchain: the flags that it would pass (coverage by sancov, AddressSanitizer from the
+//! toolchain's own run time) are given here, with `RUSTC_BOOTSTRAP` for the one that stable keeps
+//! back. libFuzzer is C++, so a C++ compiler is needed; without one, or without the sanitizer's run
+//! time, this part is a counted skip. What libFuzzer finds stays in a scratch directory; an input
+//! that fails is kept in the target directory, and its path is in the failure.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -112,7 +114,8 @@ fn instrumented(command: &mut Command) -> &mut Command {
         .env("RUSTFLAGS", FLAGS)
 }
 
-/// The kept inputs of the targets over shared memory, on their heap backend, under Miri with strict provenance; `None`: there is no Miri.
+/// The kept inputs of the targets over shared memory, on their heap backend, under Miri with strict
+/// provenance; `None`: there is no Miri.
 fn interpreted(manifest: &Path, target: &Path, scratch: &Path) -> Result<Option<Outcome>> {
     // Not `cargo()`: that is one toolchain's own program, and only rustup's finds another.
     let miri = || {

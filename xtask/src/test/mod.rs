@@ -1,11 +1,13 @@
-//! `cargo xtask test [TIER…]`: every tier that this machine can run, one line each, and one line for all.
+//! `cargo xtask test [TIER…]`: every tier that this machine can run, one line each, and one line
+//! for all.
 //!
-//! Tier lines and the closing line go to stdout, everything that the tests print to stderr. A skip is counted with
-//! its reason and never as a pass; skipping a feature that is expected here fails the run (see [`skips`]). Exit code
-//! 0 means that nothing failed and nothing expected was skipped.
+//! Tier lines and the closing line go to stdout, everything that the tests print to stderr. A skip
+//! is counted with its reason and never as a pass; skipping a feature that is expected here fails
+//! the run (see [`skips`]). Exit code 0 means that nothing failed and nothing expected was skipped.
 //!
-//! Tiers run one after the other but for those that have builds or machines of their own ([`beside`]), and what later ones need from
-//! the network is fetched while the first ones compile ([`ahead`]).
+//! Tiers run one after the other but for those that have builds or machines of their own
+//! ([`beside`]), and what later ones need from the network is fetched while the first ones compile
+//! ([`ahead`]).
 
 mod ahead;
 mod beside;

@@ -134,8 +134,8 @@ const AGAIN: usize = 3;
 /// So often each of them must pass.
 const TIMES: usize = 3;
 
-/// Runs the tests that `command` names. Few that fail are run again, by themselves: those that then pass each time are no failures
-/// but [unsteady](Outcome::unsteady), which the run says of each.
+/// Runs the tests that `command` names. Few that fail are run again, by themselves: those that then
+/// pass each time are no failures but [unsteady](Outcome::unsteady), which the run says of each.
 pub fn run(command: &mut Command, scratch: &Path) -> Result<Outcome> {
     let first = attempt(command, scratch)?;
     let failed = &first.outcome.failures;

@@ -1,9 +1,10 @@
 //! `cargo xtask vm`: the sandbox on kernels that this machine does not run, in QEMU without KVM.
 //!
-//! [`kernel`] has the pinned series, [`image`] makes a small guest of this machine's own release, [`qemu`] boots it, and
-//! [`guest`] is what runs inside: the launcher's tests, cgroup v2 limits, refusals, attacks. Set-up says what it fetches,
-//! installs nothing, and keeps all of it below `target/vm` ([`cache`]). As many machines run at a time as there are processors. What can't be had here
-//! is a counted skip that names it. Leaves nothing running and no mount, also on Ctrl-C.
+//! [`kernel`] has the pinned series, [`image`] makes a small guest of this machine's own release,
+//! [`qemu`] boots it, and [`guest`] is what runs inside: the launcher's tests, cgroup v2 limits,
+//! refusals, attacks. Set-up says what it fetches, installs nothing, and keeps all of it below
+//! `target/vm` ([`cache`]). As many machines run at a time as there are processors. What can't be
+//! had here is a counted skip that names it. Leaves nothing running and no mount, also on Ctrl-C.
 
 mod apt;
 mod cache;
@@ -205,8 +206,8 @@ struct Planned {
     directory: PathBuf,
 }
 
-/// Does `job` with each of `all`, at most `most` at a time and no more than there are processors, and returns what came of them in
-/// the order of `all`.
+/// Does `job` with each of `all`, at most `most` at a time and no more than there are processors,
+/// and returns what came of them in the order of `all`.
 fn at_once<T: Sync, R: Send>(all: &[T], most: usize, job: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = processors.min(most);

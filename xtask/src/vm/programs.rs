@@ -1,6 +1,8 @@
-//! What of the project runs in a guest: its programs, the tests of launcher, eBPF programs and the kernel's audit, the attack suite, and this program itself.
+//! What of the project runs in a guest: its programs, the tests of launcher, eBPF programs and the
+//! kernel's audit, the attack suite, and this program itself.
 //!
-//! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this machine's own C library.
+//! Built here as every other tier builds them, so a warm run compiles nothing. The guest has this
+//! machine's own C library.
 
 use std::path::{Path, PathBuf};
 

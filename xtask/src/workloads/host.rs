@@ -1,8 +1,10 @@
-//! The host outside: one small HTTP server on the loopback that stands for a git host and for package registries.
+//! The host outside: one small HTTP server on the loopback that stands for a git host and for
+//! package registries.
 //!
-//! It serves the files below its root (a folder's `index.html` for the folder), and `/git/` through `git http-backend`. One
-//! request a connection, one thread each; it ends with the process. Nobody but this run knows its port, and it is no part of the product: a request
-//! that it does not understand gets 400 and nothing more.
+//! It serves the files below its root (a folder's `index.html` for the folder), and `/git/` through
+//! `git http-backend`. One request a connection, one thread each; it ends with the process. Nobody
+//! but this run knows its port, and it is no part of the product: a request that it does not
+//! understand gets 400 and nothing more.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

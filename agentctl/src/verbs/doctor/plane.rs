@@ -1,8 +1,9 @@
 //! The kernel plane's groups of programs, as rows of `doctor`.
 //!
-//! A running daemon says what is loaded, and why the rest is not, with the verifier's words. Without one, the probes say what a
-//! daemon started now by this caller would find; they load a smallest program of each kind, so a kernel that refuses one of the real
-//! ones is known only to a daemon.
+//! A running daemon says what is loaded, and why the rest is not, with the verifier's words.
+//! Without one, the probes say what a daemon started now by this caller would find; they load a
+//! smallest program of each kind, so a kernel that refuses one of the real ones is known only to a
+//! daemon.
 
 use agentd_api::{DaemonMode, PLANE_GROUPS, PlaneGroup};
 use agentd_kernel::probe::{Feature, HostCaps, Probe, ProbeState};

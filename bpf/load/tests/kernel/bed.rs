@@ -1,7 +1,9 @@
-//! A plane of one's own: a cgroup2 subtree, the programs attached to it, agents that are plain child processes.
+//! A plane of one's own: a cgroup2 subtree, the programs attached to it, agents that are plain
+//! child processes.
 //!
-//! Removed on drop: cgroups, pins, the mount of bpffs if this made it. Several beds can be there at once: each test's thread has a
-//! table of descriptors of its own, so that no agent of one test holds a socket, a pipe or a link of another.
+//! Removed on drop: cgroups, pins, the mount of bpffs if this made it. Several beds can be there at
+//! once: each test's thread has a table of descriptors of its own, so that no agent of one test
+//! holds a socket, a pipe or a link of another.
 
 use crate::descriptors::own_descriptors;
 use agentd_bpf::layout::{Counters, DENIALS_LEN, Denial, ROWS};
@@ -185,10 +187,12 @@ fn remove_group(path: &Path) {
 }
 
 impl Agent {
-    /// Starts a child process in the agent's cgroup that does `work` and ends with what that returns (0 to 255).
+    /// Starts a child process in the agent's cgroup that does `work` and ends with what that
+    /// returns (0 to 255).
     ///
-    /// The child is a fork of a process with threads: `work` makes system calls and little else. If it panics, the child says so on
-    /// stderr and ends with 253: it must not go on as a second run of the tests.
+    /// The child is a fork of a process with threads: `work` makes system calls and little else. If
+    /// it panics, the child says so on stderr and ends with 253: it must not go on as a second run
+    /// of the tests.
     pub fn start(&self, work: impl FnOnce() -> i32) -> Child {
         let procs = File::options()
             .write(true)

@@ -1,5 +1,5 @@
-//! Programs, files and the guard, where the kernel loads BPF LSM: what an agent loses, what it keeps, and that nobody else on the host
-//! notices.
+//! Programs, files and the guard, where the kernel loads BPF LSM: what an agent loses, what it
+//! keeps, and that nobody else on the host notices.
 
 use crate::bed::{Agent, Bed, Child};
 use agentd_bpf::Group;

@@ -1,6 +1,8 @@
-//! The direct path: frames between agents in network namespaces of their own, and everything that must not become one.
+//! The direct path: frames between agents in network namespaces of their own, and everything that
+//! must not become one.
 //!
-//! Each agent's connection is made by a process in its cgroup and its namespace, and then used from here by a copy of the descriptor.
+//! Each agent's connection is made by a process in its cgroup and its namespace, and then used from
+//! here by a copy of the descriptor.
 
 use crate::bed::{Agent, Bed, Child, fd_of};
 use agentd_bpf::layout::route::{
@@ -190,8 +192,9 @@ impl Direct {
         })
     }
 
-    /// Ends the process and the connection: when this returns, the kernel has closed the agent's socket. (Disconnecting would not do:
-    /// the socket stays in the table until its last descriptor is closed, and nobody but this and the process has one.)
+    /// Ends the process and the connection: when this returns, the kernel has closed the agent's
+    /// socket. (Disconnecting would not do: the socket stays in the table until its last descriptor
+    /// is closed, and nobody but this and the process has one.)
     pub fn close(mut self) -> Agent {
         self.control.write_all(&[1]).expect("its process waits");
         assert_eq!(self.child.code(), 0);

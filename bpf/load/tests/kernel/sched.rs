@@ -73,8 +73,8 @@ fn own_switches() -> [u64; 2] {
     [usage.ru_nvcsw as u64, usage.ru_nivcsw as u64]
 }
 
-/// In an agent's process, first: it came on its processor before it was an agent's, and is counted from the next time on, which is
-/// after a switch of its own will.
+/// In an agent's process, first: it came on its processor before it was an agent's, and is counted
+/// from the next time on, which is after a switch of its own will.
 fn begin() {
     let [before, _] = own_switches();
     while own_switches()[0] == before {
@@ -82,8 +82,9 @@ fn begin() {
     }
 }
 
-/// Waits until a process that was told to stop or freeze has left its processor: reading this file waits for that, and says `running` of
-/// one that goes on. (Who asks for its state learns of it earlier.)
+/// Waits until a process that was told to stop or freeze has left its processor: reading this file
+/// waits for that, and says `running` of one that goes on. (Who asks for its state learns of it
+/// earlier.)
 fn is_off(pid: i32) {
     let path = format!("/proc/{pid}/syscall");
     while fs::read_to_string(&path).is_ok_and(|said| said.starts_with("running")) {

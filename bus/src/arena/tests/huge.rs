@@ -65,7 +65,8 @@ fn pages_of_the_pool_conform_and_go_back_to_it() {
     };
     let free = || HugePool::read(Path::new("/sys")).unwrap().free;
     let before = free();
-    // A process that a test beside this one forked meanwhile has a copy of each mapping until it ends, and the pool is everybody's.
+    // A process that a test beside this one forked meanwhile has a copy of each mapping until it
+    // ends, and the pool is everybody's.
     let all_come_back = || {
         let began = std::time::Instant::now();
         while free() < before {

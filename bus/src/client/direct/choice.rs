@@ -1,7 +1,9 @@
-//! Which way the next small request to one peer goes: by the direct path or through the bus, by how long both took here.
+//! Which way the next small request to one peer goes: by the direct path or through the bus, by how
+//! long both took here.
 //!
-//! Nothing is assumed of the host. The first requests take the two ways in turns; then the one whose median was lower takes all, until
-//! it is looked at again. A request that came back costs a detour, so the path is left alone for a while, each time longer. Pure.
+//! Nothing is assumed of the host. The first requests take the two ways in turns; then the one
+//! whose median was lower takes all, until it is looked at again. A request that came back costs a
+//! detour, so the path is left alone for a while, each time longer. Pure.
 
 #![forbid(unsafe_code)]
 

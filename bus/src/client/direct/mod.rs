@@ -1,11 +1,14 @@
-//! The direct path, as an agent has it: small requests and their answers, which the kernel puts from one agent's socket into another's.
+//! The direct path, as an agent has it: small requests and their answers, which the kernel puts
+//! from one agent's socket into another's.
 //!
-//! Only where the daemon says that there is one. A link has at most one direct connection, which it opens by itself, in a thread of its
-//! own that then reads it ([`Direct::ensure`]); until then, and whenever a frame does not get through, the same request goes over the bus.
-//! Read on: [`choice`] (which way), [`wire`] (frames), [`path`] (the connection), ADR 38 and 41.
+//! Only where the daemon says that there is one. A link has at most one direct connection, which it
+//! opens by itself, in a thread of its own that then reads it ([`Direct::ensure`]); until then, and
+//! whenever a frame does not get through, the same request goes over the bus. Read on: [`choice`]
+//! (which way), [`wire`] (frames), [`path`] (the connection), ADR 38 and 41.
 //!
-//! **Nothing is sent twice that may have been delivered once.** A request goes over the bus after all only if the kernel or the other
-//! side said that it was not taken. When a connection is lost under it, that is told, and so is a deadline that passes.
+//! **Nothing is sent twice that may have been delivered once.** A request goes over the bus after
+//! all only if the kernel or the other side said that it was not taken. When a connection is lost
+//! under it, that is told, and so is a deadline that passes.
 
 #![forbid(unsafe_code)]
 
@@ -35,8 +38,9 @@ const TRIES: u32 = 8;
 /// How long until it is tried again after it could not be opened; each time twice as long.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// When a small request takes the direct path: one of at most 4 KiB, to an agent that has a direct connection, of agents without shared
-/// memory. What does not get through goes over the bus, whatever is said here.
+/// When a small request takes the direct path: one of at most 4 KiB, to an agent that has a direct
+/// connection, of agents without shared memory. What does not get through goes over the bus,
+/// whatever is said here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectUse {
     /// Where it was measured to be quicker to that agent, here and now.

@@ -1,8 +1,8 @@
 //! One direct connection: a thread reads it, any thread sends on it.
 //!
-//! What comes is a request of another agent, an answer, or a frame of our own that was not taken, with the reason in its head. The
-//! reading thread never waits for a program: requests go into the mailbox from which [`super::super::Requests`] are taken, within the window,
-//! or are declined.
+//! What comes is a request of another agent, an answer, or a frame of our own that was not taken,
+//! with the reason in its head. The reading thread never waits for a program: requests go into the
+//! mailbox from which [`super::super::Requests`] are taken, within the window, or are declined.
 
 #![forbid(unsafe_code)]
 
@@ -139,8 +139,9 @@ impl Target {
 }
 
 impl Path {
-    /// Connects, and sends a frame to this agent itself, which nobody may: that it comes back proves that the kernel takes what is sent
-    /// here. A second connection of an agent is none; agentd ends it when something comes on it.
+    /// Connects, and sends a frame to this agent itself, which nobody may: that it comes back
+    /// proves that the kernel takes what is sent here. A second connection of an agent is none;
+    /// agentd ends it when something comes on it.
     pub fn connect(own: u64, id: PeerId) -> io::Result<Self> {
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
         let stream = TcpStream::connect_timeout(&at, PROOF)?;
@@ -415,8 +416,8 @@ impl Path {
         self.stream.shutdown(Shutdown::Both).ok();
     }
 
-    /// Takes the socket out of the kernel's table, whoever else still holds this, so that the next connection gets its place. Not while
-    /// it is read: a reader would never hear of it.
+    /// Takes the socket out of the kernel's table, whoever else still holds this, so that the next
+    /// connection gets its place. Not while it is read: a reader would never hear of it.
     pub fn leave(&self) {
         // Where it can't be, the place is free when both ends have closed.
         rustix::net::connect_unspec(&self.stream).ok();
@@ -433,8 +434,8 @@ impl Path {
     }
 }
 
-/// Ids go on from the clock, which is further than any that an earlier connection of this agent has used: a late answer to one of those
-/// is the answer to nothing.
+/// Ids go on from the clock, which is further than any that an earlier connection of this agent has
+/// used: a late answer to one of those is the answer to nothing.
 fn first_correlation() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64

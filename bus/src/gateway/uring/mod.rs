@@ -1,16 +1,18 @@
 //! The transport with the fewest calls: one io_uring per shard.
 //!
-//! Accepting and receiving are multishot: armed once per listener and connection. Received bytes land in buffers that
-//! the kernel takes from a shared ring, so an idle connection has none; one that stays idle has only a poll. Connections are direct descriptors: their number
-//! in the ring's table is their slot here, and they take no place in the process's table. Everything that a turn wants
-//! goes to the kernel in batches of up to 256 by the call that also waits.
+//! Accepting and receiving are multishot: armed once per listener and connection. Received bytes
+//! land in buffers that the kernel takes from a shared ring, so an idle connection has none; one
+//! that stays idle has only a poll. Connections are direct descriptors: their number in the ring's
+//! table is their slot here, and they take no place in the process's table. Everything that a turn
+//! wants goes to the kernel in batches of up to 256 by the call that also waits.
 //!
-//! A send is tried without waiting first. Only one that finds the socket full is sent again, linked to a time-out that
-//! ends the connection when the peer takes nothing. Large buffers on TCP go out with `send_zc` and stay where they are
-//! until the kernel says that it is done with them.
+//! A send is tried without waiting first. Only one that finds the socket full is sent again, linked
+//! to a time-out that ends the connection when the peer takes nothing. Large buffers on TCP go out
+//! with `send_zc` and stay where they are until the kernel says that it is done with them.
 //!
-//! A connection that ends has its operations cancelled; its slot is free when the last of them is back. Read on: `accept`,
-//! `receive`, `quiet`, `send`, `lifecycle`; `ring` for what a ring may do at all. Made on any thread, bound to the one of the first [`Transport::turn`].
+//! A connection that ends has its operations cancelled; its slot is free when the last of them is
+//! back. Read on: `accept`, `receive`, `quiet`, `send`, `lifecycle`; `ring` for what a ring may do
+//! at all. Made on any thread, bound to the one of the first [`Transport::turn`].
 
 mod accept;
 mod buffers;

@@ -1,9 +1,11 @@
-//! Work queues: one message to one of those who take from the queue, until somebody has said that it is done.
+//! Work queues: one message to one of those who take from the queue, until somebody has said that
+//! it is done.
 //!
-//! A queue belongs to a user and has a name; who may produce to it and consume from it is asked of the policy as
-//! `publish` and `subscribe` on `queue.NAME`. Verbs come in here and in `produce`, `store` decides, `deliver` builds what goes out when a
-//! connection is asked for it, `durable` has what waits for a store. A queue outlives those who use it, and ends
-//! with the router or when it is dropped. Fails towards whoever spoke, with a status and a text.
+//! A queue belongs to a user and has a name; who may produce to it and consume from it is asked of
+//! the policy as `publish` and `subscribe` on `queue.NAME`. Verbs come in here and in `produce`,
+//! `store` decides, `deliver` builds what goes out when a connection is asked for it, `durable` has
+//! what waits for a store. A queue outlives those who use it, and ends with the router or when it
+//! is dropped. Fails towards whoever spoke, with a status and a text.
 
 #![forbid(unsafe_code)]
 

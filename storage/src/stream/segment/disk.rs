@@ -1,9 +1,10 @@
 //! How bytes get to the disk: several writes, each followed by its sync, carried out together.
 //!
-//! [`Disk`] owns the memory that is written from (aligned for direct I/O) and is used by the writer's thread alone. Writes to
-//! several files go side by side through a [`Ring`] (io_uring), if there is one; a single one takes one `pwritev2` with
-//! `RWF_DSYNC`, unless the ring is quicker by far here and now ([`Pace`]). It says which it has and why; all keep the same promise:
-//! a write that is told to be done is on the disk, and nothing of the memory is in use any more.
+//! [`Disk`] owns the memory that is written from (aligned for direct I/O) and is used by the
+//! writer's thread alone. Writes to several files go side by side through a [`Ring`] (io_uring), if
+//! there is one; a single one takes one `pwritev2` with `RWF_DSYNC`, unless the ring is quicker by
+//! far here and now ([`Pace`]). It says which it has and why; all keep the same promise: a write
+//! that is told to be done is on the disk, and nothing of the memory is in use any more.
 
 use std::{
     fs::File,

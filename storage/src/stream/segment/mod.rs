@@ -1,14 +1,16 @@
 //! Streams in append-only files of their own.
 //!
-//! Each stream is a folder of *segments*: a header block, then records with a CRC-32C over header and payload, then
-//! reserved space. One thread writes ([`writer`]): everything that was asked during the last sync goes to the disk in one
-//! commit, with direct I/O and through io_uring where the host has them and they pay ([`disk`], [`ring`]), and is answered behind the
-//! sync. Settled offsets are records in the same segments, and a segment begins with a checkpoint of them, so that a start
-//! reads the last segment only ([`recover`]). Where records are is kept in memory and found again by reading. The bytes are those of `agentd-segment`.
+//! Each stream is a folder of *segments*: a header block, then records with a CRC-32C over header
+//! and payload, then reserved space. One thread writes ([`writer`]): everything that was asked
+//! during the last sync goes to the disk in one commit, with direct I/O and through io_uring where
+//! the host has them and they pay ([`disk`], [`ring`]), and is answered behind the sync. Settled
+//! offsets are records in the same segments, and a segment begins with a checkpoint of them, so
+//! that a start reads the last segment only ([`recover`]). Where records are is kept in memory and
+//! found again by reading. The bytes are those of `agentd-segment`.
 //!
-//! Runs under agentd's user, three threads: writing, reading ([`reader`]), and reserving space ([`tail`]). It
-//! never overwrites what was acknowledged but for the same bytes again (the rest of a block), and never guesses: what can't be
-//! read is named, put aside and told.
+//! Runs under agentd's user, three threads: writing, reading ([`reader`]), and reserving space
+//! ([`tail`]). It never overwrites what was acknowledged but for the same bytes again (the rest of
+//! a block), and never guesses: what can't be read is named, put aside and told.
 
 mod disk;
 mod folder;

@@ -1,7 +1,9 @@
-//! An agent that asks another, or answers: what the end-to-end tests of the direct path run in sandboxes.
+//! An agent that asks another, or answers: what the end-to-end tests of the direct path run in
+//! sandboxes.
 //!
-//! Every request carries a number that is used once. Whoever answers says so in `events` if it gets one twice; whoever asks does what is
-//! written to the FIFO `ask`, and writes into the FIFO `answer` what came of it, a line each.
+//! Every request carries a number that is used once. Whoever answers says so in `events` if it gets
+//! one twice; whoever asks does what is written to the FIFO `ask`, and writes into the FIFO
+//! `answer` what came of it, a line each.
 
 #![forbid(unsafe_code)]
 

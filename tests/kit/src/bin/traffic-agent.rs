@@ -1,9 +1,12 @@
-//! An agent that sends at a steady rate and accounts for every message, or receives and counts: what runs in sandboxes while agentd
-//! and its broker are restarted (`cargo xtask bench kernel`, row `restart`, and the end-to-end tests).
+//! An agent that sends at a steady rate and accounts for every message, or receives and counts:
+//! what runs in sandboxes while agentd and its broker are restarted (`cargo xtask bench kernel`,
+//! row `restart`, and the end-to-end tests).
 //!
-//! Each message carries its number. The sender goes on until there is a file `stop` in its directory, waits for what is under way, and
-//! writes `sent.json`: what the bus took, and what it said is lost. The receiver writes `received.json` at the end of the sender's lane.
-//! Taken less received less said to be lost is what was lost in silence. Both note in `notes`, a line each, how far they are.
+//! Each message carries its number. The sender goes on until there is a file `stop` in its
+//! directory, waits for what is under way, and writes `sent.json`: what the bus took, and what it
+//! said is lost. The receiver writes `received.json` at the end of the sender's lane. Taken less
+//! received less said to be lost is what was lost in silence. Both note in `notes`, a line each,
+//! how far they are.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,14 @@
-//! Rows `denial_LAYER`: from a refused call to the event at a D-Bus follower, and what a flood of refused calls does.
+//! Rows `denial_LAYER`: from a refused call to the event at a D-Bus follower, and what a flood of
+//! refused calls does.
 //!
-//! An agent under `coding` makes calls that the layer refuses. Each carries the moment before it in an argument that the event tells
-//! again, so every event has its own latency; the client is `agentctl/benches/denials.rs`. Three kinds, each an agent's of its own:
-//! refusals that are new and go on record, as the signal `Denied`; and 1,000 and 10,000 a second in the pipe of `Watch`. The
-//! promised row is the worst of the three 99th percentiles; a refusal that nobody is told of at these rates misses `untold`. In a flood, which is as many calls as the agent can make,
-//! every call must be refused and accounted for: told, left out of a slow reader's pipe, or counted as lost.
+//! An agent under `coding` makes calls that the layer refuses. Each carries the moment before it in
+//! an argument that the event tells again, so every event has its own latency; the client is
+//! `agentctl/benches/denials.rs`. Three kinds, each an agent's of its own: refusals that are new
+//! and go on record, as the signal `Denied`; and 1,000 and 10,000 a second in the pipe of `Watch`.
+//! The promised row is the worst of the three 99th percentiles; a refusal that nobody is told of at
+//! these rates misses `untold`. In a flood, which is as many calls as the agent can make, every
+//! call must be refused and accounted for: told, left out of a slow reader's pipe, or counted as
+//! lost.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -61,7 +65,8 @@ sub anew { }
     why_not: revoke::why_not,
 };
 
-/// `ptrace`, whose first two arguments are the moment: wider ones are taken for addresses, and not told. Refusals of programs of another name are other refusals: `prctl(PR_SET_NAME)`.
+/// `ptrace`, whose first two arguments are the moment: wider ones are taken for addresses, and not
+/// told. Refusals of programs of another name are other refusals: `prctl(PR_SET_NAME)`.
 const SECCOMP: Layer = Layer {
     row: "denial_seccomp",
     layer: "seccomp",
@@ -76,7 +81,8 @@ sub anew { syscall(157, 15, "name$_[0]") == 0 or die "$!" }
     why_not: |lab| observable(lab, "seccomp"),
 };
 
-/// Connects to ports that no line allows, as under [`BPF`]. Turns the host's audit on, so only where the row is asked for by name.
+/// Connects to ports that no line allows, as under [`BPF`]. Turns the host's audit on, so only
+/// where the row is asked for by name.
 const LANDLOCK: Layer = Layer {
     row: "denial_landlock",
     layer: "landlock",

@@ -1,8 +1,12 @@
-//! Row `restart`: what is lost in silence while agentd and its broker are ended and started again, under steady traffic.
+//! Row `restart`: what is lost in silence while agentd and its broker are ended and started again,
+//! under steady traffic.
 //!
-//! Two pairs of agents (`tests/kit`'s `traffic-agent`): one sends numbered messages over a lane that outlives agentd, under `coding`; the
-//! other asks requests, under a policy without shared memory, by the direct path where the host has it. Meanwhile agentd is killed and ended in good order, and so is the broker, one after the other as long as
-//! the traffic goes on: both at once end every agent, by design. What the bus took and neither delivered nor said to be lost is the row.
+//! Two pairs of agents (`tests/kit`'s `traffic-agent`): one sends numbered messages over a lane
+//! that outlives agentd, under `coding`; the other asks requests, under a policy without shared
+//! memory, by the direct path where the host has it. Meanwhile agentd is killed and ended in good
+//! order, and so is the broker, one after the other as long as the traffic goes on: both at once
+//! end every agent, by design. What the bus took and neither delivered nor said to be lost is the
+//! row.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! Row `telemetry`: what scheduler telemetry adds to a switch and the wake-up before it.
 //!
-//! Measured by `bpf/load/benches/telemetry.rs` with the committed programs: a byte between two processes on one processor, with the
-//! programs and without in turns. A sample is what the two of one round differ by.
+//! Measured by `bpf/load/benches/telemetry.rs` with the committed programs: a byte between two
+//! processes on one processor, with the programs and without in turns. A sample is what the two of
+//! one round differ by.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! The kernel plane of the service: loaded by the broker in the bed's cgroup namespace, taken over when it is started anew, gone with the
-//! agents' unit.
+//! The kernel plane of the service: loaded by the broker in the bed's cgroup namespace, taken over
+//! when it is started anew, gone with the agents' unit.
 
 use std::process::Stdio;
 

@@ -26,8 +26,8 @@ pub fn the_first_call_starts_both(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The key as a credential, a model at an address of the bed, and a watchdog that bites soon: but not so soon that it would take a
-/// busy machine's delays for a hang.
+/// The key as a credential, a model at an address of the bed, and a watchdog that bites soon: but
+/// not so soon that it would take a busy machine's delays for a hang.
 fn configure(lab: &Lab<'_>) -> Result<()> {
     let write = |path: &str, text: &str| {
         let at = lab.bed.path(path);

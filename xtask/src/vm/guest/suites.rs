@@ -1,6 +1,8 @@
-//! Test programs of the project as they are, each of their tests one case: the launcher's (`launch/tests`, the layers one by one,
-//! in both modes), those of the eBPF programs (`bpf/load/tests/kernel`), which load here where this machine's kernel may refuse
-//! them, and those that turn the kernel's audit on (`agentd/tests/e2e/kernel_audit.rs`), which nobody wants on a machine of one's own.
+//! Test programs of the project as they are, each of their tests one case: the launcher's
+//! (`launch/tests`, the layers one by one, in both modes), those of the eBPF programs
+//! (`bpf/load/tests/kernel`), which load here where this machine's kernel may refuse them, and
+//! those that turn the kernel's audit on (`agentd/tests/e2e/kernel_audit.rs`), which nobody wants
+//! on a machine of one's own.
 
 use std::process::Command;
 
@@ -9,8 +11,8 @@ use anyhow::{Context, Result};
 use super::{CaseOutcome, PROGRAMS, Teller};
 use crate::child::capture_any;
 
-/// What of the eBPF tests depends on the kernel's version: what it loads and attaches, pins, replaces. The rest takes minutes of an
-/// emulated processor.
+/// What of the eBPF tests depends on the kernel's version: what it loads and attaches, pins,
+/// replaces. The rest takes minutes of an emulated processor.
 pub const OF_THE_KERNEL: &[&str] = &["lsm::", "connect::", "pins::"];
 
 /// Of Landlock's refusals in the kernel's audit: all of it from the ABI on that has them, else that their lack is said.
@@ -21,8 +23,9 @@ pub fn of_audit(landlock_abi: u64) -> &'static [&'static str] {
     }
 }
 
-/// Runs `NAME-tests` in `threads` threads, only those with one of `only` in their names, if any is given. There is one processor, but with a single thread
-/// libtest runs tests in its main thread, and a skip would not say whose it is.
+/// Runs `NAME-tests` in `threads` threads, only those with one of `only` in their names, if any is
+/// given. There is one processor, but with a single thread libtest runs tests in its main thread,
+/// and a skip would not say whose it is.
 pub fn run(teller: &Teller, name: &str, threads: u32, only: &[&str]) -> Result<()> {
     let skips = tempfile::NamedTempFile::new().context("make a file for skips")?;
     let output = capture_any(

@@ -1,7 +1,9 @@
-//! One attacking process: system calls with random arguments around sockets, frames, tasks and cgroups, until its time is over.
+//! One attacking process: system calls with random arguments around sockets, frames, tasks and
+//! cgroups, until its time is over.
 //!
-//! In a network namespace of its own, so that nothing leaves it. Failures of single calls are the normal case; only what it needs to
-//! begin has to work. Children are reaped, sockets are few, and a blocking call is ended by an alarm that fails the test.
+//! In a network namespace of its own, so that nothing leaves it. Failures of single calls are the
+//! normal case; only what it needs to begin has to work. Children are reaped, sockets are few, and
+//! a blocking call is ended by an alarm that fails the test.
 
 use agentd_bpf::layout::route::{CONTENT_MAX, HEAD_LEN, MAGIC, PORT};
 use std::fs;

@@ -82,8 +82,8 @@ impl Paths {
             );
         }
         self.number += 1;
-        // The program adds a frame before it judges it, so what is being judged is seen here too: one frame of each attacked slot's
-        // one connection.
+        // The program adds a frame before it judges it, so what is being judged is seen here too:
+        // one frame of each attacked slot's one connection.
         self.check(self.addresses.len() as u64);
     }
 

@@ -69,8 +69,9 @@ impl KernelLog {
     }
 }
 
-/// Whether a record (`PRIORITY,NUMBER,TIME,FLAGS;TEXT`, `Documentation/ABI/testing/dev-kmsg`) is the kernel's word on itself: not what a
-/// program wrote into the log, nor what the kernel says of a program that it ends for a fault of its own.
+/// Whether a record (`PRIORITY,NUMBER,TIME,FLAGS;TEXT`, `Documentation/ABI/testing/dev-kmsg`) is
+/// the kernel's word on itself: not what a program wrote into the log, nor what the kernel says of
+/// a program that it ends for a fault of its own.
 fn is_of_the_kernel(record: &str) -> bool {
     let (head, text) = record.split_once(';').unwrap_or(("", record));
     let priority = head.split(',').next().and_then(|word| word.parse().ok());

@@ -1,9 +1,11 @@
-//! All programs at once under everything that processes in agents' cgroups can do to them: random frames, random socket states, tasks
-//! that come, go, stop and wander between cgroups, while restrictions and the directory change beneath.
+//! All programs at once under everything that processes in agents' cgroups can do to them: random
+//! frames, random socket states, tasks that come, go, stop and wander between cgroups, while
+//! restrictions and the directory change beneath.
 //!
-//! `AGENTD_HOSTILE_S` says for how many seconds (5 unless told), `AGENTD_HOSTILE_SEED` repeats a run's choices (its interleaving is the
-//! machine's). What must hold: an honest agent loses no message, every refusal is told or counted as lost, no table grows, and the
-//! kernel says nothing in its log that it says when something is wrong with it.
+//! `AGENTD_HOSTILE_S` says for how many seconds (5 unless told), `AGENTD_HOSTILE_SEED` repeats a
+//! run's choices (its interleaving is the machine's). What must hold: an honest agent loses no
+//! message, every refusal is told or counted as lost, no table grows, and the kernel says nothing
+//! in its log that it says when something is wrong with it.
 
 mod attack;
 mod direct;
@@ -158,8 +160,9 @@ fn nothing_that_agents_do_breaks_a_program() {
 
 /// Waits until every refusal of each is told or counted as lost, and says how many there were.
 ///
-/// A connection whose process has ended sends its last packets again for a while, and each is refused: a look at the counters may be
-/// of another moment than the ring. What was refused and never told stays a difference.
+/// A connection whose process has ended sends its last packets again for a while, and each is
+/// refused: a look at the counters may be of another moment than the ring. What was refused and
+/// never told stays a difference.
 fn settle(bed: &mut Bed, agents: &[&Agent], told: &mut Told) -> u64 {
     let began = Instant::now();
     loop {

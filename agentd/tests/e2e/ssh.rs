@@ -120,6 +120,12 @@ fn has_openssh() -> bool {
     all
 }
 
+/// Asks for a signature with the key of `private.pub`, as a client that does not ask first which keys there are.
+const RAW: &str = "perl -e 'use Socket; my $blob = qx(cut -d\" \" -f2 private.pub | base64 -d); \
+                   socket(my $s, PF_UNIX, SOCK_STREAM, 0); connect($s, sockaddr_un($ENV{SSH_AUTH_SOCK})) or die $!; \
+                   syswrite($s, pack(\"N/a*\", pack(\"C N/a* N/a* N\", 13, $blob, \"data\", 0))); \
+                   sysread($s, my $answer, 5); print \"raw: \", unpack(\"H*\", $answer), \"\\n\"'";
+
 #[test]
 fn only_listing_and_signing_with_named_keys_pass() {
     if !has_openssh() {
@@ -164,12 +170,7 @@ fn only_listing_and_signing_with_named_keys_pass() {
                     ssh-keygen -Y check-novalidate -n file -s file.sig < file; \
                     echo more > other; ssh-keygen -q -Y sign -n file -f private.pub other; echo refused: $?; \
                     ssh-add -q -D; echo removing: $?; ssh-add -x </dev/null; ssh-add -l";
-        // A client that does not ask first which keys there are.
-        let raw = "; perl -e 'use Socket; my $blob = qx(cut -d\" \" -f2 private.pub | base64 -d); \
-                   socket(my $s, PF_UNIX, SOCK_STREAM, 0); connect($s, sockaddr_un($ENV{SSH_AUTH_SOCK})) or die $!; \
-                   syswrite($s, pack(\"N/a*\", pack(\"C N/a* N/a* N\", 13, $blob, \"data\", 0))); \
-                   sysread($s, my $answer, 5); print \"raw: \", unpack(\"H*\", $answer), \"\\n\"'";
-        let (_, out, err) = run(&format!("{sign}{raw}"));
+        let (_, out, err) = run(&format!("{sign}; {RAW}"));
         assert!(
             out.contains("Good \"file\" signature"),
             "{mode:?}: {out}{err}"
@@ -234,6 +235,7 @@ fn a_key_that_is_taken_while_the_agent_runs_stays_taken_after_a_restart_of_agent
         agent.is_refused(&listed);
     };
     is_tight(&mut agent);
+    agent.is_done(&format!("sh {RAW}"));
     is_told_with(&daemon, owner, "ssh", "--set ssh.keys");
     daemon.kill();
     daemon.start_again();

@@ -14,6 +14,8 @@
 #[path = "../tests/kernel/bed.rs"]
 #[allow(dead_code, reason = "the tests' bed, of which this takes a part")]
 mod bed;
+#[path = "../../../tests/kit/src/descriptors.rs"]
+mod descriptors;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -86,7 +86,10 @@ pub fn programs_are_loaded_and_taken_over(lab: &Lab<'_>) -> Result<()> {
     says(not_allowed)?;
     // A broker that is started anew takes over what is pinned: the agent, which prints every change, meets none.
     let broker = lab.main_pid("agentd-broker.service")?;
-    lab.systemctl(&["restart", "agentd-broker.service", "agentd.service"])?;
+    // One after the other: systemctl asks for each by itself, and on a busy machine agentd is told to end while its broker is down, which
+    // systemd then doesn't start before agentd has ended.
+    lab.systemctl(&["restart", "agentd-broker.service"])?;
+    lab.systemctl(&["restart", "agentd.service"])?;
     let after = loaded(lab)?;
     ensure!(
         lab.main_pid("agentd-broker.service")? != broker,

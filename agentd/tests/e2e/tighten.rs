@@ -447,7 +447,10 @@ fn lanes_that_a_tightened_agent_may_not_have_are_closed_and_nobody_elses() {
         );
         let now: Value = serde_json::from_str(&said).expect("JSON");
         assert!(now["agents"][0]["closed"].as_u64() > Some(0), "{now}");
-        assert!(lanes_from(&daemon, name).is_empty(), "closed by the verb");
+        // Closed by the verb; listed until both sides have let go.
+        wait_until("both sides have let go", || {
+            lanes_from(&daemon, name).is_empty()
+        });
         assert!(!lanes_from(&daemon, other).is_empty(), "the other's go on");
         // What is given back on the bus is what was taken there.
         ok(&daemon, uid, &["bus", "restore", name]);

@@ -13,8 +13,8 @@ const OBEDIENT: &str = r#"
 use Socket; use IO::Handle;
 sub tcp { socket(my $s, PF_INET, SOCK_STREAM, 0) or return "$!"; connect($s, sockaddr_in($_[0], inet_aton("127.0.0.1"))) or return "$!"; return $s }
 sub told { my $r = shift; return ref \$r eq "GLOB" || ref $r eq "GLOB" ? "ok" : $r }
+socket(my $udp, PF_INET, SOCK_DGRAM, 0) or die "udp: $!"; my $tunnel; # before anybody could take the right to it
 open(my $in, "<", "ask") or die "ask: $!"; open(my $out, ">", "answer") or die "answer: $!"; $out->autoflush(1);
-socket(my $udp, PF_INET, SOCK_DGRAM, 0) or die "udp: $!"; my $tunnel;
 while (my $line = <$in>) {
   my ($verb, $arg) = split " ", $line;
   my $said = "?";

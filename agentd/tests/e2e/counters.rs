@@ -1,7 +1,6 @@
 //! What the kernel plane counted: of the living by `agentctl inspect` and D-Bus, of the dead in the record.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixStream;
 
 use agentd_api::{AgentProxy, ManagerProxy};
 use agentd_testkit::skip;
@@ -9,7 +8,7 @@ use serde_json::Value;
 use zbus::connection::{Builder, Connection};
 use zbus::proxy::CacheProperties;
 
-use crate::harness::{Daemon, Mode, modes, output, text, wait_until};
+use crate::harness::{Daemon, Mode, modes, output, runtime, text, wait_until};
 use crate::private_bus::PrivateBus;
 
 /// Talks with itself over its own loopback.
@@ -91,10 +90,7 @@ fn shown(daemon: &Daemon) -> HashMap<String, u64> {
 
 #[test]
 fn the_system_bus_and_the_control_socket_have_the_counters_of_the_living_as_a_property() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     for mode in modes() {
         let bus = match mode {
             Mode::Root => PrivateBus::start(mode.owner()),
@@ -112,12 +108,7 @@ fn the_system_bus_and_the_control_socket_have_the_counters_of_the_living_as_a_pr
         let argv = ["perl", "-e", CHATTER];
         let (code, _, err) = text(&daemon.run_with(work.path(), &options, &argv));
         assert_eq!(code, 0, "{mode:?}: {err}");
-        let mut ways = vec![runtime.block_on(async {
-            let socket = UnixStream::connect(daemon.runtime_dir().join("control.sock"));
-            let socket = socket.expect("the control socket");
-            let connection = Builder::unix_stream(socket).p2p().build().await;
-            ("control socket", connection.expect("a connection"))
-        })];
+        let mut ways = vec![runtime.block_on(async { ("control socket", daemon.control().await) })];
         if let Some(bus) = &bus {
             wait_until("agentd is on the bus", || {
                 daemon

@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -278,6 +279,14 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
+    /// A D-Bus connection to the control socket, as the user of this test.
+    pub async fn control(&self) -> zbus::Connection {
+        let socket = UnixStream::connect(self.runtime_dir().join(agentd_api::CONTROL_SOCKET));
+        let socket = socket.expect("the control socket");
+        let connection = zbus::connection::Builder::unix_stream(socket).p2p();
+        connection.build().await.expect("a connection")
+    }
+
     pub fn runtime_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
@@ -409,6 +418,12 @@ pub fn text(output: &Output) -> (i32, String, String) {
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
+}
+
+/// What D-Bus calls of a test run on.
+pub fn runtime() -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().expect("a runtime")
 }
 
 /// What agentctl printed as `uid`; it succeeded.

@@ -46,6 +46,14 @@ fn status() -> Status {
     control.status().expect("its status")
 }
 
+fn assert_is_as(before: &Status) {
+    let after = status();
+    assert_eq!(
+        (after.enabled, after.limits),
+        (before.enabled, before.limits)
+    );
+}
+
 fn policy_in(directory: &Path) -> String {
     let policy = directory.join("team.toml");
     std::fs::write(&policy, POLICY).expect("a policy");
@@ -112,11 +120,7 @@ fn what_landlock_refuses_is_told_with_its_line_and_audit_is_as_before_afterwards
         assert!(rule.as_str().expect("a rule").starts_with("the floor"));
     }
     drop(daemon);
-    let after = status();
-    assert_eq!(
-        (after.enabled, after.limits),
-        (before.enabled, before.limits)
-    );
+    assert_is_as(&before);
 }
 
 #[test]
@@ -293,11 +297,7 @@ fn the_rights_of_the_drop_in_for_systemd_are_enough() {
     let daemon = bounded(&[bounding_set(UNIT), bounding_set(PAGE)].concat());
     assert_eq!(layer(&daemon), (true, String::new()));
     drop(daemon);
-    let after = status();
-    assert_eq!(
-        (after.enabled, after.limits),
-        (before.enabled, before.limits)
-    );
+    assert_is_as(&before);
 }
 
 #[test]

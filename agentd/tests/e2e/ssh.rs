@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use agentd_testkit::skip;
 
-use crate::harness::{Daemon, as_user, dir_of, is_root, modes, output, text, wait_until};
+use crate::harness::{Daemon, as_user, dir_of, is_root, modes, output, runtime, text, wait_until};
 use crate::tighten::{Obedient, is_told_with};
 
 /// An ssh-agent with two keys of its own.
@@ -79,21 +79,8 @@ impl Drop for Agent {
 
 /// Hands the ssh-agent over once more, as the user of this test: the way that `agentctl run` does it.
 fn forward_again(daemon: &Daemon, name: &str, agent: &Agent) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
-        let socket = daemon.runtime_dir().join(agentd_api::CONTROL_SOCKET);
-        let stream = tokio::net::UnixStream::connect(socket)
-            .await
-            .expect("connect");
-        let stream = stream.into_std().expect("a stream");
-        let connection = zbus::connection::Builder::unix_stream(stream)
-            .p2p()
-            .build()
-            .await
-            .expect("D-Bus");
+    runtime().block_on(async {
+        let connection = daemon.control().await;
         let manager = agentd_api::ManagerProxy::new(&connection)
             .await
             .expect("a proxy");

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{
     self, ALICE, BOB, Daemon, Mode, WATCHDOG, as_user, dir_of, is_root, modes, output, program,
-    text, wait_until,
+    runtime, text, wait_until,
 };
 
 /// A daemon whose system units lie in a directory of the test, and that directory.
@@ -441,21 +441,8 @@ done
 
 /// Gives tasks to a role, as the user of this test, and calls `meanwhile` before it waits for them; their last states.
 fn run_tasks(daemon: &Daemon, role: &str, count: usize, meanwhile: impl FnOnce()) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
-        let socket = daemon.runtime_dir().join(agentd_api::CONTROL_SOCKET);
-        let stream = tokio::net::UnixStream::connect(socket)
-            .await
-            .expect("connect");
-        let stream = stream.into_std().expect("a stream");
-        let connection = zbus::connection::Builder::unix_stream(stream)
-            .p2p()
-            .build()
-            .await
-            .expect("D-Bus");
+    runtime().block_on(async {
+        let connection = daemon.control().await;
         let tasks = agentd_api::tasks::TasksProxy::new(&connection)
             .await
             .expect("a proxy");

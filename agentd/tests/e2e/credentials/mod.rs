@@ -129,17 +129,23 @@ fn exists(program: &str) -> bool {
     Path::new("/usr/bin").join(program).exists()
 }
 
+fn has_git_server() -> bool {
+    const PROGRAM: &str = "/usr/lib/git-core/git-http-backend";
+    let has = Path::new(PROGRAM).exists();
+    if !has {
+        skip("git-http-backend", &format!("there is no {PROGRAM}"));
+    }
+    has
+}
+
 const COMMIT: &str = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@example.org GIT_COMMITTER_NAME=a \
                       GIT_COMMITTER_EMAIL=a@example.org; git init -q $HOME/app; cd $HOME/app; echo x > file; \
                       git add file; git commit -qm first; ";
 
 #[test]
 fn git_pushes_with_a_token_that_its_agent_never_sees() {
-    if !Path::new("/usr/lib/git-core/git-http-backend").exists() {
-        return skip(
-            "git-http-backend",
-            "there is no /usr/lib/git-core/git-http-backend",
-        );
+    if !has_git_server() {
+        return;
     }
     for mode in modes() {
         let scene = Scene::new(mode);
@@ -265,11 +271,8 @@ fn without_the_policy_s_word_a_tunnel_stays_blind() {
 
 #[test]
 fn a_credential_that_is_taken_while_the_agent_runs_is_refused_with_its_line_until_it_is_back() {
-    if !Path::new("/usr/lib/git-core/git-http-backend").exists() {
-        return skip(
-            "git-http-backend",
-            "there is no /usr/lib/git-core/git-http-backend",
-        );
+    if !has_git_server() {
+        return;
     }
     for mode in modes() {
         let scene = Scene::new(mode);
